@@ -1,0 +1,88 @@
+"""The one-step flow policy of FQL (arXiv 2502.02538, section 4).
+
+A behaviour flow policy learns the data's actions by flow matching; a one-step policy mu(s, n) learns to land where that
+flow carries the same noise n, and to climb Q. Only the one-step policy acts, so no gradient crosses the flow.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.actors.base import Actor, ActorLoss, Value
+from floq.flow import integrate
+from floq.networks import MLP
+
+
+@dataclass(frozen=True)
+class FQLConfig:
+    """Settings of the one-step flow policy; the defaults are FQL's."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of the behaviour flow and of the one-step policy."""
+    actor_layer_norm: bool = False
+    """LayerNorm in both."""
+    alpha: float = 10.0
+    """Weight of staying close to the behaviour flow. Set it per environment."""
+    actor_flow_steps: int = 10
+    """Euler steps of the behaviour flow."""
+    normalize_q_loss: bool = False
+    """Divide the Q term by the batch's mean |Q|."""
+
+
+class FQLActor(Actor):
+    """Behaviour flow and one-step policy."""
+
+    flow: MLP  # (s, a_t, t) -> velocity of the behaviour flow
+    one_step: MLP  # (s, noise) -> action
+    act_size: int = eqx.field(static=True)
+    config: FQLConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FQLConfig | None = None) -> "FQLActor":
+        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        c = config or FQLConfig()
+        flow_key, one_step_key = jax.random.split(key)
+        return cls(
+            MLP.init(flow_key, obs_size + act_size + 1, c.actor_hidden_dims, act_size, c.actor_layer_norm),
+            MLP.init(one_step_key, obs_size + act_size, c.actor_hidden_dims, act_size, c.actor_layer_norm),
+            act_size,
+            c,
+        )
+
+    def act(self, obs, key):
+        noise = jax.random.normal(key, (self.act_size,))
+        return jnp.clip(self._one_step(obs, noise), -1.0, 1.0)
+
+    def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
+        x_0_key, t_key, noise_key, mse_key = jax.random.split(key, 4)
+
+        # The behaviour flow learns the straight path from noise x_0 to the data's action x_1.
+        x_0, t = jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key)
+        x_t = (1 - t) * x_0 + t * act
+        bc_flow_loss = jnp.mean(jnp.square(self._velocity(obs, x_t, t) - (act - x_0)))
+
+        # The one-step policy lands where the flow lands, and climbs Q from there.
+        noise = jax.random.normal(noise_key, act.shape)
+        frozen = jax.lax.stop_gradient(self)
+        flow_act = integrate(lambda x, t: frozen._velocity(obs, x, t), noise, self.config.actor_flow_steps)
+        one_step_act = self._one_step(obs, noise)
+        distill_loss = jnp.mean(jnp.square(one_step_act - jnp.clip(flow_act, -1.0, 1.0)))
+        q = value(jnp.clip(one_step_act, -1.0, 1.0))
+
+        mse = jnp.mean(jnp.square(self.act(obs, mse_key) - act))
+        info = {"bc_flow_loss": bc_flow_loss, "distill_loss": distill_loss, "q": q, "mse": mse}
+        return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
+
+    def _velocity(
+        self, obs: Float[Array, " obs"], x: Float[Array, " act"], t: Float[Array, ""]
+    ) -> Float[Array, " act"]:
+        return self.flow(jnp.concatenate([obs, x, t[None]]))
+
+    def _one_step(self, obs: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
+        return self.one_step(jnp.concatenate([obs, noise]))

@@ -1,0 +1,239 @@
+"""An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from floq.actors import ACTORS, Actor
+from floq.config import AgentConfig
+from floq.critics import CRITICS, Critic, ReturnScale
+
+Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
+Info: TypeAlias = dict[str, Float[Array, ""]]
+
+ACTION_LIMIT = 1 - 1e-5  # dataset actions are clipped to this, as published
+
+
+class Params(NamedTuple):
+    """What is differentiated, and nothing else is."""
+
+    critic: Critic
+    actor: Actor
+
+
+class Hypers(NamedTuple):
+    """The scalars that a fleet of runs may vary. Traced, so that one compiled program serves them all. What a critic or
+    an actor lacks is 0."""
+
+    alpha: Float[Array, ""]
+    discount: Float[Array, ""]
+    lr: Float[Array, ""]
+    tau: Float[Array, ""]
+    noise_coverage: Float[Array, ""]
+    reward_scale: Float[Array, ""]
+
+
+class ValueRange(NamedTuple):
+    """Smallest and largest reward of the data, both widened to contain 0. From the data, so traced."""
+
+    r_min: Float[Array, ""]
+    r_max: Float[Array, ""]
+
+
+class ObsStats(NamedTuple):
+    """What observations are normalised with: mean 0 and std 1 leave them alone. From the data, so traced."""
+
+    mean: Float[Array, " obs"]
+    std: Float[Array, " obs"]
+
+
+class Agent(eqx.Module):
+    """The whole state of a learner, with `update`, `act` and `value` as pure functions of it.
+
+    Every field but `config` is an array or a tree of arrays. `config` alone decides shapes and branches; the settings
+    that do neither are in `hypers`, and stand at their defaults in `config`.
+    """
+
+    params: Params
+    target: Critic
+    opt_state: optax.OptState
+    key: PRNGKeyArray  # never changes: the randomness of update number i is fold_in(key, i)
+    step: Int[Array, ""]
+    hypers: Hypers
+    value_range: ValueRange
+    obs_stats: ObsStats
+    config: AgentConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls,
+        key: PRNGKeyArray,
+        obs_size: int,
+        act_size: int,
+        config: AgentConfig | None = None,
+        *,
+        reward_range: tuple[float, float] = (-1.0, 0.0),
+        obs_stats: ObsStats | None = None,
+    ) -> "Agent":
+        """A fresh agent.
+
+        Args:
+            key: its only source of randomness; the same key gives the same agent.
+            obs_size, act_size: how many numbers an observation and an action have. Actions live in [-1, 1].
+            config: which critic and actor, and their settings.
+            reward_range: smallest and largest reward of the data. floq draws its source noise and lays its histogram
+                accordingly, so it must fit the data.
+            obs_stats: normalise observations with these; by default they are left alone.
+        """
+        config = config or AgentConfig()
+        hypers = config.flat()
+        config = config.compiled()
+        init_key, run_key = jax.random.split(key)
+        critic_key, actor_key = jax.random.split(init_key)
+        params = Params(
+            CRITICS[config.critic_name][1].init(critic_key, obs_size, act_size, config.critic),  # type: ignore[arg-type]
+            ACTORS[config.actor_name][1].init(actor_key, obs_size, act_size, config.actor),
+        )
+        scalar = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+        r_min, r_max = reward_range
+        return cls(
+            params=params,
+            target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
+            opt_state=optax.scale_by_adam().init(params),  # pyright: ignore[reportArgumentType]
+            key=run_key,
+            step=jnp.zeros((), jnp.int32),
+            hypers=Hypers(*(scalar(hypers.get(name, 0.0)) for name in Hypers._fields)),
+            value_range=ValueRange(scalar(min(0.0, r_min)), scalar(max(0.0, r_max))),
+            obs_stats=obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
+            config=config,
+        )
+
+    @jax.jit
+    def update(self, batch: Batch) -> tuple["Agent", Info]:
+        """One gradient step on critic and actor.
+
+        Args:
+            batch: `observations`, `actions`, `next_observations` of shape (batch, size); `rewards` and `masks` of
+                shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
+                discounted sum of n rewards, `next_observations` lies n steps on, and `masks` carries the further
+                powers of the discount (see `floq.data.Dataset.sample`).
+
+        Returns:
+            The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
+        """
+        target_key, critic_key, actor_key = jax.random.split(jax.random.fold_in(self.key, self.step), 3)
+        batch = self._prepare(batch)
+        targets = self._targets(batch, target_key)
+
+        critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
+        (_, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
+        actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
+        (_, actor_info), actor_grads = actor_grad_fn(self.params.actor, batch, actor_key)
+
+        grads = Params(critic_grads, actor_grads)
+        steps, opt_state = optax.scale_by_adam().update(grads, self.opt_state)  # pyright: ignore[reportArgumentType]
+        params = jax.tree.map(lambda p, s: p - self.hypers.lr * s, self.params, steps)
+        # The published average takes in the parameters from before this step, not after it.
+        target = jax.tree.map(
+            lambda slow, fast: (1 - self.hypers.tau) * slow + self.hypers.tau * fast,
+            self.target,
+            self.params.critic.tracked(),
+        )
+        agent = Agent(
+            params,
+            target,
+            opt_state,
+            self.key,
+            self.step + 1,
+            self.hypers,
+            self.value_range,
+            self.obs_stats,
+            self.config,
+        )
+        return agent, critic_info | actor_info
+
+    @jax.jit
+    def evaluate_loss(self, batch: Batch, key: PRNGKeyArray) -> Info:
+        """The scalars that `update` would log on this batch, without a step: for validation data. Consumes `key`."""
+        target_key, critic_key, actor_key = jax.random.split(key, 3)
+        batch = self._prepare(batch)
+        targets = self._targets(batch, target_key)
+        critic_info = self._critic_loss(self.params.critic, batch, targets, critic_key)[1]
+        return critic_info | self._actor_loss(self.params.actor, batch, actor_key)[1]
+
+    @jax.jit
+    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
+        return self.params.actor.act(self.normalize(obs), key)
+
+    def value(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray, num_steps: int | None = None
+    ) -> Float[Array, ""]:
+        """Q(obs, act) as the critic reads it out, in units of return; K = `num_steps` for a flow critic.
+
+        One observation and one action; vmap for many. Consumes `key`.
+        """
+        return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
+
+    @property
+    def scale(self) -> ReturnScale:
+        """What the critic is told about returns."""
+        h, r = self.hypers, self.value_range
+        return ReturnScale(r.r_min * h.reward_scale, r.r_max * h.reward_scale, h.discount, h.noise_coverage)
+
+    def actor_value(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
+        """The Q that the actor climbs; for floq the distilled critic. One observation and one action."""
+        return self.params.critic.actor_value(self.normalize(obs), act, self.scale, key)
+
+    def normalize(self, obs: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
+        """An observation as the networks see it."""
+        return (obs - self.obs_stats.mean) / self.obs_stats.std
+
+    def _prepare(self, batch: Batch) -> Batch:
+        return batch | {
+            "observations": jax.vmap(self.normalize)(batch["observations"]),
+            "next_observations": jax.vmap(self.normalize)(batch["next_observations"]),
+            "actions": jnp.clip(batch["actions"], -ACTION_LIMIT, ACTION_LIMIT),
+            "rewards": batch["rewards"] * self.hypers.reward_scale,
+        }
+
+    def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, "batch *y"]:
+        def target(reward, mask, next_obs, key):
+            policy = self.params.actor.act
+            return self.target.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
+
+        keys = jax.random.split(key, batch["rewards"].shape[0])
+        return jax.vmap(target)(batch["rewards"], batch["masks"], batch["next_observations"], keys)
+
+    def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
+        keys = jax.random.split(key, targets.shape[0])
+        loss = jax.vmap(lambda obs, act, y, key: critic.loss(obs, act, y, self.scale, key))
+        losses, info = loss(batch["observations"], batch["actions"], targets, keys)
+        return jnp.mean(losses), _named_means("critic", info)
+
+    def _actor_loss(self, actor: Actor, batch: Batch, key: PRNGKeyArray):
+        def loss(obs, act, key):
+            act_key, value_key = jax.random.split(key)
+            value = lambda a: self.params.critic.actor_value(obs, a, self.scale, value_key)  # noqa: E731
+            return actor.loss(obs, act, value, self.hypers.alpha, act_key)
+
+        keys = jax.random.split(key, batch["actions"].shape[0])
+        terms = jax.vmap(loss)(batch["observations"], batch["actions"], keys)
+        q_loss = -jnp.mean(terms.q)
+        if getattr(self.config.actor, "normalize_q_loss", False):
+            q_loss = q_loss / jax.lax.stop_gradient(jnp.mean(jnp.abs(terms.q)) + 1e-8)
+        total = jnp.mean(terms.behaviour) + q_loss
+        return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
+
+
+def _named_means(prefix: str, info: dict[str, Any]) -> Info:
+    return {f"{prefix}/{name}": jnp.mean(values) for name, values in info.items()}
+
+
+def zeros_like_info(agent: Agent, batch: PyTree) -> Info:
+    """The info dictionary of `update`, all zeros: the carry that a compiled training loop starts from."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(agent.update, batch)[1])

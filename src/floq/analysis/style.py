@@ -1,0 +1,48 @@
+"""One look for every figure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, FAINT = "#222222", "#9a9a9a"
+BLUE, ORANGE, GREEN = "#2166ac", "#d6604d", "#4d9221"
+RC: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+}
+
+
+@contextmanager
+def figure(
+    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **kwargs
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of `width` x `height` inches and its axes, row by row; saved to `path` and closed at the end."""
+    with plt.rc_context(RC):
+        fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
+        try:
+            yield fig, list(axes.flat)
+            fig.savefig(path)
+        finally:
+            plt.close(fig)

@@ -1,0 +1,216 @@
+"""Configuration: frozen dataclasses, and the flat published names that people type and scripts read.
+
+A critic and an actor bring their own settings; `AgentConfig` joins one of each with what they share. On the command
+line and in `config.json` all of them stand side by side under their published names, `--agent.alpha` and so on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from floq.actors import ACTORS, FQLConfig
+from floq.critics import CRITICS, FloqConfig
+from floq.errors import UserError, nearest
+
+AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql")}  # the published agents, as (critic, actor)
+PUBLISHED_ALIASES = {"scalar": {"flow_steps": "actor_flow_steps"}}  # FQL's own names for settings that floq renamed
+
+POSITIVE = (
+    *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
+    *("critic_flow_steps", "noise_samples", "actor_flow_steps"),
+    *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
+    *("block_width", "block_depth", "num_transformations"),
+    *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes"),
+)
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """What every agent has, whatever its critic and actor."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ("lr", "discount", "tau", "reward_scale")
+
+    lr: float = 3e-4
+    """Adam's learning rate, for all networks."""
+    batch_size: int = 256
+    """Transitions per update."""
+    discount: float = 0.99
+    """Discount factor."""
+    tau: float = 0.005
+    """Rate at which the target network follows."""
+    n_step: int = 1
+    """Steps of reward in a TD target."""
+    reward_scale: float = 1.0
+    """Multiplies every reward."""
+
+
+@dataclass(frozen=True)
+class AgentConfig(LearningSettings):
+    """An agent: a critic, an actor and what they share. The defaults are those of published floq."""
+
+    critic: Any = field(default_factory=FloqConfig)
+    """Settings of the critic; their type says which critic it is."""
+    actor: Any = field(default_factory=FQLConfig)
+    """Settings of the actor; likewise."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self.flat())
+
+    @property
+    def critic_name(self) -> str:
+        return _name_of(self.critic, CRITICS)
+
+    @property
+    def actor_name(self) -> str:
+        return _name_of(self.actor, ACTORS)
+
+    def compiled(self) -> "AgentConfig":
+        """What is compiled into the program: the same agent with every traced setting at its default, so that agents
+        which differ in those alone share one program."""
+        return dataclasses.replace(_untraced(self), critic=_untraced(self.critic), actor=_untraced(self.actor))
+
+    def flat(self) -> dict[str, Any]:
+        """All settings side by side under their published names."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(LearningSettings)}
+        return shared | dataclasses.asdict(self.critic) | dataclasses.asdict(self.actor)
+
+    @classmethod
+    def from_flat(cls, critic: str, actor: str, settings: dict[str, Any]) -> "AgentConfig":
+        """The agent with this critic and actor, the given settings and defaults for the others.
+
+        Raises:
+            UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
+        """
+        known = settings_type(critic, actor)
+        names = {f.name for f in dataclasses.fields(known)}
+        for name in settings:
+            if name not in names:
+                raise UserError(
+                    f"--agent.{name}: critic {critic!r} with actor {actor!r} has no such setting{nearest(name, names)}"
+                )
+        parts = {}
+        for key, part in (("", LearningSettings), ("critic", CRITICS[critic][0]), ("actor", ACTORS[actor][0])):
+            chosen = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
+            parts |= {key: part(**chosen)} if key else chosen
+        return cls(**parts)
+
+
+def settings_type(critic: str, actor: str) -> type:
+    """A dataclass with the settings of this critic, this actor and what they share, all under their flat names.
+
+    Raises:
+        UserError: there is no such critic or actor.
+    """
+    for kind, name, known in (("critic", critic, CRITICS), ("actor", actor, ACTORS)):
+        if name not in known:
+            raise UserError(f"--agent.{kind}={name}: choose {' or '.join(known)}{nearest(name, known)}")
+    bases = (ACTORS[actor][0], CRITICS[critic][0], LearningSettings)  # dataclasses collect fields from the last base on
+    return dataclasses.make_dataclass("AgentSettings", [], bases=bases, frozen=True)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. The defaults are the published ones, on the demonstration task."""
+
+    project_name: str = "floq"
+    """First folder under `save_dir`."""
+    run_group: str = "debug"
+    """Second folder."""
+    seed: int = 0
+    """Determines everything random in the run."""
+    env_name: str = "pointmaze-medium-navigate-singletask-v0"
+    """OGBench single task; the bare id is the default task."""
+    save_dir: str = "exp"
+    """Where run folders go."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where datasets are."""
+    offline_steps: int = 2_000_000
+    """Gradient steps on the dataset."""
+    log_interval: int = 5_000
+    """Steps between rows of train.csv."""
+    eval_interval: int = 20_000
+    """Steps between evaluations; the first comes after step 1."""
+    save_interval: int = 200_000
+    """Steps between checkpoints; the last step always gets one."""
+    eval_episodes: int = 50
+    """Episodes per evaluation."""
+    success_timing: Literal["post", "pre"] = "post"
+    """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
+    label_timing: Literal["pre", "post"] = "pre"
+    """Dataset rewards are computed from the state before an action (pre, as published) or after it."""
+    normalize_observations: bool = False
+    """Give observations mean 0 and standard deviation 1."""
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """The agent and its settings."""
+
+    def __post_init__(self) -> None:
+        _check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved configuration as plain values; the agent's settings are flat, beside its critic and actor."""
+        agent = {"critic": self.agent.critic_name, "actor": self.agent.actor_name, **self.agent.flat()}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"agent": agent}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: a key is unknown.
+        """
+        agent: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["agent"].items()}
+        critic, actor = agent.pop("critic"), agent.pop("actor")
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"{name}: no such setting of a run{nearest(name, known)}")
+        run: dict[str, Any] = {**values, "agent": AgentConfig.from_flat(critic, actor, agent)}
+        return cls(**run)
+
+    def digest(self) -> str:
+        """8 hexadecimal digits that tell configurations apart, whatever their seed."""
+        values = {key: value for key, value in self.to_json().items() if key != "seed"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _untraced(settings: Any) -> Any:
+    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.name in settings.traced_settings}
+    return dataclasses.replace(settings, **defaults)
+
+
+def _name_of(settings: Any, registry: dict[str, tuple[type, type]]) -> str:
+    for name, (config_type, _) in registry.items():
+        if type(settings) is config_type:
+            return name
+    raise UserError(f"{type(settings).__name__} are not the settings of any of: {', '.join(registry)}")
+
+
+def _check_ranges(settings: dict[str, Any]) -> None:
+    """Raises UserError naming the first setting whose value cannot work."""
+
+    def require(name: str, condition: Callable[[Any], bool], rule: str) -> None:
+        value = settings.get(name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not condition(number):
+                raise UserError(f"{name}={number}: must be {rule}")
+
+    for name, value in settings.items():
+        if isinstance(value, float):
+            require(name, math.isfinite, "finite")
+        if name.endswith("hidden_dims"):
+            require(name, lambda size: size > 0, "sizes greater than 0")
+            if not value:
+                raise UserError(f"{name}: give at least one hidden layer")
+    for name in POSITIVE:
+        require(name, lambda x: x > 0, "greater than 0")
+    for name in ("alpha", "noise_coverage", "reward_offset", "seed"):
+        require(name, lambda x: x >= 0, "at least 0")
+    require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
+    require("tau", lambda x: 0 <= x <= 1, "between 0 and 1")
+    require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
+    if settings.get("time_embedding") == "fourier":
+        require("time_embed_dim", lambda x: x % 2 == 0, "even, a Fourier embedding pairs cosines with sines")

@@ -1,0 +1,18 @@
+"""Critics by name. A new one is a file with the verbs of `base.Critic` and a line here."""
+
+from floq.critics.base import Critic, Policy, ReturnScale
+from floq.critics.floq import FloqConfig, FloqCritic
+from floq.critics.scalar import ScalarConfig, ScalarCritic
+
+CRITICS = {"floq": (FloqConfig, FloqCritic), "scalar": (ScalarConfig, ScalarCritic)}
+
+__all__ = [
+    "CRITICS",
+    "Critic",
+    "FloqConfig",
+    "FloqCritic",
+    "Policy",
+    "ReturnScale",
+    "ScalarConfig",
+    "ScalarCritic",
+]

@@ -1,0 +1,100 @@
+"""What every critic offers, and what every critic is told about returns."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Policy: TypeAlias = Callable[[Float[Array, " obs"], PRNGKeyArray], Float[Array, " act"]]
+Info: TypeAlias = dict[str, Float[Array, ""]]
+
+
+class ReturnScale(NamedTuple):
+    """Where returns live. Comes from the data and the hyperparameters, so it is an argument and never a module field:
+    a field would be trained, and a fleet could not vary it.
+
+    r_min, r_max: smallest and largest reward, both widened to contain 0 (METHOD.md says why). discount: per step.
+    noise_coverage: share of the return range that source noise covers.
+    """
+
+    r_min: Float[Array, ""]
+    r_max: Float[Array, ""]
+    discount: Float[Array, ""]
+    noise_coverage: Float[Array, ""]
+
+    def noise(self, unit: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Map points of [0, 1] to the noise interval [c r_min / (1 - g), c r_max / (1 - g)]."""
+        low, high = (self.noise_coverage * r / (1 - self.discount) for r in (self.r_min, self.r_max))
+        return low + (high - low) * unit
+
+    def support(self, offset: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Ends of the histogram: [(r_min - offset) / (1 - g), (r_max + offset) / (1 - g)]."""
+        return (self.r_min - offset) / (1 - self.discount), (self.r_max + offset) / (1 - self.discount)
+
+
+class Critic(eqx.Module):
+    """A Q-function with four verbs, each written for one transition; the caller vmaps over the batch.
+
+    A critic knows no actor: whoever calls `target` passes the policy to be evaluated.
+    """
+
+    @abc.abstractmethod
+    def tracked(self) -> "Critic":
+        """The part that a target network follows, as a critic that can only `target` and `read_out`."""
+
+    @abc.abstractmethod
+    def target(
+        self,
+        reward: Float[Array, ""],
+        bootstrap: Float[Array, ""],
+        next_obs: Float[Array, " obs"],
+        policy: Policy,
+        scale: ReturnScale,
+        key: PRNGKeyArray,
+    ) -> Float[Array, "*y"]:
+        """What to regress on: `reward + bootstrap * V(next_obs)` with V under `policy`. Called on the target critic.
+
+        `bootstrap` is discount * mask: 0 at a true termination. Consumes `key`.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        obs: Float[Array, " obs"],
+        act: Float[Array, " act"],
+        target: Float[Array, "*y"],
+        scale: ReturnScale,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], Info]:
+        """The loss to descend and what to log. Nothing reaches `target`. Consumes `key`."""
+
+    @abc.abstractmethod
+    def read_out(
+        self,
+        obs: Float[Array, " obs"],
+        act: Float[Array, " act"],
+        scale: ReturnScale,
+        key: PRNGKeyArray,
+        num_steps: int | None = None,
+    ) -> Float[Array, ""]:
+        """Q(obs, act), a return. A flow critic integrates it in `num_steps` steps (default: as trained)."""
+
+    @abc.abstractmethod
+    def actor_value(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
+    ) -> Float[Array, ""]:
+        """The Q that an actor climbs: cheap to differentiate with respect to `act`."""
+
+
+def aggregate(values: Float[Array, " members"], how: str) -> Float[Array, ""]:
+    """One number for an ensemble: the published `q_agg`, mean or min.
+
+    Raises:
+        ValueError: `how` is neither.
+    """
+    reductions: dict[str, Any] = {"mean": lambda v: v.mean(), "min": lambda v: v.min()}
+    if how not in reductions:
+        raise ValueError(f"q_agg {how!r}: choose mean or min")
+    return reductions[how](values)

@@ -1,0 +1,108 @@
+"""OGBench datasets: find or fetch the file, read it, label it with the rewards of a task."""
+
+import json
+import socket
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import ogbench
+from ogbench.relabel_utils import relabel_dataset
+from ogbench.utils import DATASET_URL
+
+from floq import envs
+from floq.data.collect import recipe
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+
+ROW_KEYS = ("observations", "actions", "terminals")
+LABEL_KEYS = ("qpos", "qvel", "button_states")  # what rewards are computed from; not every dataset has all
+DOWNLOAD_TIMEOUT = 30.0  # seconds of silence
+
+
+class Splits(NamedTuple):
+    """A task's training and validation data, and one line on where it came from."""
+
+    train: Dataset
+    validation: Dataset
+    provenance: str
+
+
+def load(env_name: str, directory: Path, label_timing: str = "pre") -> Splits:
+    """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`, downloaded if it is missing.
+
+    Args:
+        env_name: an OGBench single-task id.
+        directory: where the files are.
+        label_timing: a transition's reward and mask come from the state before the action ("pre", as in every OGBench
+            version and the published runs) or after it ("post").
+
+    Raises:
+        UserError: the file is missing and cannot be downloaded, or is not a dataset.
+    """
+    name = envs.dataset_name(env_name)
+    train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
+    if not (train.exists() and validation.exists()):
+        _download(name, directory)
+    task = envs.make(env_name)
+    return Splits(
+        _labelled(train, env_name, task, label_timing),
+        _labelled(validation, env_name, task, label_timing),
+        provenance(name, directory),
+    )
+
+
+def provenance(name: str, directory: Path) -> str:
+    """Where a dataset came from, from the record that `floq data collect` leaves beside it."""
+    path = directory / f"{name}.json"
+    if not path.exists():
+        return f"{name}: official file"
+    record = json.loads(path.read_text())
+    made, published = record["episodes"], record["published_episodes"]
+    share = "" if made == published else f" of the published {published}"
+    return f"{name}: {made}{share} episodes, collected here with seed {record['seed']}"
+
+
+def _labelled(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str) -> Dataset:
+    rows = read_rows(path)
+    relabel_dataset(env_name, task, rows)  # writes `rewards` and `masks` for every row, from that row's own state
+    if label_timing == "post":
+        rows |= {key: np.roll(rows[key], -1) for key in ("rewards", "masks")}  # a trajectory's last row is never read
+    return Dataset.from_rows(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], rows["terminals"])
+
+
+def read_rows(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an OGBench npz, one row per state.
+
+    Raises:
+        UserError: the file is damaged, holds pickled objects, or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows = {key: file[key] for key in (*ROW_KEYS, *LABEL_KEYS) if key in file}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it and fetch or collect it again") from error
+    missing = [key for key in ROW_KEYS if key not in rows]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: it is not an OGBench dataset")
+    return rows
+
+
+def _download(name: str, directory: Path) -> None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        ogbench.download_datasets([name], str(directory))
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        try:
+            recipe(name)
+            remedy = f"make it here with `floq data collect {name}`"
+        except UserError:
+            remedy = "fetch it on a machine with access; no scripted expert can make it here"
+        raise UserError(
+            f"{directory / name}.npz is missing and could not be downloaded from {DATASET_URL} ({reason}): {remedy}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)

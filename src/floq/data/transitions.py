@@ -1,0 +1,95 @@
+"""The dataset as it lies on the device: every observation once, and transitions that point into them."""
+
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from floq.errors import UserError
+
+Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
+
+
+class Dataset(eqx.Module):
+    """Trajectories laid end to end, one row per state.
+
+    A transition starts at any row but the last of its trajectory, and its next observation is the row after it. The
+    last row of a trajectory carries only an observation; its action, reward and mask are never read.
+    """
+
+    observations: Float[Array, "rows obs"]
+    actions: Float[Array, "rows act"]
+    rewards: Float[Array, " rows"]
+    masks: Float[Array, " rows"]
+    ends: Bool[Array, " rows"]  # the last row of a trajectory
+    starts: Int[Array, " transitions"]  # the rows at which a transition starts
+
+    @classmethod
+    def from_rows(cls, observations: Any, actions: Any, rewards: Any, masks: Any, ends: Any) -> "Dataset":
+        """From arrays with one row per state, where `ends` marks the last state of each trajectory.
+
+        Raises:
+            UserError: lengths differ, a number is not finite, or there is no transition.
+        """
+        arrays = {"observations": observations, "actions": actions, "rewards": rewards, "masks": masks, "ends": ends}
+        host = {key: np.asarray(x, bool if key == "ends" else np.float32) for key, x in arrays.items()}
+        lengths = {key: len(x) for key, x in host.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"the arrays of a dataset must have equally many rows; they have {lengths}")
+        for key, x in host.items():
+            bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
+            if bad.any():
+                raise UserError(f"{key} is not finite in {bad.sum()} of {len(x)} rows, the first is row {bad.argmax()}")
+        host["ends"] = host["ends"].copy()
+        host["ends"][-1:] = True
+        starts = np.flatnonzero(~host["ends"]).astype(np.int32)
+        if not len(starts):
+            raise UserError("the dataset has no transition: every row is marked as the end of a trajectory")
+        return cls(**{key: jnp.asarray(x) for key, x in host.items()}, starts=jnp.asarray(starts))
+
+    def __len__(self) -> int:
+        return self.starts.shape[0]
+
+    def sample(
+        self, key: PRNGKeyArray, batch_size: int, n_step: int = 1, discount: float | Float[Array, ""] = 1.0
+    ) -> Batch:
+        """`batch_size` transitions, uniformly with replacement. Consumes `key`; works inside jit."""
+        index = jax.random.randint(key, (batch_size,), 0, len(self))
+        return jax.vmap(lambda row: self.transition(row, n_step, discount))(self.starts[index])
+
+    def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
+        """The n-step transition that starts at `row`, with the published keys.
+
+        It walks up to `n_step` rows on and stops early at a true termination (mask 0) and at the end of its
+        trajectory. After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks`
+        = discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step target. With
+        `n_step` 1 this is the plain transition. `terminals` is 1 if the walk reached the end of its trajectory.
+        """
+        rows = row + jnp.arange(n_step)
+        rows = jnp.minimum(rows, self.ends.shape[0] - 1)
+        masks = self.masks[rows]
+        goes_on = masks * ~self.ends[rows + 1]  # whether the walk may take another step after this one
+        taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(goes_on)[:-1]])  # whether it takes this one at all
+        powers = discount ** jnp.arange(n_step)
+        last = jnp.sum(taken).astype(jnp.int32) - 1
+        return {
+            "observations": self.observations[row],
+            "actions": self.actions[row],
+            "next_observations": self.observations[row + last + 1],
+            "rewards": jnp.sum(taken * powers * self.rewards[rows]),
+            "masks": powers[last] * masks[last],
+            "terminals": self.ends[row + last + 1].astype(jnp.float32),
+        }
+
+    def reward_range(self) -> tuple[float, float]:
+        """Smallest and largest reward of all transitions."""
+        rewards = self.rewards[self.starts]
+        return float(rewards.min()), float(rewards.max())
+
+    def obs_stats(self) -> tuple[Float[Array, " obs"], Float[Array, " obs"]]:
+        """Mean and standard deviation of the observations; a constant column gets standard deviation 1."""
+        std = jnp.std(self.observations, axis=0)
+        return jnp.mean(self.observations, axis=0), jnp.where(std < 1e-6, 1.0, std)

@@ -1,0 +1,66 @@
+"""How the scalars z and t enter a network: z as a smoothed histogram, t as itself, a cosine or Fourier features."""
+
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+TimeEmbedding: TypeAlias = Literal["cos", "raw", "fourier"]
+
+
+def histogram(
+    z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""], num_edges: int, sigma: float
+) -> Float[Array, " bins"]:
+    """HL-Gauss histogram of z (arXiv 2403.03950): the mass that a Gaussian around z puts into each bin.
+
+    Args:
+        z: the value to embed, in units of return.
+        low, high: the support; `num_edges` equally spaced edges make `num_edges - 1` bins.
+        sigma: standard deviation in bin widths (published: 16).
+
+    Returns:
+        `num_edges - 1` masses that sum to one: the Gaussian is renormalised on the support.
+
+    A z more than three standard deviations outside the support (published settings: one full range) is embedded as
+    if it lay there: beyond five, float32 sees no mass on the support and the published form divides zero by zero.
+    """
+    extent = high - low
+    std = sigma * extent / (num_edges - 1)
+    z = jnp.clip(z, low - 3 * std, high + 3 * std)
+    edges = low + extent * jnp.linspace(0.0, 1.0, num_edges)
+    cdf = jax.scipy.special.erf((edges - z) / (jnp.sqrt(2.0) * std))
+    return (cdf[1:] - cdf[:-1]) / (cdf[-1] - cdf[0])
+
+
+def scaled(z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " one"]:
+    """z as a single number, the support mapped to [0, 1] (`use_prob_embed=False`)."""
+    return ((z - low) / (high - low))[None]
+
+
+def embed_time(t: Float[Array, ""], kind: TimeEmbedding, dim: int) -> Float[Array, " emb"]:
+    """t in [0, 1] as network input.
+
+    cos: the single number cos(t), which the published tables were made with. raw: t itself. fourier: `dim` features
+    cos(pi i t), sin(pi i t) for i = 1 .. dim / 2, after the 64-dimensional embedding that the paper describes.
+
+    Raises:
+        ValueError: the kind is none of the three, or an odd `dim` for fourier.
+    """
+    if kind == "cos":
+        return jnp.cos(t)[None]
+    if kind == "raw":
+        return t[None]
+    if kind == "fourier":
+        if dim % 2:
+            raise ValueError(
+                f"time_embed_dim is {dim}: a fourier embedding pairs cosines with sines, choose an even one"
+            )
+        angle = jnp.pi * jnp.arange(1, dim // 2 + 1) * t
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)])
+    raise ValueError(f"time embedding {kind!r}: choose cos, raw or fourier")
+
+
+def time_embedding_size(kind: TimeEmbedding, dim: int) -> int:
+    """How many inputs `embed_time` makes."""
+    return dim if kind == "fourier" else 1

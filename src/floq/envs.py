@@ -1,0 +1,168 @@
+"""Environments: make, seed and group them. No JAX in here: worker processes import this file.
+
+OGBench environments cannot be reproduced by `reset(seed=...)` alone: mazes draw start noise and teleports from NumPy's
+global generator, manipulation tasks sample a fresh and unseedable action space inside reset. `SeededEnv` gives each
+environment its own global state and its own action space, so an episode depends on its seed and on nothing else: not
+on the episodes before it, nor on the environments beside it.
+"""
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, SupportsFloat
+
+os.environ.setdefault("MUJOCO_GL", "disable")  # before MuJoCo is imported: nothing here renders
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # OGBench's imports warn about GLFW
+    import gymnasium
+    import numpy as np
+    import ogbench
+
+from floq.errors import UserError, nearest
+
+DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
+Seed = Sequence[int]
+
+
+class EpisodeResult(NamedTuple):
+    """What one evaluation episode came to. `success` is the environment's own flag at the episode's last step."""
+
+    success: float
+    episode_return: float
+    length: int
+
+
+def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "SeededEnv":
+    """The environment of a task such as `cube-double-play-singletask-task2-v0`, or any registered Gymnasium id.
+
+    Args:
+        env_name: OGBench id with its dataset type, or a Gymnasium id.
+        success_timing: for OGBench single tasks, whether reward and success come from the state after the step
+            ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
+
+    Raises:
+        UserError: the id is unknown, or its actions are not a bounded box.
+    """
+    if success_timing is not None and is_singletask(env_name):
+        kwargs["success_timing"] = success_timing
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"gymnasium\..*")  # precision of a Box, environment versions
+        try:
+            if is_ogbench(env_name):
+                env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
+            else:
+                env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
+        except gymnasium.error.Error as error:
+            known = [*_ogbench_names(), *gymnasium.registry]
+            raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}") from error
+    space = env.action_space
+    if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
+        raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+    return SeededEnv(env)
+
+
+def is_ogbench(env_name: str) -> bool:
+    """Whether the id has OGBench's form: an environment, a dataset type, perhaps a single task."""
+    return any(kind in env_name.split("-") for kind in DATASET_TYPES)
+
+
+def is_singletask(env_name: str) -> bool:
+    """Whether the id names one fixed task, with rewards."""
+    return is_ogbench(env_name) and "singletask" in env_name.split("-")
+
+
+def dataset_name(env_name: str) -> str:
+    """The dataset that a task is learned from: `cube-double-play-singletask-task2-v0` -> `cube-double-play-v0`."""
+    return re.sub(r"-singletask(-task\d+)?", "", env_name)
+
+
+def _ogbench_names() -> Iterator[str]:
+    for registered in gymnasium.registry:
+        if "-singletask" in registered:
+            for kind in DATASET_TYPES:
+                yield registered.replace("-singletask", f"-{kind}-singletask")
+
+
+class SeededEnv(gymnasium.Wrapper):
+    """An environment whose every random draw follows from the seed of its last reset."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self._global_state: np.random.BitGenerator = np.random.MT19937(0)
+        space = env.action_space
+        assert isinstance(space, gymnasium.spaces.Box)
+        self._box = gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)  # type: ignore[union-attr]
+        base = env.unwrapped
+        if isinstance(getattr(type(base), "action_space", None), property):
+            # Manipulation environments build a new space at each access; shadow the property, for this object only.
+            base.__class__ = type(type(base).__name__, (type(base),), {"action_space": self._box})
+        else:
+            base.action_space = self._box
+
+    def reset_with(self, seed: Seed) -> np.ndarray:
+        """Start the episode that `seed`, a few non-negative integers, names. Returns its first observation."""
+        words = np.random.SeedSequence(list(seed)).generate_state(2)
+        self._global_state = np.random.MT19937(np.random.SeedSequence([*seed, 1]))
+        self._box.seed(int(words[0]))
+        return self.reset(seed=int(words[1]))[0]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        with self._own_global_state():
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        with self._own_global_state():
+            return self.env.step(action)
+
+    @contextlib.contextmanager
+    def _own_global_state(self) -> Iterator[None]:
+        random: Any = np.random  # its stubs lack these functions
+        others = random.get_bit_generator()
+        random.set_bit_generator(self._global_state)
+        try:
+            yield
+        finally:
+            random.set_bit_generator(others)
+
+
+class EnvSlots:
+    """Some of the slots of one evaluation, stepped together by one worker.
+
+    Slot s of S plays episodes s, s + S, s + 2 S, ...: which episode runs where does not depend on how fast anything
+    is, nor on how many workers share the slots.
+    """
+
+    def __init__(self, env_name: str, success_timing: str | None, slots: Sequence[int], num_slots: int):
+        self._envs = {slot: make(env_name, success_timing) for slot in slots}
+        self._num_slots = num_slots
+
+    def start(self, seed: Seed, num_episodes: int) -> np.ndarray:
+        """Reset every slot to its first episode; episode e is seeded by (*seed, e). Returns (slots, obs)."""
+        self._seed, self._num_episodes = tuple(seed), num_episodes
+        self._episode = {slot: slot for slot in self._envs}
+        self._return, self._length = dict.fromkeys(self._envs, 0.0), dict.fromkeys(self._envs, 0)
+        return np.stack([env.reset_with((*seed, slot)) for slot, env in self._envs.items()]).astype(np.float32)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, EpisodeResult]]]:
+        """One step in every slot that still plays. Returns observations (slots, obs), where a finished slot shows the
+        first observation of its next episode, and (slot, result) for each episode that ended."""
+        observations, finished = [], []
+        for (slot, env), action in zip(self._envs.items(), actions, strict=True):
+            if self._episode[slot] >= self._num_episodes:
+                observations.append(np.zeros(env.observation_space.shape or ()))
+                continue
+            obs, reward, terminated, truncated, info = env.step(action)
+            self._return[slot] += float(reward)
+            self._length[slot] += 1
+            if terminated or truncated:
+                success = float(info.get("success", np.nan))
+                finished.append((slot, EpisodeResult(success, self._return[slot], self._length[slot])))
+                self._episode[slot] += self._num_slots
+                self._return[slot], self._length[slot] = 0.0, 0
+                if self._episode[slot] < self._num_episodes:
+                    obs = env.reset_with((*self._seed, self._episode[slot]))
+            observations.append(obs)
+        return np.stack(observations).astype(np.float32), finished

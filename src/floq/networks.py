@@ -1,0 +1,165 @@
+"""Small networks whose leaves are all arrays, so that plain `jax.vmap`, `grad` and `scan` work on them.
+
+Every network is `body(entry(x))`: an entry layer that makes the first pre-activation, and a body that does the rest.
+The velocity field replaces the entry by a split one, because its share of (s, a) is constant along an integration.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+NORM_EPS = 1e-6  # Flax's default, which the published code relies on; Equinox's is 1e-5
+Module = TypeVar("Module", bound=eqx.Module)
+
+
+def fan_avg_uniform(key: PRNGKeyArray, size_in: int, size_out: int) -> Float[Array, "size_in size_out"]:
+    """`variance_scaling(1, fan_avg, uniform)`, the published kernel initialisation (Glorot)."""
+    return jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")(key, (size_in, size_out))
+
+
+class Linear(eqx.Module):
+    """x W + b, with zero biases at the start."""
+
+    weight: Float[Array, "size_in size_out"]
+    bias: Float[Array, " size_out"]
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, size_in: int, size_out: int) -> "Linear":
+        return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
+
+    def __call__(self, x: Float[Array, " size_in"]) -> Float[Array, " size_out"]:
+        return x @ self.weight + self.bias
+
+
+class SplitLinear(eqx.Module):
+    """One linear layer over the concatenation [x, y], kept as W_x x + W_y y + b so that W_x x can be hoisted."""
+
+    weight_x: Float[Array, "size_x size_out"]
+    weight_y: Float[Array, "size_y size_out"]
+    bias: Float[Array, " size_out"]
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, size_x: int, size_y: int, size_out: int) -> "SplitLinear":
+        weight = fan_avg_uniform(key, size_x + size_y, size_out)  # the fan is that of the whole layer
+        return cls(weight[:size_x], weight[size_x:], jnp.zeros(size_out))
+
+    def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
+        """The part that does not depend on y."""
+        return x @ self.weight_x + self.bias
+
+    def varying(self, y: Float[Array, " size_y"]) -> Float[Array, " size_out"]:
+        """The part that does."""
+        return y @ self.weight_y
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax."""
+
+    scale: Float[Array, " size"]
+    shift: Float[Array, " size"]
+
+    @classmethod
+    def init(cls, size: int) -> "LayerNorm":
+        return cls(jnp.ones(size), jnp.zeros(size))
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        mean = jnp.mean(x)
+        variance = jnp.maximum(jnp.mean(jnp.square(x)) - jnp.square(mean), 0.0)
+        return (x - mean) * jax.lax.rsqrt(variance + NORM_EPS) * self.scale + self.shift
+
+
+class Activation(eqx.Module):
+    """GELU (tanh form), then LayerNorm if there is one; the other order on request."""
+
+    norm: LayerNorm | None
+    norm_last: bool = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, size: int, layer_norm: bool, norm_last: bool = True) -> "Activation":
+        return cls(LayerNorm.init(size) if layer_norm else None, norm_last)
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        if self.norm is None:
+            return jax.nn.gelu(x, approximate=True)
+        if self.norm_last:
+            return self.norm(jax.nn.gelu(x, approximate=True))
+        return jax.nn.gelu(self.norm(x), approximate=True)
+
+
+class PlainBody(eqx.Module):
+    """Activation, then (linear, activation) for each further hidden layer, then a linear head."""
+
+    activations: tuple[Activation, ...]
+    linears: tuple[Linear, ...]
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, hidden_dims: Sequence[int], size_out: int, layer_norm: bool) -> "PlainBody":
+        sizes = [*hidden_dims, size_out]
+        keys = jax.random.split(key, len(hidden_dims))
+        return cls(
+            tuple(Activation.init(size, layer_norm) for size in hidden_dims),
+            tuple(Linear.init(k, a, b) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)),
+        )
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        for activation, linear in zip(self.activations, self.linears, strict=True):
+            x = linear(activation(x))
+        return x
+
+
+class ResidualBody(eqx.Module):
+    """`num_blocks` times x + block(x), each block `depth` layers of (linear, activation); then a linear head."""
+
+    blocks: tuple[tuple[tuple[Linear, Activation], ...], ...]
+    head: Linear
+
+    @classmethod
+    def init(
+        cls,
+        key: PRNGKeyArray,
+        width: int,
+        depth: int,
+        num_blocks: int,
+        size_out: int,
+        layer_norm: bool,
+        norm_last: bool,
+    ) -> "ResidualBody":
+        head_key, *keys = jax.random.split(key, 1 + num_blocks * depth)
+        layers = [(Linear.init(k, width, width), Activation.init(width, layer_norm, norm_last)) for k in keys]
+        blocks = tuple(tuple(layers[i * depth : (i + 1) * depth]) for i in range(num_blocks))
+        return cls(blocks, Linear.init(head_key, width, size_out))
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        for block in self.blocks:
+            y = x
+            for linear, activation in block:
+                y = activation(linear(y))
+            x = x + y
+        return self.head(x)
+
+
+class MLP(eqx.Module):
+    """`size_in` numbers to `size_out` numbers."""
+
+    entry: Linear
+    body: PlainBody | ResidualBody
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, size_in: int, hidden_dims: Sequence[int], size_out: int, layer_norm: bool
+    ) -> "MLP":
+        entry_key, body_key = jax.random.split(key)
+        body = PlainBody.init(body_key, hidden_dims, size_out, layer_norm)
+        return cls(Linear.init(entry_key, size_in, hidden_dims[0]), body)
+
+    def __call__(self, x: Float[Array, " size_in"]) -> Float[Array, " size_out"]:
+        return self.body(self.entry(x))
+
+
+def ensemble(init: Callable[[PRNGKeyArray], Module], key: PRNGKeyArray, num: int) -> Module:
+    """`num` independent copies of a network, stacked on a leading axis of every leaf. Consumes `key`."""
+    return jax.vmap(init)(jax.random.split(key, num))

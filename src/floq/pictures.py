@@ -1,0 +1,126 @@
+"""The pictures of a run: asks the agent for the numbers, and `analysis` to draw them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from floq import envs
+from floq.agent import Agent
+from floq.analysis.curves import learning_curve
+from floq.analysis.flow import Fan, flow_fans
+from floq.analysis.maze import value_map
+from floq.critics import FloqCritic
+from floq.data.transitions import Dataset
+from floq.flow import source_nodes
+from floq.run import Run, protocol
+
+VALUE_STATES = 12_000  # states whose value is drawn over a maze
+GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
+FAN_CANDIDATES = 512  # transitions from which the picture of the flow takes three
+FAN_SAMPLES = 24  # source samples per state-action in the picture of the flow
+
+
+def draw(run: Run, agent: Agent, data: Dataset) -> None:
+    """Draw what applies to this run into its `plots` folder: the learning curve; for mazes, the value over the floor
+    plan with the greedy policy's path; for a flow critic, how it integrates a few values."""
+    draw_learning_curve(run)
+    if "maze" in run.config.env_name:
+        draw_value_map(run, agent, data)
+    if isinstance(agent.params.critic, FloqCritic):
+        draw_flow(run, agent, data)
+
+
+def draw_learning_curve(run: Run) -> None:
+    """`learning_curve.png`, from eval.csv."""
+    columns = run.evaluations()
+    learning_curve(
+        run.folder / "plots" / "learning_curve.png",
+        columns["step"],
+        columns["evaluation/success"],
+        run.config.eval_episodes,
+        f"{run.config.env_name}, seed {run.config.seed}",
+        protocol(run.config),
+    )
+
+
+def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
+    """`value_map.png`: V(s) = Q(s, greedy action) over the maze, and the greedy policy's path."""
+    env = envs.make(run.config.env_name, run.config.success_timing)
+    maze: Any = env.unwrapped
+    key = jax.random.key(run.config.seed)
+
+    obs, elapsed, done = env.reset_with((run.config.seed,)), 0, False
+    walk, success = [np.array(maze.get_xy())], False
+    while not done:
+        action = np.asarray(_greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(key, elapsed)))
+        obs, _, terminated, truncated, info = env.step(action)
+        walk.append(np.array(maze.get_xy()))
+        elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
+
+    rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
+    states = data.observations[rows]
+    values = _state_values(agent, states, key)
+    value_map(
+        run.folder / "plots" / "value_map.png",
+        maze.maze_map,
+        maze._maze_unit,
+        (maze._offset_x, maze._offset_y),
+        np.asarray(states[:, :2]),
+        np.asarray(values),
+        np.array(walk),
+        np.array(maze.cur_goal_xy),
+        "What the critic has learned, and where the greedy policy goes",
+        f"the policy {'reaches the goal' if success else 'has not reached the goal'} after {elapsed} steps "
+        f"(orange); {VALUE_STATES:,} states of the data are coloured",
+    )
+
+
+def draw_flow(run: Run, agent: Agent, data: Dataset) -> None:
+    """`flow.png`: trajectories of z for a bad, a middling and a good state-action of the dataset."""
+    critic = agent.params.critic
+    assert isinstance(critic, FloqCritic)
+    key = jax.random.key(run.config.seed)
+    batch, order = _by_value(agent, data, key)
+    z_0 = agent.scale.noise(source_nodes(key, FAN_SAMPLES, "midpoint"))
+    steps = critic.config.critic_flow_steps
+    fans = []
+    for name, share in (("far from reward", 0.02), ("halfway", 0.5), ("close to reward", 0.98)):
+        row = order[int(share * len(order))]
+        obs = agent.normalize(batch["observations"][row])
+        paths = _trajectories(critic, z_0, obs, batch["actions"][row], agent.scale)
+        fans.append(Fan(name, np.asarray(paths)))
+    title = f"From noise to value in K = {steps} steps: {FAN_SAMPLES} starts for each network of the ensemble"
+    flow_fans(run.folder / "plots" / "flow.png", fans, title)
+
+
+@jax.jit
+def _by_value(agent: Agent, data: Dataset, key):
+    """Some transitions of the dataset, and their order by Q."""
+    batch_key, value_key = jax.random.split(key)
+    batch = data.sample(batch_key, FAN_CANDIDATES)
+    q = jax.vmap(lambda obs, act: agent.value(obs, act, value_key))(batch["observations"], batch["actions"])
+    return batch, jnp.argsort(q)
+
+
+@jax.jit
+def _trajectories(critic: FloqCritic, z_0, obs, act, scale):
+    return critic.trajectories(z_0, obs, act, scale)
+
+
+@jax.jit
+def _greedy(agent: Agent, obs, key):
+    """The best, by the actor's own critic, of several actions of the policy."""
+    keys = jax.random.split(key, GREEDY_SAMPLES)
+    acts = jax.vmap(agent.act, (None, 0))(obs, keys)
+    return acts[jnp.argmax(jax.vmap(lambda act: agent.actor_value(obs, act, key))(acts))]
+
+
+@jax.jit
+def _state_values(agent: Agent, states, key):
+    def value(obs, key):
+        act_key, value_key = jax.random.split(key)
+        return agent.value(obs, _greedy(agent, obs, act_key), value_key)
+
+    return jax.vmap(value)(states, jax.random.split(key, states.shape[0]))

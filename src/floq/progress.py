@@ -1,0 +1,98 @@
+"""What a command shows while it works: live bars on a terminal, plain lines elsewhere, nothing if asked."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Display:
+    """Notes, bars and tables for one command. `show=False` makes all of them silent."""
+
+    def __init__(self, show: bool = True):
+        self._console = Console(quiet=not show, highlight=False)
+        self._progress: Progress | None = None
+        self._depth = 0
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        """A short table of names and values."""
+        table = Table(
+            title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        )
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self._console.print(table)
+
+    @contextlib.contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Callable[..., None]]:
+        """A bar from 0 to `total`. Yields `update(done, **what)`, where `what` is shown behind the bar.
+
+        Where there is no terminal, every fifth part and every update with `line=True` becomes a line; a bar within a
+        bar stays silent.
+        """
+        self._depth += 1
+        try:
+            if self._console.is_terminal and not self._console.quiet:
+                with self._live_bar(name, total) as update:
+                    yield update
+            elif self._depth == 1:
+                yield self._plain_lines(name, total)
+            else:
+                yield lambda done, line=False, **what: None
+        finally:
+            self._depth -= 1
+
+    @contextlib.contextmanager
+    def _live_bar(self, name: str, total: int) -> Iterator[Callable[..., None]]:
+        outermost = self._progress is None
+        progress = self._progress
+        if progress is None:
+            progress = self._progress = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.fields[what]}"),
+                console=self._console,
+            )
+            progress.start()
+        task = progress.add_task(name, total=total, what="")
+
+        def update(done: int, line: bool = False, **what: Any) -> None:
+            progress.update(task, completed=done, what=_shown(what))
+
+        try:
+            yield update
+        finally:
+            if outermost:
+                progress.stop()
+                self._progress = None
+            else:
+                progress.remove_task(task)
+
+    def _plain_lines(self, name: str, total: int) -> Callable[..., None]:
+        started, last = time.monotonic(), 0
+
+        def update(done: int, line: bool = False, **what: Any) -> None:
+            nonlocal last
+            if line or (done - last) * 5 >= total:
+                last = done
+                self.note(f"{name} {done}/{total} {time.monotonic() - started:.0f}s  {_shown(what)}".rstrip())
+
+        return update
+
+
+def _shown(what: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in what.items())

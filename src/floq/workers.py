@@ -1,0 +1,136 @@
+"""Processes that step environments, for evaluation and for collection.
+
+Each worker owns one object, made in its own process, and answers calls to its methods in the order they came. Workers
+are spawned, never forked, since a process that runs JAX must not be forked, and they do not import JAX themselves.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+
+class WorkerError(RuntimeError):
+    """A worker raised or died; the message holds its traceback."""
+
+
+class Workers:
+    """`len(arguments)` processes; number i owns `factory(*arguments[i])`. A context manager: leaving it ends them."""
+
+    def __init__(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]):
+        context = multiprocessing.get_context("spawn")
+        self._processes, self._pipes = [], []
+        with _without_main_module():
+            for args in arguments:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, factory, args), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+                self._pipes.append(ours)
+
+    def __len__(self) -> int:
+        return len(self._pipes)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call `method` on every worker at once, with `arguments[i]` on worker i; the results in that order."""
+        for i, args in enumerate(arguments):
+            self._send(i, method, args)
+        return [self._receive(i) for i in range(len(self))]
+
+    def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Call `method(item)` for each item on whichever worker is free. Yields (index, result) as they finish."""
+        waiting = iter(enumerate(items))
+        busy: dict[Any, tuple[int, int]] = {}
+
+        def give(worker: int) -> None:
+            for index, item in waiting:
+                self._send(worker, method, (item,))
+                busy[self._pipes[worker]] = (worker, index)
+                return
+
+        for worker in range(len(self)):
+            give(worker)
+        while busy:
+            for pipe in multiprocessing.connection.wait(list(busy)):
+                worker, index = busy.pop(pipe)
+                result = self._receive(worker)
+                give(worker)
+                yield index, result
+
+    def close(self) -> None:
+        """End the processes. Harmless when repeated."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+        self._processes, self._pipes = [], []
+
+    def _send(self, worker: int, method: str, args: tuple[Any, ...]) -> None:
+        try:
+            self._pipes[worker].send((method, args))
+        except (BrokenPipeError, OSError) as error:
+            raise self._died(worker) from error
+
+    def _receive(self, worker: int) -> Any:
+        try:
+            failed, result = self._pipes[worker].recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._died(worker) from error
+        if failed:
+            raise WorkerError(f"worker {worker} failed:\n{result}")
+        return result
+
+    def _died(self, worker: int) -> WorkerError:
+        self._processes[worker].join(timeout=1)
+        return WorkerError(f"worker {worker} died with exit code {self._processes[worker].exitcode}")
+
+
+def default_count() -> int:
+    """One worker for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    owned = None
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return  # the parent is gone, or is done with us
+        try:
+            owned = factory(*args) if owned is None else owned
+            answer = (False, getattr(owned, method)(*arguments))
+        except Exception:
+            answer = (True, traceback.format_exc())
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(answer)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Spawn without importing the caller's main module, so that a user's script needs no `__main__` guard."""
+    main = sys.modules["__main__"]
+    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        main.__spec__ = None
+        if "__file__" in hidden:
+            del main.__file__
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)

@@ -1,0 +1,72 @@
+"""The floq critic once more in plain NumPy, written from the published description: loops, float64, no sharing."""
+
+import numpy as np
+from scipy.stats import norm
+
+
+def histogram(z, low, high, num_edges, sigma):
+    """Mass of a Gaussian around z in each bin, renormalised on the support, from SciPy's normal distribution."""
+    edges = np.linspace(low, high, num_edges)
+    cdf = norm.cdf(edges, loc=z, scale=sigma * (edges[1] - edges[0]))
+    return np.diff(cdf) / (cdf[-1] - cdf[0])
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def layer_norm(x, scale, shift):
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-6) * scale + shift
+
+
+def body(net, member, x):
+    """Activation, LayerNorm, linear, for each hidden layer, then the head: what follows the first pre-activation."""
+    pick = lambda leaf: np.asarray(leaf)[member].astype(np.float64)  # noqa: E731
+    for activation, linear in zip(net.body.activations, net.body.linears, strict=True):
+        x = layer_norm(gelu(x), pick(activation.norm.scale), pick(activation.norm.shift))
+        x = x @ pick(linear.weight) + pick(linear.bias)
+    return x[0]
+
+
+def velocity(net, member, obs, act, z, t, low, high):
+    """v(t, z | s, a): one network over the concatenation of s, a, the histogram of z and cos(t)."""
+    c = net.config
+    inputs = np.concatenate([obs, act, histogram(z, low, high, c.num_bins, c.sigma), [np.cos(t)]])
+    weight = np.concatenate([np.asarray(net.entry.weight_x), np.asarray(net.entry.weight_y)], axis=1)[member]
+    return body(net, member, inputs @ weight.astype(np.float64) + np.asarray(net.entry.bias, np.float64)[member])
+
+
+def integrate(net, member, obs, act, z, steps, low, high):
+    for i in range(steps):
+        z = z + velocity(net, member, obs, act, z, i / steps, low, high) / steps
+    return z
+
+
+def support(r_min, r_max, discount):
+    return (r_min - 0.01) / (1 - discount), (r_max + 0.01) / (1 - discount)
+
+
+def target(net, reward, bootstrap, next_obs, next_acts, z_0, steps, how, low, high):
+    members = range(net.entry.bias.shape[0])
+    values = [
+        how([integrate(net, e, next_obs, act, z, steps, low, high) for e in members])
+        for act, z in zip(next_acts, z_0, strict=True)
+    ]
+    return reward + bootstrap * np.mean(values)
+
+
+def losses(critic, obs, act, y, z_0, ts, steps, low, high):
+    """(flow-matching loss, distillation loss) of one transition."""
+    net, members = critic.velocity, range(critic.velocity.entry.bias.shape[0])
+    flow = np.zeros(len(members))
+    for e in members:
+        for z, t in zip(z_0, ts, strict=True):
+            z_t = (1 - t) * z + t * y
+            flow[e] += (velocity(net, e, obs, act, z_t, t, low, high) - (y - z)) ** 2
+    value = np.mean([integrate(net, e, obs, act, z, steps, low, high) for e in members for z in z_0])
+    inputs = np.concatenate([obs, act])
+    distilled = []
+    for m in range(critic.distilled.entry.bias.shape[0]):
+        entry = critic.distilled.entry
+        distilled.append(body(critic.distilled, m, inputs @ np.asarray(entry.weight)[m] + np.asarray(entry.bias)[m]))
+    return flow.mean(), np.mean((np.array(distilled) - value) ** 2)

@@ -1,0 +1,209 @@
+"""The agent's update: EMA order, optimiser, determinism, and what it is told."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import ACT, ACTOR, FLOQ, OBS, SCALAR, agent_config
+
+from floq.agent import ACTION_LIMIT, Agent, ObsStats
+from floq.config import UserError
+
+CRITICS = {"floq": FLOQ, "scalar": SCALAR}
+
+
+def make_batch(size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "observations": jnp.asarray(rng.normal(size=(size, OBS)), jnp.float32),
+        "actions": jnp.asarray(rng.uniform(-1, 1, (size, ACT)), jnp.float32),
+        "next_observations": jnp.asarray(rng.normal(size=(size, OBS)), jnp.float32),
+        "rewards": jnp.asarray(rng.uniform(-1, 0, size), jnp.float32),
+        "masks": jnp.ones(size),
+    }
+
+
+def make_agent(critic="floq", seed=0, **settings) -> Agent:
+    return Agent.init(jax.random.key(seed), OBS, ACT, agent_config(CRITICS[critic], **settings))
+
+
+def distance(a, b) -> float:
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_update_changes_parameters_and_counts(critic):
+    agent = make_agent(critic)
+    after, info = agent.update(make_batch())
+    assert int(after.step) == 1
+    assert distance(agent.params.critic, after.params.critic) > 0
+    assert distance(agent.params.actor, after.params.actor) > 0
+    assert all(np.isfinite(value) for value in info.values())
+    expected = {"critic/critic_loss", "critic/q", "critic/td_error", "actor/actor_loss", "actor/bc_flow_loss"}
+    expected |= {"actor/distill_loss", "actor/q_loss", "actor/q", "actor/mse"}
+    if critic == "floq":
+        expected |= {"critic/floq_loss", "critic/distilled_critic_loss", "critic/var_flow_returns"}
+    assert set(info) == expected
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_the_average_takes_in_the_parameters_from_before_the_step(tau):
+    agent = make_agent(tau=tau, lr=0.1)
+    agent, _ = agent.update(make_batch())  # now online and target differ
+    after, _ = agent.update(make_batch(seed=1))
+    expected = jax.tree.map(
+        lambda slow, fast: (1 - tau) * slow + tau * fast, agent.target, agent.params.critic.tracked()
+    )
+    assert distance(after.target, expected) < 1e-6
+    assert distance(after.params.critic.tracked(), agent.params.critic.tracked()) > 1e-2
+
+
+def test_the_first_adam_step_is_the_learning_rate_times_the_sign():
+    agent = make_agent(lr=0.01)
+    after, _ = agent.update(make_batch())
+    step = np.abs(np.asarray(after.params.critic.velocity.entry.weight_x - agent.params.critic.velocity.entry.weight_x))
+    np.testing.assert_allclose(step, 0.01, rtol=2e-3)
+
+
+def test_a_traced_learning_rate_equals_optax_adam():
+    agent = make_agent("scalar", lr=3e-3)
+    adam = optax.adam(3e-3)
+    params, state = agent.params, adam.init(agent.params)  # type: ignore[arg-type]
+    for seed in range(3):
+        batch = make_batch(seed=seed)
+        before = agent
+        agent, _ = agent.update(batch)
+        # the gradient, from the first moment: m' = 0.9 m + 0.1 g
+        grads = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, agent.opt_state.mu, before.opt_state.mu)  # type: ignore[attr-defined]
+        updates, state = adam.update(grads, state)
+        params = optax.apply_updates(params, updates)
+    assert distance(params, agent.params) < 1e-5
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_same_seed_gives_the_same_agent_and_another_seed_another(critic):
+    runs = []
+    for seed in (0, 0, 1):
+        agent = make_agent(critic, seed)
+        for i in range(3):
+            agent, _ = agent.update(make_batch(seed=i))
+        runs.append(agent.params)
+    assert distance(runs[0], runs[1]) == 0
+    assert distance(runs[0], runs[2]) > 0
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_vmapped_agents_equal_looped_ones(critic):
+    """A fleet is a vmap: initialisation bit by bit, updates up to the order of additions."""
+    init = lambda key: Agent.init(key, OBS, ACT, agent_config(CRITICS[critic]))  # noqa: E731
+    batch = make_batch()
+    fleet = jax.vmap(init)(jax.random.split(jax.random.key(7), 3))
+    updated, _ = jax.jit(jax.vmap(Agent.update, (0, None)))(fleet, batch)
+    for i, key in enumerate(jax.random.split(jax.random.key(7), 3)):
+        single = init(key)
+        pick = lambda tree, i=i: jax.tree.map(lambda leaf, i=i: leaf[i], tree)  # noqa: E731
+        assert distance(pick(fleet.params), single.params) == 0
+        after, _ = single.update(batch)
+        assert distance(pick(updated.target), after.target) < 1e-5
+        moved = jax.tree.map(lambda a, b: a - b, after.opt_state.mu, pick(updated.opt_state.mu))  # type: ignore[attr-defined]
+        assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moved)) < 1e-3
+
+
+def test_masks_cut_the_bootstrap():
+    agent = make_agent("scalar")
+    batch = make_batch() | {"masks": jnp.zeros(8)}
+    targets = agent._targets(batch, jax.random.key(0))
+    np.testing.assert_allclose(targets, batch["rewards"], rtol=1e-6)
+
+
+def test_reward_scale_multiplies_rewards_and_their_range():
+    agent = make_agent(reward_scale=3.0)
+    assert agent.scale.r_min == -3.0
+    np.testing.assert_allclose(agent._prepare(make_batch())["rewards"], 3 * make_batch()["rewards"])
+
+
+def test_the_reward_range_is_widened_to_contain_zero():
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(), reward_range=(-5.0, -1.0))
+    assert (agent.value_range.r_min, agent.value_range.r_max) == (-5.0, 0.0)
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(), reward_range=(0.5, 2.0))
+    assert (agent.value_range.r_min, agent.value_range.r_max) == (0.0, 2.0)
+
+
+def test_observations_are_normalised_and_actions_clipped():
+    stats = ObsStats(jnp.full(OBS, 10.0), jnp.full(OBS, 4.0))
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(), obs_stats=stats)
+    batch = make_batch() | {"observations": jnp.full((8, OBS), 18.0), "actions": jnp.ones((8, ACT))}
+    prepared = agent._prepare(batch)
+    np.testing.assert_allclose(prepared["observations"], 2.0)
+    assert prepared["actions"].max() == jnp.float32(ACTION_LIMIT) < 1
+
+
+def test_act_lies_in_the_box_and_follows_its_key():
+    agent = make_agent()
+    obs = jnp.ones(OBS)
+    acts = jax.vmap(agent.act, (None, 0))(obs, jax.random.split(jax.random.key(0), 50))
+    assert acts.shape == (50, ACT)
+    assert jnp.abs(acts).max() <= 1
+    assert len(np.unique(np.asarray(acts), axis=0)) == 50
+    np.testing.assert_allclose(acts[0], agent.act(obs, jax.random.split(jax.random.key(0), 50)[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_normalize_q_loss_divides_by_the_mean_magnitude(normalize):
+    agent = make_agent("scalar")
+    actor = dataclasses.replace(ACTOR, normalize_q_loss=normalize)
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(SCALAR, actor))
+    info = agent.update(make_batch())[1]
+    bias = agent.params.critic.net.body.linears[-1].bias
+    assert bias.shape == (2, 1)
+    if normalize:
+        assert abs(float(info["actor/q_loss"])) <= 1.0 + 1e-5
+    else:
+        assert float(info["actor/q_loss"]) == pytest.approx(-float(info["actor/q"]))
+
+
+def test_actor_gradients_never_move_the_critic_nor_the_other_way_round():
+    """With alpha huge or zero the critic's step is the same."""
+    small, large = (
+        Agent.init(jax.random.key(0), OBS, ACT, agent_config(FLOQ, dataclasses.replace(ACTOR, alpha=alpha)))
+        for alpha in (0.0, 1000.0)
+    )
+    batch = make_batch()
+    small, large = small.update(batch)[0], large.update(batch)[0]
+    assert distance(small.params.critic, large.params.critic) == 0
+    assert distance(small.params.actor, large.params.actor) > 0
+
+
+def test_evaluate_loss_reports_what_update_reports_without_a_step():
+    agent = make_agent()
+    info = agent.evaluate_loss(make_batch(), jax.random.key(0))
+    assert set(info) == set(agent.update(make_batch())[1])
+
+
+def test_settings_that_only_scale_share_one_program():
+    """Agents that differ in traced settings have the same static structure, and one vmapped update serves them."""
+    still, moved = make_agent(lr=1e-9), make_agent(lr=0.1, discount=0.5, tau=0.3)
+    assert jax.tree.structure(still) == jax.tree.structure(moved)
+    fleet = jax.tree.map(lambda *leaves: jnp.stack(leaves), still, moved)
+    updated, _ = jax.jit(jax.vmap(Agent.update, (0, None)))(fleet, make_batch())
+    distances = [distance(jax.tree.map(lambda x, i=i: x[i], updated.params), still.params) for i in range(2)]
+    assert distances[0] < 1e-6
+    assert distances[1] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"discount": 1.0}, "discount=1.0"),
+        ({"tau": 1.5}, "tau=1.5"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        agent_config(**settings)

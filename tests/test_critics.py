@@ -1,0 +1,232 @@
+"""Critics against the NumPy oracle, with the random draws passed in; and where gradients may not go."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from helpers import ACT, FLOQ, OBS, SCALAR, scale
+
+from floq.critics import FloqCritic, ScalarCritic
+from floq.critics.base import aggregate
+from floq.flow import source_nodes
+from floq.networks import ResidualBody
+
+RNG = np.random.default_rng(0)
+LOW, HIGH = oracle.support(-1.0, 0.0, 0.99)
+
+
+def uniform(*shape) -> jax.Array:
+    return jnp.asarray(RNG.uniform(-1, 1, shape), jnp.float32)
+
+
+def floq_critic(seed=0, **changes) -> FloqCritic:
+    """A critic whose norms and biases have left their initial values, so that a mistake in them shows."""
+    critic = FloqCritic.init(jax.random.key(seed), OBS, ACT, dataclasses.replace(FLOQ, **changes))
+    leaves, structure = jax.tree.flatten(critic)
+    keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
+    return jax.tree.unflatten(
+        structure, [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def test_the_scale_of_returns():
+    """r in [-2, 1], g = 0.9, c = 0.1: noise in [-2, 1], support [-20.1, 10.1]."""
+    s = scale(-2.0, 1.0, 0.9, 0.1)
+    np.testing.assert_allclose(s.noise(jnp.array([0.0, 0.5, 1.0])), [-2.0, -0.5, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(s.support(0.01), [-20.1, 10.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["mean", "min"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_target_against_the_oracle(how, steps):
+    critic = floq_critic(q_agg=how, critic_flow_steps=steps)
+    next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
+    ours = critic.tracked().target_at(jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
+    reduce = {"mean": np.mean, "min": np.min}[how]
+    theirs = oracle.target(critic.velocity, -1.0, 0.99, next_obs, next_acts, z_0, steps, reduce, LOW, HIGH)
+    assert float(ours) == pytest.approx(theirs, rel=2e-4)
+
+
+def test_minimum_is_taken_per_sample_before_the_mean_over_samples():
+    """Members cross each other between samples, so min-then-mean differs from mean-then-min."""
+    critic = floq_critic(q_agg="min")
+    args = (uniform(OBS), uniform(3, ACT), scale(), jnp.array([-9.0, -4.0, -0.5]))
+    members = np.array([
+        [oracle.integrate(critic.velocity, e, args[0], act, float(z), 4, LOW, HIGH) for e in range(2)]
+        for act, z in zip(args[1], args[3], strict=True)
+    ])  # fmt: skip
+    ours = float(critic.target_at(jnp.float32(0.0), jnp.float32(1.0), *args))
+    assert ours == pytest.approx(members.min(axis=1).mean(), rel=2e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_loss_and_distillation_against_the_oracle(steps):
+    critic = floq_critic(critic_flow_steps=steps)
+    obs, act, y = uniform(OBS), uniform(ACT), jnp.float32(-42.0)
+    z_0, t = jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
+    total, info = critic.loss_at(obs, act, y, scale(), z_0, t)
+    flow, distilled = oracle.losses(critic, obs, act, float(y), z_0, t, steps, LOW, HIGH)
+    assert float(info["floq_loss"]) == pytest.approx(flow, rel=2e-4)
+    assert float(info["distilled_critic_loss"]) == pytest.approx(distilled, rel=2e-4)
+    assert float(total) == pytest.approx(flow + distilled, rel=2e-4)
+
+
+def test_drawn_and_given_are_the_same_mathematics():
+    """`target` and `loss` only add draws to `target_at` and `loss_at`, a fresh action for each source sample."""
+    critic = floq_critic(noise_scheme="midpoint", train_at_zero_only=True)
+    obs, act, z_0 = uniform(OBS), uniform(ACT), scale().noise(source_nodes(jax.random.key(0), 3, "midpoint"))
+    policy = lambda obs, key: jax.random.uniform(key, (ACT,), minval=-1.0)  # noqa: E731
+    key = jax.random.key(5)
+    acts = jax.vmap(policy, (None, 0))(obs, jax.random.split(jax.random.split(key)[0], 3))
+    assert len(np.unique(np.asarray(acts), axis=0)) == 3
+    reward, bootstrap = jnp.float32(-1.0), jnp.float32(0.5)
+    given = critic.target_at(reward, bootstrap, obs, acts, scale(), z_0)
+    drawn = critic.target(reward, bootstrap, obs, policy, scale(), jax.random.key(5))
+    np.testing.assert_allclose(drawn, given, rtol=1e-5)
+    given = critic.loss_at(obs, act, reward, scale(), z_0, jnp.zeros(3))[0]
+    np.testing.assert_allclose(critic.loss(obs, act, reward, scale(), jax.random.key(6))[0], given, rtol=1e-5)
+
+
+def test_read_out_is_the_mean_over_noise_and_members_with_any_number_of_steps():
+    critic = floq_critic(noise_scheme="midpoint")
+    obs, act = uniform(OBS), uniform(ACT)
+    z_0 = np.asarray(scale().noise(source_nodes(jax.random.key(0), 3, "midpoint")))
+    for steps in (None, 1, 7):
+        ours = float(critic.read_out(obs, act, scale(), jax.random.key(1), steps))
+        values = [
+            oracle.integrate(critic.velocity, e, obs, act, float(z), steps or 4, LOW, HIGH)
+            for e in range(2)
+            for z in z_0
+        ]
+        assert ours == pytest.approx(np.mean(values), rel=2e-4)
+        paths = critic.trajectories(jnp.asarray(z_0), obs, act, scale(), steps)
+        assert paths.shape == (2, 3, (steps or 4) + 1)
+        assert float(paths[..., -1].mean()) == pytest.approx(ours, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"time_embedding": "fourier"}, {"embed_time": False}, {"use_prob_embed": False}])
+def test_embedding_options_change_the_function(changes):
+    obs, act, key = uniform(OBS), uniform(ACT), jax.random.key(1)
+    value = FloqCritic.init(jax.random.key(0), OBS, ACT, dataclasses.replace(FLOQ, **changes)).read_out(
+        obs, act, scale(), key
+    )
+    assert np.isfinite(value)
+    plain = FloqCritic.init(jax.random.key(0), OBS, ACT, FLOQ).read_out(obs, act, scale(), jax.random.key(1))
+    assert abs(float(value - plain)) > 1e-4
+
+
+def test_residual_velocity_field():
+    critic = FloqCritic.init(
+        jax.random.key(0), OBS, ACT, dataclasses.replace(FLOQ, use_resnets=True, num_transformations=3)
+    )
+    assert isinstance(critic.velocity.body, ResidualBody)
+    assert len(critic.velocity.body.blocks) == 3
+    assert np.isfinite(critic.read_out(uniform(OBS), uniform(ACT), scale(), jax.random.key(1)))
+
+
+def test_no_gradient_reaches_targets_or_data_derived_values():
+    """Everything that is not the differentiated critic is an argument; the loss has no gradient in the target network
+    and a stored range would show up as a leaf."""
+    critic = floq_critic()
+    leaves = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(critic)]
+    assert all(name.endswith(("weight", "weight_x", "weight_y", "bias", "scale", "shift")) for name in leaves), leaves
+
+
+def test_distillation_teaches_the_distilled_critic_alone():
+    """The velocity field's gradient is that of the flow-matching loss: it does not change when distillation is exact,
+    and none crosses the integration."""
+    critic = floq_critic()
+    obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
+
+    def part(critic, name):
+        return critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t)[1][name]
+
+    distill = jax.grad(part)(critic, "distilled_critic_loss")
+    assert all(not leaf.any() for leaf in jax.tree.leaves(distill.velocity))
+    assert any(leaf.any() for leaf in jax.tree.leaves(distill.distilled))
+    flow = jax.grad(part)(critic, "floq_loss")
+    assert all(not leaf.any() for leaf in jax.tree.leaves(flow.distilled))
+    assert any(leaf.any() for leaf in jax.tree.leaves(flow.velocity))
+
+
+def test_the_actor_climbs_the_distilled_critic_alone():
+    critic = floq_critic()
+    obs, act = uniform(OBS), uniform(ACT)
+    grads = jax.grad(lambda c: c.actor_value(obs, act, scale(), jax.random.key(0)))(critic)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(grads.velocity))
+    inputs = np.concatenate([obs, act])
+    entry = critic.distilled.entry
+    members = [
+        oracle.body(critic.distilled, m, inputs @ np.asarray(entry.weight)[m] + np.asarray(entry.bias)[m])
+        for m in range(2)
+    ]
+    ours = critic.actor_value(obs, act, scale(), jax.random.key(0))
+    assert float(ours) == pytest.approx(np.mean(members), rel=1e-4)
+
+
+def test_a_target_network_is_the_velocity_field_alone():
+    critic = floq_critic()
+    assert critic.tracked().distilled is None
+    with pytest.raises(AssertionError):
+        critic.tracked().actor_value(uniform(OBS), uniform(ACT), scale(), jax.random.key(0))
+
+
+def test_a_vmapped_initialisation_equals_a_looped_one():
+    keys = jax.random.split(jax.random.key(3), 2)
+    stacked = jax.vmap(lambda k: FloqCritic.init(k, OBS, ACT, FLOQ))(keys)
+    for i, key in enumerate(jax.random.split(jax.random.key(3), 2)):
+        single = FloqCritic.init(key, OBS, ACT, FLOQ)
+        for a, b in zip(jax.tree.leaves(stacked), jax.tree.leaves(single), strict=True):
+            np.testing.assert_array_equal(a[i], b)
+
+
+@pytest.mark.parametrize("how", ["mean", "min"])
+def test_scalar_target_and_loss_by_hand(how):
+    critic = ScalarCritic.init(jax.random.key(0), OBS, ACT, dataclasses.replace(SCALAR, q_agg=how))
+    obs, act, next_act = uniform(OBS), uniform(ACT), uniform(ACT)
+
+    def members(obs, act):
+        entry = critic.net.entry
+        x = np.concatenate([obs, act])
+        return [
+            oracle.body(critic.net, m, x @ np.asarray(entry.weight)[m] + np.asarray(entry.bias)[m]) for m in range(2)
+        ]
+
+    y = critic.target(
+        jnp.float32(-1.0), jnp.float32(0.9), obs, lambda obs, key: jnp.asarray(next_act), scale(), jax.random.key(0)
+    )
+    expected = -1.0 + 0.9 * {"mean": np.mean, "min": np.min}[how](members(obs, next_act))
+    assert float(y) == pytest.approx(expected, rel=1e-4)
+    loss, info = critic.loss(obs, act, jnp.float32(-3.0), scale(), jax.random.key(0))
+    assert float(loss) == pytest.approx(np.mean((np.array(members(obs, act)) + 3.0) ** 2), rel=1e-4)
+    assert float(info["q"]) == pytest.approx(np.mean(members(obs, act)), rel=1e-4)
+
+
+def test_a_scalar_critic_has_no_number_of_steps():
+    critic = ScalarCritic.init(jax.random.key(0), OBS, ACT, SCALAR)
+    with pytest.raises(ValueError, match="looked up"):
+        critic.read_out(uniform(OBS), uniform(ACT), scale(), jax.random.key(0), 4)
+
+
+def test_residual_scalar_critic():
+    config = dataclasses.replace(SCALAR, use_resnets=True, block_width=16, block_depth=2, num_transformations=2)
+    critic = ScalarCritic.init(jax.random.key(0), OBS, ACT, config)
+    assert isinstance(critic.net.body, ResidualBody)
+    assert np.isfinite(critic.read_out(uniform(OBS), uniform(ACT), scale(), jax.random.key(0)))
+
+
+def test_aggregation():
+    values = jnp.array([1.0, 4.0])
+    assert aggregate(values, "mean") == 2.5
+    assert aggregate(values, "min") == 1.0
+    with pytest.raises(ValueError, match="choose mean or min"):
+        aggregate(values, "max")
+
+
+def test_critics_have_only_array_leaves():
+    for critic in (floq_critic(), ScalarCritic.init(jax.random.key(0), OBS, ACT, SCALAR)):
+        assert all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(critic))

@@ -1,0 +1,135 @@
+"""The dataset: which transitions exist, what n steps of one sum up to, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+
+G = 0.9
+
+
+def dataset(lengths, rewards=None, masks=None) -> Dataset:
+    """Trajectories with these many rows; row i shows the observation i and the action -i."""
+    rows = sum(lengths)
+    ends = np.zeros(rows, bool)
+    ends[np.cumsum(lengths) - 1] = True
+    numbers = np.arange(rows, dtype=np.float32)[:, None]
+    rewards = np.arange(rows) * 1.0 if rewards is None else rewards
+    return Dataset.from_rows(numbers, -numbers, rewards, np.ones(rows) if masks is None else masks, ends)
+
+
+def all_transitions(data, n_step=1):
+    return jax.vmap(lambda row: data.transition(row, n_step, G))(data.starts)
+
+
+def test_a_transition_never_crosses_the_end_of_a_trajectory():
+    batch = all_transitions(dataset([3, 2, 4]))
+    np.testing.assert_array_equal(batch["observations"][:, 0], [0, 1, 3, 5, 6, 7])
+    np.testing.assert_array_equal(batch["next_observations"][:, 0], [1, 2, 4, 6, 7, 8])
+    np.testing.assert_array_equal(batch["actions"], -batch["observations"])
+    np.testing.assert_array_equal(batch["rewards"], [0, 1, 3, 5, 6, 7])
+    np.testing.assert_array_equal(batch["terminals"], [0, 1, 1, 0, 0, 1])
+    np.testing.assert_array_equal(batch["masks"], 1)
+
+
+def test_three_steps_by_hand():
+    """Rows 0..4 of one trajectory: from row 0 the sum is r0 + g r1 + g^2 r2 and the walk ends at row 3; from row 2 two
+    steps are left, from row 3 one."""
+    batch = all_transitions(dataset([5]), 3)
+    np.testing.assert_allclose(batch["rewards"], [0 + G + 2 * G**2, 1 + 2 * G + 3 * G**2, 2 + 3 * G, 3], rtol=1e-6)
+    np.testing.assert_array_equal(batch["next_observations"][:, 0], [3, 4, 4, 4])
+    np.testing.assert_allclose(batch["masks"], [G**2, G**2, G, 1], rtol=1e-6)
+
+
+def test_a_termination_stops_the_walk_though_the_trajectory_goes_on():
+    """Mask 0 in row 1: navigate data goes on after the goal, but no reward from beyond it may count."""
+    batch = all_transitions(dataset([5], masks=np.array([1, 0, 1, 1, 1])), 3)
+    np.testing.assert_allclose(batch["rewards"][:2], [0 + G * 1, 1], rtol=1e-6)
+    np.testing.assert_array_equal(batch["masks"][:2], [0, 0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), n_step=st.integers(1, 7))
+def test_n_steps_equal_a_walk_in_plain_python(data, lengths, n_step):
+    rows = sum(lengths)
+    if rows == len(lengths):
+        return  # no transition at all; see the error test
+    masks = np.array(data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=rows, max_size=rows)))
+    tested = dataset(lengths, masks=masks)
+    ends = np.asarray(tested.ends)
+    batch = all_transitions(tested, n_step)
+    for i, start in enumerate(np.asarray(tested.starts)):
+        total, row, power = 0.0, start, 1.0
+        for taken in range(1, n_step + 1):
+            total += power * row
+            last, row = row, row + 1
+            if masks[last] == 0 or ends[row] or taken == n_step:
+                break
+            power *= G
+        assert float(batch["rewards"][i]) == pytest.approx(total, rel=1e-4, abs=1e-5)
+        assert float(batch["next_observations"][i, 0]) == row
+        assert float(batch["masks"][i]) == pytest.approx(power * masks[last], rel=1e-4)
+
+
+def test_sampling_is_uniform_over_transitions_and_follows_its_key():
+    data = dataset([3, 2, 4])
+    batch = jax.jit(data.sample, static_argnums=1)(jax.random.key(0), 6000)
+    counts = np.unique(np.asarray(batch["observations"][:, 0]), return_counts=True)
+    np.testing.assert_array_equal(counts[0], [0, 1, 3, 5, 6, 7])
+    assert counts[1].min() > 850
+    again = data.sample(jax.random.key(0), 6000)
+    np.testing.assert_array_equal(batch["observations"], again["observations"])
+
+
+def test_statistics():
+    data = dataset([3, 3], rewards=np.array([-1.0, 0.0, 99.0, -2.0, 0.5, 99.0]))
+    assert data.reward_range() == (-2.0, 0.5)  # the last rows belong to no transition
+    mean, std = data.obs_stats()
+    np.testing.assert_allclose(mean, [2.5])
+    np.testing.assert_allclose(std, [np.std(np.arange(6))], rtol=1e-5)
+    constant = Dataset.from_rows(np.ones((3, 2)), np.ones((3, 1)), np.zeros(3), np.ones(3), np.zeros(3))
+    np.testing.assert_array_equal(constant.obs_stats()[1], 1.0)
+
+
+def test_the_last_row_ends_a_trajectory_even_if_it_is_not_marked():
+    data = Dataset.from_rows(np.ones((3, 2)), np.ones((3, 1)), np.zeros(3), np.ones(3), np.zeros(3))
+    np.testing.assert_array_equal(data.starts, [0, 1])
+    assert len(data) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": np.zeros(4)}, "equally many rows"),
+        ({"observations": np.array([[0.0], [np.nan], [np.inf]])}, "observations is not finite in 2 of 3 rows.*row 1"),
+        ({"ends": np.ones(3)}, "no transition"),
+    ],
+)
+def test_what_is_refused(change, message):
+    good = {
+        "observations": np.zeros((3, 1)), "actions": np.zeros((3, 1)), "rewards": np.zeros(3),
+        "masks": np.ones(3), "ends": np.zeros(3),
+    }  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        Dataset.from_rows(**(good | change))
+
+
+def test_sampling_inside_jit_does_not_capture_data():
+    """The dataset is an argument, so two datasets of one shape share a program."""
+    count = 0
+
+    @jax.jit
+    def draw(data, key):
+        nonlocal count
+        count += 1
+        return data.sample(key, 4)["rewards"]
+
+    draw(dataset([3, 2]), jax.random.key(0))
+    other = draw(dataset([3, 2], rewards=np.full(5, 7.0)), jax.random.key(0))
+    assert count == 1
+    assert jnp.all(other == 7.0)
