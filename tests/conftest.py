@@ -12,3 +12,35 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+import pytest  # noqa: E402
+
+MAZE_DATA = "pointmaze-medium-navigate-v0"
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory):
+    """A folder with four collected episodes of the demonstration dataset, one of them for validation."""
+    from floq.data.collect import collect
+
+    directory = tmp_path_factory.mktemp("data")
+    collect(MAZE_DATA, directory, episodes=3, workers=2)
+    return directory
+
+
+TINY = [
+    *("--offline_steps=6", "--log_interval=2", "--eval_interval=4", "--save_interval=4", "--eval_episodes=3"),
+    *("--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"),
+]
+
+
+@pytest.fixture(scope="session")
+def run_dir(dataset_dir, tmp_path_factory):
+    """A finished run of six updates on that dataset, as `floq train` leaves it."""
+    from floq import cli
+
+    save_dir = tmp_path_factory.mktemp("exp")
+    flags = [f"--dataset_dir={dataset_dir}", f"--save_dir={save_dir}", "--agent.block_width=8", "--agent.block_depth=1"]
+    assert cli.run(["train", *TINY, *flags]) == 0
+    (folder,) = save_dir.glob("floq/debug/*/*")
+    return folder

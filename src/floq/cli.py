@@ -265,7 +265,15 @@ def _parse(command: type[T], argv: list[str], prog: str, description: str, defau
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        text = complaint.getvalue().split("───\n")[0] if complaint.getvalue() else ""
-        lines = [line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│")]
-        rule = next((i for i, line in enumerate(lines) if set(line) <= {"─"}), len(lines))
-        raise UserError(" ".join(lines[:rule]) or text.strip()) from None
+        raise UserError(_first_sentence(complaint.getvalue())) from None
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro's framed complaint says above its first rule; where the terminal has no box characters, the title and
+    a rule stand above that."""
+    is_rule = lambda line: bool(line) and set(line) <= {"─", "-"}  # noqa: E731
+    lines = [line.strip("│ ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
+    if len(lines) > 1 and is_rule(lines[1]):
+        lines = lines[2:]
+    end = next((i for i, line in enumerate(lines) if is_rule(line)), len(lines))
+    return " ".join(lines[:end])

@@ -49,7 +49,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
     if success_timing is not None and is_singletask(env_name):
         kwargs["success_timing"] = success_timing
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"gymnasium\..*")  # precision of a Box, environment versions
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
+        warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:
             if is_ogbench(env_name):
                 env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
@@ -58,10 +59,10 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         except gymnasium.error.Error as error:
             known = [*_ogbench_names(), *gymnasium.registry]
             raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}") from error
-    space = env.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
-        raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
-    return SeededEnv(env)
+        space = env.action_space
+        if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
+            raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+        return SeededEnv(env)
 
 
 def is_ogbench(env_name: str) -> bool:

@@ -66,7 +66,7 @@ def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
         run.folder / "plots" / "value_map.png",
         maze.maze_map,
         maze._maze_unit,
-        (maze._offset_x, maze._offset_y),
+        np.array([maze._offset_x, maze._offset_y]),
         np.asarray(states[:, :2]),
         np.asarray(values),
         np.array(walk),

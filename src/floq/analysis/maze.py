@@ -13,7 +13,7 @@ def value_map(
     path: Path,
     walls: np.ndarray,
     cell: float,
-    offset: tuple[float, float],
+    offset: np.ndarray,
     positions: np.ndarray,
     values: np.ndarray,
     walk: np.ndarray,
@@ -26,7 +26,7 @@ def value_map(
     Args:
         path: the picture's file.
         walls: floor plan, 1 where there is a wall; cell (i, j) is centred at x = j * cell - offset_x, y likewise.
-        cell, offset: size of a cell and position of the first, in the maze's units.
+        cell: size of a cell, in the maze's units. offset: (x, y), minus the position of the first cell.
         positions: (n, 2), where the values were taken. values: (n,).
         walk: (steps, 2), the policy's path from start to end. goal: (2,).
         title, outcome: what is shown; how the walk ended.

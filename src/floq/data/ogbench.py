@@ -41,11 +41,11 @@ def load(env_name: str, directory: Path, label_timing: str = "pre") -> Splits:
     Raises:
         UserError: the file is missing and cannot be downloaded, or is not a dataset.
     """
+    task = envs.make(env_name)  # first, since a wrong name is the commoner mistake
     name = envs.dataset_name(env_name)
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
     if not (train.exists() and validation.exists()):
         _download(name, directory)
-    task = envs.make(env_name)
     return Splits(
         _labelled(train, env_name, task, label_timing),
         _labelled(validation, env_name, task, label_timing),
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
         UserError: the file is damaged, holds pickled objects, or lacks an array.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             rows = {key: file[key] for key in (*ROW_KEYS, *LABEL_KEYS) if key in file}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and fetch or collect it again") from error

@@ -1,0 +1,83 @@
+"""What the compiled training loop saves over a host loop with one device call per step, on the same agent and data.
+
+    python benchmarks/training_loop.py [--steps 1000]
+
+Prints one table: updates per second of both loops, measured alternately in this process, and their ratio. Both end
+with the same parameters, or it says so.
+"""
+
+import argparse
+import platform
+import time
+from datetime import date
+
+import jax
+import numpy as np
+
+from floq.data.transitions import Dataset
+from floq.presets import configure
+from floq.train import Keys, make_agent, train_steps
+
+ROWS, REPETITIONS = 200_000, 3
+
+
+def random_dataset() -> Dataset:
+    """Numbers of the demonstration's shape; what they are does not matter for speed."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(1, ROWS + 1) % 1001 == 0
+    return Dataset.from_rows(
+        rng.normal(size=(ROWS, 2)), rng.uniform(-1, 1, (ROWS, 2)), -np.ones(ROWS), np.ones(ROWS), ends
+    )
+
+
+def scanned(agent, dataset, key, steps):
+    """The loop of `floq train`: many steps per device call."""
+    return train_steps(agent, dataset, key, steps)[0]
+
+
+def host_loop(agent, dataset, key, steps):
+    """One batch and one update per device call."""
+    for _ in range(steps):
+        batch = _sample(agent, dataset, key)
+        agent, _ = agent.update(batch)
+    return agent
+
+
+@jax.jit
+def _sample(agent, dataset, key):
+    config = agent.config
+    return dataset.sample(jax.random.fold_in(key, agent.step), config.batch_size, config.n_step, agent.hypers.discount)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000)
+    steps = parser.parse_args().steps
+    dataset, keys = random_dataset(), Keys.of(0)
+    print(
+        f"{date.today()}, {platform.processor() or platform.machine()}, {jax.devices()[0].device_kind}, {steps} steps"
+    )
+    print(f"{'agent':<6} {'one call per step':>18} {'compiled loop':>14} {'ratio':>6}  same result")
+    for name in ("floq", "fql"):
+        config = configure(agent=name)
+        loops = {"host": host_loop, "scan": scanned}
+        best, result = dict.fromkeys(loops, np.inf), {}
+        for loop in loops.values():
+            jax.block_until_ready(loop(make_agent(config, dataset), dataset, keys.batches, 1))  # compile
+        for _ in range(REPETITIONS):
+            for kind, loop in loops.items():
+                agent = make_agent(config, dataset)
+                started = time.perf_counter()
+                result[kind] = jax.block_until_ready(loop(agent, dataset, keys.batches, steps))
+                best[kind] = min(best[kind], time.perf_counter() - started)
+        leaves = (jax.tree.leaves(result[kind].params) for kind in loops)
+        same = all(np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*leaves, strict=True))
+        rates = {kind: steps / seconds for kind, seconds in best.items()}
+        print(
+            f"{name:<6} {rates['host']:>14.0f} 1/s {rates['scan']:>10.0f} 1/s {rates['scan'] / rates['host']:>6.2f}  "
+            f"{'yes' if same else 'no, beyond 1e-3'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The command line as a user types it, in a fresh process or in this one."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from floq import cli
+from floq.presets import FAMILIES, configure, family
+
+
+def dry_run(capsys, *flags):
+    assert cli.run(["train", "--dry_run", *flags]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plain_dry_run_shows_the_demonstration(capsys):
+    config = dry_run(capsys)
+    assert config["env_name"] == "pointmaze-medium-navigate-singletask-v0"
+    assert (config["agent"]["critic"], config["agent"]["actor"]) == ("floq", "fql")
+    assert config["normalize_observations"] is True
+
+
+def test_published_spellings(capsys):
+    """`--x=True`, bare switches, tuples in quotes, `--agent=NAME` beside `--agent.FIELD=VALUE`, the path form."""
+    words = (
+        '--agent=agents/floq.py --agent.alpha=300 "--agent.value_hidden_dims=(64, 32)" --agent.use_resnets '
+        "--agent.layer_norm=False --env_name=cube-double-play-singletask-v0 --agent.block_depth 2 --seed=3"
+    )
+    config = dry_run(capsys, *shlex.split(words))
+    agent = config["agent"]
+    assert (agent["alpha"], agent["value_hidden_dims"], agent["block_depth"]) == (300.0, [64, 32], 2)
+    assert agent["use_resnets"] is True
+    assert agent["layer_norm"] is False
+    assert config["seed"] == 3
+    assert config["offline_steps"] == 2_000_000
+
+
+def test_precedence(capsys):
+    giant = "--env_name=antmaze-giant-navigate-singletask-task3-v0"
+    assert dry_run(capsys, giant)["agent"]["critic_flow_steps"] == 8
+    best = dry_run(capsys, giant, "--preset=best")["agent"]
+    assert (best["critic_flow_steps"], best["q_agg"], best["discount"]) == (4, "min", 0.995)
+    assert dry_run(capsys, giant, "--preset=best", "--agent.critic_flow_steps=2")["agent"]["critic_flow_steps"] == 2
+    path_form = dry_run(capsys, giant, "--agent=agents/floq.py")["agent"]
+    assert (path_form["q_agg"], path_form["discount"]) == ("mean", 0.99)
+    fql = dry_run(capsys, giant, "--agent=fql")["agent"]
+    assert (fql["critic"], fql["q_agg"], fql["alpha"]) == ("scalar", "min", 10.0)
+
+
+def test_parts_pair_freely_and_fqls_own_names_work(capsys):
+    mixed = dry_run(capsys, "--agent=floq", "--agent.critic=scalar", "--agent.flow_steps=3")["agent"]
+    assert (mixed["critic"], mixed["actor_flow_steps"], mixed["alpha"]) == ("scalar", 3, 3.0)
+    assert "critic_flow_steps" not in mixed
+
+
+@pytest.mark.parametrize("agent", FAMILIES)
+def test_every_family_has_a_complete_configuration(agent):
+    for name in FAMILIES[agent]:
+        kind = "navigate" if "maze" in name or "soccer" in name else "play"
+        config = configure(f"{name}-{kind}-singletask-task2-v0", agent)
+        assert family(config.env_name) == name
+        assert config.agent.flat()["alpha"] == FAMILIES[agent][name].agent["alpha"]
+        assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_the_digest_ignores_the_seed_alone():
+    digests = [configure(seed=seed, alpha=alpha).digest() for seed, alpha in ((0, 1.0), (1, 1.0), (0, 2.0))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+WRONG = [
+    (["train", "--agent.alhpa=3"], "unknown flag --agent.alhpa for this agent; did you mean '--agent.alpha'?"),
+    (["train", "--agent=fql", "--agent.critic_flow_steps=2"], "unknown flag --agent.critic_flow_steps"),
+    (["train", "--enviroment=x"], "unknown flag --enviroment"),
+    (["train", "--agent=flqo"], "unknown agent; choose floq or fql; did you mean 'floq'?"),
+    (["train", "--agent.critic=scaler"], "did you mean 'scalar'?"),
+    (["train", "--preset=bset"], "did you mean 'best'?"),
+    (["train", "--agent.lr=fast"], "could not convert string to float: 'fast'"),
+    (["train", "--agent.q_agg=max"], "Expected one of ('mean', 'min')"),
+    (["train", "--agent.discount=1.0"], "discount=1.0: must be at least 0 and less than 1"),
+    (["train", "--offline_steps=0"], "offline_steps=0: must be greater than 0"),
+    (["train", "--eval_interval"], "Missing value for argument '--eval_interval'"),
+    (["train", "cube"], "unexpected argument 'cube'"),
+    (["train", "--agent=agents/floq.py--agent.alpha=3"], "write --agent=agents/floq.py --agent.alpha=3"),
+    (["train", "--agent.time_embedding=fourier", "--agent.time_embed_dim=7"], "time_embed_dim=7: must be even"),
+    (["trian"], "unknown command 'trian'; commands are train, eval, data collect; did you mean 'train'?"),
+    (["data", "colect"], "did you mean 'data collect'?"),
+    (["data", "collect", "cube-single-v0"], "scripted experts are available for"),
+    (["data", "collect"], "required"),
+    (["eval"], "required"),
+    (["eval", "/nonexistent"], "not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG, ids=[" ".join(argv) for argv, _ in WRONG])
+def test_wrong_input_gets_one_line_and_exit_code_2(capsys, argv, message):
+    assert cli.run(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert captured.err.startswith("floq: ")
+    assert message in captured.err
+
+
+def test_a_wrong_environment_leaves_nothing_behind(capsys, tmp_path):
+    flags = ["--env_name=pointmaze-mediun-navigate-singletask-v0", f"--save_dir={tmp_path / 'exp'}"]
+    assert cli.run(["train", *flags, f"--dataset_dir={tmp_path / 'data'}"]) == 2
+    assert "did you mean 'pointmaze-medium-navigate-singletask-v0'?" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_save_dir(capsys, dataset_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cli.run(["train", *TINY, f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}/file/exp"]) == 2
+    assert "choose another --save_dir" in capsys.readouterr().err
+
+
+def test_the_installed_command_helps_quickly():
+    for argv in (["--help"], ["train", "--help"], ["eval", "--help"], ["data", "collect", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "floq", *argv], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "usage" in done.stdout.lower() or "floq train" in done.stdout
+        assert done.stderr == ""
+
+
+def test_floq_eval_prints_the_protocol(run_dir, capsys):
+    assert cli.run(["eval", str(run_dir), "--eval_episodes=2", "--step=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint of step 4" in printed
+    assert "2 episodes, success_timing=post" in printed
+    assert "95% interval" in printed
+
+
+def test_the_end_of_training_is_a_short_table(dataset_dir, tmp_path, capsys):
+    flags = [f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--agent=fql"]
+    assert cli.run(["train", *TINY, *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of the published 1000 episodes" in printed
+    for word in ("success", "95% interval", "success_timing=post", "updates/s", str(tmp_path)):
+        assert word in printed.replace("\n", ""), word
+    (folder,) = tmp_path.glob("floq/debug/*/*")
+    assert {p.name for p in (folder / "plots").iterdir()} == {"learning_curve.png", "value_map.png"}

@@ -1,0 +1,122 @@
+"""Environments reproduce from their seed alone, whatever happened before and beside them."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from floq import envs
+from floq.envs import EnvSlots
+from floq.errors import UserError
+
+MAZE = "pointmaze-medium-navigate-singletask-v0"
+PUZZLE = "puzzle-3x3-play-singletask-v0"
+
+
+def roll_out(env, seed, steps=5):
+    obs = [env.reset_with(seed)]
+    for _ in range(steps):
+        obs.append(env.step(np.full(env.action_space.shape, 0.3))[0])
+    return np.array(obs)
+
+
+@pytest.mark.parametrize("name", [MAZE, "pointmaze-teleport-navigate-singletask-v0", PUZZLE])
+def test_an_episode_depends_on_its_seed_alone(name):
+    env, other = envs.make(name), envs.make(name)
+    first = roll_out(env, (3, 7))
+    roll_out(env, (4, 4))
+    np.random.seed(123)
+    np.random.uniform(size=10)
+    other.reset_with((9,))
+    np.testing.assert_array_equal(roll_out(env, (3, 7)), first)
+    np.testing.assert_array_equal(roll_out(other, (3, 7)), first)
+    assert np.abs(roll_out(env, (3, 8)) - first).max() > 1e-6
+
+
+def test_the_callers_global_generator_is_left_alone():
+    env = envs.make(MAZE)
+    np.random.seed(5)
+    expected = np.random.uniform(size=3)
+    np.random.seed(5)
+    got = [np.random.uniform()]
+    env.reset_with((0,))
+    got.append(np.random.uniform())
+    env.step(np.zeros(2))
+    got.append(np.random.uniform())
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_manipulation_environments_get_one_seeded_action_space():
+    env = envs.make(PUZZLE)
+    assert env.unwrapped.action_space is env.unwrapped.action_space
+    env.reset_with((1,))
+    drawn = env.unwrapped.action_space.sample()
+    env.reset_with((1,))
+    np.testing.assert_array_equal(env.unwrapped.action_space.sample(), drawn)
+    assert type(envs.make(PUZZLE).unwrapped) is not type(env.unwrapped)
+
+
+def test_success_timing_reaches_the_environment():
+    assert envs.make(MAZE, "post").unwrapped._success_timing == "post"  # type: ignore[attr-defined]
+    assert envs.make(MAZE, "pre").unwrapped._success_timing == "pre"  # type: ignore[attr-defined]
+
+
+def test_names():
+    assert envs.is_ogbench(MAZE)
+    assert not envs.is_ogbench("Hopper-v5")
+    assert envs.is_singletask(MAZE)
+    assert not envs.is_singletask("pointmaze-medium-navigate-v0")
+    assert envs.dataset_name("cube-double-play-singletask-task2-v0") == "cube-double-play-v0"
+    assert envs.dataset_name(MAZE) == "pointmaze-medium-navigate-v0"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pointmaze-medum-navigate-singletask-v0", "did you mean 'pointmaze-medium-navigate-singletask-v0'"),
+        ("Hoper-v5", "unknown environment 'Hoper-v5'; did you mean 'Hopper-v"),
+        ("CartPole-v1", "bounded, one-dimensional Box"),
+    ],
+)
+def test_unusable_environments_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        envs.make(name)
+
+
+class Countdown(gymnasium.Env):
+    """Ends after as many steps as its first observation says; success if that is even."""
+
+    observation_space = gymnasium.spaces.Box(-1e3, 1e3, (1,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._first = self._left = int(self.np_random.integers(2, 6))
+        return np.array([self._left], np.float32), {}
+
+    def step(self, action):
+        self._left -= 1
+        info = {"success": float(self._first % 2 == 0)}
+        return np.array([self._left], np.float32), 1.0, self._left == 0, False, info
+
+
+@pytest.fixture
+def countdown(monkeypatch):
+    monkeypatch.setattr(envs, "make", lambda name, timing: envs.SeededEnv(Countdown()))
+
+
+def test_slots_play_every_episode_once_and_report_it(countdown):
+    slots = EnvSlots("any", None, (0, 1), num_slots=2)
+    obs, results, episode = slots.start((0,), 5), {}, [0, 1]
+    lengths = dict(zip(episode, obs[:, 0], strict=True))
+    while len(results) < 5:
+        obs, finished = slots.step(np.zeros((2, 1)))
+        for slot, result in finished:
+            results[episode[slot]] = result
+            episode[slot] += 2
+            if episode[slot] < 5:
+                lengths[episode[slot]] = obs[slot, 0]
+    for number, result in results.items():
+        assert result.length == result.episode_return == lengths[number]
+        assert result.success == float(lengths[number] % 2 == 0)
+    reference = [envs.SeededEnv(Countdown()).reset_with((0, number))[0] for number in range(5)]
+    assert [lengths[number] for number in range(5)] == reference

@@ -1,0 +1,124 @@
+"""A run folder as `floq train` leaves it: files, checkpoints, evaluation from the checkpoint."""
+
+import csv
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from floq import checkpoint
+from floq.errors import UserError
+from floq.evaluate import evaluate_run
+from floq.loggers import CsvLogger, read_csv
+from floq.run import Run
+
+
+def test_folder_and_files(run_dir):
+    assert re.fullmatch(r"sd000_\d{8}_\d{6}_[0-9a-f]{8}", run_dir.name)
+    assert {p.name for p in run_dir.iterdir()} == {
+        "config.json", "train.csv", "eval.csv", "summary.json", "checkpoints", "plots"
+    }  # fmt: skip
+    assert {p.name for p in (run_dir / "plots").iterdir()} == {"learning_curve.png", "value_map.png", "flow.png"}
+    assert all(p.stat().st_size > 10_000 for p in (run_dir / "plots").iterdir())
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"4", "6"}
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["agent"]["critic"] == "floq"
+    assert config["agent"]["block_width"] == 8
+    assert config["protocol"] == "3 episodes, success_timing=post, label_timing=pre"
+    assert {"floq", "jax", "ogbench"} <= set(config["versions"])
+    assert run_dir.name.endswith(Run.open(run_dir).config.digest())
+
+
+def test_logs(run_dir):
+    with open(run_dir / "train.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert {"training/critic/floq_loss", "validation/critic/td_error", "training/actor/mse", "time/epoch_time"} <= set(
+        rows[0]
+    )
+    assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+    assert read_csv(run_dir / "eval.csv")["step"] == [1, 4, 6]
+    summary = Run.open(run_dir).summary
+    assert summary["steps"] == 6
+    assert summary["eval_episodes"] == 3
+    assert summary["success_timing"] == "post"
+    assert summary["success"] == read_csv(run_dir / "eval.csv")["evaluation/success"][-1]
+    assert summary["updates_per_second"] > 0
+    assert summary["seconds"] > summary["seconds_to_first_update"] > 0
+
+
+def test_a_checkpoint_restores_every_array(run_dir, tmp_path):
+    agent, config = checkpoint.load(run_dir / "checkpoints")
+    assert int(agent.step) == 6
+    assert config == Run.open(run_dir).config
+    assert float(agent.hypers.tau) == pytest.approx(config.agent.tau)
+    checkpoint.save(tmp_path, agent, (2, 2), config)
+    again, _ = checkpoint.load(tmp_path)
+    assert jax.tree.structure(again) == jax.tree.structure(agent)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(agent), strict=True):
+        raw = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b)]
+        np.testing.assert_array_equal(*raw)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_earlier_checkpoint_by_its_step(run_dir):
+    run = Run.open(run_dir)
+    assert int(run.load_agent(4).step) == 4
+    with pytest.raises(UserError, match=r"no checkpoint of step 5: choose one of 4, 6"):
+        run.load_agent(5)
+
+
+def test_evaluating_again_gives_the_number_of_training_with_any_number_of_workers(run_dir):
+    results = [evaluate_run(str(run_dir), eval_episodes=3, workers=count, show=False) for count in (1, 2, 2)]
+    assert results[0] == results[1] == results[2]
+    recorded = read_csv(run_dir / "eval.csv")
+    for name, value in results[0].summary().items():
+        assert recorded[name][-1] == pytest.approx(value, abs=1e-9)
+    other = evaluate_run(str(run_dir), eval_episodes=3, seed=1, show=False)
+    assert other != results[0]
+
+
+def test_damage_is_explained(run_dir, tmp_path):
+    broken = tmp_path / "run"
+    shutil.copytree(run_dir, broken)
+    tensors = broken / "checkpoints" / "6" / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is damaged"):
+        Run.open(broken).load_agent()
+    manifest = broken / "checkpoints" / "4" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["config"]["agent"]["block_width"] = 16
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="does not fit its configuration"):
+        Run.open(broken).load_agent(4)
+    manifest.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        Run.open(broken).load_agent(4)
+    shutil.rmtree(broken / "checkpoints" / "6")
+    shutil.rmtree(broken / "checkpoints" / "4")
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        Run.open(broken).load_agent()
+    (broken / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        Run.open(broken)
+    with pytest.raises(UserError, match="not a run folder"):
+        Run.open(tmp_path)
+
+
+def test_a_half_written_checkpoint_is_not_one(tmp_path):
+    (tmp_path / ".7.partial").mkdir()
+    (tmp_path / "8").mkdir()
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_csv_rows_are_on_disk_at_once_and_keep_their_columns(tmp_path):
+    log = CsvLogger(tmp_path / "log.csv")
+    log.log(1, {"a": 0.1, "b": 2.0})
+    assert read_csv(tmp_path / "log.csv") == {"step": [1.0], "a": [0.1], "b": [2.0]}
+    log.log(2, {"a": 0.25, "b": 3.0})
+    assert read_csv(tmp_path / "log.csv")["a"] == [0.1, 0.25]
+    with pytest.raises(ValueError, match="c"):
+        log.log(3, {"c": 1.0})

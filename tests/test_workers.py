@@ -1,0 +1,67 @@
+"""Worker processes: order, errors, death, and that they stay light."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from floq.workers import WorkerError, Workers
+
+
+class Adder:
+    """Owned by a worker."""
+
+    def __init__(self, start):
+        self.total = start
+
+    def add(self, number):
+        self.total += number
+        return self.total
+
+    def fail(self, message):
+        raise ValueError(message)
+
+    def die(self, code):
+        os._exit(code)
+
+    def has_jax(self):
+        return "jax" in sys.modules
+
+
+def test_each_worker_keeps_its_own_object():
+    with Workers(Adder, [(0,), (100,)]) as workers:
+        assert workers.call("add", [(1,), (2,)]) == [1, 102]
+        assert workers.call("add", [(1,), (2,)]) == [2, 104]
+        assert sorted(i for i, _ in workers.map("add", [0] * 7)) == list(range(7))
+
+
+def test_an_error_in_a_worker_carries_its_traceback_and_the_worker_lives_on():
+    with Workers(Adder, [(0,)]) as workers:
+        with pytest.raises(WorkerError, match="ValueError: out of cheese"):
+            workers.call("fail", [("out of cheese",)])
+        assert workers.call("add", [(1,)]) == [1]
+
+
+def test_a_dead_worker_is_noticed():
+    with Workers(Adder, [(0,)]) as workers, pytest.raises(WorkerError, match="died with exit code 7"):
+        workers.call("die", [(7,)])
+
+
+def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_jax(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        textwrap.dedent("""
+        import jax
+        from floq.envs import EnvSlots
+        from floq.workers import Workers
+        print("main runs once")
+        with Workers(EnvSlots, [("pointmaze-medium-navigate-singletask-v0", "post", (0,), 1)]) as workers:
+            print(workers.call("start", [((0,), 1)])[0].shape)
+        """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "main runs once\n(1, 2)\n"
+    with Workers(Adder, [(0,)]) as workers:
+        assert workers.call("has_jax", [()]) == [False]
