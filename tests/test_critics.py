@@ -68,7 +68,7 @@ def test_loss_and_distillation_against_the_oracle(steps):
     critic = floq_critic(critic_flow_steps=steps)
     obs, act, y = uniform(OBS), uniform(ACT), jnp.float32(-42.0)
     z_0, t = jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
-    total, info = critic.loss_at(obs, act, y, scale(), z_0, t)
+    total, info = critic.loss_at(obs, act, y, scale(), z_0, t, z_0)
     flow, distilled = oracle.losses(critic, obs, act, float(y), z_0, t, steps, LOW, HIGH)
     assert float(info["floq_loss"]) == pytest.approx(flow, rel=2e-4)
     assert float(info["distilled_critic_loss"]) == pytest.approx(distilled, rel=2e-4)
@@ -87,8 +87,20 @@ def test_drawn_and_given_are_the_same_mathematics():
     given = critic.target_at(reward, bootstrap, obs, acts, scale(), z_0)
     drawn = critic.target(reward, bootstrap, obs, policy, scale(), jax.random.key(5))
     np.testing.assert_allclose(drawn, given, rtol=1e-5)
-    given = critic.loss_at(obs, act, reward, scale(), z_0, jnp.zeros(3))[0]
+    given = critic.loss_at(obs, act, reward, scale(), z_0, jnp.zeros(3), z_0)[0]
     np.testing.assert_allclose(critic.loss(obs, act, reward, scale(), jax.random.key(6))[0], given, rtol=1e-5)
+
+
+def test_separate_numbers_of_samples_for_loss_target_and_distillation():
+    critic = floq_critic(noise_scheme="midpoint", noise_samples=4, target_noise_samples=2, distill_noise_samples=1)
+    obs, act, y, policy = uniform(OBS), uniform(ACT), jnp.float32(-5.0), lambda obs, key: jnp.zeros(ACT)
+    one, two, four = (scale().noise(source_nodes(jax.random.key(n), n, "midpoint")) for n in (1, 2, 4))
+    given = critic.target_at(y, y / 10, obs, jnp.zeros((2, ACT)), scale(), two)
+    np.testing.assert_allclose(critic.target(y, y / 10, obs, policy, scale(), jax.random.key(0)), given, rtol=1e-5)
+    drawn = critic.loss(obs, act, y, scale(), jax.random.key(1))[1]
+    given = critic.loss_at(obs, act, y, scale(), four, jnp.zeros(4), one)[1]
+    assert float(drawn["distilled_critic_loss"]) == pytest.approx(float(given["distilled_critic_loss"]), rel=1e-4)
+    assert float(drawn["q"]) == pytest.approx(float(given["q"]), rel=1e-4)
 
 
 def test_read_out_is_the_mean_over_noise_and_members_with_any_number_of_steps():
@@ -143,7 +155,7 @@ def test_distillation_teaches_the_distilled_critic_alone():
     obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
 
     def part(critic, name):
-        return critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t)[1][name]
+        return critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1][name]
 
     distill = jax.grad(part)(critic, "distilled_critic_loss")
     assert all(not leaf.any() for leaf in jax.tree.leaves(distill.velocity))

@@ -82,6 +82,15 @@ def test_unusable_environments_are_refused(name, message):
         envs.make(name)
 
 
+def test_actions_are_rescaled_to_the_unit_box():
+    """The pendulum takes torques in [-2, 2]."""
+    env = envs.make("Pendulum-v1")
+    assert (env.action_space.low, env.action_space.high) == (-1, 1)  # type: ignore[attr-defined]
+    env.reset_with((0,))
+    env.step(np.array([0.5], np.float32))
+    assert env.unwrapped.last_u == pytest.approx(1.0)  # type: ignore[attr-defined]
+
+
 class Countdown(gymnasium.Env):
     """Ends after as many steps as its first observation says; success if that is even."""
 

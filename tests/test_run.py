@@ -71,14 +71,11 @@ def test_an_earlier_checkpoint_by_its_step(run_dir):
         run.load_agent(5)
 
 
-def test_evaluating_again_gives_the_number_of_training_with_any_number_of_workers(run_dir):
-    results = [evaluate_run(str(run_dir), eval_episodes=3, workers=count, show=False) for count in (1, 2, 2)]
-    assert results[0] == results[1] == results[2]
+def test_evaluating_again_gives_the_number_of_training(run_dir):
+    again = evaluate_run(str(run_dir), eval_episodes=3, show=False)
     recorded = read_csv(run_dir / "eval.csv")
-    for name, value in results[0].summary().items():
+    for name, value in again.summary().items():
         assert recorded[name][-1] == pytest.approx(value, abs=1e-9)
-    other = evaluate_run(str(run_dir), eval_episodes=3, seed=1, show=False)
-    assert other != results[0]
 
 
 def test_damage_is_explained(run_dir, tmp_path):

@@ -21,7 +21,7 @@ PUBLISHED_ALIASES = {"scalar": {"flow_steps": "actor_flow_steps"}}  # FQL's own 
 
 POSITIVE = (
     *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
-    *("critic_flow_steps", "noise_samples", "actor_flow_steps"),
+    *("critic_flow_steps", "noise_samples", "target_noise_samples", "distill_noise_samples", "actor_flow_steps"),
     *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
     *("block_width", "block_depth", "num_transformations"),
     *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes"),

@@ -43,6 +43,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         success_timing: for OGBench single tasks, whether reward and success come from the state after the step
             ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
 
+    Actions are rescaled to [-1, 1] where they are not.
+
     Raises:
         UserError: the id is unknown, or its actions are not a bounded box.
     """
@@ -62,6 +64,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         space = env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
             raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+        if (space.low != -1).any() or (space.high != 1).any():
+            env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
         return SeededEnv(env)
 
 
@@ -93,10 +97,9 @@ class SeededEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
-        space = env.action_space
-        assert isinstance(space, gymnasium.spaces.Box)
-        self._box = gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)  # type: ignore[union-attr]
-        base = env.unwrapped
+        base: Any = env.unwrapped
+        space = base.action_space
+        self._box = gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)
         if isinstance(getattr(type(base), "action_space", None), property):
             # Manipulation environments build a new space at each access; shadow the property, for this object only.
             base.__class__ = type(type(base).__name__, (type(base),), {"action_space": self._box})

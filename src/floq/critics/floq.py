@@ -39,7 +39,11 @@ class FloqConfig:
     distill_num_ensembles: int = 2
     """Members of the distilled critic."""
     noise_samples: int = 8
-    """Source samples per transition, in the target and in the loss (M)."""
+    """Source samples per transition in the loss, and by default wherever else noise is drawn (M)."""
+    target_noise_samples: int | None = None
+    """Source samples of the TD target, each with an action of its own; by default `noise_samples`."""
+    distill_noise_samples: int | None = None
+    """Source samples of the value that is distilled; by default the very samples of the loss, as published."""
     noise_coverage: float = 0.1
     """Share of the return range that source noise covers (c)."""
     noise_scheme: NoiseScheme = "iid"
@@ -150,8 +154,9 @@ class FloqCritic(Critic):
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
         """`target_at` with fresh draws: source noise, and for each source sample an action of its own."""
         act_key, noise_key = jax.random.split(key)
-        next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, self.config.noise_samples))
-        return self.target_at(reward, bootstrap, next_obs, next_acts, scale, self._source(noise_key, scale))
+        samples = self.config.target_noise_samples or self.config.noise_samples
+        next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, samples))
+        return self.target_at(reward, bootstrap, next_obs, next_acts, scale, self._source(noise_key, samples, scale))
 
     def target_at(
         self,
@@ -171,10 +176,12 @@ class FloqCritic(Critic):
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
         """`loss_at` with fresh draws: source noise, and for each source sample a time of its own."""
-        noise_key, t_key = jax.random.split(key)
-        samples = self.config.noise_samples
+        noise_key, t_key, distill_key = jax.random.split(key, 3)
+        samples, distill_samples = self.config.noise_samples, self.config.distill_noise_samples
         t = jnp.zeros(samples) if self.config.train_at_zero_only else jax.random.uniform(t_key, (samples,))
-        return self.loss_at(obs, act, target, scale, self._source(noise_key, scale), t)
+        z_0 = self._source(noise_key, samples, scale)
+        distill_z_0 = self._source(distill_key, distill_samples, scale) if distill_samples else z_0
+        return self.loss_at(obs, act, target, scale, z_0, t, distill_z_0)
 
     def loss_at(
         self,
@@ -184,9 +191,10 @@ class FloqCritic(Critic):
         scale: ReturnScale,
         z_0: Float[Array, " samples"],
         t: Float[Array, " samples"],
+        distill_z_0: Float[Array, " distill_samples"],
     ) -> tuple[Float[Array, ""], Info]:
-        """Flow matching (eq. 6) summed over source samples and averaged over members, plus the distillation of the
-        online flow's K-step value from the same source samples, for given draws."""
+        """Flow matching (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over members, plus the
+        distillation of the value that the online flow reaches from `distill_z_0` in K steps."""
         assert self.distilled is not None, "a target network has no loss"
 
         def flow_loss(member: VelocityField) -> Float[Array, ""]:
@@ -196,7 +204,7 @@ class FloqCritic(Critic):
         floq_loss = jnp.mean(jax.vmap(flow_loss)(self.velocity))
 
         frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
-        flow_returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale))(z_0)  # (samples, members)
+        flow_returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale))(distill_z_0)  # (samples, members)
         value = jnp.mean(flow_returns)
         distilled_loss = jnp.mean(jnp.square(self._distilled_members(obs, act) - value))
 
@@ -211,7 +219,7 @@ class FloqCritic(Critic):
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """The mean over members and `noise_samples` source samples of the K-step integration."""
-        z_0 = self._source(key, scale)
+        z_0 = self._source(key, self.config.noise_samples, scale)
         return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, num_steps))(z_0))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
@@ -230,9 +238,9 @@ class FloqCritic(Critic):
 
         return jax.vmap(of_member)(self.velocity)
 
-    def _source(self, key: PRNGKeyArray, scale: ReturnScale) -> Float[Array, " samples"]:
-        """Source noise z(0), `noise_samples` of it."""
-        return scale.noise(source_nodes(key, self.config.noise_samples, self.config.noise_scheme))
+    def _source(self, key: PRNGKeyArray, samples: int, scale: ReturnScale) -> Float[Array, " samples"]:
+        """Source noise z(0)."""
+        return scale.noise(source_nodes(key, samples, self.config.noise_scheme))
 
     def _distilled_members(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, " members"]:
         assert self.distilled is not None, "a target network has no distilled critic"
