@@ -17,6 +17,7 @@ from floq.flow import source_nodes
 from floq.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
+VALUE_BATCH = 500  # of them at a time, for memory's sake
 GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
 FAN_CANDIDATES = 512  # transitions from which the picture of the flow takes three
 FAN_SAMPLES = 24  # source samples per state-action in the picture of the flow
@@ -72,8 +73,8 @@ def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
         np.array(walk),
         np.array(maze.cur_goal_xy),
         "What the critic has learned, and where the greedy policy goes",
-        f"the policy {'reaches the goal' if success else 'has not reached the goal'} after {elapsed} steps "
-        f"(orange); {VALUE_STATES:,} states of the data are coloured",
+        f"orange: the policy's path, {'at the goal' if success else 'not at the goal'} after {elapsed} steps\n"
+        f"coloured: states that the data visits; white: floor without data",
     )
 
 
@@ -123,4 +124,5 @@ def _state_values(agent: Agent, states, key):
         act_key, value_key = jax.random.split(key)
         return agent.value(obs, _greedy(agent, obs, act_key), value_key)
 
-    return jax.vmap(value)(states, jax.random.split(key, states.shape[0]))
+    keys = jax.random.split(key, states.shape[0])
+    return jax.lax.map(lambda pair: value(*pair), (states, keys), batch_size=VALUE_BATCH)

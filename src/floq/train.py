@@ -208,10 +208,10 @@ class _Loop:
                 "protocol": protocol(self._config),
                 "episode": f"mean length {summary['episode.length']:.0f}, mean return {summary['episode.return']:.0f}",
                 "speed": f"{summary['updates_per_second']:.0f} updates/s, {seconds:.0f} s in all",
-                "pictures": str(self.run.folder / "plots"),
-                "run": str(self.run.folder),
             },
         )
+        self._display.note(f"  pictures    {self.run.folder / 'plots'}")
+        self._display.note(f"  run         {self.run.folder}")
 
     def _next_stop(self, step: int) -> int:
         """The next step at which something is due, or as far as one device call should go."""
