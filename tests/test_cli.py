@@ -113,6 +113,20 @@ def test_a_wrong_environment_leaves_nothing_behind(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("env_name", "message"),
+    [
+        ("Hopper-v5", "is not an OGBench single task"),
+        ("pointmaze-medium-navigate-v0", "is not an OGBench single task"),
+        ("visual-cube-single-play-singletask-v0", "pixel tasks are not built yet"),
+    ],
+)
+def test_environments_without_data(capsys, tmp_path, env_name, message):
+    assert cli.run(["train", f"--env_name={env_name}", f"--save_dir={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unwritable_save_dir(capsys, dataset_dir, tmp_path):
     (tmp_path / "file").write_text("")
     assert cli.run(["train", *TINY, f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}/file/exp"]) == 2

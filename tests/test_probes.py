@@ -10,6 +10,7 @@ from helpers import ACTOR, FLOQ, SCALAR
 
 from floq.agent import Agent, zeros_like_info
 from floq.config import AgentConfig
+from floq.critics import FloqCritic
 
 WIDE = (32, 32)
 CRITICS = {
@@ -124,3 +125,20 @@ def test_the_actor_finds_the_better_action_and_the_target_uses_it(pair):
     assert acts[1] < -0.5
     read_out, _ = values(agent, [0.0], [0.0])
     assert read_out[0] == pytest.approx(DISCOUNT * -acts[1], abs=0.2)
+
+
+def test_a_flow_contracts_its_source_noise_when_the_return_is_certain():
+    """Flow matching carries the noise to the distribution of the targets; here that is one number per state, so all
+    of z(0), spread over [-0.2, 0.2], must land on it."""
+
+    def make_batch(key):
+        obs, act = jax.random.uniform(key, (2, BATCH), minval=-1.0)
+        return batch_of(obs, act, obs, obs, jnp.zeros(BATCH))
+
+    agent = learn("floq", "fql", make_batch, (-1.0, 1.0))
+    z_0 = agent.scale.noise(jnp.linspace(0.0, 1.0, 9))
+    critic = agent.params.critic
+    assert isinstance(critic, FloqCritic)
+    paths = critic.trajectories(z_0, jnp.array([0.5]), jnp.zeros(1), agent.scale)
+    assert float(paths[..., 0].std()) > 0.1
+    assert float(paths[..., -1].std()) < 0.5 * float(paths[..., 0].std())

@@ -41,7 +41,13 @@ def load(env_name: str, directory: Path, label_timing: str = "pre") -> Splits:
     Raises:
         UserError: the file is missing and cannot be downloaded, or is not a dataset.
     """
-    task = envs.make(env_name)  # first, since a wrong name is the commoner mistake
+    if env_name.startswith("visual-"):
+        raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
+    if not envs.is_singletask(env_name):
+        raise UserError(
+            f"{env_name} is not an OGBench single task, such as cube-double-play-singletask-v0: no data for it"
+        )
+    task = envs.make(env_name)  # before the data, since a wrong name is the commoner mistake
     name = envs.dataset_name(env_name)
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
     if not (train.exists() and validation.exists()):
