@@ -10,13 +10,15 @@ import argparse
 import platform
 import time
 from datetime import date
+from functools import partial
 
 import jax
 import numpy as np
 
 from floq.data.transitions import Dataset
+from floq.keys import Keys
 from floq.presets import configure
-from floq.train import Keys, make_agent, train_steps
+from floq.train import make_agent, sample_batch, train_steps
 
 ROWS, REPETITIONS = 200_000, 3
 
@@ -36,17 +38,15 @@ def scanned(agent, dataset, key, steps):
 
 
 def host_loop(agent, dataset, key, steps):
-    """One batch and one update per device call."""
+    """One device call per step, which draws the batch and updates the agent in place."""
     for _ in range(steps):
-        batch = _sample(agent, dataset, key)
-        agent, _ = agent.update(batch)
+        agent = _one_step(agent, dataset, key)
     return agent
 
 
-@jax.jit
-def _sample(agent, dataset, key):
-    config = agent.config
-    return dataset.sample(jax.random.fold_in(key, agent.step), config.batch_size, config.n_step, agent.hypers.discount)
+@partial(jax.jit, donate_argnums=0)
+def _one_step(agent, dataset, key):
+    return agent.update(sample_batch(agent, dataset, key))[0]
 
 
 def main() -> None:

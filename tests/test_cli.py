@@ -93,6 +93,13 @@ WRONG = [
     (["data", "collect"], "required"),
     (["eval"], "required"),
     (["eval", "/nonexistent"], "not a run folder"),
+    (["eval", "/nonexistent", "--success_timing=during"], "Expected one of"),
+    (["train", "--dry_run=yes"], "--dry_run=yes: write --dry_run"),
+    (
+        ["data", "collect", "--episodes=1", "pointmaze-medium-navigate-v0", "--workers=0"],
+        "workers=0: must be at least 1",
+    ),
+    (["data", "collect", "pointmaze-medium-navigate-v0", "--seed=-1"], "seed=-1: must be at least 0"),
 ]
 
 
@@ -118,11 +125,12 @@ def test_a_wrong_environment_leaves_nothing_behind(capsys, tmp_path):
     [
         ("Hopper-v5", "is not an OGBench single task"),
         ("pointmaze-medium-navigate-v0", "is not an OGBench single task"),
+        ("pointmaze-medium-navigate-singletask-task9-v0", "unknown environment"),
         ("visual-cube-single-play-singletask-v0", "pixel tasks are not built yet"),
     ],
 )
 def test_environments_without_data(capsys, tmp_path, env_name, message):
-    assert cli.run(["train", f"--env_name={env_name}", f"--save_dir={tmp_path}"]) == 2
+    assert cli.run(["train", f"--env_name={env_name}", f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -133,13 +141,26 @@ def test_an_unwritable_save_dir(capsys, dataset_dir, tmp_path):
     assert "choose another --save_dir" in capsys.readouterr().err
 
 
-def test_the_installed_command_helps_quickly():
+def test_every_command_helps():
     for argv in (["--help"], ["train", "--help"], ["eval", "--help"], ["data", "collect", "--help"]):
         done = subprocess.run(
             [sys.executable, "-m", "floq", *argv], capture_output=True, text=True, timeout=60, check=True
         )
         assert "usage" in done.stdout.lower() or "floq train" in done.stdout
         assert done.stderr == ""
+
+
+@pytest.mark.parametrize("flag", ["--workers=-1", "--seed=-1"])
+def test_floq_eval_refuses_what_cannot_be(run_dir, capsys, flag):
+    assert cli.run(["eval", flag, str(run_dir)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_function_train_survives_the_import_of_its_module():
+    code = "from floq.train import make_agent; import floq; assert callable(floq.train); print(floq.train.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "train\n"
+    assert done.stderr == ""
 
 
 def test_floq_eval_prints_the_protocol(run_dir, capsys):

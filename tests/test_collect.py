@@ -84,16 +84,18 @@ def test_stitch_goals_lie_four_cells_away():
 
 
 def test_hallways_are_no_goals():
+    """Read off the floor plan: (6, 5) is a dead end's corner, (4, 6) lies between (3, 6)'s wall and free cells."""
     collector = PointMazeCollector(Recipe("pointmaze-medium-v0", "navigate", 1, 1001, PointMazeCollector), 0)
-    assert collector._is_hallway((3, 3)) == ((3, 3) not in collector._goals)
-    assert all(collector._maze.maze_map[cell] == 0 for cell in collector._free)
-    assert 0 < len(collector._goals) < len(collector._free)
+    assert len(collector._free) == 27
+    for cell, hallway in {(1, 1): False, (5, 1): True, (3, 3): False, (5, 6): True, (6, 6): False}.items():
+        assert collector._is_hallway(cell) == hallway, cell
+        assert (cell in collector._goals) != hallway
 
 
 def test_what_is_refused(tmp_path, dataset_dir):
     with pytest.raises(UserError, match="exists already"):
         collect(NAME, dataset_dir, episodes=1)
-    with pytest.raises(UserError, match="--episodes=0"):
+    with pytest.raises(UserError, match="episodes=0"):
         collect(NAME, tmp_path, episodes=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

@@ -38,8 +38,8 @@ def test_post_labels_come_from_the_next_state(dataset_dir):
     assert successes > 0
 
 
-def test_provenance_of_an_official_file(tmp_path):
-    assert provenance(NAME, tmp_path) == f"{NAME}: official file"
+def test_provenance_without_a_record(tmp_path):
+    assert provenance(NAME, tmp_path) == f"{NAME}: not collected here"
 
 
 def test_provenance_of_a_full_collection(tmp_path):
@@ -62,6 +62,12 @@ def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(tmp_path, mo
     assert "\n" not in message
     with pytest.raises(UserError, match="no scripted expert can make it"):
         load("antmaze-large-navigate-singletask-v0", tmp_path)
+
+
+def test_half_a_dataset_is_named(tmp_path, dataset_dir):
+    (tmp_path / f"{NAME}.npz").write_bytes((dataset_dir / f"{NAME}.npz").read_bytes())
+    with pytest.raises(UserError, match=f"{NAME}-val.npz is missing beside"):
+        load(NAME.replace("-v0", "-singletask-v0"), tmp_path)
 
 
 def test_damaged_files_are_refused(tmp_path, dataset_dir):

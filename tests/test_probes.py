@@ -57,7 +57,7 @@ def batch_of(obs, act, rewards, next_obs, masks):
     }
 
 
-@pytest.fixture(params=[(c, a) for c in CRITICS for a in ACTORS], ids=lambda pair: "-".join(pair))
+@pytest.fixture(params=[(c, a) for c in ("floq", "scalar") for a in ACTORS], ids=lambda pair: "-".join(pair))
 def pair(request):
     return request.param
 
@@ -125,6 +125,17 @@ def test_the_actor_finds_the_better_action_and_the_target_uses_it(pair):
     assert acts[1] < -0.5
     read_out, _ = values(agent, [0.0], [0.0])
     assert read_out[0] == pytest.approx(DISCOUNT * -acts[1], abs=0.2)
+
+
+def test_the_ablation_without_dense_supervision_learns_too():
+    """One step, supervised at t = 0 only (`train_at_zero_only`, K = 1)."""
+
+    def make_batch(key):
+        obs, act = jax.random.uniform(key, (2, BATCH), minval=-1.0)
+        return batch_of(obs, act, obs + act, obs, jnp.zeros(BATCH))
+
+    read_out, _ = values(learn("floq at zero only", "fql", make_batch, (-2.0, 2.0)), [-0.5, 0.5], [-0.5, 0.5])
+    np.testing.assert_allclose(read_out, [-1.0, 1.0], atol=0.2)
 
 
 def test_a_flow_contracts_its_source_noise_when_the_return_is_certain():

@@ -16,7 +16,8 @@ from helpers import ACTOR, FLOQ, SCALAR, agent_config
 from floq import checkpoint
 from floq.config import Config
 from floq.data.transitions import Dataset
-from floq.train import Keys, make_agent, train_steps
+from floq.keys import Keys
+from floq.train import make_agent, train_steps
 
 ROWS = 60
 

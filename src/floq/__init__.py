@@ -8,6 +8,8 @@ Names are loaded when they are first used, so that `floq --help` and worker proc
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from floq.config import AgentConfig as AgentConfig
     from floq.config import Config as Config
     from floq.data.transitions import Dataset as Dataset
+    from floq.errors import Interrupted as Interrupted
     from floq.errors import UserError as UserError
     from floq.presets import configure as configure
     from floq.run import Run as Run
@@ -25,17 +28,32 @@ _HOME = {
     "AgentConfig": "config",
     "Config": "config",
     "Dataset": "data.transitions",
+    "Interrupted": "errors",
     "Run": "run",
     "UserError": "errors",
     "configure": "presets",
-    "train": "train",
 }
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*sorted(_HOME), "train"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'floq' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"floq.{_HOME[name]}"), name)
-    globals()[name] = value  # also puts the function `train` before the submodule of that name
+    globals()[name] = value
     return value
+
+
+class _Package(types.ModuleType):
+    """Keeps `floq.train` the function, though importing the module of that name would put the module there."""
+
+    @property
+    def train(self) -> Any:
+        return importlib.import_module("floq.train").train
+
+    @train.setter
+    def train(self, module: Any) -> None:
+        """Ignore what the import system wants to put here."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -54,8 +54,8 @@ class ObsStats(NamedTuple):
 class Agent(eqx.Module):
     """The whole state of a learner, with `update`, `act` and `value` as pure functions of it.
 
-    Every field but `config` is an array or a tree of arrays. `config` alone decides shapes and branches; the settings
-    that do neither are in `hypers`, and stand at their defaults in `config`.
+    Every field but `static` is an array or a tree of arrays. `static` alone decides shapes and branches; the settings
+    that do neither are in `hypers`, and stand at their defaults in `static`.
     """
 
     params: Params
@@ -66,7 +66,7 @@ class Agent(eqx.Module):
     hypers: Hypers
     value_range: ValueRange
     obs_stats: ObsStats
-    config: AgentConfig = eqx.field(static=True)
+    static: AgentConfig = eqx.field(static=True)
 
     @classmethod
     def init(
@@ -95,7 +95,7 @@ class Agent(eqx.Module):
         init_key, run_key = jax.random.split(key)
         critic_key, actor_key = jax.random.split(init_key)
         params = Params(
-            CRITICS[config.critic_name][1].init(critic_key, obs_size, act_size, config.critic),  # type: ignore[arg-type]
+            CRITICS[config.critic_name][1].init(critic_key, obs_size, act_size, config.critic),
             ACTORS[config.actor_name][1].init(actor_key, obs_size, act_size, config.actor),
         )
         scalar = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
@@ -109,7 +109,7 @@ class Agent(eqx.Module):
             hypers=Hypers(*(scalar(hypers.get(name, 0.0)) for name in Hypers._fields)),
             value_range=ValueRange(scalar(min(0.0, r_min)), scalar(max(0.0, r_max))),
             obs_stats=obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
-            config=config,
+            static=config,
         )
 
     @jax.jit
@@ -152,7 +152,7 @@ class Agent(eqx.Module):
             self.hypers,
             self.value_range,
             self.obs_stats,
-            self.config,
+            self.static,
         )
         return agent, critic_info | actor_info
 
@@ -223,9 +223,7 @@ class Agent(eqx.Module):
 
         keys = jax.random.split(key, batch["actions"].shape[0])
         terms = jax.vmap(loss)(batch["observations"], batch["actions"], keys)
-        q_loss = -jnp.mean(terms.q)
-        if getattr(self.config.actor, "normalize_q_loss", False):
-            q_loss = q_loss / jax.lax.stop_gradient(jnp.mean(jnp.abs(terms.q)) + 1e-8)
+        q_loss = -jnp.mean(terms.q) * jax.lax.stop_gradient(actor.q_scale(terms.q))
         total = jnp.mean(terms.behaviour) + q_loss
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
 

@@ -7,9 +7,11 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from floq.errors import UserError, nearest
+from tyro.conf import Positional
+
+from floq.errors import Interrupted, UserError, nearest
 
 T = TypeVar("T")
 
@@ -53,15 +55,9 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("floq: stopped", file=sys.stderr)
         return 130
-    except _Signalled as error:
+    except Interrupted as error:
         print(f"floq: {error}", file=sys.stderr)
         return 128 + error.signum
-
-
-class _Signalled(Exception):
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum = signum
 
 
 # --- floq train ---
@@ -74,12 +70,9 @@ def _train(argv: list[str]) -> None:
 
         print(json.dumps(config.to_json(), indent=2))
         return
-    from floq.train import Interrupted, train
+    from floq.train import train
 
-    try:
-        train(config)
-    except Interrupted as interrupted:
-        raise _Signalled(str(interrupted), interrupted.signum) from interrupted
+    train(config)
 
 
 def parse_train(argv: list[str]) -> tuple[bool, Any]:
@@ -148,9 +141,11 @@ class _Flags:
 
     def take_switch(self, name: str) -> bool:
         """Whether a switch is on: `--name`, `--name=True`."""
-        given = [words for flag, words in self._pairs if flag == name]
+        given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
-        return bool(given) and given[-1] in ([], ["True"], ["true"])
+        if given and given[-1] not in ("true", "false"):
+            raise UserError(f"--{name}={given[-1]}: write --{name}, --{name}=True or --{name}=False")
+        return bool(given) and given[-1] == "true"
 
     def normalised(self, fields: dict[str, Any], critic: str) -> list[str]:
         """The arguments as tyro reads them. Raises UserError for a flag that is not in `fields`."""
@@ -180,7 +175,7 @@ class _Flags:
 class Eval:
     """Evaluate a checkpoint of a run. The same command gives the same number, whatever the number of workers."""
 
-    run_dir: str
+    run_dir: Positional[str]
     """The run's folder."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
@@ -188,15 +183,13 @@ class Eval:
     """Episodes."""
     seed: int | None = None
     """Episodes are drawn with this seed; by default the run's, which repeats the evaluation of its training."""
-    success_timing: str | None = None
+    success_timing: Literal["post", "pre"] | None = None
     """post or pre; by default as in training."""
     workers: int | None = None
     """Processes; by default one per core."""
 
 
 def _eval(argv: list[str]) -> None:
-    if argv and not argv[0].startswith("-"):
-        argv = ["--run_dir", *argv]
     options = _parse(Eval, argv, "floq eval", Eval.__doc__ or "")
     from floq.evaluate import evaluate_run
 
@@ -210,7 +203,7 @@ def _eval(argv: list[str]) -> None:
 class Collect:
     """Make an OGBench dataset with the benchmark's own scripted expert: NAME.npz, NAME-val.npz, and NAME.json."""
 
-    name: str
+    name: Positional[str]
     """A dataset, such as pointmaze-medium-navigate-v0."""
     episodes: int | None = None
     """Training episodes; by default as many as published. A tenth on top is for validation."""
@@ -223,8 +216,6 @@ class Collect:
 
 
 def _collect(argv: list[str]) -> None:
-    if argv and not argv[0].startswith("-"):
-        argv = ["--name", *argv]
     options = _parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The one exception that is the user's business."""
+"""The exceptions that are the user's business."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,6 +7,14 @@ from collections.abc import Iterable
 class UserError(Exception):
     """The user's input is wrong. The message is one line that says what is wrong and how to mend it; the command line
     prints it without a traceback and exits with code 2."""
+
+
+class Interrupted(Exception):
+    """A signal ended a run. `signum` is its number; the message says where the checkpoint is."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -17,9 +17,10 @@ from floq.agent import Agent
 from floq.analysis.statistics import wilson_interval
 from floq.envs import EnvSlots, EpisodeResult
 from floq.errors import UserError
+from floq.keys import Keys
 from floq.progress import Display
 from floq.run import Run, protocol
-from floq.workers import Workers, default_count
+from floq.workers import Workers, worker_count
 
 MAX_SLOTS = 10  # environments that play at once; fixed, so that the batch has one shape on every machine
 
@@ -48,7 +49,7 @@ class Evaluator:
     def __init__(self, env_name: str, success_timing: str | None, num_episodes: int, workers: int | None = None):
         self._num_episodes = num_episodes
         self._num_slots = min(MAX_SLOTS, num_episodes)
-        count = min(workers or default_count(), self._num_slots)
+        count = worker_count(workers, self._num_slots)
         self._shares = [range(i, self._num_slots, count) for i in range(count)]
         self._workers = Workers(
             EnvSlots, [(env_name, success_timing, tuple(share), self._num_slots) for share in self._shares]
@@ -76,7 +77,7 @@ class Evaluator:
         results: dict[int, EpisodeResult] = {}
         episode = np.arange(self._num_slots)
         elapsed = np.zeros(self._num_slots, np.int64)
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(Keys.of(seed).evaluation, step)
 
         starts = self._workers.call("start", [((seed, step), self._num_episodes)] * len(self._shares))
         obs = self._in_slots(starts)
@@ -127,12 +128,12 @@ def evaluate_run(
     """
     run = Run.open(run_dir)
     changes = {"eval_episodes": eval_episodes, "success_timing": success_timing or run.config.success_timing}
-    if changes["success_timing"] not in ("post", "pre"):
-        raise UserError(f"success_timing={success_timing}: choose post or pre")
+    seed = run.config.seed if seed is None else seed
+    if seed < 0:
+        raise UserError(f"seed={seed}: must be at least 0")
     config = dataclasses.replace(run.config, **changes)
     agent = run.load_agent(step)
     display = Display(show)
-    seed = config.seed if seed is None else seed
     with (
         Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,
         display.bar("evaluate", eval_episodes) as update,

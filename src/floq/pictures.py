@@ -13,7 +13,8 @@ from floq.analysis.flow import Fan, flow_fans
 from floq.analysis.maze import value_map
 from floq.critics import FloqCritic
 from floq.data.transitions import Dataset
-from floq.flow import source_nodes
+from floq.flow import curvature, source_nodes
+from floq.keys import Keys
 from floq.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
@@ -50,19 +51,19 @@ def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
     """`value_map.png`: V(s) = Q(s, greedy action) over the maze, and the greedy policy's path."""
     env = envs.make(run.config.env_name, run.config.success_timing)
     maze: Any = env.unwrapped
-    key = jax.random.key(run.config.seed)
+    walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 
     obs, elapsed, done = env.reset_with((run.config.seed,)), 0, False
     walk, success = [np.array(maze.get_xy())], False
     while not done:
-        action = np.asarray(_greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(key, elapsed)))
+        action = np.asarray(_greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed)))
         obs, _, terminated, truncated, info = env.step(action)
         walk.append(np.array(maze.get_xy()))
         elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
 
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]
-    values = _state_values(agent, states, key)
+    values = _state_values(agent, states, value_key)
     value_map(
         run.folder / "plots" / "value_map.png",
         maze.maze_map,
@@ -82,16 +83,16 @@ def draw_flow(run: Run, agent: Agent, data: Dataset) -> None:
     """`flow.png`: trajectories of z for a bad, a middling and a good state-action of the dataset."""
     critic = agent.params.critic
     assert isinstance(critic, FloqCritic)
-    key = jax.random.key(run.config.seed)
-    batch, order = _by_value(agent, data, key)
-    z_0 = agent.scale.noise(source_nodes(key, FAN_SAMPLES, "midpoint"))
+    batch_key, noise_key = jax.random.split(jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
+    batch, order = _by_value(agent, data, batch_key)
+    z_0 = agent.scale.noise(source_nodes(noise_key, FAN_SAMPLES, "midpoint"))
     steps = critic.config.critic_flow_steps
     fans = []
     for name, share in (("far from reward", 0.02), ("halfway", 0.5), ("close to reward", 0.98)):
         row = order[int(share * len(order))]
         obs = agent.normalize(batch["observations"][row])
         paths = _trajectories(critic, z_0, obs, batch["actions"][row], agent.scale)
-        fans.append(Fan(name, np.asarray(paths)))
+        fans.append(Fan(name, np.asarray(paths), float(jnp.mean(jax.vmap(jax.vmap(curvature))(paths)))))
     title = f"From noise to value in K = {steps} steps: {FAN_SAMPLES} starts for each network of the ensemble"
     flow_fans(run.folder / "plots" / "flow.png", fans, title)
 
@@ -101,7 +102,8 @@ def _by_value(agent: Agent, data: Dataset, key):
     """Some transitions of the dataset, and their order by Q."""
     batch_key, value_key = jax.random.split(key)
     batch = data.sample(batch_key, FAN_CANDIDATES)
-    q = jax.vmap(lambda obs, act: agent.value(obs, act, value_key))(batch["observations"], batch["actions"])
+    keys = jax.random.split(value_key, FAN_CANDIDATES)
+    q = jax.vmap(agent.value)(batch["observations"], batch["actions"], keys)
     return batch, jnp.argsort(q)
 
 
@@ -113,9 +115,9 @@ def _trajectories(critic: FloqCritic, z_0, obs, act, scale):
 @jax.jit
 def _greedy(agent: Agent, obs, key):
     """The best, by the actor's own critic, of several actions of the policy."""
-    keys = jax.random.split(key, GREEDY_SAMPLES)
-    acts = jax.vmap(agent.act, (None, 0))(obs, keys)
-    return acts[jnp.argmax(jax.vmap(lambda act: agent.actor_value(obs, act, key))(acts))]
+    act_keys, value_keys = jax.random.split(key, (2, GREEDY_SAMPLES))
+    acts = jax.vmap(agent.act, (None, 0))(obs, act_keys)
+    return acts[jnp.argmax(jax.vmap(agent.actor_value, (None, 0, 0))(obs, acts, value_keys))]
 
 
 @jax.jit

@@ -17,6 +17,7 @@ class Preset(NamedTuple):
 
 
 FLOQ_PAPER = "floq (arXiv 2509.06863) and its published commands"
+# FQL trained 1M steps; here it gets the 2M of floq's protocol, an equal budget.
 FQL_PAPER = "FQL (arXiv 2502.02538), table of per-environment settings; floq's repository for humanoidmaze-large"
 DEMO = "chosen here, for two CPU cores and 200 episodes"
 

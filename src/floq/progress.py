@@ -89,7 +89,9 @@ class Display:
             nonlocal last
             if line or (done - last) * 5 >= total:
                 last = done
-                self.note(f"{name} {done}/{total} {time.monotonic() - started:.0f}s  {_shown(what)}".rstrip())
+                elapsed = time.monotonic() - started
+                left = elapsed * (total - done) / done
+                self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_shown(what)}".rstrip())
 
         return update
 

@@ -8,44 +8,25 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
-from floq import checkpoint, envs, pictures
+from floq import checkpoint, pictures
 from floq.agent import Agent, Info, ObsStats, zeros_like_info
 from floq.analysis.statistics import wilson_interval
 from floq.config import Config
 from floq.data import ogbench as ogbench_data
 from floq.data.collect import collect
-from floq.data.transitions import Dataset
+from floq.data.transitions import Batch, Dataset
+from floq.errors import Interrupted
 from floq.evaluate import Evaluation, Evaluator
+from floq.keys import Keys
 from floq.loggers import CsvLogger
 from floq.progress import Display
 from floq.run import Run, protocol
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
 CHUNK_SECONDS = 0.5  # a device call takes about this long, so that a signal is answered soon
-
-
-class Interrupted(Exception):
-    """A signal ended the run; its checkpoint is written."""
-
-    def __init__(self, signum: int, run: Run):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the checkpoint is in {run.folder / 'checkpoints'}")
-        self.signum = signum
-
-
-class Keys(NamedTuple):
-    """The random streams of a run, all from its seed."""
-
-    agent: jax.Array
-    batches: jax.Array
-    validation: jax.Array
-
-    @classmethod
-    def of(cls, seed: int) -> "Keys":
-        return cls(*jax.random.split(jax.random.key(seed), 3))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -58,32 +39,33 @@ def train_steps(agent: Agent, dataset: Dataset, batch_key: jax.Array, num_steps:
 
     def step(_, carry):
         agent, _ = carry
-        return agent.update(_sample(agent, dataset, batch_key))
+        return agent.update(sample_batch(agent, dataset, batch_key))
 
-    info = zeros_like_info(agent, jax.eval_shape(lambda: _sample(agent, dataset, batch_key)))
+    info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
     return jax.lax.fori_loop(0, num_steps, step, (agent, info))
+
+
+def sample_batch(agent: Agent, dataset: Dataset, key: jax.Array) -> Batch:
+    """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
+    static = agent.static
+    step_key = jax.random.fold_in(key, agent.step)
+    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount)
 
 
 @jax.jit
 def validate(agent: Agent, dataset: Dataset, key: jax.Array) -> Info:
     """What `update` would log on one batch of held-out data."""
-    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
-    config = agent.config
-    batch = dataset.sample(batch_key, config.batch_size, config.n_step, agent.hypers.discount)
-    return agent.evaluate_loss(batch, loss_key)
-
-
-def _sample(agent: Agent, dataset: Dataset, key: jax.Array):
-    key = jax.random.fold_in(key, agent.step)
-    return dataset.sample(key, agent.config.batch_size, agent.config.n_step, agent.hypers.discount)
+    batch_key, loss_key = jax.random.split(key)
+    batch = sample_batch(agent, dataset, batch_key)
+    return agent.evaluate_loss(batch, jax.random.fold_in(loss_key, agent.step))
 
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
     """The agent that a run with this configuration and this data starts from."""
     stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
     sizes = train_data.observations.shape[1], train_data.actions.shape[1]
-    init = jax.jit(lambda key: Agent.init(key, *sizes, config.agent, reward_range=reward_range, obs_stats=stats))
     reward_range = train_data.reward_range()
+    init = jax.jit(lambda key: Agent.init(key, *sizes, config.agent, reward_range=reward_range, obs_stats=stats))
     return init(Keys.of(config.seed).agent)
 
 
@@ -117,21 +99,26 @@ def train(config: Config, *, show: bool = True) -> Run:
         received = stack.enter_context(_catch_signals())
         loop = _Loop(run, agent, data, evaluator, display, received, started)
         loop.go()
+    loop.summarise()
     display.note("drawing the pictures")
     pictures.draw(run, loop.agent, data.train)
-    loop.finish()
+    loop.show_result()
     return run
 
 
 def load_data(config: Config, display: Display) -> ogbench_data.Splits:
-    """The data of the configured task; the demonstration's is collected if it is missing."""
-    directory = Path(config.dataset_dir).expanduser()
-    name = envs.dataset_name(config.env_name)
-    if name == DEMO_DATASET and not (directory / f"{name}.npz").exists():
+    """The data of the configured task; a missing one is downloaded, except the demonstration's, which is collected."""
+
+    def fetch(name: str, directory: Path) -> None:
+        if name != DEMO_DATASET:
+            display.note(f"downloading {name}")
+            return ogbench_data.download(name, directory)
         display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
         with display.bar("collect", DEMO_EPISODES + DEMO_EPISODES // 10) as update:
             collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
-    return ogbench_data.load(config.env_name, directory, config.label_timing)
+
+    directory = Path(config.dataset_dir).expanduser()
+    return ogbench_data.load(config.env_name, directory, config.label_timing, fetch)
 
 
 class _Loop:
@@ -176,14 +163,16 @@ class _Loop:
                     self._train_log.log(step, _floats("training", info) | _floats("validation", held_out) | times)
                 if step == 1 or self._due(step, c.eval_interval):
                     self._evaluate(step)
-                if self._due(step, c.save_interval) or self._received:
+                stop = self._received[0] if self._received else None
+                if self._due(step, c.save_interval) or stop is not None:
                     self._save()
                 update_bar(step, line=self._due(step, c.eval_interval), **self._state(info))
-                if self._received:
-                    raise Interrupted(self._received[0], self.run)
+                if stop is not None:
+                    where = self.run.folder / "checkpoints"
+                    raise Interrupted(f"stopped by {signal.Signals(stop).name}; the checkpoint is in {where}", stop)
 
-    def finish(self) -> None:
-        """Write `summary.json` and show how it went."""
+    def summarise(self) -> None:
+        """Write `summary.json`."""
         assert self._last_evaluation is not None
         seconds = time.monotonic() - self._started
         scores = self._last_evaluation.summary()
@@ -199,6 +188,10 @@ class _Loop:
             "episode.length": scores["evaluation/episode.length"],
         }
         self.run.write_json("summary.json", summary)
+
+    def show_result(self) -> None:
+        """Print a short table of how it went."""
+        summary = self.run.summary
         count = self._config.eval_episodes
         low, high = wilson_interval(round(summary["success"] * count), count)
         self._display.table(
@@ -207,7 +200,7 @@ class _Loop:
                 "success": f"{summary['success']:.2f}   95% interval [{low:.2f}, {high:.2f}]",
                 "protocol": protocol(self._config),
                 "episode": f"mean length {summary['episode.length']:.0f}, mean return {summary['episode.return']:.0f}",
-                "speed": f"{summary['updates_per_second']:.0f} updates/s, {seconds:.0f} s in all",
+                "speed": f"{summary['updates_per_second']:.0f} updates/s, {summary['seconds']:.0f} s in all",
             },
         )
         self._display.note(f"  pictures    {self.run.folder / 'plots'}")
@@ -261,7 +254,11 @@ class _Loop:
     def _state(self, info: Info) -> dict[str, str]:
         """What the progress line shows."""
         state = {} if math.isnan(self._updates_per_second) else {"updates/s": f"{self._updates_per_second:.0f}"}
-        state |= {"critic loss": f"{float(info['critic/critic_loss']):.3g}", "Q": f"{float(info['critic/q']):.3g}"}
+        state |= {
+            "critic loss": f"{float(info['critic/critic_loss']):.3g}",
+            "actor loss": f"{float(info['actor/actor_loss']):.3g}",
+            "Q": f"{float(info['critic/q']):.3g}",
+        }
         if self._last_evaluation is not None:
             state["success"] = f"{self._last_evaluation.summary()['evaluation/success']:.2f}"
         return state

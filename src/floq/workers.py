@@ -4,15 +4,19 @@ Each worker owns one object, made in its own process, and answers calls to its m
 are spawned, never forked, since a process that runs JAX must not be forked, and they do not import JAX themselves.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from floq.errors import UserError
 
 
 class WorkerError(RuntimeError):
@@ -25,7 +29,7 @@ class Workers:
     def __init__(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]):
         context = multiprocessing.get_context("spawn")
         self._processes, self._pipes = [], []
-        with _without_main_module():
+        with _without_main_module(), _without_interrupts():
             for args in arguments:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, factory, args), daemon=True)
@@ -33,6 +37,7 @@ class Workers:
                 theirs.close()
                 self._processes.append(process)
                 self._pipes.append(ours)
+        atexit.register(self.close)  # before multiprocessing waits for its children
 
     def __len__(self) -> int:
         return len(self._pipes)
@@ -71,6 +76,7 @@ class Workers:
 
     def close(self) -> None:
         """End the processes. Harmless when repeated."""
+        atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -99,13 +105,25 @@ class Workers:
         return WorkerError(f"worker {worker} died with exit code {self._processes[worker].exitcode}")
 
 
-def default_count() -> int:
-    """One worker for each core that this process may use."""
+def worker_count(wanted: int | None, most: int) -> int:
+    """How many workers to start: what the user wants or one per core, but no more than there is work for.
+
+    Raises:
+        UserError: the user wants less than one.
+    """
+    if wanted is not None and wanted < 1:
+        raise UserError(f"workers={wanted}: must be at least 1")
+    return min(wanted or _cores(), most)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent decides
     owned = None
     while True:
         try:
@@ -134,3 +152,16 @@ def _without_main_module() -> Iterator[None]:
     finally:
         for name, value in hidden.items():
             setattr(main, name, value)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Children start with SIGINT ignored, so that an early Ctrl-C does not make them print tracebacks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

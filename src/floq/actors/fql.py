@@ -79,6 +79,10 @@ class FQLActor(Actor):
         info = {"bc_flow_loss": bc_flow_loss, "distill_loss": distill_loss, "q": q, "mse": mse}
         return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
 
+    def q_scale(self, q):
+        """1, or one over the batch's mean |Q|."""
+        return 1.0 / (jnp.mean(jnp.abs(q)) + 1e-8) if self.config.normalize_q_loss else jnp.ones(())
+
     def _velocity(
         self, obs: Float[Array, " obs"], x: Float[Array, " act"], t: Float[Array, ""]
     ) -> Float[Array, " act"]:

@@ -14,10 +14,12 @@ class Fan(NamedTuple):
     """The trajectories of one state-action.
 
     paths: (members, samples, K + 1), z at t = 0, 1/K, ..., 1 from several source samples, for each ensemble member.
+    bend: mean distance of the paths from their chords, in units of z.
     """
 
     name: str
     paths: np.ndarray
+    bend: float
 
 
 def flow_fans(path: Path, fans: Sequence[Fan], title: str) -> None:
@@ -37,7 +39,7 @@ def flow_fans(path: Path, fans: Sequence[Fan], title: str) -> None:
             numbers = f"starts {start.mean():.1f} ± {start.std():.1f}\nlands {landing.mean():.1f} ± {landing.std():.1f}"
             box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
             top.text(0.04, 0.05, numbers, transform=top.transAxes, va="bottom", bbox=box)
-            bent = f"mean bend {np.abs(bend).mean():.2f}"
+            bent = f"mean bend {fan.bend:.2f}"
             bottom.text(0.04, 0.96, bent, transform=bottom.transAxes, va="top", fontsize=9, bbox=box)
             bottom.set_xlabel("flow time t   (0: noise, 1: value)")
         above[0].set_ylabel("z   (return)")

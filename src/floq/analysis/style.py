@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, FAINT = "#222222", "#9a9a9a"
-BLUE, ORANGE, GREEN = "#2166ac", "#d6604d", "#4d9221"
+BLUE, ORANGE = "#2166ac", "#d6604d"
 RC: Any = {
     "font.size": 10,
     "axes.titlesize": 11,

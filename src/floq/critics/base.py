@@ -40,6 +40,12 @@ class Critic(eqx.Module):
     A critic knows no actor: whoever calls `target` passes the policy to be evaluated.
     """
 
+    @classmethod
+    @abc.abstractmethod
+    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: Any = None) -> "Critic":
+        """Fresh networks for observations and actions of these sizes; `config` is this critic's own settings, a frozen
+        dataclass whose `traced_settings` names those that are traced. Consumes `key`."""
+
     @abc.abstractmethod
     def tracked(self) -> "Critic":
         """The part that a target network follows, as a critic that can only `target` and `read_out`."""

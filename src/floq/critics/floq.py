@@ -230,7 +230,7 @@ class FloqCritic(Critic):
         self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None
     ) -> Float[Array, "members samples steps"]:
         """Every stop z(0), z(1/K), ..., z(1) of every member from every source sample, for pictures and analysis."""
-        steps = num_steps or self.config.critic_flow_steps
+        steps = self.config.critic_flow_steps if num_steps is None else num_steps
 
         def of_member(member: VelocityField):
             velocity = member.at(obs, act, scale)
@@ -250,5 +250,5 @@ class FloqCritic(Critic):
         self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None
     ) -> Float[Array, " members"]:
         """psi_e(1, z_0 | s, a) for every member e."""
-        steps = num_steps or self.config.critic_flow_steps
+        steps = self.config.critic_flow_steps if num_steps is None else num_steps
         return jax.vmap(lambda member: integrate(member.at(obs, act, scale), z_0, steps))(self.velocity)

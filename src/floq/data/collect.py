@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +20,7 @@ import numpy as np
 
 from floq import envs
 from floq.errors import UserError
-from floq.workers import Workers, default_count
+from floq.workers import Workers, worker_count
 
 Rows = dict[str, np.ndarray]
 POINT_NOISE = 0.5  # standard deviation of the action noise on the point's oracle direction
@@ -149,51 +150,45 @@ def collect(
         UserError: there is no recipe, the files exist already, or the directory cannot be written.
     """
     steps = recipe(name)
+    num_train = steps.episodes if episodes is None else episodes
+    if num_train < 1:
+        raise UserError(f"episodes={num_train}: collect at least one")
+    if seed < 0:
+        raise UserError(f"seed={seed}: must be at least 0")
+    total = num_train + max(1, num_train // 10)
+    count = worker_count(workers, total)
     train = directory / f"{name}.npz"
     if train.exists():
-        raise UserError(f"{train} exists already: delete it to collect it anew, or pass another --dataset_dir")
+        raise UserError(f"{train} exists already: delete it to collect it anew, or give another --dataset_dir")
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.TemporaryDirectory(dir=directory, prefix=f".{name}.")
     except OSError as error:
         raise UserError(f"cannot write to the dataset folder {directory}: {error.strerror}") from error
 
-    num_train = steps.episodes if episodes is None else episodes
-    if num_train < 1:
-        raise UserError(f"--episodes={num_train}: collect at least one episode")
-    total = num_train + max(1, num_train // 10)
-    count = min(workers or default_count(), total)
-    parts: list[Rows | None] = [None] * total
-    with Workers(steps.collector, [(steps, seed)] * count) as pool:
-        for done, (number, rows) in enumerate(pool.map("episode", range(total)), start=1):
+    with partial as folder, Workers(steps.collector, [(steps, seed)] * count) as pool:
+        parts: dict[int, Rows] = {}
+        for number, rows in pool.map("episode", range(total)):
             parts[number] = rows
-            on_progress(done, total)
-    complete = [part for part in parts if part is not None]
-
-    files = {directory / f"{name}-val.npz": complete[num_train:], train: complete[:num_train]}
-    record: dict[str, Any] = {
-        "dataset": name,
-        "collected_by": "floq " + version("floq"),
-        "procedure": {
-            "env": steps.env,
-            "kind": steps.kind,
-            "rows_per_episode": steps.rows,
-            "action_noise": POINT_NOISE,
-        },
-        "seed": seed,
-        "episodes": num_train,
-        "published_episodes": steps.episodes,
-        "validation_episodes": total - num_train,
-        "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
-        "python": platform.python_version(),
-        "sha256": {},
-    }
-    partial = {path: path.with_suffix(".npz.partial") for path in files}
-    for path, part in files.items():
-        arrays: dict[str, Any] = {key: np.concatenate([rows[key] for rows in part]) for key in part[0]}
-        with open(partial[path], "wb") as file:
-            np.savez_compressed(file, **arrays)
-        record["sha256"][path.name] = hashlib.sha256(partial[path].read_bytes()).hexdigest()
-    (directory / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    for path in files:  # the training file last: its presence means that all is complete
-        partial[path].replace(path)
+            on_progress(len(parts), total)
+        episodes_in_order = [parts[number] for number in range(total)]
+        files = {f"{name}-val.npz": episodes_in_order[num_train:], f"{name}.npz": episodes_in_order[:num_train]}
+        for file_name, group in files.items():
+            arrays: dict[str, Any] = {key: np.concatenate([rows[key] for rows in group]) for key in group[0]}
+            np.savez_compressed(Path(folder) / file_name, **arrays)
+        record = {
+            "dataset": name,
+            "collected_by": "floq " + version("floq"),
+            "procedure": {"env": steps.env, "kind": steps.kind, "rows": steps.rows, "action_noise": POINT_NOISE},
+            "seed": seed,
+            "episodes": num_train,
+            "published_episodes": steps.episodes,
+            "validation_episodes": total - num_train,
+            "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
+            "python": platform.python_version(),
+            "sha256": {n: hashlib.sha256((Path(folder) / n).read_bytes()).hexdigest() for n in files},
+        }
+        (Path(folder) / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        for file_name in (f"{name}.json", *files):  # the training file last: its presence means that all is complete
+            (Path(folder) / file_name).replace(directory / file_name)
     return train

@@ -3,6 +3,7 @@
 import json
 import socket
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,29 +30,37 @@ class Splits(NamedTuple):
     provenance: str
 
 
-def load(env_name: str, directory: Path, label_timing: str = "pre") -> Splits:
-    """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`, downloaded if it is missing.
+def load(
+    env_name: str,
+    directory: Path,
+    label_timing: str = "pre",
+    fetch: Callable[[str, Path], object] | None = None,
+) -> Splits:
+    """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
 
     Args:
         env_name: an OGBench single-task id.
         directory: where the files are.
         label_timing: a transition's reward and mask come from the state before the action ("pre", as in every OGBench
             version and the published runs) or after it ("post").
+        fetch: brings a missing dataset, called with its name and the directory; by default it is downloaded.
 
     Raises:
-        UserError: the file is missing and cannot be downloaded, or is not a dataset.
+        UserError: the id is no such task, or its file is missing and cannot be fetched, or is not a dataset.
     """
     if env_name.startswith("visual-"):
         raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
     if not envs.is_singletask(env_name):
         raise UserError(
-            f"{env_name} is not an OGBench single task, such as cube-double-play-singletask-v0: no data for it"
+            f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: it has no data"
         )
     task = envs.make(env_name)  # before the data, since a wrong name is the commoner mistake
     name = envs.dataset_name(env_name)
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
-    if not (train.exists() and validation.exists()):
-        _download(name, directory)
+    if not train.exists():
+        (fetch or download)(name, directory)
+    elif not validation.exists():
+        raise UserError(f"{validation} is missing beside {train}: fetch it, or delete the other to have both made anew")
     return Splits(
         _labelled(train, env_name, task, label_timing),
         _labelled(validation, env_name, task, label_timing),
@@ -60,14 +69,14 @@ def load(env_name: str, directory: Path, label_timing: str = "pre") -> Splits:
 
 
 def provenance(name: str, directory: Path) -> str:
-    """Where a dataset came from, from the record that `floq data collect` leaves beside it."""
-    path = directory / f"{name}.json"
-    if not path.exists():
-        return f"{name}: official file"
-    record = json.loads(path.read_text())
-    made, published = record["episodes"], record["published_episodes"]
+    """Where a dataset came from, as far as the record says that `floq data collect` leaves beside it."""
+    try:
+        record = json.loads((directory / f"{name}.json").read_text())
+        made, published, seed = record["episodes"], record["published_episodes"], record["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{name}: not collected here"
     share = "" if made == published else f" of the published {published}"
-    return f"{name}: {made}{share} episodes, collected here with seed {record['seed']}"
+    return f"{name}: {made}{share} episodes, collected here with seed {seed}"
 
 
 def _labelled(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str) -> Dataset:
@@ -95,7 +104,12 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
     return rows
 
 
-def _download(name: str, directory: Path) -> None:
+def download(name: str, directory: Path) -> None:
+    """Fetch a dataset and its validation part from OGBench's server.
+
+    Raises:
+        UserError: the server does not answer, or lacks it.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
