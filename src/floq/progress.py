@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 
 class Display:
@@ -57,15 +57,16 @@ class Display:
         outermost = self._progress is None
         progress = self._progress
         if progress is None:
+            numbers = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # this column gives way on a narrow terminal
             progress = self._progress = Progress(
-                TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("{task.fields[what]}"),
+                TextColumn("{task.description}", table_column=Column(min_width=8)),
+                BarColumn(bar_width=12, table_column=Column(min_width=12)),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(min_width=11)),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=False, table_column=Column(min_width=5)),
+                TextColumn("left", table_column=Column(min_width=4)),
+                TextColumn("{task.fields[what]}", table_column=numbers),
                 console=self._console,
+                expand=True,
             )
             progress.start()
         task = progress.add_task(name, total=total, what="")

@@ -253,15 +253,13 @@ class _Loop:
 
     def _state(self, info: Info) -> dict[str, str]:
         """What the progress line shows."""
-        state = {} if math.isnan(self._updates_per_second) else {"updates/s": f"{self._updates_per_second:.0f}"}
-        state |= {
-            "critic loss": f"{float(info['critic/critic_loss']):.3g}",
-            "actor loss": f"{float(info['actor/actor_loss']):.3g}",
-            "Q": f"{float(info['critic/q']):.3g}",
-        }
+        state = {}
         if self._last_evaluation is not None:
             state["success"] = f"{self._last_evaluation.summary()['evaluation/success']:.2f}"
-        return state
+        if not math.isnan(self._updates_per_second):
+            state["updates/s"] = f"{self._updates_per_second:.0f}"
+        losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
+        return state | {name: f"{float(info[metric]):.3g}" for name, metric in losses.items()}
 
 
 def _floats(prefix: str, info: Info) -> dict[str, float]:
