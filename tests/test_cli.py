@@ -57,6 +57,15 @@ def test_parts_pair_freely_and_fqls_own_names_work(capsys):
     assert "critic_flow_steps" not in mixed
 
 
+def test_a_family_without_settings_of_its_own_is_mentioned(capsys):
+    assert cli.run(["train", "--dry_run", "--env_name=cube-triple-play-singletask-v0"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["agent"]["alpha"] == 10.0
+    assert captured.err.splitlines() == [
+        "floq: no published settings for cube-triple with floq: using its defaults, set --agent.alpha at least"
+    ]
+
+
 @pytest.mark.parametrize("agent", FAMILIES)
 def test_every_family_has_a_complete_configuration(agent):
     for name in FAMILIES[agent]:

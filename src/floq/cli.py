@@ -64,7 +64,9 @@ def run(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> None:
-    dry_run, config = parse_train(argv)
+    dry_run, config, notice = parse_train(argv)
+    if notice:
+        print(f"floq: {notice}", file=sys.stderr)
     if dry_run:
         import json
 
@@ -75,10 +77,10 @@ def _train(argv: list[str]) -> None:
     train(config)
 
 
-def parse_train(argv: list[str]) -> tuple[bool, Any]:
-    """`floq train`'s arguments as (whether it is a dry run, resolved configuration)."""
+def parse_train(argv: list[str]) -> tuple[bool, Any, str | None]:
+    """`floq train`'s arguments as (whether it is a dry run, resolved configuration, a notice about it)."""
     from floq.config import AGENTS, Config, settings_type
-    from floq.presets import PRESETS, configure
+    from floq.presets import PRESETS, configure, notice
 
     flags = _Flags(argv)
     agent = flags.take("agent", "floq")
@@ -103,7 +105,8 @@ def parse_train(argv: list[str]) -> tuple[bool, Any]:
     default = command(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"})
     parsed = _parse(command, flags.normalised(types, critic), "floq train", description, default)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
-    return dry_run, Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
+    config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
+    return dry_run, config, notice(config.env_name, agent)
 
 
 class _Flags:

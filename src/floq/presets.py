@@ -87,6 +87,13 @@ def family(env_name: str) -> str:
     return re.sub(r"-(navigate|stitch|explore|play|noisy)\b.*", "", env_name)
 
 
+def notice(env_name: str, agent: str) -> str | None:
+    """One line for an environment whose family has no settings of its own with this agent."""
+    if agent not in FAMILIES or family(env_name) in FAMILIES[agent]:
+        return None
+    return f"no published settings for {family(env_name)} with {agent}: using its defaults, set --agent.alpha at least"
+
+
 def configure(
     env_name: str | None = None,
     agent: str = "floq",

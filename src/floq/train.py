@@ -55,9 +55,8 @@ def sample_batch(agent: Agent, dataset: Dataset, key: jax.Array) -> Batch:
 @jax.jit
 def validate(agent: Agent, dataset: Dataset, key: jax.Array) -> Info:
     """What `update` would log on one batch of held-out data."""
-    batch_key, loss_key = jax.random.split(key)
-    batch = sample_batch(agent, dataset, batch_key)
-    return agent.evaluate_loss(batch, jax.random.fold_in(loss_key, agent.step))
+    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
+    return agent.evaluate_loss(sample_batch(agent, dataset, batch_key), loss_key)
 
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
