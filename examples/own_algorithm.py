@@ -50,10 +50,10 @@ def main(updates=2000):
     state = critic, actor, critic.tracked(), ADAM.init((critic, actor))
     _, actor, *_ = jax.jit(lambda state: jax.lax.fori_loop(0, updates, update, state))(state)
     for s in (-0.8, -0.4, 0.0, 0.4, 0.8):
-        print(
-            f"state {s:4.1f}   best {min(1, max(-1, -2 * s)):4.1f}   learned {jnp.tanh(actor(jnp.array([s])))[0]:5.2f}"
-        )
+        learned = jnp.tanh(actor(jnp.array([s])))[0]
+        print(f"state {s:4.1f}   best {min(1, max(-1, -2 * s)):4.1f}   learned {learned:5.2f}")
     return actor
 
 
-main() if __name__ == "__main__" else None
+if __name__ == "__main__":
+    main()
