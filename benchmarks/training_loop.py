@@ -17,8 +17,9 @@ import numpy as np
 
 from floq.data.transitions import Dataset
 from floq.keys import Keys
+from floq.loop import sample_batch, train_steps
 from floq.presets import configure
-from floq.train import make_agent, sample_batch, train_steps
+from floq.train import make_agent
 
 ROWS, REPETITIONS = 200_000, 3
 

@@ -1,4 +1,4 @@
-"""The floq critic once more in plain NumPy, written from the published description: loops, float64, no sharing."""
+"""The floq and quantile critics once more in plain NumPy, as published: loops, float64, no sharing."""
 
 import numpy as np
 from scipy.stats import norm
@@ -70,3 +70,21 @@ def losses(critic, obs, act, y, z_0, ts, steps, low, high):
         entry = critic.distilled.entry
         distilled.append(body(critic.distilled, m, inputs @ np.asarray(entry.weight)[m] + np.asarray(entry.bias)[m]))
     return flow.mean(), np.mean((np.array(distilled) - value) ** 2)
+
+
+def quantile(critic, member, obs, act, tau):
+    """Z(s, a, tau): one network over the concatenation of s, a and cos(pi i tau), i = 1, 2, ..."""
+    i = np.arange(1, critic.config.quantile_embed_dim + 1)
+    inputs, entry = np.concatenate([obs, act, np.cos(np.pi * i * tau)]), critic.net.entry
+    return body(critic.net, member, inputs @ np.asarray(entry.weight)[member] + np.asarray(entry.bias)[member])
+
+
+def quantile_loss(critic, obs, act, targets, taus):
+    """Mean over targets and members of the sum over current quantiles."""
+    members, total = range(critic.net.entry.bias.shape[0]), 0.0
+    for y in targets:
+        for e in members:
+            for tau in taus:
+                error = y - quantile(critic, e, obs, act, tau)
+                total += (tau if error >= 0 else 1 - tau) * error**2
+    return total / len(targets) / len(members) / critic.config.kappa

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ACT, ACTOR, FLOQ, OBS, SCALAR, agent_config
+from helpers import ACT, ACTOR, FLOQ, OBS, QUANTILE, SCALAR, agent_config
 
 from floq.agent import ACTION_LIMIT, Agent, ObsStats
 from floq.config import UserError
 
-CRITICS = {"floq": FLOQ, "scalar": SCALAR}
+CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
 
 
 def make_batch(size=8, seed=0):

@@ -7,19 +7,53 @@ import ogbench
 import pytest
 
 from floq import envs
-from floq.data.collect import PointMazeCollector, Recipe, collect, recipe
+from floq.data.collect import collect
+from floq.data.experts import ManipulationExpert, PointMazeExpert, _cube_in_sight
+from floq.data.recipes import recipe
 from floq.errors import UserError
 
 NAME = "pointmaze-medium-navigate-v0"
 
 
-def test_recipes_have_the_published_counts():
-    counts = {name: (recipe(name).episodes, recipe(name).rows) for name in (
-        NAME, "pointmaze-giant-navigate-v0", "pointmaze-teleport-stitch-v0"
-    )}  # fmt: skip
-    assert list(counts.values()) == [(1000, 1001), (500, 2001), (5000, 201)]
-    with pytest.raises(UserError, match="scripted experts are available for"):
-        recipe("antmaze-large-navigate-v0")
+def expert(name: str, rows: int, seed: int = 0):
+    made = recipe(name)
+    return made.expert(name, rows, seed, **made.settings)
+
+
+def test_recipes_are_the_published_ones():
+    """METHOD's table once more, as literals."""
+    counts = {
+        "pointmaze-medium-navigate-v0": (1000, 1001), "pointmaze-large-navigate-v0": (1000, 1001),
+        "pointmaze-teleport-navigate-v0": (1000, 1001), "pointmaze-giant-navigate-v0": (500, 2001),
+        "pointmaze-giant-stitch-v0": (5000, 201), "cube-single-play-v0": (1000, 1001),
+        "cube-double-play-v0": (1000, 1001), "scene-play-v0": (1000, 1001), "puzzle-3x3-play-v0": (1000, 1001),
+        "puzzle-4x4-play-v0": (1000, 1001), "cube-triple-play-v0": (3000, 1001), "puzzle-4x5-noisy-v0": (3000, 1001),
+        "cube-quadruple-noisy-v0": (5000, 1001), "puzzle-4x6-play-v0": (5000, 1001),
+    }  # fmt: skip
+    for name, expected in counts.items():
+        assert (recipe(name).episodes, recipe(name).rows) == expected, name
+    play = {"oracle": "plan", "oracle_settings": {"noise": 0.1, "noise_smoothing": 0.5}}
+    play |= {"action_noise": 0.0, "random_action": 0.0}
+    noisy = {"oracle": "markov", "oracle_settings": {"min_norm": 0.4}, "action_noise": 0.1}
+    stacking = {"cube-single": (0, 0), "cube-double": (0, 0.25), "cube-triple": (0.05, 0.35)}
+    stacking |= {"cube-quadruple": (0.1, 0.5), "scene": (0.5, 0.5), "puzzle-4x4": (0.5, 0.5)}
+    for env, interval in stacking.items():
+        assert recipe(f"{env}-play-v0").settings == play | {"stacking": interval}
+        share = {"random_action": 0.2 if env == "puzzle-4x4" else 0.1}
+        assert recipe(f"{env}-noisy-v0").settings == noisy | share | {"stacking": interval}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("antmaze-large-navigate-v0", "needs a trained expert"),
+        ("cube-single-play-singletask-task2-v0", "write floq data collect cube-single-play-v0"),
+        ("cube-singel-play-v0", "did you mean 'cube-single-play-v0'.*ENV-{play,noisy}-v0"),
+    ],
+)
+def test_what_no_script_can_make(name, message):
+    with pytest.raises(UserError, match=message):
+        recipe(name)
 
 
 def test_files_have_ogbenchs_format_and_its_loader_opens_them(dataset_dir):
@@ -73,7 +107,7 @@ def test_the_result_depends_on_the_seed_and_not_on_the_workers(tmp_path, dataset
 
 
 def test_stitch_goals_lie_four_cells_away():
-    collector = PointMazeCollector(Recipe("pointmaze-medium-v0", "stitch", 1, 201, PointMazeCollector), 0)
+    collector = expert("pointmaze-medium-stitch-v0", 201)
     far = collector._cells_at((1, 1), 4)
     assert set(far) == {(3, 3), (4, 2)}  # read off the floor plan
     rows = collector.episode(0)
@@ -85,7 +119,7 @@ def test_stitch_goals_lie_four_cells_away():
 
 def test_hallways_are_no_goals():
     """Read off the floor plan: a hallway has walls on two opposite sides and none on the other two."""
-    collector = PointMazeCollector(Recipe("pointmaze-medium-v0", "navigate", 1, 1001, PointMazeCollector), 0)
+    collector = expert(NAME, 1001)
     assert len(collector._free) == 26
     for cell, hallway in {(1, 1): False, (5, 1): True, (3, 3): True, (5, 6): True, (6, 6): False}.items():
         assert collector._is_hallway(cell) == hallway, cell
@@ -100,3 +134,79 @@ def test_what_is_refused(tmp_path, dataset_dir):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         collect(NAME, tmp_path / "file" / "folder", episodes=1)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return expert("scene-play-v0", 250)
+
+
+@pytest.fixture(scope="module")
+def scene_rows(scene):
+    return scene.episode(0), scene.episode(1)
+
+
+def test_a_manipulation_episode_has_ogbenchs_format(scene_rows):
+    assert {key: (x.shape, str(x.dtype)) for key, x in scene_rows[0].items()} == {
+        "observations": ((250, 40), "float32"),
+        "actions": ((250, 5), "float32"),
+        "qpos": ((250, 25), "float32"),
+        "qvel": ((250, 24), "float32"),
+        "button_states": ((250, 2), "int64"),
+        "terminals": ((250,), "bool"),
+    }
+    assert np.flatnonzero(scene_rows[0]["terminals"]).tolist() == [249]
+    assert np.abs(scene_rows[0]["actions"]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["scene-play-v0", "cube-double-noisy-v0"])
+def test_an_episode_depends_on_seed_and_number_alone(name, scene, scene_rows):
+    """Not on the episodes before it in the same process."""
+    if name == "scene-play-v0":
+        second = scene_rows[1]
+    else:
+        other = expert(name, 250)
+        other.episode(0)
+        second = other.episode(1)
+    for key, x in expert(name, 250).episode(1).items():
+        np.testing.assert_array_equal(x, second[key], err_msg=key)
+    assert np.abs(expert(name, 250, seed=1).episode(1)["qpos"] - second["qpos"]).max() > 0.1
+
+
+@pytest.mark.parametrize(("name", "least"), [("cube-single-play-v0", 3), ("puzzle-3x3-noisy-v0", 5)])
+def test_the_arm_runs_its_errands(name, least):
+    """In 300 steps it moves the cube, or presses buttons, several times; most errands end in success."""
+    arm = expert(name, 300)
+    assert isinstance(arm, ManipulationExpert)
+    done, new_target = [], arm._base.set_new_target
+    arm._base.set_new_target = lambda **kw: (done.append(bool(arm._base._success)), new_target(**kw))[1]
+    arm.episode(0)
+    assert len(done) >= least
+    assert np.mean(done) > 0.6
+
+
+def test_recorded_manipulation_is_what_the_simulator_does(scene, scene_rows):
+    """From a recorded state, the recorded action leads to the next recorded state."""
+    rows, base = scene_rows[0], scene._base
+    for row in range(0, 200, 20):
+        base.set_state(*(rows[key][row].astype(float) for key in ("qpos", "qvel")), rows["button_states"][row])
+        scene._env.step(rows["actions"][row])
+        np.testing.assert_allclose(base.data.qpos[:6], rows["qpos"][row + 1][:6], atol=2e-3)
+
+
+def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
+    """The health check by hand, and that an episode which fails it is played anew with other draws."""
+    middle, right, left, drawer = (0.4, 0.0, 0.02), (0.4, 0.29, 0.02), (0.4, -0.3, 0.02), (0.4, -0.3, 0.07)
+    assert _cube_in_sight(np.array([middle, drawer]))
+    assert not _cube_in_sight(np.array([middle, right]))
+    assert not _cube_in_sight(np.array([left, middle]))
+    verdicts = iter([True, False, True])
+    monkeypatch.setattr("floq.data.experts._cube_in_sight", lambda xyz: next(verdicts))
+    arm = expert("scene-play-v0", 30)
+    first, redone = arm.episode(0), arm.episode(0)
+    assert np.abs(first["qpos"] - redone["qpos"]).max() > 0.1
+
+
+def test_experts_are_those_of_the_recipe():
+    assert recipe(NAME).expert is PointMazeExpert
+    assert recipe("scene-noisy-v0").expert is ManipulationExpert

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from helpers import ACT, FLOQ, OBS, SCALAR, scale
+from helpers import ACT, FLOQ, OBS, QUANTILE, SCALAR, scale
 
-from floq.critics import FloqCritic, ScalarCritic
+from floq.critics import FloqCritic, QuantileCritic, ScalarCritic
 from floq.critics.base import aggregate
 from floq.flow import source_nodes
 from floq.networks import ResidualBody
@@ -229,6 +229,41 @@ def test_residual_scalar_critic():
     assert np.isfinite(critic.read_out(uniform(OBS), uniform(ACT), scale(), jax.random.key(0)))
 
 
+@pytest.mark.parametrize("how", ["mean", "min"])
+def test_quantile_target_loss_and_value_against_the_oracle(how):
+    critic = QuantileCritic.init(jax.random.key(0), OBS, ACT, dataclasses.replace(QUANTILE, q_agg=how, kappa=2.0))
+    obs, act, next_acts, taus = uniform(OBS), uniform(ACT), uniform(3, ACT), jnp.array([0.1, 0.5, 0.8])
+    targets = critic.target_at(jnp.float32(-1.0), jnp.float32(0.9), obs, next_acts, taus)
+    reduce = {"mean": np.mean, "min": np.min}[how]
+    expected = [
+        -1.0 + 0.9 * reduce([oracle.quantile(critic, e, obs, a, float(tau)) for e in range(2)])
+        for a, tau in zip(next_acts, taus, strict=True)
+    ]
+    np.testing.assert_allclose(targets, expected, rtol=1e-4)
+    y = jnp.array([-0.5, 0.2])  # on both sides of the current quantiles, so that both weights count
+    loss, info = critic.loss_at(obs, act, y, taus)
+    assert float(loss) == pytest.approx(float(oracle.quantile_loss(critic, obs, act, np.asarray(y), taus)), rel=1e-4)
+    values = [oracle.quantile(critic, e, obs, act, float(tau)) for e in range(2) for tau in taus]
+    assert float(info["q"]) == pytest.approx(np.mean(values), rel=1e-4)
+    assert min(values) < 0.2
+    assert max(values) > -0.5
+
+
+def test_a_quantile_critic_draws_an_action_per_quantile_and_reads_out_the_mean():
+    critic = QuantileCritic.init(jax.random.key(0), OBS, ACT, QUANTILE)
+    obs, act, key = uniform(OBS), uniform(ACT), jax.random.key(1)
+    policy = lambda obs, key: jax.random.uniform(key, (ACT,), minval=-1.0)  # noqa: E731
+    assert critic.target(jnp.float32(0.0), jnp.float32(0.9), obs, policy, scale(), key).shape == (3,)
+    taus = critic._taus(jax.random.key(2))
+    expected = np.mean([oracle.quantile(critic, e, obs, act, float(tau)) for e in range(2) for tau in taus])
+    assert float(critic.read_out(obs, act, scale(), jax.random.key(2))) == pytest.approx(expected, rel=1e-4)
+    assert float(critic.actor_value(obs, act, scale(), jax.random.key(2))) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="looked up"):
+        critic.read_out(obs, act, scale(), jax.random.key(0), 4)
+    plain = QuantileCritic.init(jax.random.key(0), OBS, ACT, dataclasses.replace(QUANTILE, embed_quantile=False))
+    assert plain.net.entry.weight.shape == (2, OBS + ACT + 1, 16)
+
+
 def test_aggregation():
     values = jnp.array([1.0, 4.0])
     assert aggregate(values, "mean") == 2.5
@@ -238,5 +273,6 @@ def test_aggregation():
 
 
 def test_critics_have_only_array_leaves():
-    for critic in (floq_critic(), ScalarCritic.init(jax.random.key(0), OBS, ACT, SCALAR)):
+    scalar = ScalarCritic.init(jax.random.key(0), OBS, ACT, SCALAR)
+    for critic in (floq_critic(), scalar, QuantileCritic.init(jax.random.key(0), OBS, ACT, QUANTILE)):
         assert all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(critic))

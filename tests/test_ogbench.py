@@ -2,16 +2,22 @@
 
 import json
 import urllib.error
+import warnings
+from typing import Any
 
 import jax
 import numpy as np
 import ogbench
 import pytest
 
+from floq import cli, envs
+from floq.data.collect import collect
 from floq.data.ogbench import load, provenance, read_rows
 from floq.errors import UserError
 
 NAME = "pointmaze-medium-navigate-v0"
+MANIPULATION = ["cube-double-play-v0", "puzzle-3x3-play-v0"]
+TASKS = ["singletask", "singletask-task1"]
 
 
 @pytest.mark.parametrize("task", ["singletask", "singletask-task3", "singletask-task5"])
@@ -24,6 +30,50 @@ def test_transitions_equal_ogbenchs_own_loader(dataset_dir, task):
         for key in ("observations", "actions", "next_observations", "rewards", "masks", "terminals"):
             np.testing.assert_array_equal(batch[key], reference[key], err_msg=key)
     assert "3 of the published 1000 episodes" in ours.provenance
+
+
+@pytest.fixture(scope="module")
+def manipulation_dir(tmp_path_factory):
+    """Two episodes each of two manipulation datasets, in which some rows are made to solve a task."""
+    directory = tmp_path_factory.mktemp("manipulation")
+    for name in MANIPULATION:
+        collect(name, directory, episodes=1, workers=2)
+        for task in TASKS:
+            env = envs.make(name.replace("-v0", f"-{task}-v0"))
+            env.reset()
+            base: Any = env.unwrapped
+            first = 100 * (1 + TASKS.index(task))
+            for file in (f"{name}.npz", f"{name}-val.npz"):
+                with np.load(directory / file) as stored:
+                    rows = dict(stored)
+                if "cube" in name:  # the first cube is in place in 50 rows, the second in 25 of these
+                    rows["qpos"][first : first + 50, 14:17] = base._data.mocap_pos[0]
+                    rows["qpos"][first : first + 25, 21:24] = base._data.mocap_pos[1]
+                else:
+                    rows["button_states"][first : first + 50] = base._target_button_states
+                np.savez(directory / file, **rows)
+    return directory
+
+
+@pytest.mark.parametrize("name", MANIPULATION)
+def test_manipulation_labels_equal_ogbenchs_own(manipulation_dir, name):
+    for task in TASKS:
+        env_name = name.replace("-v0", f"-{task}-v0")
+        ours = load(env_name, manipulation_dir)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # OGBench's spaces
+            _, *theirs = ogbench.make_env_and_datasets(env_name, dataset_dir=str(manipulation_dir))
+        for split, reference in zip((ours.train, ours.validation), theirs, strict=True):
+            starts = np.asarray(split.starts)
+            for key in ("observations", "actions", "rewards", "masks"):
+                np.testing.assert_array_equal(np.asarray(getattr(split, key))[starts], reference[key], err_msg=key)
+            np.testing.assert_array_equal(np.asarray(split.observations)[starts + 1], reference["next_observations"])
+            np.testing.assert_array_equal(np.asarray(split.ends)[starts + 1], reference["terminals"])
+            assert 20 < (reference["masks"] == 0).sum() < 200
+            assert len(np.unique(reference["rewards"])) > 2
+    post = load(env_name, manipulation_dir, "post").train
+    starts = np.asarray(ours.train.starts)
+    np.testing.assert_array_equal(np.asarray(post.rewards)[starts], np.asarray(ours.train.rewards)[starts + 1])
 
 
 def test_post_labels_come_from_the_next_state(dataset_dir):
@@ -79,3 +129,54 @@ def test_damaged_files_are_refused(tmp_path, dataset_dir):
     for path, message in ((truncated, "cannot be read"), (pickled, "cannot be read"), (incomplete, "lacks actions")):
         with pytest.raises(UserError, match=message):
             read_rows(path)
+
+
+def test_a_truncated_download_is_named_on_one_line(tmp_path, dataset_dir, capsys):
+    for file in (f"{NAME}.npz", f"{NAME}-val.npz"):
+        whole = (dataset_dir / file).read_bytes()
+        (tmp_path / file).write_bytes(whole[: len(whole) // 2])
+    assert cli.run(["train", f"--dataset_dir={tmp_path}", f"--save_dir={tmp_path / 'exp'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "delete it and fetch or collect it again" in line
+    assert {path.name for path in tmp_path.iterdir()} == {f"{NAME}.npz", f"{NAME}-val.npz"}
+
+
+def with_rows(directory, dataset_dir, **changes):
+    """A copy of the collected dataset in which some arrays are others; None removes one."""
+    for file in (f"{NAME}.npz", f"{NAME}-val.npz"):
+        with np.load(dataset_dir / file) as stored:
+            rows = dict(stored)
+        rows |= {key: change(rows[key].copy()) for key, change in changes.items() if change is not None}
+        np.savez(directory / file, **{key: x for key, x in rows.items() if changes.get(key, x) is not None})
+
+
+def nan_in_row_7(x):
+    x[7] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": nan_in_row_7}, "v0.npz: observations is not finite in 1 of 3003 rows, the first is row 7"),
+        ({"qpos": nan_in_row_7}, "qpos is not finite in 1 of 3003 rows, the first is row 7"),
+        (
+            {"actions": lambda x: x[:-1]},
+            "all arrays must have equally many rows, but they have: observations 3003, act",
+        ),
+        ({"actions": lambda x: x[:, 0]}, "actions has shape (3003,), it must be (rows, size)"),
+        ({"terminals": lambda x: x[:, None]}, "terminals has shape (3003, 1), it must be (rows,)"),
+        ({"observations": lambda x: np.hstack([x, x])}, "observations has 4 numbers per row, pointmaze-medium"),
+        ({"actions": lambda x: np.hstack([x, x])}, "actions has 4 numbers per row"),
+        ({"qpos": lambda x: x[:, :1]}, "qpos has 1 numbers per row"),
+        ({"qpos": None}, "lacks qpos, which the rewards of"),
+        ({"actions": lambda x: x.astype("U8")}, "actions holds <U8, not numbers"),
+    ],
+)
+def test_wrong_data_is_named_on_one_line_and_nothing_is_written(dataset_dir, tmp_path, capsys, changes, message):
+    with_rows(tmp_path, dataset_dir, **changes)
+    assert cli.run(["train", f"--dataset_dir={tmp_path}", f"--save_dir={tmp_path / 'exp'}"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert message in line
+    assert f"{tmp_path}" in line
+    assert not (tmp_path / "exp").exists()

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ACTOR, FLOQ, SCALAR
+from helpers import ACTOR, FLOQ, QUANTILE, SCALAR
 
 from floq.agent import Agent, zeros_like_info
 from floq.config import AgentConfig
-from floq.critics import FloqCritic
+from floq.critics import FloqCritic, QuantileCritic
 
 WIDE = (32, 32)
 CRITICS = {
@@ -19,6 +19,7 @@ CRITICS = {
         FLOQ, value_hidden_dims=WIDE, block_width=32, critic_flow_steps=1, noise_samples=4, train_at_zero_only=True
     ),
     "scalar": dataclasses.replace(SCALAR, value_hidden_dims=WIDE),
+    "quantile": dataclasses.replace(QUANTILE, value_hidden_dims=WIDE, num_tau_samples=8),
 }
 ACTORS = {"fql": dataclasses.replace(ACTOR, actor_hidden_dims=WIDE, alpha=0.3)}
 DISCOUNT, BATCH, UPDATES = 0.5, 64, 1500
@@ -57,7 +58,9 @@ def batch_of(obs, act, rewards, next_obs, masks):
     }
 
 
-@pytest.fixture(params=[(c, a) for c in ("floq", "scalar") for a in ACTORS], ids=lambda pair: "-".join(pair))
+@pytest.fixture(
+    params=[(c, a) for c in ("floq", "scalar", "quantile") for a in ACTORS], ids=lambda pair: "-".join(pair)
+)
 def pair(request):
     return request.param
 
@@ -153,3 +156,18 @@ def test_a_flow_contracts_its_source_noise_when_the_return_is_certain():
     paths = critic.trajectories(z_0, jnp.array([0.5]), jnp.zeros(1), agent.scale)
     assert float(paths[..., 0].std()) > 0.1
     assert float(paths[..., -1].std()) < 0.5 * float(paths[..., 0].std())
+
+
+def test_implicit_quantiles_of_a_coin_are_its_expectiles():
+    """One step with reward -1 or 1 at even odds. The published error is squared, so the value at tau is the
+    tau-expectile, 2 tau - 1, where a quantile would be -1 or 1."""
+
+    def make_batch(key):
+        rewards = jnp.where(jax.random.bernoulli(key, shape=(BATCH,)), 1.0, -1.0)
+        return batch_of(jnp.zeros(BATCH), jnp.zeros(BATCH), rewards, jnp.zeros(BATCH), jnp.zeros(BATCH))
+
+    critic = learn("quantile", "fql", make_batch, (-1.0, 1.0)).params.critic
+    assert isinstance(critic, QuantileCritic)
+    taus = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    at = jax.vmap(lambda tau: critic._members(jnp.zeros(1), jnp.zeros(1), tau).mean())(taus)
+    np.testing.assert_allclose(at, 2 * taus - 1, atol=0.25)

@@ -51,12 +51,13 @@ def test_logs(run_dir):
 
 
 def test_a_checkpoint_restores_every_array(run_dir, tmp_path):
-    agent, config = checkpoint.load(run_dir / "checkpoints")
+    agent, config, sizes, _ = checkpoint.load(run_dir / "checkpoints")
     assert int(agent.step) == 6
     assert config == Run.open(run_dir).config
     assert float(agent.hypers.tau) == pytest.approx(config.agent.tau)
-    checkpoint.save(tmp_path, agent, (2, 2), config)
-    again, _ = checkpoint.load(tmp_path)
+    assert sizes == (2, 2)
+    checkpoint.save(tmp_path, agent, sizes, config)
+    again = checkpoint.load(tmp_path).agent
     assert jax.tree.structure(again) == jax.tree.structure(agent)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(agent), strict=True):
         raw = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b)]

@@ -17,7 +17,8 @@ from floq import checkpoint
 from floq.config import Config
 from floq.data.transitions import Dataset
 from floq.keys import Keys
-from floq.train import make_agent, train_steps
+from floq.loop import train_steps
+from floq.train import make_agent
 
 ROWS = 60
 
@@ -100,7 +101,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_right_exit_code(dataset_dir, tmp_p
     assert len(errors.splitlines()) == 1, errors
     assert "checkpoint" in errors
     (folder,) = tmp_path.glob("floq/debug/*/*")
-    agent, _ = checkpoint.load(folder / "checkpoints")
+    agent = checkpoint.load(folder / "checkpoints").agent
     assert int(agent.step) > 1
     assert not (folder / "summary.json").exists()
     assert json.loads((folder / "config.json").read_text())["offline_steps"] == 100000000

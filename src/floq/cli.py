@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from tyro.conf import Positional
 
 from floq.errors import Interrupted, UserError, nearest
+from floq.flags import Flags
 
 T = TypeVar("T")
 
@@ -63,29 +64,80 @@ def run(argv: list[str]) -> int:
 # --- floq train ---
 
 
-def _train(argv: list[str]) -> None:
-    dry_run, config, notice = parse_train(argv)
-    if notice:
-        print(f"floq: {notice}", file=sys.stderr)
-    if dry_run:
-        import json
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change."""
 
-        print(json.dumps(config.to_json(), indent=2))
-        return
+    resume: str
+    """The run's folder."""
+    offline_steps: int | None = None
+    """New total of gradient steps on the dataset; by default the run's own."""
+    online_steps: int | None = None
+    """New total of environment steps after that."""
+    dry_run: bool = False
+    """Print the resolved configuration."""
+
+
+class Request(NamedTuple):
+    """What `floq train` is asked to do: these configurations, one per seed, or just to show them."""
+
+    configs: list[Any]
+    dry_run: bool
+    notice: str | None
+
+
+def _train(argv: list[str]) -> None:
+    if any(re.match(r"--resume(=|$)", word) for word in argv):
+        return _resume(argv)
+    request = parse_train(argv)
+    if request.notice:
+        print(f"floq: {request.notice}", file=sys.stderr)
+    if request.dry_run:
+        return _print_configs(request.configs)
     from floq.train import train
 
-    train(config)
+    for config in request.configs:
+        train(config)
 
 
-def parse_train(argv: list[str]) -> tuple[bool, Any, str | None]:
-    """`floq train`'s arguments as (whether it is a dry run, resolved configuration, a notice about it)."""
-    from floq.config import AGENTS, Config, settings_type
+def _resume(argv: list[str]) -> None:
+    flags = Flags(argv)
+    types = {f.name: f for f in dataclasses.fields(Resume)}
+    for name in flags.names():
+        if name not in types:
+            raise UserError(
+                f"--{name} with --resume: a run goes on with its own settings, only --offline_steps and "
+                "--online_steps may change"
+            )
+    options = _parse(Resume, flags.normalised(types), "floq train", Resume.__doc__ or "")
+    from floq.train import continued, resume
+
+    if options.dry_run:
+        return _print_configs([continued(options.resume, options.offline_steps, options.online_steps)])
+    resume(options.resume, offline_steps=options.offline_steps, online_steps=options.online_steps)
+
+
+def _print_configs(configs: list[Any]) -> None:
+    """One JSON object: the configuration; with several seeds, a list of them in place of the one."""
+    import json
+
+    values = configs[0].to_json()
+    if len(configs) > 1:
+        values = {"seeds" if key == "seed" else key: value for key, value in values.items()}
+        values["seeds"] = [config.seed for config in configs]
+    print(json.dumps(values, indent=2))
+
+
+def parse_train(argv: list[str]) -> Request:
+    """`floq train`'s arguments, resolved."""
+    from floq.config import AGENTS, PUBLISHED_ALIASES, Config, settings_type
     from floq.presets import PRESETS, configure, notice
 
-    flags = _Flags(argv)
+    flags = Flags(argv)
     agent = flags.take("agent", "floq")
     preset = flags.take("preset", None)
     dry_run = flags.take_switch("dry_run")
+    seeds = flags.take_seeds()
     parts = {kind: flags.take(f"agent.{kind}", None) for kind in ("critic", "actor")}
     # Flags refine the preset that the environment and the agent select: parse them with that as the default.
     base = configure(flags.peek("env_name"), agent, preset=preset, **parts)
@@ -93,6 +145,7 @@ def parse_train(argv: list[str]) -> tuple[bool, Any, str | None]:
     settings = settings_type(critic, actor)
     types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
     types |= {f"agent.{f.name}": f for f in dataclasses.fields(settings)}
+    aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in PUBLISHED_ALIASES.get(critic, {}).items()}
     command = dataclasses.make_dataclass(
         "Train", [("agent", settings, field(default=settings(**base.agent.flat())))], bases=(Config,), frozen=True
     )
@@ -100,75 +153,15 @@ def parse_train(argv: list[str]) -> tuple[bool, Any, str | None]:
         "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
         f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
         "--agent.critic and --agent.actor replace one of the two, "
-        f"--preset NAME ({', '.join(PRESETS)}) changes the settings, --dry_run prints the resolved configuration."
+        f"--preset NAME ({', '.join(PRESETS)}) changes the settings, --seeds 0 1 2 trains with one seed after another, "
+        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run."
     )
     default = command(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"})
-    parsed = _parse(command, flags.normalised(types, critic), "floq train", description, default)
+    parsed = _parse(command, flags.normalised(types, aliases), "floq train", description, default)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
     config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
-    return dry_run, config, notice(config.env_name, agent)
-
-
-class _Flags:
-    """Arguments in the published spelling: `--x=1`, `--x 1`, `--x=True`, bare switches, tuples such as "(512,512)"."""
-
-    def __init__(self, argv: list[str]):
-        self._pairs: list[tuple[str, list[str]]] = []
-        self.help = False
-        for word in argv:
-            if word in ("-h", "--help"):
-                self.help = True
-            elif word.startswith("--"):
-                name, equals, value = word[2:].partition("=")
-                if " --" in value or "--agent." in value:
-                    mended = re.sub(r"\s*--", " --", word).strip()
-                    raise UserError(f"{word!r} runs two flags together; write {mended}")
-                self._pairs.append((name.replace("-", "_"), [value] if equals else []))
-            elif self._pairs:
-                self._pairs[-1][1].append(word)
-            else:
-                raise UserError(f"unexpected argument {word!r}: settings are given as --name=value")
-
-    def peek(self, name: str, default: str | None = None) -> str | None:
-        """The last value given for a flag."""
-        values = [words for flag, words in self._pairs if flag == name]
-        if values and len(values[-1]) != 1:
-            raise UserError(f"--{name} needs one value")
-        return values[-1][0] if values else default
-
-    def take(self, name: str, default: Any) -> Any:
-        """The same, and forget the flag."""
-        value = self.peek(name, default)
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
-        return value
-
-    def take_switch(self, name: str) -> bool:
-        """Whether a switch is on: `--name`, `--name=True`."""
-        given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
-        if given and given[-1] not in ("true", "false"):
-            raise UserError(f"--{name}={given[-1]}: write --{name}, --{name}=True or --{name}=False")
-        return bool(given) and given[-1] == "true"
-
-    def normalised(self, fields: dict[str, Any], critic: str) -> list[str]:
-        """The arguments as tyro reads them. Raises UserError for a flag that is not in `fields`."""
-        from floq.config import PUBLISHED_ALIASES
-
-        words = ["--help"] if self.help else []
-        for name, values in self._pairs:
-            prefix, _, last = name.rpartition(".")
-            alias = PUBLISHED_ALIASES.get(critic, {}).get(last) if prefix == "agent" else None
-            name = f"agent.{alias}" if alias else name
-            if name not in fields or name == "agent":
-                known = [f"--{field}" for field in fields if field != "agent"]
-                raise UserError(f"unknown flag --{name} for this agent{nearest(f'--{name}', known)}")
-            kind = fields[name].type
-            if kind is bool:
-                values = [{"true": "True", "false": "False"}.get(v.lower(), v) for v in values] or ["True"]
-            elif str(kind).startswith("tuple"):
-                values = [v for value in values for v in re.split(r"[\s,]+", value.strip("()[] ")) if v]
-            words += [f"--{name}", *values]
-        return words
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
+    return Request(configs, dry_run, notice(config.env_name, agent))
 
 
 # --- floq eval ---
@@ -222,7 +215,8 @@ def _collect(argv: list[str]) -> None:
     options = _parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
     from pathlib import Path
 
-    from floq.data.collect import collect, recipe
+    from floq.data.collect import collect
+    from floq.data.recipes import recipe
     from floq.progress import Display
 
     display = Display()

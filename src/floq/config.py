@@ -16,16 +16,23 @@ from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
 from floq.errors import UserError, nearest
 
-AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql")}  # the published agents, as (critic, actor)
-PUBLISHED_ALIASES = {"scalar": {"flow_steps": "actor_flow_steps"}}  # FQL's own names for settings that floq renamed
+AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
+"""The published agents, as (critic, actor)."""
+
+_FQL_NAMES = {"flow_steps": "actor_flow_steps"}
+PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES}
+"""By critic: the published names of settings that floq renamed."""
 
 POSITIVE = (
     *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
     *("critic_flow_steps", "noise_samples", "target_noise_samples", "distill_noise_samples", "actor_flow_steps"),
     *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
     *("block_width", "block_depth", "num_transformations"),
-    *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes"),
+    *("kappa", "num_tau_samples", "quantile_embed_dim"),
+    *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes", "buffer_size"),
+    *("video_frame_skip", "frame_stack"),
 )
+NOT_NEGATIVE = ("alpha", "noise_coverage", "reward_offset", "seed", "online_steps", "video_episodes", "restore_epoch")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class LearningSettings:
     """Steps of reward in a TD target."""
     reward_scale: float = 1.0
     """Multiplies every reward."""
+    encoder: str | None = None
+    """Image encoder, for pixel tasks: not built yet."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +137,18 @@ class Config:
     """Where run folders go."""
     dataset_dir: str = "~/.ogbench/data"
     """Where datasets are."""
+    restore_path: str | None = None
+    """Start from the weights of this run folder."""
+    restore_epoch: int | None = None
+    """Which of its checkpoints, by step; by default the newest."""
     offline_steps: int = 2_000_000
     """Gradient steps on the dataset."""
+    online_steps: int = 0
+    """Environment steps after that, one gradient step each: not built yet."""
+    buffer_size: int = 2_000_000
+    """Transitions that the online replay buffer holds."""
+    balanced_sampling: Literal[0, 1] = 0
+    """Online, 1 takes half of each batch from the dataset and half from new experience: not built yet."""
     log_interval: int = 5_000
     """Steps between rows of train.csv."""
     eval_interval: int = 20_000
@@ -138,6 +157,14 @@ class Config:
     """Steps between checkpoints; the last step always gets one."""
     eval_episodes: int = 50
     """Episodes per evaluation."""
+    video_episodes: int = 0
+    """Episodes per evaluation that are filmed: not built yet."""
+    video_frame_skip: int = 3
+    """A film shows one step in so many."""
+    p_aug: float | None = None
+    """Probability of image augmentation, for pixel tasks: not built yet."""
+    frame_stack: int | None = None
+    """Frames per observation, for pixel tasks: not built yet."""
     success_timing: Literal["post", "pre"] = "post"
     """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
     label_timing: Literal["pre", "post"] = "pre"
@@ -207,10 +234,11 @@ def _check_ranges(settings: dict[str, Any]) -> None:
                 raise UserError(f"{name}: give at least one hidden layer")
     for name in POSITIVE:
         require(name, lambda x: x > 0, "greater than 0")
-    for name in ("alpha", "noise_coverage", "reward_offset", "seed"):
+    for name in NOT_NEGATIVE:
         require(name, lambda x: x >= 0, "at least 0")
     require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
-    require("tau", lambda x: 0 <= x <= 1, "between 0 and 1")
+    for name in ("tau", "p_aug"):
+        require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
     if settings.get("time_embedding") == "fourier":
         require("time_embed_dim", lambda x: x % 2 == 0, "even, a Fourier embedding pairs cosines with sines")

@@ -114,15 +114,16 @@ class SeededEnv(gymnasium.Wrapper):
         return self.reset(seed=int(words[1]))[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        with self._own_global_state():
+        with self.own_global_state():
             return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        with self._own_global_state():
+        with self.own_global_state():
             return self.env.step(action)
 
     @contextlib.contextmanager
-    def _own_global_state(self) -> Iterator[None]:
+    def own_global_state(self) -> Iterator[None]:
+        """Within it, NumPy's global generator is this environment's own."""
         random: Any = np.random  # its stubs lack these functions
         others = random.get_bit_generator()
         random.set_bit_generator(self._global_state)

@@ -70,6 +70,11 @@ FAMILIES: dict[str, dict[str, Preset]] = {
         "puzzle-3x3": Preset({"alpha": 1000.0}, {}, FQL_PAPER),
         "puzzle-4x4": Preset({"alpha": 1000.0}, {}, FQL_PAPER),
     },
+    "fql_iqn": {
+        "antmaze-giant": Preset(
+            {"alpha": 10.0, "discount": 0.995, "q_agg": "min", "batch_size": 512}, {}, "floq's published commands"
+        ),
+    },
 }
 """Settings of each agent for each environment family, chosen by `env_name` unless something more specific is said."""
 
@@ -109,8 +114,8 @@ def configure(
 
     Args:
         env_name: the task; by default the demonstration task.
-        agent: `floq` or `fql`. The path form of the published commands, `agents/floq.py`, means that file's defaults
-            without the family's settings.
+        agent: a name in `AGENTS`. The path form of the published commands, `agents/floq.py`, means that file's
+            defaults without the family's settings.
         critic, actor: replace that part of the agent; the family's settings still apply where the new part has them.
         preset: a name in `PRESETS`.
         settings: any setting of the run or of the agent, by its flat name.

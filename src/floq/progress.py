@@ -34,8 +34,8 @@ class Display:
         self._console.print(table)
 
     @contextlib.contextmanager
-    def bar(self, name: str, total: int) -> Iterator[Callable[..., None]]:
-        """A bar from 0 to `total`. Yields `update(done, **what)`, where `what` is shown behind the bar.
+    def bar(self, name: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
+        """A bar from `start` to `total`. Yields `update(done, **what)`, where `what` is shown behind the bar.
 
         Where there is no terminal, every fifth part and every update with `line=True` becomes a line; a bar within a
         bar stays silent.
@@ -43,17 +43,17 @@ class Display:
         self._depth += 1
         try:
             if self._console.is_terminal and not self._console.quiet:
-                with self._live_bar(name, total) as update:
+                with self._live_bar(name, total, start) as update:
                     yield update
             elif self._depth == 1:
-                yield self._plain_lines(name, total)
+                yield self._plain_lines(name, total, start)
             else:
                 yield lambda done, line=False, **what: None
         finally:
             self._depth -= 1
 
     @contextlib.contextmanager
-    def _live_bar(self, name: str, total: int) -> Iterator[Callable[..., None]]:
+    def _live_bar(self, name: str, total: int, start: int) -> Iterator[Callable[..., None]]:
         outermost = self._progress is None
         progress = self._progress
         if progress is None:
@@ -69,7 +69,7 @@ class Display:
                 expand=True,
             )
             progress.start()
-        task = progress.add_task(name, total=total, what="")
+        task = progress.add_task(name, total=total, completed=start, what="")
 
         def update(done: int, line: bool = False, **what: Any) -> None:
             progress.update(task, completed=done, what=_shown(what))
@@ -83,15 +83,15 @@ class Display:
             else:
                 progress.remove_task(task)
 
-    def _plain_lines(self, name: str, total: int) -> Callable[..., None]:
-        started, last = time.monotonic(), 0
+    def _plain_lines(self, name: str, total: int, start: int) -> Callable[..., None]:
+        started, last = time.monotonic(), start
 
         def update(done: int, line: bool = False, **what: Any) -> None:
             nonlocal last
             if line or (done - last) * 5 >= total:
                 last = done
                 elapsed = time.monotonic() - started
-                left = elapsed * (total - done) / done
+                left = elapsed * (total - done) / max(1, done - start)
                 self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_shown(what)}".rstrip())
 
         return update

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and how it is opened again."""
 
 import json
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from floq.config import Config
 from floq.errors import UserError
 from floq.loggers import read_csv
 
+RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the configuration
 PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
 
 
@@ -25,13 +27,17 @@ class Run:
     config: Config
 
     @classmethod
-    def create(cls, config: Config) -> "Run":
+    def create(cls, config: Config, records: dict[str, dict[str, str]]) -> "Run":
         """Make the folder `save_dir/project/group/env/sd<seed>_<time>_<hash>` and write `config.json`.
+
+        Args:
+            config: the resolved configuration.
+            records: `versions` of packages and a description of the `data`, to be kept beside it.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        parent = Path(config.save_dir).expanduser() / config.project_name / config.run_group / config.env_name
+        parent = _parent(config)
         stamp = time.strftime("%Y%m%d_%H%M%S")
         folder = parent / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
         try:
@@ -39,8 +45,7 @@ class Run:
             (folder / "checkpoints").mkdir()
             (folder / "plots").mkdir()
             run = cls(folder, config)
-            versions = {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
-            run.write_json("config.json", config.to_json() | {"protocol": protocol(config), "versions": versions})
+            run.write_config(records)
         except FileExistsError as error:
             raise UserError(f"{folder} exists already: wait a second, or give another --run_group") from error
         except OSError as error:
@@ -59,7 +64,7 @@ class Run:
         folder = Path(folder).expanduser()
         try:
             values = json.loads((folder / "config.json").read_text())
-            return cls(folder, Config.from_json({k: v for k, v in values.items() if k not in ("protocol", "versions")}))
+            return cls(folder, Config.from_json({k: v for k, v in values.items() if k not in RECORDS}))
         except OSError as error:
             raise UserError(f"{folder} is not a run folder: it has no readable config.json") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -70,19 +75,53 @@ class Run:
         return checkpoint.load(self.folder / "checkpoints", step)[0]
 
     def evaluations(self) -> dict[str, list[float]]:
-        """The columns of `eval.csv`."""
-        return read_csv(self.folder / "eval.csv")
+        """The columns of `eval.csv`; empty before the first evaluation."""
+        path = self.folder / "eval.csv"
+        return read_csv(path) if path.exists() else {}
 
     @property
     def summary(self) -> dict[str, Any]:
         """`summary.json`, which exists once the run has ended."""
         return json.loads((self.folder / "summary.json").read_text())
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.folder / "summary.json").exists()
+
+    @property
+    def records(self) -> dict[str, dict[str, str]]:
+        """What `config.json` says of the packages (`versions`) and the data (`data`) of the run."""
+        values = json.loads((self.folder / "config.json").read_text())
+        return {name: values.get(name, {}) for name in ("versions", "data")}
+
+    def write_config(self, records: dict[str, dict[str, str]]) -> None:
+        """Write `config.json`: the configuration, the evaluation protocol and the given records."""
+        self.write_json("config.json", self.config.to_json() | {"protocol": protocol(self.config)} | records)
+
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file of the run, atomically."""
         partial = self.folder / f".{name}.partial"
         partial.write_text(json.dumps(values, indent=2) + "\n")
         partial.replace(self.folder / name)
+
+
+def check_writable(config: Config) -> None:
+    """Raises UserError if the run's folder could not be made, without making it."""
+    folder = _parent(config)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write run folders below {folder}: choose another --save_dir")
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that matter to a result."""
+    return {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
+
+
+def _parent(config: Config) -> Path:
+    return Path(config.save_dir).expanduser() / config.project_name / config.run_group / config.env_name
 
 
 def protocol(config: Config) -> str:

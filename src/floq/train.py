@@ -1,71 +1,30 @@
-"""The training loop: many gradient steps per device call, between them logs, evaluations and checkpoints."""
+"""Set a run up, fresh or from where it stopped, and bring it to its end."""
 
-import contextlib
-import math
-import signal
-import threading
+import dataclasses
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from floq import checkpoint, pictures
-from floq.agent import Agent, Info, ObsStats, zeros_like_info
-from floq.analysis.statistics import wilson_interval
+from floq.agent import Agent, ObsStats, ValueRange
+from floq.checkpoint import Checkpoint
 from floq.config import Config
 from floq.data import ogbench as ogbench_data
 from floq.data.collect import collect
-from floq.data.transitions import Batch, Dataset
-from floq.errors import Interrupted
-from floq.evaluate import Evaluation, Evaluator
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+from floq.evaluate import Evaluator
 from floq.keys import Keys
-from floq.loggers import CsvLogger
+from floq.loggers import cut_csv
+from floq.loop import Loop, catch_signals, show_result
 from floq.progress import Display
-from floq.run import Run, protocol
+from floq.run import Run, check_writable, installed_versions
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
-CHUNK_SECONDS = 0.5  # a device call takes about this long, so that a signal is answered soon
-
-
-@partial(jax.jit, donate_argnums=0)
-def train_steps(agent: Agent, dataset: Dataset, batch_key: jax.Array, num_steps: jax.Array) -> tuple[Agent, Info]:
-    """`num_steps` updates on batches of the dataset, in one device call. Returns the agent and the last step's info.
-
-    The batch of update number i is drawn with fold_in(batch_key, i), so the result does not depend on how the steps
-    are divided into calls. `agent` is donated. The number of steps is traced: one program serves every length.
-    """
-
-    def step(_, carry):
-        agent, _ = carry
-        return agent.update(sample_batch(agent, dataset, batch_key))
-
-    info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
-    return jax.lax.fori_loop(0, num_steps, step, (agent, info))
-
-
-def sample_batch(agent: Agent, dataset: Dataset, key: jax.Array) -> Batch:
-    """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
-    static = agent.static
-    step_key = jax.random.fold_in(key, agent.step)
-    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount)
-
-
-@jax.jit
-def validate(agent: Agent, dataset: Dataset, key: jax.Array) -> Info:
-    """What `update` would log on one batch of held-out data."""
-    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
-    return agent.evaluate_loss(sample_batch(agent, dataset, batch_key), loss_key)
-
-
-def make_agent(config: Config, train_data: Dataset) -> Agent:
-    """The agent that a run with this configuration and this data starts from."""
-    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
-    sizes = train_data.observations.shape[1], train_data.actions.shape[1]
-    reward_range = train_data.reward_range()
-    init = jax.jit(lambda key: Agent.init(key, *sizes, config.agent, reward_range=reward_range, obs_stats=stats))
-    return init(Keys.of(config.seed).agent)
+STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
 
 
 def train(config: Config, *, show: bool = True) -> Run:
@@ -85,24 +44,148 @@ def train(config: Config, *, show: bool = True) -> Run:
         Interrupted: a signal ended the run.
     """
     started = time.monotonic()
+    check_built(config)
+    check_writable(config)
     display = Display(show)
-    with (
-        Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator,
-        contextlib.ExitStack() as stack,
-    ):
+    source = _source_of_weights(config)
+    with _evaluator(config) as evaluator:
         data = load_data(config, display)
-        display.note(f"data    {data.provenance} ({len(data.train):,} transitions)")
         agent = make_agent(config, data.train)
-        run = Run.create(config)
-        display.note(f"run     {run.folder}")
-        received = stack.enter_context(_catch_signals())
-        loop = _Loop(run, agent, data, evaluator, display, received, started)
-        loop.go()
-    loop.summarise()
-    display.note("drawing the pictures")
-    pictures.draw(run, loop.agent, data.train)
-    loop.show_result()
-    return run
+        if source is not None:
+            agent = restore(agent, config, source)
+        run = Run.create(config, _records(data))
+        loop = Loop(run, agent, data, evaluator, display, {}, started)
+        _carry_through(loop, display)
+    return _finish(loop, data, display)
+
+
+def resume(
+    run_dir: Path | str, *, offline_steps: int | None = None, online_steps: int | None = None, show: bool = True
+) -> Run:
+    """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
+    the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again.
+
+    Args:
+        run_dir: the run's folder.
+        offline_steps, online_steps: new totals; by default the run's own.
+        show: print progress.
+
+    Raises:
+        UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
+        Interrupted: a signal ended the run.
+    """
+    started = time.monotonic()
+    display = Display(show)
+    config = continued(run_dir, offline_steps, online_steps)
+    check_built(config)
+    old = Run.open(run_dir)
+    run = Run(old.folder, config)
+    saved = _last_checkpoint(old)
+    step = int(saved.agent.step) if saved else 0
+    if config.offline_steps < step:
+        raise UserError(f"--offline_steps={config.offline_steps}: the run is at step {step} already")
+    if run.is_finished and step == config.offline_steps:
+        display.note(f"finished already, at step {step}; give more --offline_steps to train on")
+        show_result(run, display)
+        return run
+
+    with _evaluator(config) as evaluator:
+        data = load_data(config, display)
+        records = _records(data)
+        if old.records["data"].get("fingerprint", fingerprint := records["data"]["fingerprint"]) != fingerprint:
+            raise UserError(
+                f"the data in {config.dataset_dir} is not what {old.folder} was trained on "
+                f"({old.records['data'].get('provenance', 'unknown')}): bring that back, or start a new run"
+            )
+        for package, version in installed_versions().items():
+            if (before := old.records["versions"].get(package)) != version:
+                display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
+        agent = saved.agent if saved else make_agent(config, data.train)
+        if saved is None and (source := _source_of_weights(config)) is not None:
+            agent = restore(agent, config, source)
+        run.write_config(records)
+        (run.folder / "summary.json").unlink(missing_ok=True)
+        for name in ("train.csv", "eval.csv"):
+            cut_csv(run.folder / name, step)
+        display.note(f"resume  from step {step}")
+        loop = Loop(run, agent, data, evaluator, display, saved.clocks if saved else {}, started)
+        _carry_through(loop, display)
+    return _finish(loop, data, display)
+
+
+def continued(run_dir: Path | str, offline_steps: int | None, online_steps: int | None) -> Config:
+    """The configuration with which `resume` goes on."""
+    given = {"offline_steps": offline_steps, "online_steps": online_steps}
+    changes: dict[str, Any] = {name: steps for name, steps in given.items() if steps is not None}
+    return dataclasses.replace(Run.open(run_dir).config, **changes)
+
+
+def make_agent(config: Config, train_data: Dataset) -> Agent:
+    """The agent that a run with this configuration and this data starts from."""
+    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
+    sizes = train_data.observations.shape[1], train_data.actions.shape[1]
+    reward_range = train_data.reward_range()
+    init = jax.jit(lambda key: Agent.init(key, *sizes, config.agent, reward_range=reward_range, obs_stats=stats))
+    return init(Keys.of(config.seed).agent)
+
+
+def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
+    """`agent` with the networks, target networks and optimiser state of another run's checkpoint; its step, random
+    streams and hyperparameters stay its own. The reward range covers both runs, and observations are normalised as
+    the networks are used to.
+
+    Raises:
+        UserError: the networks have other shapes, or observations are normalised in one of the two runs only.
+    """
+    old = source.agent
+    own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
+    if own != theirs:
+        sizes = agent.obs_stats.mean.shape[0], old.obs_stats.mean.shape[0]
+        if sizes[0] != sizes[1]:
+            what = f"observations have {sizes[0]} numbers here and {sizes[1]} there"
+        else:
+            what = difference(config, source.config, networks_only=True) or "actions have another size"
+        raise UserError(f"--restore_path={config.restore_path}: its networks do not fit ({what})")
+    if config.normalize_observations != source.config.normalize_observations:
+        there = source.config.normalize_observations
+        raise UserError(f"--restore_path={config.restore_path}: it needs --normalize_observations={there}")
+    take = lambda new, of: jax.tree.unflatten(jax.tree.structure(new), jax.tree.leaves(of))  # noqa: E731
+    here, there = agent.value_range, old.value_range
+    return dataclasses.replace(
+        agent,
+        params=take(agent.params, old.params),
+        target=take(agent.target, old.target),
+        opt_state=take(agent.opt_state, old.opt_state),
+        value_range=ValueRange(jnp.minimum(here.r_min, there.r_min), jnp.maximum(here.r_max, there.r_max)),
+        obs_stats=old.obs_stats,
+    )
+
+
+def difference(here: Config, there: Config, networks_only: bool = False) -> str | None:
+    """The first setting in which two configurations differ, in words; step counts aside."""
+    flat = [c.to_json() for c in (here, there)]
+    pairs = {f"agent.{name}": (value, flat[1]["agent"].get(name)) for name, value in flat[0]["agent"].items()}
+    if not networks_only:
+        pairs |= {k: (v, flat[1][k]) for k, v in flat[0].items() if k != "agent" and k not in STEP_COUNTS}
+    traced = {*here.agent.traced_settings, *here.agent.critic.traced_settings, *here.agent.actor.traced_settings}
+    for name, (a, b) in pairs.items():
+        if a != b and not (networks_only and name.removeprefix("agent.") in traced):
+            return f"{name} is {a} here and {b} there"
+    return None
+
+
+def check_built(config: Config) -> None:
+    """Raises UserError for settings that parse, as the published commands have them, but are not built yet."""
+    pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": config.agent.encoder}
+    for name, value in pixels.items():
+        if value is not None:
+            raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
+    online = {"online_steps": config.online_steps, "balanced_sampling": config.balanced_sampling}
+    for name, value in online.items():
+        if value:
+            raise UserError(f"--{name}={value}: online fine-tuning is not built yet; --{name}=0 trains offline")
+    if config.video_episodes:
+        raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
 
 
 def load_data(config: Config, display: Display) -> ogbench_data.Splits:
@@ -117,164 +200,49 @@ def load_data(config: Config, display: Display) -> ogbench_data.Splits:
             collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
 
     directory = Path(config.dataset_dir).expanduser()
-    return ogbench_data.load(config.env_name, directory, config.label_timing, fetch)
+    data = ogbench_data.load(config.env_name, directory, config.label_timing, fetch)
+    display.note(f"data    {data.provenance} ({len(data.train):,} transitions)")
+    return data
 
 
-class _Loop:
-    """One run from its first step to its last."""
-
-    def __init__(
-        self,
-        run: Run,
-        agent: Agent,
-        data: ogbench_data.Splits,
-        evaluator: Evaluator,
-        display: Display,
-        received: list[int],
-        started: float,
-    ):
-        self.run, self.agent, self.data = run, agent, data
-        self._config = run.config
-        self._keys = Keys.of(run.config.seed)
-        self._evaluator, self._display, self._received, self._started = evaluator, display, received, started
-        self._train_log, self._eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
-        self._last_evaluation: Evaluation | None = None
-        self._update_seconds, self._timed_steps = 0.0, 0
-        self._first_update_at = math.nan
-        self._steps_per_call = 1
-
-    def go(self) -> None:
-        """Train to the end, unless a signal comes."""
-        c, step = self._config, 0
-        logged_at, logged_step = time.monotonic(), 0
-        with self._display.bar("train", c.offline_steps) as update_bar:
-            while step < c.offline_steps:
-                info = self._advance(self._next_stop(step) - step)
-                step = int(self.agent.step)
-                if self._due(step, c.log_interval):
-                    now = time.monotonic()
-                    times = {
-                        "time/epoch_time": (now - logged_at) / (step - logged_step),
-                        "time/total_time": now - self._started,
-                    }
-                    logged_at, logged_step = now, step
-                    held_out = validate(self.agent, self.data.validation, self._keys.validation)
-                    self._train_log.log(step, _floats("training", info) | _floats("validation", held_out) | times)
-                if step == 1 or self._due(step, c.eval_interval):
-                    self._evaluate(step)
-                stop = self._received[0] if self._received else None
-                if self._due(step, c.save_interval) or stop is not None:
-                    self._save()
-                update_bar(step, line=self._due(step, c.eval_interval), **self._state(info))
-                if stop is not None:
-                    where = self.run.folder / "checkpoints"
-                    raise Interrupted(f"stopped by {signal.Signals(stop).name}; the checkpoint is in {where}", stop)
-
-    def summarise(self) -> None:
-        """Write `summary.json`."""
-        assert self._last_evaluation is not None
-        seconds = time.monotonic() - self._started
-        scores = self._last_evaluation.summary()
-        summary = {
-            "success": scores["evaluation/success"],
-            "eval_episodes": self._config.eval_episodes,
-            "success_timing": self._config.success_timing,
-            "updates_per_second": self._updates_per_second,
-            "seconds": seconds,
-            "seconds_to_first_update": self._first_update_at - self._started,
-            "steps": int(self.agent.step),
-            "episode.return": scores["evaluation/episode.return"],
-            "episode.length": scores["evaluation/episode.length"],
-        }
-        self.run.write_json("summary.json", summary)
-
-    def show_result(self) -> None:
-        """Print a short table of how it went."""
-        summary = self.run.summary
-        count = self._config.eval_episodes
-        low, high = wilson_interval(round(summary["success"] * count), count)
-        self._display.table(
-            self._config.env_name,
-            {
-                "success": f"{summary['success']:.2f}   95% interval [{low:.2f}, {high:.2f}]",
-                "protocol": protocol(self._config),
-                "episode": f"mean length {summary['episode.length']:.0f}, mean return {summary['episode.return']:.0f}",
-                "speed": f"{summary['updates_per_second']:.0f} updates/s, {summary['seconds']:.0f} s in all",
-            },
-        )
-        self._display.note(f"  pictures    {self.run.folder / 'plots'}")
-        self._display.note(f"  run         {self.run.folder}")
-
-    def _next_stop(self, step: int) -> int:
-        """The next step at which something is due, or as far as one device call should go."""
-        c = self._config
-        if step == 0:
-            return 1  # the first evaluation comes after the first step
-        due = [interval * (step // interval + 1) for interval in (c.log_interval, c.eval_interval, c.save_interval)]
-        return min(*due, c.offline_steps, step + self._steps_per_call)
-
-    def _due(self, step: int, interval: int) -> bool:
-        return step % interval == 0 or step == self._config.offline_steps
-
-    def _advance(self, num_steps: int) -> Info:
-        before = time.monotonic()
-        self.agent, info = train_steps(self.agent, self.data.train, self._keys.batches, num_steps)
-        jax.block_until_ready(info)
-        seconds = time.monotonic() - before
-        if math.isnan(self._first_update_at):
-            self._first_update_at = time.monotonic()  # this call compiled: its time says nothing about speed
-        else:
-            self._update_seconds += seconds
-            self._timed_steps += num_steps
-            self._steps_per_call = max(1, round(CHUNK_SECONDS * self._updates_per_second))
-        return info
-
-    @property
-    def _updates_per_second(self) -> float:
-        return self._timed_steps / self._update_seconds if self._timed_steps else math.nan
-
-    def _evaluate(self, step: int) -> None:
-        with self._display.bar("evaluate", self._config.eval_episodes) as update:
-            evaluation = self._evaluator(
-                self.agent,
-                self._config.seed,
-                step,
-                on_progress=lambda done, _: update(done),
-                should_stop=lambda: bool(self._received),
-            )
-        if evaluation is not None:
-            self._last_evaluation = evaluation
-            self._eval_log.log(step, evaluation.summary() | {"time/total_time": time.monotonic() - self._started})
-
-    def _save(self) -> None:
-        sizes = self.data.train.observations.shape[1], self.data.train.actions.shape[1]
-        checkpoint.save(self.run.folder / "checkpoints", self.agent, sizes, self._config)
-
-    def _state(self, info: Info) -> dict[str, str]:
-        """What the progress line shows."""
-        state = {}
-        if self._last_evaluation is not None:
-            state["success"] = f"{self._last_evaluation.summary()['evaluation/success']:.2f}"
-        if not math.isnan(self._updates_per_second):
-            state["updates/s"] = f"{self._updates_per_second:.0f}"
-        losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
-        return state | {name: f"{float(info[metric]):.3g}" for name, metric in losses.items()}
+def _records(data: ogbench_data.Splits) -> dict[str, dict[str, str]]:
+    """What `config.json` keeps about where a run came from."""
+    described = {"provenance": data.provenance, "fingerprint": data.train.fingerprint()}
+    return {"versions": installed_versions(), "data": described}
 
 
-def _floats(prefix: str, info: Info) -> dict[str, float]:
-    return {f"{prefix}/{name}": float(value) for name, value in info.items()}
+def _source_of_weights(config: Config) -> Checkpoint | None:
+    if config.restore_path is None:
+        if config.restore_epoch is not None:
+            raise UserError("--restore_epoch chooses a checkpoint of --restore_path: give that too")
+        return None
+    return checkpoint.load(Run.open(config.restore_path).folder / "checkpoints", config.restore_epoch)
 
 
-@contextlib.contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are appended when they come, instead of ending the process at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-    before = {s: signal.signal(s, lambda signum, _: received.append(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+def _last_checkpoint(run: Run) -> Checkpoint | None:
+    """The newest checkpoint, or None if the run was ended before its first."""
+    folder = run.folder / "checkpoints"
+    if not checkpoint.steps(folder):
+        return None
+    saved = checkpoint.load(folder)
+    if differs := difference(run.config, saved.config):
+        raise UserError(f"the checkpoint in {folder} belongs to another configuration: {differs}")
+    return saved
+
+
+def _evaluator(config: Config) -> Evaluator:
+    return Evaluator(config.env_name, config.success_timing, config.eval_episodes)
+
+
+def _carry_through(loop: Loop, display: Display) -> None:
+    display.note(f"run     {loop.run.folder}")
+    with catch_signals() as received:
+        loop.go(received)
+    loop.summarise()
+
+
+def _finish(loop: Loop, data: ogbench_data.Splits, display: Display) -> Run:
+    display.note("drawing the pictures")
+    pictures.draw(loop.run, loop.agent, data.train)
+    show_result(loop.run, display)
+    return loop.run

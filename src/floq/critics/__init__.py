@@ -2,9 +2,14 @@
 
 from floq.critics.base import Critic, Policy, ReturnScale
 from floq.critics.floq import FloqConfig, FloqCritic
+from floq.critics.quantile import QuantileConfig, QuantileCritic
 from floq.critics.scalar import ScalarConfig, ScalarCritic
 
-CRITICS = {"floq": (FloqConfig, FloqCritic), "scalar": (ScalarConfig, ScalarCritic)}
+CRITICS = {
+    "floq": (FloqConfig, FloqCritic),
+    "scalar": (ScalarConfig, ScalarCritic),
+    "quantile": (QuantileConfig, QuantileCritic),
+}
 
 __all__ = [
     "CRITICS",
@@ -12,6 +17,8 @@ __all__ = [
     "FloqConfig",
     "FloqCritic",
     "Policy",
+    "QuantileConfig",
+    "QuantileCritic",
     "ReturnScale",
     "ScalarConfig",
     "ScalarCritic",

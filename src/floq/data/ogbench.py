@@ -5,7 +5,7 @@ import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ogbench
@@ -13,8 +13,9 @@ from ogbench.relabel_utils import relabel_dataset
 from ogbench.utils import DATASET_URL
 
 from floq import envs
-from floq.data.collect import recipe
+from floq.data.recipes import recipe
 from floq.data.transitions import Dataset
+from floq.data.validate import check_rows, check_widths
 from floq.errors import UserError
 
 ROW_KEYS = ("observations", "actions", "terminals")
@@ -81,17 +82,25 @@ def provenance(name: str, directory: Path) -> str:
 
 def _labelled(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str) -> Dataset:
     rows = read_rows(path)
+    check_widths(rows, _widths(task), str(path), env_name)
     relabel_dataset(env_name, task, rows)  # writes `rewards` and `masks` for every row, from that row's own state
     if label_timing == "post":
         rows |= {key: np.roll(rows[key], -1) for key in ("rewards", "masks")}  # a trajectory's last row is never read
     return Dataset.from_rows(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], rows["terminals"])
 
 
+def _widths(task: envs.SeededEnv) -> dict[str, int]:
+    """How many numbers per row a task expects, by key."""
+    base: Any = task.unwrapped
+    widths = {"observations": len(task.reset()[0]), "actions": task.action_space.sample().size, "qpos": base.model.nq}
+    return widths | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})
+
+
 def read_rows(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an OGBench npz, one row per state.
 
     Raises:
-        UserError: the file is damaged, holds pickled objects, or lacks an array.
+        UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -101,6 +110,7 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
     missing = [key for key in ROW_KEYS if key not in rows]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: it is not an OGBench dataset")
+    check_rows(rows, str(path))
     return rows
 
 

@@ -1,5 +1,6 @@
 """The dataset as it lies on the device: every observation once, and transitions that point into them."""
 
+import zlib
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from floq.data.validate import check_rows
 from floq.errors import UserError
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
@@ -32,17 +34,11 @@ class Dataset(eqx.Module):
         """From arrays with one row per state, where `ends` marks the last state of each trajectory.
 
         Raises:
-            UserError: lengths differ, a number is not finite, or there is no transition.
+            UserError: shapes or lengths are wrong, a number is not finite, or there is no transition.
         """
         arrays = {"observations": observations, "actions": actions, "rewards": rewards, "masks": masks, "ends": ends}
+        check_rows({key: np.asarray(x) for key, x in arrays.items()})
         host = {key: np.asarray(x, bool if key == "ends" else np.float32) for key, x in arrays.items()}
-        lengths = {key: len(x) for key, x in host.items()}
-        if len(set(lengths.values())) > 1:
-            raise UserError(f"the arrays of a dataset must have equally many rows; they have {lengths}")
-        for key, x in host.items():
-            bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
-            if bad.any():
-                raise UserError(f"{key} is not finite in {bad.sum()} of {len(x)} rows, the first is row {bad.argmax()}")
         host["ends"] = host["ends"].copy()
         host["ends"][-1:] = True
         starts = np.flatnonzero(~host["ends"]).astype(np.int32)
@@ -88,6 +84,14 @@ class Dataset(eqx.Module):
         """Smallest and largest reward of all transitions."""
         rewards = self.rewards[self.starts]
         return float(rewards.min()), float(rewards.max())
+
+    def fingerprint(self) -> str:
+        """Tells datasets apart: the number of transitions, and a checksum of observations, actions, rewards and
+        masks."""
+        checksum = 0
+        for array in (self.observations, self.actions, self.rewards, self.masks):
+            checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        return f"{len(self)}-{checksum:08x}"
 
     def obs_stats(self) -> tuple[Float[Array, " obs"], Float[Array, " obs"]]:
         """Mean and standard deviation of the observations; a constant column gets standard deviation 1."""

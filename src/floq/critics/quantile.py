@@ -1,0 +1,122 @@
+"""Implicit quantiles: the distributional critic that floq is compared with, an ensemble of networks from (s, a, tau) to
+the tau-quantile of the return.
+
+Source: IQN (arXiv 1806.06923), in the form that the floq paper compares with: tau enters as cosines beside (s, a),
+without a learned projection, and the error is squared.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
+from floq.networks import MLP, ensemble
+
+
+@dataclass(frozen=True)
+class QuantileConfig:
+    """Settings of the implicit quantile critic; the defaults are the published ones."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ()
+
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of each member."""
+    layer_norm: bool = True
+    """LayerNorm after each activation."""
+    q_agg: Literal["mean", "min"] = "mean"
+    """How the TD target combines the members, quantile by quantile."""
+    value_num_ensembles: int = 2
+    """Members of the ensemble."""
+    num_tau_samples: int = 8
+    """Quantiles per transition, of the target and of the current value alike (M)."""
+    kappa: float = 1.0
+    """Divides the loss."""
+    embed_quantile: bool = True
+    """tau enters as cosines; otherwise as itself."""
+    quantile_embed_dim: int = 64
+    """How many cosines."""
+
+
+class QuantileCritic(Critic):
+    """Ensemble of implicit quantile networks."""
+
+    net: MLP  # stacked over the ensemble
+    config: QuantileConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: QuantileConfig | None = None
+    ) -> "QuantileCritic":
+        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        c = config or QuantileConfig()
+        size_in = obs_size + act_size + (c.quantile_embed_dim if c.embed_quantile else 1)
+        member = lambda k: MLP.init(k, size_in, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
+        return cls(ensemble(member, key, c.value_num_ensembles), c)
+
+    def tracked(self) -> "QuantileCritic":
+        return self
+
+    def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
+        """`target_at` with fresh draws: M quantiles, and for each an action of its own."""
+        act_key, tau_key = jax.random.split(key)
+        next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, self.config.num_tau_samples))
+        return self.target_at(reward, bootstrap, next_obs, next_acts, self._taus(tau_key))
+
+    def target_at(
+        self,
+        reward: Float[Array, ""],
+        bootstrap: Float[Array, ""],
+        next_obs: Float[Array, " obs"],
+        next_acts: Float[Array, "samples act"],
+        taus: Float[Array, " samples"],
+    ) -> Float[Array, " samples"]:
+        """y_j = r + g mask agg_e Z_e(s', a_j, tau_j): one target per sample, not their mean."""
+
+        def value_of_sample(act: Float[Array, " act"], tau: Float[Array, ""]) -> Float[Array, ""]:
+            return aggregate(self._members(next_obs, act, tau), self.config.q_agg)
+
+        return reward + bootstrap * jax.vmap(value_of_sample)(next_acts, taus)
+
+    def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
+        """`loss_at` with fresh quantiles."""
+        return self.loss_at(obs, act, target, self._taus(key))
+
+    def loss_at(
+        self,
+        obs: Float[Array, " obs"],
+        act: Float[Array, " act"],
+        target: Float[Array, " targets"],
+        taus: Float[Array, " samples"],
+    ) -> tuple[Float[Array, ""], Info]:
+        """|tau - 1{error < 0}| error^2 / kappa, with error = target - current; summed over the current quantiles,
+        averaged over targets and members."""
+        values = jax.vmap(lambda tau: self._members(obs, act, tau))(taus)  # (samples, members)
+        errors = target[:, None, None] - values[None]  # (targets, samples, members)
+        weights = jnp.abs(taus[None, :, None] - (errors < 0))
+        loss = jnp.mean(jnp.sum(weights * jnp.square(errors), axis=1)) / self.config.kappa
+        q = jnp.mean(values)
+        return loss, {"critic_loss": loss, "q": q, "td_error": jnp.abs(jnp.mean(target) - q)}
+
+    def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
+        """The mean over M quantiles and members. There is nothing to integrate, so `num_steps` must be left out."""
+        if num_steps is not None:
+            raise ValueError("a quantile critic is looked up, not integrated: num_steps does not apply")
+        return jnp.mean(jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key)))
+
+    def actor_value(self, obs, act, scale: ReturnScale, key):
+        """The same mean."""
+        return self.read_out(obs, act, scale, key)
+
+    def _taus(self, key: PRNGKeyArray) -> Float[Array, " samples"]:
+        return jax.random.uniform(key, (self.config.num_tau_samples,))
+
+    def _members(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], tau: Float[Array, ""]
+    ) -> Float[Array, " members"]:
+        c = self.config
+        tau_input = jnp.cos(jnp.pi * jnp.arange(1, c.quantile_embed_dim + 1) * tau) if c.embed_quantile else tau[None]
+        return jax.vmap(lambda member: member(jnp.concatenate([obs, act, tau_input]))[0])(self.net)

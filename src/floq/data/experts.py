@@ -1,0 +1,197 @@
+"""OGBench's scripted experts, one episode at a time, by the benchmark's published procedures.
+
+An episode depends on the seed and its number alone. No JAX in here: worker processes import this file.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
+from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
+from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
+from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
+from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
+from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
+
+from floq import envs
+
+Rows = dict[str, np.ndarray]
+
+PLAN_ORACLES = {
+    "cube": CubePlanOracle,
+    "button": ButtonPlanOracle,
+    "drawer": DrawerPlanOracle,
+    "window": WindowPlanOracle,
+}
+MARKOV_ORACLES = {
+    "cube": CubeMarkovOracle,
+    "button": ButtonMarkovOracle,
+    "drawer": DrawerMarkovOracle,
+    "window": WindowMarkovOracle,
+}
+NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # action noise on position, yaw and gripper, relative to each other
+DTYPES = {"terminals": bool, "button_states": np.int64}  # of the files; all else is float32
+
+
+class PointMazeExpert:
+    """A point that follows the shortest path through a maze with noisy actions.
+
+    Args:
+        name: the dataset, such as `pointmaze-medium-navigate-v0`.
+        rows: the length of an episode.
+        seed: with an episode's number, determines it.
+        action_noise: standard deviation of the noise on the oracle's unit direction.
+        goal_cells: keep the one goal, this many cells from the start (stitch); None: a new goal, anywhere, whenever
+            one is reached (navigate).
+    """
+
+    def __init__(self, name: str, rows: int, seed: int, *, action_noise: float, goal_cells: int | None):
+        self._rows, self._seed, self._noise, self._goal_cells = rows, seed, action_noise, goal_cells
+        self._env = envs.make(name, terminate_at_goal=False, max_episode_steps=rows)
+        self._maze: Any = self._env.unwrapped
+        self._free = [(int(i), int(j)) for i, j in np.argwhere(self._maze.maze_map == 0)]
+        self._goals = [cell for cell in self._free if not self._is_hallway(cell)]
+        self._subgoals: dict[tuple[Any, Any], np.ndarray] = {}
+
+    def episode(self, number: int) -> Rows:
+        """All rows of episode `number`, the last one marked terminal."""
+        random = np.random.default_rng([self._seed, number])
+        start, goal = self._draw(random, self._free), self._draw(random, self._goals)
+        if self._goal_cells is not None:
+            goal = self._draw(random, self._cells_at(start, self._goal_cells) or [start])
+        self._env.reset_with((self._seed, number))
+        obs, _ = self._env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
+
+        rows = []
+        for _ in range(self._rows):
+            direction = self._subgoal() - self._maze.get_xy()
+            direction = direction / (np.linalg.norm(direction) + 1e-6)
+            action = np.clip(direction + random.normal(0.0, self._noise, direction.shape), -1.0, 1.0)
+            next_obs, _, _, _, info = self._env.step(action)
+            if info["success"] and self._goal_cells is None:
+                self._maze.set_goal(goal_xy=self._noisy_xy(random, self._draw(random, self._goals)))
+            rows.append({"observations": obs, "actions": action, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]})
+            obs = next_obs
+        return _episode(rows)
+
+    def _subgoal(self) -> np.ndarray:
+        """The centre of the next cell on the way to the goal. OGBench searches the maze anew at each step; the answer
+        depends on two cells only, so it is kept."""
+        here, goal = self._maze.get_xy(), self._maze.cur_goal_xy
+        cells = self._maze.xy_to_ij(here), self._maze.xy_to_ij(goal)
+        if cells not in self._subgoals:
+            self._subgoals[cells] = self._maze.get_oracle_subgoal(here, goal)[0]
+        return self._subgoals[cells]
+
+    def _is_hallway(self, cell: tuple[int, int]) -> bool:
+        """A cell with walls on two opposite sides and none on the other two: never a goal of a navigate episode."""
+        i, j = cell
+        wall = self._maze.maze_map == 1
+        up, down, left, right = wall[i - 1, j], wall[i + 1, j], wall[i, j - 1], wall[i, j + 1]
+        return bool((left and right and not up and not down) or (up and down and not left and not right))
+
+    def _cells_at(self, start: tuple[int, int], distance: int) -> list[tuple[int, int]]:
+        """The free cells whose shortest path from `start` has `distance` steps."""
+        _, steps = self._maze.get_oracle_subgoal(self._maze.ij_to_xy(start), self._maze.ij_to_xy(start))
+        return [cell for cell in self._free if steps[cell] == distance]
+
+    def _noisy_xy(self, random: np.random.Generator, cell: tuple[int, int]) -> np.ndarray:
+        quarter = self._maze._maze_unit / 4  # the spread of OGBench's own goal noise
+        return np.array(self._maze.ij_to_xy(cell)) + random.uniform(-quarter, quarter, 2)
+
+    @staticmethod
+    def _draw(random: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[int, int]:
+        return cells[random.integers(len(cells))]
+
+
+class ManipulationExpert:
+    """A robot arm that moves cubes, presses buttons, and opens and shuts a drawer and a window, one random errand after
+    another.
+
+    Args:
+        name: the dataset, such as `cube-single-play-v0`.
+        rows: the length of an episode.
+        seed: with an episode's number, determines it.
+        oracle: `plan` follows a smooth plan made at the start of an errand, `markov` decides anew at each step.
+        oracle_settings: of OGBench's oracle.
+        action_noise: noise on actions of standard deviation xi * (1, 1, 1, 3, 10) where each episode draws xi ~
+            U[0, action_noise].
+        random_action: probability of a uniformly random action instead.
+        stacking: each episode draws from this interval the probability that a cube goes on top of another.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: int,
+        seed: int,
+        *,
+        oracle: str,
+        oracle_settings: Mapping[str, float],
+        action_noise: float,
+        random_action: float,
+        stacking: tuple[float, float],
+    ):
+        self._rows, self._seed = rows, seed
+        self._action_noise, self._random_action, self._stacking = action_noise, random_action, stacking
+        self._has_health_check = name.startswith("scene")
+        self._env = envs.make(name, mode="data_collection", terminate_at_goal=False, max_episode_steps=rows)
+        self._base: Any = self._env.unwrapped
+        self._oracles: dict[str, Any] = {}
+        for task, kind in (PLAN_ORACLES if oracle == "plan" else MARKOV_ORACLES).items():
+            # On the puzzles there is nothing to grasp, and the gripper stays closed.
+            closed = {"gripper_always_closed": True} if task == "button" and name.startswith("puzzle") else {}
+            self._oracles[task] = kind(env=self._env, **oracle_settings, **closed)
+
+    def episode(self, number: int) -> Rows:
+        """All rows of episode `number`, the last one marked terminal. A scene that loses its cube is redone."""
+        attempt = 0
+        while True:
+            rows = _episode(list(self._steps((self._seed, number, attempt))))
+            if not self._has_health_check or _cube_in_sight(rows["qpos"][:, 14:17]):
+                return rows
+            attempt += 1
+
+    def _steps(self, seed: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+        random = np.random.default_rng(seed)
+        stacking = random.uniform(*self._stacking)
+        noise = random.uniform(0.0, self._action_noise) * NOISE_SHAPE
+        obs, info = self._env.reset_with(seed), self._base.get_reset_info()
+        oracle = self._begin_errand(obs, info)
+        for _ in range(self._rows):
+            if random.uniform() < self._random_action:
+                action = random.uniform(-1.0, 1.0, len(NOISE_SHAPE))
+            else:
+                action = np.asarray(oracle.select_action(obs, info)) + random.normal(0.0, noise)
+            action = np.clip(action, -1.0, 1.0)
+            next_obs, _, _, _, info = self._env.step(action)
+            if oracle.done:
+                oracle = self._begin_errand(*self._base.set_new_target(p_stack=stacking))
+            row = {"observations": obs, "actions": action, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
+            if "prev_button_states" in info:
+                row["button_states"] = info["prev_button_states"]
+            yield row
+            obs = next_obs
+
+    def _begin_errand(self, obs: np.ndarray, info: dict[str, Any]) -> Any:
+        """The oracle for the environment's current errand, ready to start."""
+        oracle = self._oracles[info["privileged/target_task"]]
+        with self._env.own_global_state():  # oracles draw their plans from NumPy's global generator
+            oracle.reset(obs, info)
+        return oracle
+
+
+def _episode(rows: list[dict[str, Any]]) -> Rows:
+    """Rows as the arrays of an OGBench file."""
+    arrays = {key: np.array([row[key] for row in rows], DTYPES.get(key, np.float32)) for key in rows[0]}
+    return arrays | {"terminals": np.arange(1, len(rows) + 1) == len(rows)}
+
+
+def _cube_in_sight(xyz: np.ndarray) -> bool:
+    """OGBench's health check for scenes: the cube never goes too far right, nor too far left except in the drawer."""
+    _, y, z = xyz.T
+    in_drawer = (z >= 0.06) & (z <= 0.08)
+    return not bool(((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any())

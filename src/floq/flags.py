@@ -1,0 +1,87 @@
+"""Command-line flags in the spelling of the published code, made ready for tyro."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from floq.errors import UserError, nearest
+
+
+class Flags:
+    """Arguments in the published spelling: `--x=1`, `--x 1`, `--x=True`, bare switches, tuples such as "(512,512)"."""
+
+    def __init__(self, argv: list[str]):
+        self._pairs: list[tuple[str, list[str]]] = []
+        self.help = False
+        for word in argv:
+            if word in ("-h", "--help"):
+                self.help = True
+            elif word.startswith("--"):
+                name, equals, value = word[2:].partition("=")
+                if " --" in value or "--agent." in value:
+                    mended = re.sub(r"\s*--", " --", word).strip()
+                    raise UserError(f"{word!r} runs two flags together; write {mended}")
+                self._pairs.append((name.replace("-", "_"), [value] if equals else []))
+            elif self._pairs:
+                self._pairs[-1][1].append(word)
+            else:
+                raise UserError(f"unexpected argument {word!r}: settings are given as --name=value")
+
+    def peek(self, name: str, default: str | None = None) -> str | None:
+        """The last value given for a flag."""
+        values = [words for flag, words in self._pairs if flag == name]
+        if values and len(values[-1]) != 1:
+            raise UserError(f"--{name} needs one value")
+        return values[-1][0] if values else default
+
+    def take(self, name: str, default: Any) -> Any:
+        """The same, and forget the flag."""
+        value = self.peek(name, default)
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        return value
+
+    def take_switch(self, name: str) -> bool:
+        """Whether a switch is on: `--name`, `--name=True`."""
+        given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        if given and given[-1] not in ("true", "false"):
+            raise UserError(f"--{name}={given[-1]}: write --{name}, --{name}=True or --{name}=False")
+        return bool(given) and given[-1] == "true"
+
+    def take_seeds(self) -> list[int]:
+        """The values of `--seeds 0 1 2` (or `--seeds=0,1,2`), without repetitions; none if it is not given."""
+        given = [words for flag, words in self._pairs if flag == "seeds"]
+        if not given:
+            return []
+        if "seed" in self.names():
+            raise UserError("--seed and --seeds exclude each other: give one of them")
+        self._pairs = [pair for pair in self._pairs if pair[0] != "seeds"]
+        words = _numbers(given[-1])
+        if not words or not all(re.fullmatch(r"\d+", word) for word in words):
+            raise UserError(f"--seeds {' '.join(given[-1])}: give whole numbers, as in --seeds 0 1 2")
+        return list(dict.fromkeys(int(word) for word in words))
+
+    def names(self) -> list[str]:
+        """The flags that are left."""
+        return [name for name, _ in self._pairs]
+
+    def normalised(self, fields: dict[str, Any], aliases: Mapping[str, str] | None = None) -> list[str]:
+        """The arguments as tyro reads them. Raises UserError for a flag that is not in `fields`."""
+        words = ["--help"] if self.help else []
+        for given, values in self._pairs:
+            name = (aliases or {}).get(given, given)
+            if name not in fields or name == "agent":
+                known = [f"--{field}" for field in fields if field != "agent"]
+                raise UserError(f"unknown flag --{name} for this agent{nearest(f'--{name}', known)}")
+            kind = fields[name].type
+            if kind is bool:
+                values = [{"true": "True", "false": "False"}.get(v.lower(), v) for v in values] or ["True"]
+            elif str(kind).startswith("tuple"):
+                values = _numbers(values)
+            words += [f"--{name}", *values]
+        return words
+
+
+def _numbers(values: list[str]) -> list[str]:
+    """The members of a list in any spelling: `0 1 2`, `0,1,2`, `(0, 1, 2)`."""
+    return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]

@@ -1,0 +1,214 @@
+"""Stopping and continuing: the end is the same, bit by bit, whenever the run was stopped."""
+
+import contextlib
+import csv
+import json
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from floq import checkpoint, cli, loop, pictures, train
+from floq.config import Config
+from floq.errors import Interrupted, UserError
+from floq.evaluate import Evaluator
+from floq.loggers import CsvLogger, cut_csv, read_csv
+from floq.presets import configure
+from floq.run import Run
+from floq.train import resume
+
+SMALL = {
+    "floq": {"value_hidden_dims": (8,), "block_width": 8, "block_depth": 1, "noise_samples": 2},
+    "fql": {"value_hidden_dims": (8,)},
+}
+INTERVALS = {"offline_steps": 12, "log_interval": 2, "eval_interval": 4, "save_interval": 5, "eval_episodes": 2}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+
+
+def small_config(dataset_dir, save_dir, agent="floq", **settings) -> Config:
+    size = {"batch_size": 8, "actor_hidden_dims": (8,), **SMALL[agent]}
+    folders = {"dataset_dir": str(dataset_dir), "save_dir": str(save_dir)}
+    return configure(agent=agent, **(INTERVALS | size | folders | settings))
+
+
+@contextlib.contextmanager
+def stopped_during(what: str, number: int, signum: signal.Signals):
+    """A signal arrives during the call number `number` (from 1) of: update, evaluate, save."""
+    owner, name = {"update": (loop, "train_steps"), "evaluate": (Evaluator, "__call__"), "save": (checkpoint, "save")}[
+        what
+    ]
+    original, calls = getattr(owner, name), 0
+
+    def interrupted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            signal.raise_signal(signum)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        yield
+
+
+def rows_without_times(path):
+    with open(path, newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+def assert_same_end(one: Run, other: Run):
+    a, b = one.load_agent(), other.load_agent()
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        raw = [jax.random.key_data(v) if jax.dtypes.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (x, y)]
+        np.testing.assert_array_equal(*raw)
+    for name in ("train.csv", "eval.csv"):
+        assert rows_without_times(one.folder / name) == rows_without_times(other.folder / name), name
+    for key in ("success", "episode.return", "episode.length", "steps"):
+        assert one.summary[key] == other.summary[key]
+
+
+@pytest.mark.parametrize("agent", ["floq", "fql"])
+def test_a_run_stopped_many_times_ends_as_if_it_had_not_been(dataset_dir, tmp_path, agent):
+    """Evaluations are due at 1, 4, 8, 12; logs at even steps; checkpoints at 5, 10, 12."""
+    moments = [
+        ("evaluate", 1, signal.SIGINT),  # the first evaluation, of step 1
+        ("evaluate", 2, signal.SIGTERM),  # redone; then that of step 4
+        ("save", 1, signal.SIGINT),  # redone; then the checkpoint of step 5
+        ("update", 1, signal.SIGTERM),  # the very first call after that
+        ("update", 2, signal.SIGINT),
+        ("evaluate", 1, signal.SIGTERM),  # step 8 or 12
+        ("evaluate", 1, signal.SIGINT),  # the same again, while it is being redone
+    ]
+    undisturbed = train(small_config(dataset_dir, tmp_path / "a", agent), show=False)
+    config, folder = small_config(dataset_dir, tmp_path / "b", agent), None
+    for moment in moments:
+        with stopped_during(*moment), pytest.raises(Interrupted, match="--resume") as stop:
+            train(config, show=False) if folder is None else resume(folder, show=False)
+        assert stop.value.signum == moment[2]
+        (folder,) = (tmp_path / "b").glob("floq/debug/*/*")
+        assert checkpoint.steps(folder / "checkpoints")
+    assert not Run.open(folder).is_finished
+    assert_same_end(resume(folder, show=False), undisturbed)
+
+
+def test_a_finished_run_can_be_extended_and_counts_its_time_on(dataset_dir, tmp_path):
+    long = train(small_config(dataset_dir, tmp_path / "a", "fql"), show=False)
+    short = train(small_config(dataset_dir, tmp_path / "b", "fql", offline_steps=8), show=False)
+    seconds = short.summary["seconds"]
+    assert resume(short.folder, show=False).summary["steps"] == 8  # nothing to do
+    assert cli.run(["train", f"--resume={short.folder}", "--offline_steps=12"]) == 0
+    extended = Run.open(short.folder)
+    assert_same_end(extended, long)
+    assert extended.config.offline_steps == 12
+    assert extended.summary["seconds"] > seconds
+    assert read_csv(extended.folder / "train.csv")["time/total_time"] == sorted(
+        read_csv(extended.folder / "train.csv")["time/total_time"]
+    )
+    with pytest.raises(UserError, match="the run is at step 12 already"):
+        resume(short.folder, offline_steps=10, show=False)
+
+
+def test_rows_after_the_checkpoint_are_cut_and_written_again(dataset_dir, tmp_path):
+    """As after a kill: the newest checkpoint is older than the newest log row, which is incomplete."""
+    run = train(small_config(dataset_dir, tmp_path / "a", "fql"), show=False)
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "12")
+    (copy / "summary.json").unlink()
+    with open(copy / "train.csv", "a") as file:
+        file.write("13,0.5,0.")
+    assert_same_end(resume(copy, show=False), run)
+    for step in (5, 10, 12):
+        shutil.rmtree(copy / "checkpoints" / str(step))
+    (copy / "summary.json").unlink()
+    assert_same_end(resume(copy, show=False), run)  # killed before its first checkpoint: from the start
+
+
+def test_what_cannot_be_continued(dataset_dir, tmp_path, capsys):
+    run = train(small_config(dataset_dir, tmp_path / "a", "fql", offline_steps=6), show=False)
+    before = (run.folder / "train.csv").read_bytes()
+
+    def complaint(*flags):
+        assert cli.run(["train", f"--resume={run.folder}", "--offline_steps=8", *flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "--agent.alpha with --resume" in complaint("--agent.alpha=3")
+    assert "online fine-tuning is not built yet" in complaint("--online_steps=3")
+    written = (run.folder / "config.json").read_text()
+    values = json.loads(written)
+    (run.folder / "config.json").write_text(json.dumps(values | {"agent": values["agent"] | {"alpha": 7.0}}))
+    assert "belongs to another configuration: agent.alpha is 7.0 here and 3.0 there" in complaint()
+    values["data"]["fingerprint"] = "0-00000000"
+    (run.folder / "config.json").write_text(json.dumps(values))
+    assert "is not what" in complaint()
+    (run.folder / "config.json").write_text(written)
+    tensors = run.folder / "checkpoints" / "6" / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    assert re.search(r"is damaged .*: delete .*checkpoints/6 to go back to an older checkpoint", complaint())
+    assert (run.folder / "train.csv").read_bytes() == before
+    assert run.is_finished
+
+
+def test_restore_path_starts_a_new_run_from_weights(dataset_dir, tmp_path):
+    old = train(small_config(dataset_dir, tmp_path / "a", "fql", offline_steps=6), show=False)
+    flags = {"restore_path": str(old.folder), "restore_epoch": 5, "lr": 0.0, "offline_steps": 2}
+    with pytest.raises(UserError, match="lr=0"):
+        small_config(dataset_dir, tmp_path / "b", "fql", **flags)
+    new = train(small_config(dataset_dir, tmp_path / "b", "fql", **(flags | {"lr": 1e-30, "seed": 5})), show=False)
+    agent, weights = new.load_agent(), old.load_agent(5)
+    assert int(agent.step) == 2
+    assert new.folder != old.folder
+    for a, b in zip(jax.tree.leaves(agent.params), jax.tree.leaves(weights.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(agent.opt_state.count) == int(weights.opt_state.count) + 2
+    assert float(agent.hypers.lr) == pytest.approx(1e-30)
+    np.testing.assert_array_equal(agent.obs_stats.mean, weights.obs_stats.mean)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"value_hidden_dims": (9,)}, r"do not fit \(agent.value_hidden_dims is \(9,\) here and \(8,\) there\)"),
+        ({"normalize_observations": False}, "it needs --normalize_observations=True"),
+        ({"restore_epoch": 3}, "has no checkpoint of step 3: choose one of 5, 6"),
+        ({"restore_path": None, "restore_epoch": 3}, "give that too"),
+        ({"restore_path": "/nonexistent"}, "not a run folder"),
+    ],
+)
+def test_weights_that_cannot_be_restored(old_run, dataset_dir, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        train(
+            small_config(dataset_dir, tmp_path, "fql", **({"restore_path": str(old_run.folder)} | settings)), show=False
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def old_run(dataset_dir, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: None)
+        config = small_config(dataset_dir, tmp_path_factory.mktemp("old"), "fql", offline_steps=6)
+        return train(config, show=False)
+
+
+def test_cutting_a_log(tmp_path):
+    path = tmp_path / "log.csv"
+    cut_csv(path, 3)  # nothing there: nothing to do
+    log = CsvLogger(path)
+    for step in (1, 2, 3):
+        log.log(step, {"a": step / 3})
+    with open(path, "a") as file:
+        file.write("2")  # a row that a crash left incomplete
+    cut_csv(path, 2)
+    CsvLogger(path).log(5, {"a": 0.5})
+    assert read_csv(path) == {"step": [1, 2, 5], "a": [1 / 3, 2 / 3, 0.5]}
+    cut_csv(path, 0)
+    assert not path.exists()
