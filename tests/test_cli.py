@@ -85,7 +85,7 @@ WRONG = [
     (["train", "--agent.alhpa=3"], "unknown flag --agent.alhpa for this agent; did you mean '--agent.alpha'?"),
     (["train", "--agent=fql", "--agent.critic_flow_steps=2"], "unknown flag --agent.critic_flow_steps"),
     (["train", "--enviroment=x"], "unknown flag --enviroment"),
-    (["train", "--agent=flqo"], "unknown agent; choose floq or fql; did you mean 'floq'?"),
+    (["train", "--agent=flqo"], "unknown agent; choose floq or fql or fql_iqn; did you mean 'floq'?"),
     (["train", "--agent.critic=scaler"], "did you mean 'scalar'?"),
     (["train", "--preset=bset"], "did you mean 'best'?"),
     (["train", "--agent.lr=fast"], "could not convert string to float: 'fast'"),
@@ -98,7 +98,23 @@ WRONG = [
     (["train", "--agent.time_embedding=fourier", "--agent.time_embed_dim=7"], "time_embed_dim=7: must be even"),
     (["trian"], "unknown command 'trian'; commands are train, eval, data collect; did you mean 'train'?"),
     (["data", "colect"], "did you mean 'data collect'?"),
-    (["data", "collect", "cube-single-v0"], "scripted experts are available for"),
+    (["data", "collect", "cube-single-v0"], "scripted experts make"),
+    (["data", "collect", "humanoidmaze-large-navigate-v0"], "needs a trained expert"),
+    (["train", "--seed=1", "--seeds", "1", "2"], "--seed and --seeds exclude each other"),
+    (["train", "--seeds", "1", "two"], "give whole numbers, as in --seeds 0 1 2"),
+    (["train", "--seeds"], "give whole numbers, as in --seeds 0 1 2"),
+    (["train", "--encoder=impala_small"], "did you mean '--agent.encoder'?"),
+    (["train", "--agent.encoder=impala_small"], "pixel tasks are not built yet"),
+    (["train", "--p_aug=0.5"], "pixel tasks are not built yet"),
+    (["train", "--frame_stack=3"], "pixel tasks are not built yet"),
+    (["train", "--online_steps=1000"], "online fine-tuning is not built yet"),
+    (["train", "--balanced_sampling=1"], "online fine-tuning is not built yet"),
+    (["train", "--video_episodes=1"], "films are not built yet"),
+    (["train", "--restore_epoch=5"], "give that too"),
+    (["train", "--restore_path=/nonexistent"], "not a run folder"),
+    (["train", "--resume=/nonexistent"], "not a run folder"),
+    (["train", "--resume=/nonexistent", "--seed=3"], "--seed with --resume"),
+    (["train", "--resume=/nonexistent", "--agent=fql"], "--agent with --resume"),
     (["data", "collect"], "required"),
     (["eval"], "required"),
     (["eval", "/nonexistent"], "not a run folder"),
@@ -120,6 +136,14 @@ def test_wrong_input_gets_one_line_and_exit_code_2(capsys, argv, message):
     assert len(captured.err.splitlines()) == 1, captured.err
     assert captured.err.startswith("floq: ")
     assert message in captured.err
+
+
+def test_several_seeds_are_several_runs(capsys, dataset_dir, tmp_path):
+    assert dry_run(capsys, "--seeds", "3", "1", "3")["seeds"] == [3, 1]
+    assert dry_run(capsys, "--seeds=(2,)")["seed"] == 2
+    flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--offline_steps=1"]
+    assert cli.run(["train", *flags, "--seeds", "0", "1"]) == 0
+    assert sorted(path.name[:5] for path in tmp_path.glob("floq/debug/*/*")) == ["sd000", "sd001"]
 
 
 def test_a_wrong_environment_leaves_nothing_behind(capsys, tmp_path):
@@ -151,7 +175,7 @@ def test_an_unwritable_save_dir(capsys, dataset_dir, tmp_path):
 
 
 def test_every_command_helps():
-    for argv in (["--help"], ["train", "--help"], ["eval", "--help"], ["data", "collect", "--help"]):
+    for argv in (["--help"], ["train", "--help"], ["train", "--resume", "--help"], ["eval", "--help"], ["data", "collect", "--help"]):
         done = subprocess.run(
             [sys.executable, "-m", "floq", *argv], capture_output=True, text=True, timeout=60, check=True
         )

@@ -24,7 +24,7 @@ SMALL = {
     "floq": {"value_hidden_dims": (8,), "block_width": 8, "block_depth": 1, "noise_samples": 2},
     "fql": {"value_hidden_dims": (8,)},
 }
-INTERVALS = {"offline_steps": 12, "log_interval": 2, "eval_interval": 4, "save_interval": 5, "eval_episodes": 2}
+INTERVALS = {"offline_steps": 12, "log_interval": 2, "eval_interval": 6, "save_interval": 5, "eval_episodes": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -76,15 +76,15 @@ def assert_same_end(one: Run, other: Run):
 
 @pytest.mark.parametrize("agent", ["floq", "fql"])
 def test_a_run_stopped_many_times_ends_as_if_it_had_not_been(dataset_dir, tmp_path, agent):
-    """Evaluations are due at 1, 4, 8, 12; logs at even steps; checkpoints at 5, 10, 12."""
+    """Evaluations are due at 1, 6, 12; logs at even steps; checkpoints at 5, 10, 12."""
     moments = [
         ("evaluate", 1, signal.SIGINT),  # the first evaluation, of step 1
-        ("evaluate", 2, signal.SIGTERM),  # redone; then that of step 4
-        ("save", 1, signal.SIGINT),  # redone; then the checkpoint of step 5
+        ("save", 1, signal.SIGINT),  # that evaluation redone; then the checkpoint of step 5
+        ("evaluate", 1, signal.SIGTERM),  # of step 6
+        ("evaluate", 1, signal.SIGINT),  # the same, while it is being redone
         ("update", 1, signal.SIGTERM),  # the very first call after that
         ("update", 2, signal.SIGINT),
-        ("evaluate", 1, signal.SIGTERM),  # step 8 or 12
-        ("evaluate", 1, signal.SIGINT),  # the same again, while it is being redone
+        ("evaluate", 1, signal.SIGTERM),  # of step 12, the last
     ]
     undisturbed = train(small_config(dataset_dir, tmp_path / "a", agent), show=False)
     config, folder = small_config(dataset_dir, tmp_path / "b", agent), None
@@ -100,9 +100,9 @@ def test_a_run_stopped_many_times_ends_as_if_it_had_not_been(dataset_dir, tmp_pa
 
 def test_a_finished_run_can_be_extended_and_counts_its_time_on(dataset_dir, tmp_path):
     long = train(small_config(dataset_dir, tmp_path / "a", "fql"), show=False)
-    short = train(small_config(dataset_dir, tmp_path / "b", "fql", offline_steps=8), show=False)
+    short = train(small_config(dataset_dir, tmp_path / "b", "fql", offline_steps=6), show=False)
     seconds = short.summary["seconds"]
-    assert resume(short.folder, show=False).summary["steps"] == 8  # nothing to do
+    assert resume(short.folder, show=False).summary["steps"] == 6  # nothing to do
     assert cli.run(["train", f"--resume={short.folder}", "--offline_steps=12"]) == 0
     extended = Run.open(short.folder)
     assert_same_end(extended, long)

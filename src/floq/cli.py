@@ -213,6 +213,7 @@ class Collect:
 
 def _collect(argv: list[str]) -> None:
     options = _parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
+    import time
     from pathlib import Path
 
     from floq.data.collect import collect
@@ -220,8 +221,10 @@ def _collect(argv: list[str]) -> None:
     from floq.progress import Display
 
     display = Display()
-    episodes = recipe(options.name).episodes if options.episodes is None else options.episodes
-    with display.bar("collect", episodes + max(1, episodes // 10)) as update:
+    made = recipe(options.name)
+    episodes = made.episodes if options.episodes is None else options.episodes
+    total, started = episodes + max(1, episodes // 10), time.monotonic()
+    with display.bar("collect", total) as update:
         path = collect(
             options.name,
             Path(options.dataset_dir).expanduser(),
@@ -230,7 +233,8 @@ def _collect(argv: list[str]) -> None:
             workers=options.workers,
             on_progress=lambda done, _: update(done),
         )
-    display.note(f"wrote {path}")
+    rate = total * made.rows / (time.monotonic() - started)
+    display.note(f"wrote {path} and the validation part: {total * made.rows:,} rows, {rate:,.0f} per second")
 
 
 def _parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
