@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
-# Programs are compiled once for all tests, their subprocesses and the next run: compilation is most of the suite's time.
+# Programs are compiled once for all tests, their subprocesses and the next run: that is most of the suite's time.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 

@@ -112,6 +112,8 @@ WRONG = [
     (["train", "--video_episodes=1"], "films are not built yet"),
     (["train", "--restore_epoch=5"], "give that too"),
     (["train", "--restore_path=/nonexistent"], "not a run folder"),
+    (["train", "--resume"], "--resume needs one value"),
+    (["train", "--resume", "a", "b"], "--resume needs one value"),
     (["train", "--resume=/nonexistent"], "not a run folder"),
     (["train", "--resume=/nonexistent", "--seed=3"], "--seed with --resume"),
     (["train", "--resume=/nonexistent", "--agent=fql"], "--agent with --resume"),
@@ -175,7 +177,13 @@ def test_an_unwritable_save_dir(capsys, dataset_dir, tmp_path):
 
 
 def test_every_command_helps():
-    for argv in (["--help"], ["train", "--help"], ["train", "--resume", "--help"], ["eval", "--help"], ["data", "collect", "--help"]):
+    for argv in (
+        ["--help"],
+        ["train", "--help"],
+        ["train", "--resume", "--help"],
+        ["eval", "--help"],
+        ["data", "collect", "--help"],
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "floq", *argv], capture_output=True, text=True, timeout=60, check=True
         )

@@ -1,12 +1,15 @@
 """Collection: the published procedure and format, reproducible, whatever the number of workers."""
 
+import dataclasses
 import json
+import shutil
+import signal
 
 import numpy as np
 import ogbench
 import pytest
 
-from floq import envs
+from floq import cli, envs
 from floq.data.collect import collect
 from floq.data.experts import ManipulationExpert, PointMazeExpert, _cube_in_sight
 from floq.data.recipes import recipe
@@ -104,6 +107,55 @@ def test_the_result_depends_on_the_seed_and_not_on_the_workers(tmp_path, dataset
     assert records[0] == records[1]
     assert records[0]["episodes"] == 3
     assert records[0]["published_episodes"] == 1000
+
+
+@pytest.fixture
+def short_maze(monkeypatch):
+    """The demonstration's recipe with episodes of 20 rows."""
+    made = dataclasses.replace(recipe(NAME), rows=20)
+    monkeypatch.setattr("floq.data.collect.recipe", lambda name: made)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob(f"{NAME}*")}
+
+
+def test_a_stopped_collection_goes_on_without_repeating_episodes(short_maze, tmp_path):
+    collect(NAME, tmp_path / "whole", episodes=4, workers=1)
+
+    def stop_after_three(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(NAME, tmp_path / "parts", episodes=4, workers=1, on_progress=stop_after_three)
+    assert contents(tmp_path / "parts") == {}  # nothing under a final name
+    (partial,) = (tmp_path / "parts").iterdir()
+    finished = sorted(partial.glob("0*.npz"))
+    assert len(finished) == 3
+    finished[1].write_bytes(finished[1].read_bytes()[:100])  # as a crash may leave it
+    seen = []
+    collect(NAME, tmp_path / "parts", episodes=4, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (3, 5), (4, 5), (5, 5)]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert not partial.exists()
+
+
+def test_parts_of_another_procedure_are_not_used(short_maze, tmp_path):
+    partial = tmp_path / f".{NAME}.seed0.partial"
+    partial.mkdir(parents=True)
+    (partial / "how.json").write_text("{}")
+    np.savez(partial / "000000.npz", observations=np.zeros((1, 2)))
+    collect(NAME, tmp_path, episodes=1, workers=1)
+    with np.load(tmp_path / f"{NAME}.npz") as rows:
+        assert len(rows["observations"]) == 20
+
+
+def test_too_little_disk_space_is_said_before_it_runs_out(short_maze, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(UserError, match=r"has 0.0 GB free, the collection needs up to .* GB"):
+        collect(NAME, tmp_path, episodes=2, workers=1)
+    assert contents(tmp_path) == {}
 
 
 def test_stitch_goals_lie_four_cells_away():
@@ -210,3 +262,17 @@ def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
 def test_experts_are_those_of_the_recipe():
     assert recipe(NAME).expert is PointMazeExpert
     assert recipe("scene-noisy-v0").expert is ManipulationExpert
+
+
+def test_ctrl_c_keeps_finished_episodes_and_says_so(short_maze, tmp_path, monkeypatch, capsys):
+    signal_after = iter([False, True])
+
+    def interrupt(path, rows):
+        np.savez(path, **rows)
+        if next(signal_after):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("floq.data.collect._save_part", interrupt)
+    flags = [NAME, f"--dataset_dir={tmp_path}", "--episodes=3"]
+    assert cli.run(["data", "collect", *flags]) == 130
+    assert "stopped with 1 of 4 episodes; the same command goes on" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -98,11 +99,28 @@ def test_provenance_of_a_full_collection(tmp_path):
     assert provenance(NAME, tmp_path) == f"{NAME}: 1000 episodes, collected here with seed 4"
 
 
-def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(tmp_path, monkeypatch):
-    def refuse(*_):
+@pytest.fixture
+def no_server(monkeypatch):
+    """OGBench's download as it fails without a network: after it has made its folder and a partial file."""
+
+    def refuse(names, directory):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / f"{names[0]}.npz.tmp").write_bytes(b"half")
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(ogbench, "download_datasets", refuse)
+
+
+def test_a_missing_dataset_is_one_line_and_leaves_nothing_behind(no_server, tmp_path, capsys):
+    folders = [f"--dataset_dir={tmp_path}/a/data", f"--save_dir={tmp_path}/exp"]
+    assert cli.run(["train", "--env_name=cube-single-play-singletask-v0", *folders]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/a/data/cube-single-play-v0.npz is missing" in line
+    assert "make it here with `floq data collect cube-single-play-v0`" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(no_server, tmp_path):
     with pytest.raises(UserError) as error:
         load("pointmaze-large-navigate-singletask-v0", tmp_path)
     message = str(error.value)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,6 +110,8 @@ def _resume(argv: list[str]) -> None:
                 f"--{name} with --resume: a run goes on with its own settings, only --offline_steps and "
                 "--online_steps may change"
             )
+    if not flags.help:
+        flags.peek("resume")  # complains if it has no value, or several
     options = _parse(Resume, flags.normalised(types), "floq train", Resume.__doc__ or "")
     from floq.train import continued, resume
 
@@ -224,17 +227,29 @@ def _collect(argv: list[str]) -> None:
     made = recipe(options.name)
     episodes = made.episodes if options.episodes is None else options.episodes
     total, started = episodes + max(1, episodes // 10), time.monotonic()
-    with display.bar("collect", total) as update:
-        path = collect(
-            options.name,
-            Path(options.dataset_dir).expanduser(),
-            episodes=options.episodes,
-            seed=options.seed,
-            workers=options.workers,
-            on_progress=lambda done, _: update(done),
-        )
-    rate = total * made.rows / (time.monotonic() - started)
-    display.note(f"wrote {path} and the validation part: {total * made.rows:,} rows, {rate:,.0f} per second")
+    seen = [0]  # how many episodes are there: nothing yet, at the start, and after each
+    try:
+        with display.bar("collect", total) as update:
+
+            def on_progress(done: int, _: int) -> None:
+                seen.append(done)
+                update(done)
+
+            path = collect(
+                options.name,
+                Path(options.dataset_dir).expanduser(),
+                episodes=options.episodes,
+                seed=options.seed,
+                workers=options.workers,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped with {seen[-1]} of {total} episodes; the same command goes on", signal.SIGINT
+        ) from None
+    rows = (total - seen[1]) * made.rows
+    rate = rows / (time.monotonic() - started)
+    display.note(f"wrote {path} and the validation part: {rows:,} new rows, {rate:,.0f} per second")
 
 
 def _parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:

@@ -1,12 +1,13 @@
 """Learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from floq.analysis.statistics import wilson_interval
-from floq.analysis.style import BLUE, figure
+from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.analysis.style import BLUE, COLOURS, figure
 
 
 def learning_curve(
@@ -39,3 +40,30 @@ def learning_curve(
             color="#666666",
             va="top",
         )
+
+
+def compared_curves(
+    path: Path, groups: Mapping[str, tuple[Sequence[float], np.ndarray]], title: str, protocol: str
+) -> None:
+    """Draw several groups of runs: each seed as a thin line, their mean as a thick one, and its 95% interval.
+
+    Args:
+        path: the picture.
+        groups: by name, gradient steps and success of shape (seeds, steps).
+        title, protocol: what the numbers are about.
+    """
+    with figure(path, 7.2, 4.2) as (_, (ax,)):
+        for (name, (steps, success)), colour in zip(groups.items(), COLOURS, strict=False):
+            low, high = np.transpose([mean_interval(column) for column in success.T]).clip(0, 1)
+            ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+            ax.plot(steps, success.T, color=colour, alpha=0.35, linewidth=0.8)
+            mean = success.mean(axis=0)
+            ax.plot(
+                steps, mean, "o-", color=colour, markersize=4, label=f"{name}, {len(success)} seeds: {mean[-1]:.0%}"
+            )
+        ax.set(title=title, xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.05))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.legend(loc="upper left", title="at the last evaluation", alignment="left")
+        note = f"thin: seeds; shaded: 95% interval of their mean; {protocol}"
+        ax.text(0.0, -0.19, note, transform=ax.transAxes, fontsize=8, color="#666666", va="top")

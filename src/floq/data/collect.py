@@ -1,15 +1,17 @@
 """Collect a dataset with OGBench's own scripted experts, in OGBench's file format.
 
-The result depends on the seed and the number of episodes, not on how many workers share the work. No JAX in here:
-worker processes import this file.
+The result depends on the seed and the number of episodes, not on how many workers share the work. Every finished
+episode is a file of its own until all are there, so a collection that was stopped, or killed, goes on where it was.
+No JAX in here: worker processes import this file.
 """
 
 import functools
 import hashlib
 import json
 import platform
-import tempfile
-from collections.abc import Callable
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.experts import Rows
-from floq.data.recipes import recipe
+from floq.data.recipes import Recipe, recipe
 from floq.errors import UserError
 from floq.workers import Workers, worker_count
 
@@ -45,10 +47,10 @@ def collect(
         The path of NAME.npz, which appears only when all files are complete.
 
     Raises:
-        UserError: there is no recipe, the files exist already, or the directory cannot be written.
+        UserError: there is no recipe, the files exist already, or the directory cannot be written or is too small.
     """
-    steps = recipe(name)
-    num_train = steps.episodes if episodes is None else episodes
+    made = recipe(name)
+    num_train = made.episodes if episodes is None else episodes
     if num_train < 1:
         raise UserError(f"episodes={num_train}: collect at least one")
     if seed < 0:
@@ -58,36 +60,105 @@ def collect(
     train = directory / f"{name}.npz"
     if train.exists():
         raise UserError(f"{train} exists already: delete it to collect it anew, or give another --dataset_dir")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.TemporaryDirectory(dir=directory, prefix=f".{name}.")
-    except OSError as error:
-        raise UserError(f"cannot write to the dataset folder {directory}: {error.strerror}") from error
+    how = _how(made, seed)
+    parts = _open_parts(directory / f".{name}.seed{seed}.partial", how)
 
-    expert = functools.partial(steps.expert, steps.name, steps.rows, seed, **steps.settings)
-    with partial as folder, Workers(expert, [()] * count) as pool:
-        parts: dict[int, Rows] = {}
-        for number, rows in pool.map("episode", range(total)):
-            parts[number] = rows
-            on_progress(len(parts), total)
-        episodes_in_order = [parts[number] for number in range(total)]
-        files = {f"{name}-val.npz": episodes_in_order[num_train:], f"{name}.npz": episodes_in_order[:num_train]}
-        for file_name, group in files.items():
-            arrays: dict[str, Any] = {key: np.concatenate([rows[key] for rows in group]) for key in group[0]}
-            np.savez_compressed(Path(folder) / file_name, **arrays)
-        record = {
-            "dataset": name,
-            "collected_by": "floq " + version("floq"),
-            "procedure": {"expert": steps.expert.__name__, "rows": steps.rows, **steps.settings},
-            "seed": seed,
-            "episodes": num_train,
-            "published_episodes": steps.episodes,
-            "validation_episodes": total - num_train,
-            "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
-            "python": platform.python_version(),
-            "sha256": {n: hashlib.sha256((Path(folder) / n).read_bytes()).hexdigest() for n in files},
-        }
-        (Path(folder) / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-        for file_name in (f"{name}.json", *files):  # the training file last: its presence means that all is complete
-            (Path(folder) / file_name).replace(directory / file_name)
+    missing = [number for number in range(total) if not _is_readable(_part(parts, number))]
+    expert = functools.partial(made.expert, made.name, made.rows, seed, **made.settings)
+    with Workers(expert, [()] * min(count, len(missing))) as pool:
+        on_progress(done := total - len(missing), total)
+        for index, rows in pool.map("episode", missing):
+            path = _part(parts, missing[index])
+            _save_part(path, rows)
+            if index == 0:
+                _check_space(directory, path.stat().st_size * (len(missing) + total))
+            on_progress(done := done + 1, total)
+
+    files = {f"{name}-val.npz": range(num_train, total), f"{name}.npz": range(num_train)}
+    for file_name, numbers in files.items():
+        _join([_part(parts, number) for number in numbers], parts / file_name)
+    record = {
+        "dataset": name,
+        **how,
+        "episodes": num_train,
+        "published_episodes": made.episodes,
+        "validation_episodes": total - num_train,
+        "sha256": {file_name: _sha256(parts / file_name) for file_name in files},
+    }
+    (parts / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    for file_name in (f"{name}.json", *files):  # the training file last: its presence means that all is complete
+        (parts / file_name).replace(directory / file_name)
+    shutil.rmtree(parts)
     return train
+
+
+def _how(made: Recipe, seed: int) -> dict[str, Any]:
+    """What determines an episode, beside its number."""
+    return {
+        "collected_by": "floq " + version("floq"),
+        "procedure": {"expert": made.expert.__name__, "rows": made.rows, **made.settings},
+        "seed": seed,
+        "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
+        "python": platform.python_version(),
+    }
+
+
+def _open_parts(folder: Path, how: dict[str, Any]) -> Path:
+    """The folder of finished episodes; emptied first if what is in it was made in another way."""
+    note, text = folder / "how.json", json.dumps(how)
+    try:
+        if folder.exists() and not (note.exists() and note.read_text() == text):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write to the dataset folder {folder.parent}: {error.strerror}") from error
+    return folder
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.npz"
+
+
+def _is_readable(path: Path) -> bool:
+    return path.exists() and zipfile.is_zipfile(path)
+
+
+def _save_part(path: Path, rows: Rows) -> None:
+    partial, arrays = path.with_suffix(".tmp"), dict[str, Any](rows)
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; the same command goes on where it stopped") from error
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"{directory} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: give another "
+            "--dataset_dir, or fewer --episodes"
+        )
+
+
+def _join(parts: Sequence[Path], path: Path) -> None:
+    """Write the rows of all parts as one compressed npz, with no more than one of its arrays in memory."""
+    with np.load(parts[0]) as first:
+        keys = first.files
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key in keys:
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.concatenate([_read(part, key) for part in parts]))
+
+
+def _read(part: Path, key: str) -> np.ndarray:
+    with np.load(part, allow_pickle=False) as rows:
+        return rows[key]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """OGBench datasets: find or fetch the file, read it, label it with the rewards of a task."""
 
+import contextlib
 import json
 import socket
 import zipfile
@@ -121,10 +122,16 @@ def download(name: str, directory: Path) -> None:
         UserError: the server does not answer, or lacks it.
     """
     before = socket.getdefaulttimeout()
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         ogbench.download_datasets([name], str(directory))
     except OSError as error:
+        for part in (f"{name}.npz.tmp", f"{name}-val.npz.tmp"):  # what OGBench's download leaves behind
+            (directory / part).unlink(missing_ok=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         reason = getattr(error, "reason", error)
         try:
             recipe(name)

@@ -1,0 +1,62 @@
+"""Success over training of groups of runs that differ in their seeds, as a table and a picture.
+
+    python benchmarks/learning_curves.py --out curves.png "flow critic=exp/floq/a" "monolithic critic=exp/floq/b"
+
+Each NAME=FOLDER is a group: all finished runs below that folder. Prints the mean over seeds with its 95% Student
+interval at every evaluation that all runs of the group have, and what the last evaluations pooled say.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from floq.analysis.curves import compared_curves
+from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.errors import UserError
+from floq.run import Run, protocol
+
+
+def read_group(folder: Path) -> tuple[list[float], np.ndarray, list[Run]]:
+    """Steps, success of shape (seeds, steps), and the runs of a folder."""
+    runs = [Run.open(path.parent) for path in sorted(folder.glob("**/summary.json"))]
+    if not runs:
+        raise UserError(f"no finished run below {folder}")
+    curves = [dict(zip(*(run.evaluations()[k] for k in ("step", "evaluation/success")), strict=True)) for run in runs]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return steps, np.array([[curve[step] for step in steps] for curve in curves]), runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG file")
+    options = parser.parse_args()
+    groups = {}
+    for pair in options.groups:
+        name, _, folder = pair.partition("=")
+        groups[name] = read_group(Path(folder))
+        steps, success, runs = groups[name]
+        rates = [f"{run.summary['updates_per_second']:.0f}" for run in runs]
+        print(f"\n{name}: seeds {[run.config.seed for run in runs]}, updates/s {', '.join(rates)}")
+        print(f"{protocol(runs[0].config)}\n{'step':>8}  mean  95% interval  seeds")
+        for step, column in zip(steps, success.T, strict=True):
+            low, high = mean_interval(column)
+            seeds = " ".join(f"{value:.2f}" for value in column)
+            print(f"{step:>8.0f}  {column.mean():.2f}  [{low:.2f}, {high:.2f}]  {seeds}")
+        episodes = runs[0].config.eval_episodes * len(runs)
+        low, high = wilson_interval(round(success[:, -1].sum() * runs[0].config.eval_episodes), episodes)
+        print(
+            f"last evaluation, {episodes} episodes pooled: {success[:, -1].mean():.2f}, Wilson [{low:.2f}, {high:.2f}]"
+        )
+    first = next(iter(groups.values()))[2][0]
+    compared_curves(
+        options.out,
+        {name: (steps, success) for name, (steps, success, _) in groups.items()},
+        first.config.env_name,
+        protocol(first.config),
+    )
+
+
+if __name__ == "__main__":
+    main()
