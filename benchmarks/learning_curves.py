@@ -7,13 +7,13 @@ interval at every evaluation that all runs of the group have, and what the last 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from floq.analysis.curves import compared_curves
 from floq.analysis.statistics import mean_interval, wilson_interval
-from floq.errors import UserError
 from floq.run import Run, protocol
 
 
@@ -21,7 +21,9 @@ def read_group(folder: Path) -> tuple[list[float], np.ndarray, list[Run]]:
     """Steps, success of shape (seeds, steps), and the runs of a folder."""
     runs = [Run.open(path.parent) for path in sorted(folder.glob("**/summary.json"))]
     if not runs:
-        raise UserError(f"no finished run below {folder}")
+        sys.exit(f"no finished run below {folder}")
+    if len({run.config.digest() for run in runs}) > 1:
+        sys.exit(f"the runs below {folder} differ in more than their seeds: give one group for each configuration")
     curves = [dict(zip(*(run.evaluations()[k] for k in ("step", "evaluation/success")), strict=True)) for run in runs]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return steps, np.array([[curve[step] for step in steps] for curve in curves]), runs
@@ -34,10 +36,12 @@ def main() -> None:
     options = parser.parse_args()
     groups = {}
     for pair in options.groups:
-        name, _, folder = pair.partition("=")
+        name, equals, folder = pair.partition("=")
+        if not equals:
+            sys.exit(f"{pair}: write NAME=FOLDER")
         groups[name] = read_group(Path(folder))
         steps, success, runs = groups[name]
-        rates = [f"{run.summary['updates_per_second']:.0f}" for run in runs]
+        rates = [f"{run.summary['updates_per_second'] or 0:.0f}" for run in runs]
         print(f"\n{name}: seeds {[run.config.seed for run in runs]}, updates/s {', '.join(rates)}")
         print(f"{protocol(runs[0].config)}\n{'step':>8}  mean  95% interval  seeds")
         for step, column in zip(steps, success.T, strict=True):
@@ -49,12 +53,15 @@ def main() -> None:
         print(
             f"last evaluation, {episodes} episodes pooled: {success[:, -1].mean():.2f}, Wilson [{low:.2f}, {high:.2f}]"
         )
-    first = next(iter(groups.values()))[2][0]
+    tasks = {(runs[0].config.env_name, protocol(runs[0].config)) for _, _, runs in groups.values()}
+    if len(tasks) > 1:
+        sys.exit(f"these groups do not compare: {sorted(tasks)}")
+    ((env_name, how),) = tasks
     compared_curves(
         options.out,
         {name: (steps, success) for name, (steps, success, _) in groups.items()},
-        first.config.env_name,
-        protocol(first.config),
+        env_name,
+        how,
     )
 
 

@@ -14,6 +14,7 @@ from floq.data.collect import collect
 from floq.data.experts import ManipulationExpert, PointMazeExpert, _cube_in_sight
 from floq.data.recipes import recipe
 from floq.errors import UserError
+from floq.folders import exclusive
 
 NAME = "pointmaze-medium-navigate-v0"
 
@@ -151,6 +152,13 @@ def test_parts_of_another_procedure_are_not_used(short_maze, tmp_path):
         assert len(rows["observations"]) == 20
 
 
+def test_two_collections_of_one_dataset_do_not_meet(short_maze, tmp_path):
+    partial = tmp_path / f".{NAME}.seed0.partial"
+    partial.mkdir(parents=True)
+    with exclusive(partial, "busy"), pytest.raises(UserError, match="another process is collecting"):
+        collect(NAME, tmp_path, episodes=1, workers=1)
+
+
 def test_too_little_disk_space_is_said_before_it_runs_out(short_maze, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match=r"has 0.0 GB free, the collection needs up to .* GB"):
@@ -235,6 +243,42 @@ def test_the_arm_runs_its_errands(name, least):
     arm.episode(0)
     assert len(done) >= least
     assert np.mean(done) > 0.6
+
+
+def test_how_a_manipulation_expert_is_disturbed():
+    """With an oracle that says 0, a noisy episode's actions are its noise, xi (1, 1, 1, 3, 10) with one xi ~ U[0, 0.1],
+    but one in ten is uniformly random; each episode draws its stacking probability from the interval."""
+    arm = expert("cube-double-noisy-v0", 400)
+    stacking, errands = [], iter(range(10_000))
+
+    class Idle:
+        done = property(lambda _: next(errands) % 50 == 0)
+        reset = staticmethod(lambda obs, info: None)
+        select_action = staticmethod(lambda obs, info: np.zeros(5))
+
+    new_target = arm._base.set_new_target
+
+    def recorded(**settings):
+        if "p_stack" in settings:  # not the first target, which the environment sets itself
+            stacking.append(settings["p_stack"])
+        return new_target(**settings)
+
+    arm._base.set_new_target = recorded
+    arm._oracles = dict.fromkeys(arm._oracles, Idle())
+    xis, shares = [], []
+    for number in range(3):
+        actions = arm.episode(number)["actions"]
+        random = np.abs(actions[:, :3]).max(axis=1) > 0.5  # noise on a position is at most 0.1 wide
+        shares.append(random.mean())
+        spread = actions[~random].std(axis=0)
+        xis.append(spread[0])
+        assert 0 < spread[0] < 0.1
+        np.testing.assert_allclose(spread[:4] / spread[0], [1, 1, 1, 3], rtol=0.3)
+        assert spread[4] > 4 * spread[0]
+        assert len(set(stacking)) == number + 1
+    assert len({round(float(xi), 4) for xi in xis}) == 3
+    assert 0.03 < np.mean(shares) < 0.15  # 0.1, less those whose three positions are all small
+    assert all(0 <= p <= 0.25 for p in stacking)
 
 
 def test_recorded_manipulation_is_what_the_simulator_does(scene, scene_rows):

@@ -144,9 +144,38 @@ def test_damaged_files_are_refused(tmp_path, dataset_dir):
     truncated.write_bytes(whole[: len(whole) // 2])
     np.savez(pickled, observations=np.array([{}], dtype=object), actions=np.zeros(1), terminals=np.zeros(1))
     np.savez(incomplete, observations=np.zeros((2, 1)))
-    for path, message in ((truncated, "cannot be read"), (pickled, "cannot be read"), (incomplete, "lacks actions")):
+    flat = tmp_path / "flat.npz"
+    np.save(tmp_path / "flat.npy", np.zeros(3))
+    (tmp_path / "flat.npy").rename(flat)
+    empty = tmp_path / "empty.npz"
+    np.savez(empty, observations=np.zeros((0, 2)), actions=np.zeros((0, 2)), terminals=np.zeros(0))
+    for path, message in (
+        (flat, "cannot be read"),
+        (empty, "there are no rows"),
+        (truncated, "cannot be read"),
+        (pickled, "cannot be read"),
+        (incomplete, "lacks actions"),
+    ):
         with pytest.raises(UserError, match=message):
             read_rows(path)
+
+
+def test_random_damage_is_one_kind_of_error(tmp_path):
+    """Flipped bytes anywhere in a compressed file: it is read, or refused with a UserError, and nothing else."""
+    whole, random = tmp_path / "whole.npz", np.random.default_rng(0)
+    np.savez_compressed(whole, observations=np.arange(20.0).reshape(10, 2), actions=np.zeros((10, 1)),
+                        terminals=np.arange(10) == 9)  # fmt: skip
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole.read_bytes())
+        for place in random.integers(0, len(damaged), 3):
+            damaged[place] = random.integers(256)
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        try:
+            read_rows(tmp_path / "damaged.npz")
+        except UserError:
+            refused += 1
+    assert refused > 200
 
 
 def test_a_truncated_download_is_named_on_one_line(tmp_path, dataset_dir, capsys):

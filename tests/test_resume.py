@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from floq import checkpoint, cli, loop, pictures, train
+from floq.agent import Agent
 from floq.config import Config
 from floq.errors import Interrupted, UserError
 from floq.evaluate import Evaluator
 from floq.loggers import CsvLogger, cut_csv, read_csv
 from floq.presets import configure
 from floq.run import Run
-from floq.train import resume
+from floq.train import restore, resume
 
 SMALL = {
     "floq": {"value_hidden_dims": (8,), "block_width": 8, "block_depth": 1, "noise_samples": 2},
@@ -40,10 +41,14 @@ def small_config(dataset_dir, save_dir, agent="floq", **settings) -> Config:
 
 @contextlib.contextmanager
 def stopped_during(what: str, number: int, signum: signal.Signals):
-    """A signal arrives during the call number `number` (from 1) of: update, evaluate, save."""
-    owner, name = {"update": (loop, "train_steps"), "evaluate": (Evaluator, "__call__"), "save": (checkpoint, "save")}[
-        what
-    ]
+    """A signal arrives during the call number `number` (from 1) of: update, evaluate, save, show (after the save)."""
+    places = {
+        "update": (loop, "train_steps"),
+        "evaluate": (Evaluator, "__call__"),
+        "save": (checkpoint, "save"),
+        "show": (loop.Loop, "_state"),
+    }
+    owner, name = places[what]
     original, calls = getattr(owner, name), 0
 
     def interrupted(*args, **kwargs):
@@ -83,7 +88,7 @@ def test_a_run_stopped_many_times_ends_as_if_it_had_not_been(dataset_dir, tmp_pa
         ("evaluate", 1, signal.SIGTERM),  # of step 6
         ("evaluate", 1, signal.SIGINT),  # the same, while it is being redone
         ("update", 1, signal.SIGTERM),  # the very first call after that
-        ("update", 2, signal.SIGINT),
+        ("show", 2, signal.SIGINT),  # when this step's turn to save is over
         ("evaluate", 1, signal.SIGTERM),  # of step 12, the last
     ]
     undisturbed = train(small_config(dataset_dir, tmp_path / "a", agent), show=False)
@@ -93,7 +98,8 @@ def test_a_run_stopped_many_times_ends_as_if_it_had_not_been(dataset_dir, tmp_pa
             train(config, show=False) if folder is None else resume(folder, show=False)
         assert stop.value.signum == moment[2]
         (folder,) = (tmp_path / "b").glob("floq/debug/*/*")
-        assert checkpoint.steps(folder / "checkpoints")
+        at = int(re.search(r"at step (\d+)", str(stop.value)).group(1))  # type: ignore[union-attr]
+        assert checkpoint.steps(folder / "checkpoints")[-1] == at
     assert not Run.open(folder).is_finished
     assert_same_end(resume(folder, show=False), undisturbed)
 
@@ -131,17 +137,50 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again(dataset_dir, tmp_pa
     assert_same_end(resume(copy, show=False), run)  # killed before its first checkpoint: from the start
 
 
+def test_a_restored_agent_covers_both_reward_ranges(dataset_dir, tmp_path):
+    config = small_config(dataset_dir, tmp_path, "fql", restore_path="somewhere")
+    old, new = (
+        Agent.init(jax.random.key(seed), 2, 2, config.agent, reward_range=rewards)
+        for seed, rewards in ((0, (-5.0, 0.0)), (1, (-1.0, 3.0)))
+    )
+    restored = restore(new, config, checkpoint.Checkpoint(old, config, (2, 2), {}))
+    assert (restored.value_range.r_min, restored.value_range.r_max) == (-5.0, 3.0)
+    assert not np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(old.key))
+
+
+def test_a_run_stopped_while_drawing_is_not_finished(dataset_dir, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures, "draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(dataset_dir, tmp_path, "fql", offline_steps=1), show=False)
+    (folder,) = tmp_path.glob("floq/debug/*/*")
+    assert not Run.open(folder).is_finished
+    drawn = []
+    monkeypatch.setattr(pictures, "draw", lambda *_: drawn.append(True))
+    assert resume(folder, show=False).is_finished
+    assert drawn
+
+
+def test_one_process_at_a_time_works_in_a_run_folder(old_run, capsys):
+    with old_run.lock():
+        assert cli.run(["train", f"--resume={old_run.folder}", "--offline_steps=7"]) == 2
+    assert "another process is at work in" in capsys.readouterr().err
+
+
 def test_what_cannot_be_continued(dataset_dir, tmp_path, capsys):
     run = train(small_config(dataset_dir, tmp_path / "a", "fql", offline_steps=6), show=False)
     before = (run.folder / "train.csv").read_bytes()
 
     def complaint(*flags):
-        assert cli.run(["train", f"--resume={run.folder}", "--offline_steps=8", *flags]) == 2
+        assert cli.run(["train", f"--resume={run.folder}", *(flags or ["--offline_steps=8"])]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
     assert "--agent.alpha with --resume" in complaint("--agent.alpha=3")
     assert "online fine-tuning is not built yet" in complaint("--online_steps=3")
+    assert "the run is at step 6 already, give more" in complaint("--offline_steps=4")
     written = (run.folder / "config.json").read_text()
     values = json.loads(written)
     (run.folder / "config.json").write_text(json.dumps(values | {"agent": values["agent"] | {"alpha": 7.0}}))
@@ -170,6 +209,13 @@ def test_restore_path_starts_a_new_run_from_weights(dataset_dir, tmp_path):
         np.testing.assert_array_equal(a, b)
     assert int(agent.opt_state.count) == int(weights.opt_state.count) + 2
     assert float(agent.hypers.lr) == pytest.approx(1e-30)
+    # Two steps of the average take the target towards those weights: (1 - tau)^2 of the distance is left.
+    left = (1 - new.config.agent.tau) ** 2
+    trees = agent.target, weights.target, weights.params.critic.tracked()
+    for after, before, fast in zip(*(jax.tree.leaves(tree) for tree in trees), strict=True):
+        np.testing.assert_allclose(after, fast + left * (before - fast), rtol=1e-4, atol=1e-6)
+    assert new.config.restore_path == str(old.folder)
+    assert new.config.restore_epoch == 5
     np.testing.assert_array_equal(agent.obs_stats.mean, weights.obs_stats.mean)
 
 

@@ -108,6 +108,8 @@ def test_the_last_row_ends_a_trajectory_even_if_it_is_not_marked():
         ({"rewards": np.zeros(4)}, "equally many rows"),
         ({"observations": np.array([[0.0], [np.nan], [np.inf]])}, "observations is not finite in 2 of 3 rows.*row 1"),
         ({"ends": np.ones(3)}, "no transition"),
+        ({"rewards": np.array([0.0, 1e300, 0.0])}, "rewards is not finite in 1 of 3 rows, the first is row 1"),
+        ({"observations": np.zeros(3)}, r"observations has shape \(3,\), it must be \(rows, size\)"),
     ],
 )
 def test_what_is_refused(change, message):

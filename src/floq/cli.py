@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from floq.errors import Interrupted, UserError, nearest
 from floq.flags import Flags
+from floq.folders import user_path
 
 T = TypeVar("T")
 
@@ -91,6 +92,10 @@ def _train(argv: list[str]) -> None:
     if any(re.match(r"--resume(=|$)", word) for word in argv):
         return _resume(argv)
     request = parse_train(argv)
+    if not request.dry_run:
+        from floq.envs import check_task
+
+        check_task(request.configs[0].env_name)
     if request.notice:
         print(f"floq: {request.notice}", file=sys.stderr)
     if request.dry_run:
@@ -164,7 +169,7 @@ def parse_train(argv: list[str]) -> Request:
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
     config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
-    return Request(configs, dry_run, notice(config.env_name, agent))
+    return Request(configs, dry_run, notice(config.env_name, agent, preset))
 
 
 # --- floq eval ---
@@ -217,7 +222,6 @@ class Collect:
 def _collect(argv: list[str]) -> None:
     options = _parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
     import time
-    from pathlib import Path
 
     from floq.data.collect import collect
     from floq.data.recipes import recipe
@@ -237,7 +241,7 @@ def _collect(argv: list[str]) -> None:
 
             path = collect(
                 options.name,
-                Path(options.dataset_dir).expanduser(),
+                user_path(options.dataset_dir),
                 episodes=options.episodes,
                 seed=options.seed,
                 workers=options.workers,

@@ -23,6 +23,7 @@ _FQL_NAMES = {"flow_steps": "actor_flow_steps"}
 PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES}
 """By critic: the published names of settings that floq renamed."""
 
+SEEDS = 2**32  # how many seeds the random streams tell apart
 POSITIVE = (
     *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
     *("critic_flow_steps", "noise_samples", "target_noise_samples", "distill_noise_samples", "actor_flow_steps"),
@@ -32,7 +33,7 @@ POSITIVE = (
     *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes", "buffer_size"),
     *("video_frame_skip", "frame_stack"),
 )
-NOT_NEGATIVE = ("alpha", "noise_coverage", "reward_offset", "seed", "online_steps", "video_episodes", "restore_epoch")
+NOT_NEGATIVE = ("alpha", "noise_coverage", "reward_offset", "online_steps", "video_episodes", "restore_epoch")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class AgentConfig(LearningSettings):
         """What is compiled into the program: the same agent with every traced setting at its default, so that agents
         which differ in those alone share one program."""
         return dataclasses.replace(_untraced(self), critic=_untraced(self.critic), actor=_untraced(self.actor))
+
+    def networks(self) -> dict[str, Any]:
+        """The settings of critic and actor that are compiled in, side by side: those that shape the networks are among
+        them, those of learning are not."""
+        compiled = self.compiled()
+        return dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
 
     def flat(self) -> dict[str, Any]:
         """All settings side by side under their published names."""
@@ -237,6 +244,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
     for name in NOT_NEGATIVE:
         require(name, lambda x: x >= 0, "at least 0")
     require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
+    require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")
     for name in ("tau", "p_aug"):
         require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")

@@ -58,7 +58,7 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
                 env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
             else:
                 env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
-        except gymnasium.error.Error as error:
+        except (gymnasium.error.Error, ImportError) as error:
             known = [*_ogbench_names(), *gymnasium.registry]
             raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}") from error
         space = env.action_space
@@ -67,6 +67,21 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         if (space.low != -1).any() or (space.high != 1).any():
             env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
         return SeededEnv(env)
+
+
+def check_task(env_name: str) -> None:
+    """Raises UserError if the id is not that of an OGBench single task with state observations."""
+    if env_name.startswith("visual-"):
+        raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
+    known = set(_ogbench_names())
+    if env_name in known:
+        return
+    if is_singletask(env_name):
+        raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}")
+    raise UserError(
+        f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: it has no data"
+        f"{nearest(env_name, known)}"
+    )
 
 
 def is_ogbench(env_name: str) -> bool:

@@ -16,7 +16,6 @@ import numpy as np
 from floq.agent import Agent
 from floq.analysis.statistics import wilson_interval
 from floq.envs import EnvSlots, EpisodeResult
-from floq.errors import UserError
 from floq.keys import Keys
 from floq.progress import Display
 from floq.run import Run, protocol
@@ -129,9 +128,7 @@ def evaluate_run(
     run = Run.open(run_dir)
     changes = {"eval_episodes": eval_episodes, "success_timing": success_timing or run.config.success_timing}
     seed = run.config.seed if seed is None else seed
-    if seed < 0:
-        raise UserError(f"seed={seed}: must be at least 0")
-    config = dataclasses.replace(run.config, **changes)
+    config = dataclasses.replace(run.config, seed=seed, **changes)
     agent = run.load_agent(step)
     display = Display(show)
     with (

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -95,7 +96,7 @@ class Loop:
             Interrupted: a signal appeared in `received`; a checkpoint is written before.
         """
         c, first = self._config, int(self.agent.step)
-        step, saved_step = first, first
+        step, saved_step = first, first or None
         logged_at, logged_step = time.monotonic(), first
         if first and self._evaluation_due(first) and first not in self.run.evaluations().get("step", []):
             self._evaluate(first, received)  # the run was stopped in the middle of it
@@ -119,18 +120,18 @@ class Loop:
                     saved_step = step
                 update_bar(step, line=self._due(step, c.eval_interval), **self._state(info))
         if received:
-            if not saved_step:
+            if saved_step != step:  # the signal came after this step's turn to save
                 self._save()
             name = signal.Signals(received[0]).name
             raise Interrupted(
                 f"stopped by {name} at step {step}; go on with floq train --resume {self.run.folder}", received[0]
             )
 
-    def summarise(self) -> None:
-        """Write `summary.json`."""
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` says at the end."""
         columns = self.run.evaluations()
         scores = {name.removeprefix("evaluation/"): values[-1] for name, values in columns.items()}
-        summary = {
+        return {
             "success": scores["success"],
             "eval_episodes": self._config.eval_episodes,
             "success_timing": self._config.success_timing,
@@ -141,7 +142,6 @@ class Loop:
             "episode.return": scores["episode.return"],
             "episode.length": scores["episode.length"],
         }
-        self.run.write_json("summary.json", summary)
 
     def _next_stop(self, step: int) -> int:
         """The next step at which something is due, or as far as one device call should go."""
@@ -177,6 +177,8 @@ class Loop:
 
     def _evaluate(self, step: int, received: list[int]) -> None:
         """Evaluate and log, unless a signal comes: then the evaluation is left to whoever continues the run."""
+        if received:
+            return
         with self._display.bar("evaluate", self._config.eval_episodes) as update:
             evaluation = self._evaluator(
                 self.agent,

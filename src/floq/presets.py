@@ -71,6 +71,7 @@ FAMILIES: dict[str, dict[str, Preset]] = {
         "puzzle-4x4": Preset({"alpha": 1000.0}, {}, FQL_PAPER),
     },
     "fql_iqn": {
+        "pointmaze-medium": Preset(DEMO_SHARED | {"value_hidden_dims": (64,) * 3}, DEMO_RUN, DEMO),
         "antmaze-giant": Preset(
             {"alpha": 10.0, "discount": 0.995, "q_agg": "min", "batch_size": 512}, {}, "floq's published commands"
         ),
@@ -92,8 +93,10 @@ def family(env_name: str) -> str:
     return re.sub(r"-(navigate|stitch|explore|play|noisy)\b.*", "", env_name)
 
 
-def notice(env_name: str, agent: str) -> str | None:
-    """One line for an environment whose family has no settings of its own with this agent."""
+def notice(env_name: str, agent: str, preset: str | None = None) -> str | None:
+    """One line for an environment whose family has no settings of its own with this agent, or not with this preset."""
+    if preset is not None and (agent, family(env_name)) not in PRESETS[preset]:
+        return f"--preset={preset} changes nothing for {family(env_name)} with {agent}"
     if agent not in FAMILIES or family(env_name) in FAMILIES[agent]:
         return None
     return f"no published settings for {family(env_name)} with {agent}: using its defaults, set --agent.alpha at least"
@@ -128,7 +131,8 @@ def configure(
     name = path_form.group(1) if path_form else agent
     if name not in AGENTS:
         raise UserError(f"--agent={agent}: unknown agent; choose {' or '.join(AGENTS)}{nearest(name, AGENTS)}")
-    critic, actor = critic or AGENTS[name][0], actor or AGENTS[name][1]
+    critic = AGENTS[name][0] if critic is None else critic
+    actor = AGENTS[name][1] if actor is None else actor
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset={preset}: unknown preset; choose {' or '.join(PRESETS)}{nearest(preset, PRESETS)}")
 

@@ -1,7 +1,7 @@
 """The folder of a run: what lies where, and how it is opened again."""
 
+import contextlib
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from floq import checkpoint
 from floq.agent import Agent
 from floq.config import Config
 from floq.errors import UserError
+from floq.folders import exclusive, make_folder, user_path
 from floq.loggers import read_csv
 
 RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the configuration
@@ -37,11 +38,10 @@ class Run:
         Raises:
             UserError: the folder cannot be written.
         """
-        parent = _parent(config)
         stamp = time.strftime("%Y%m%d_%H%M%S")
-        folder = parent / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
+        folder = cls.parent(config) / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
         try:
-            folder.mkdir(parents=True)
+            make_folder(folder)
             (folder / "checkpoints").mkdir()
             (folder / "plots").mkdir()
             run = cls(folder, config)
@@ -54,6 +54,15 @@ class Run:
             ) from error
         return run
 
+    @staticmethod
+    def parent(config: Config) -> Path:
+        """The folder in which the run's folder lies."""
+        return user_path(config.save_dir) / config.project_name / config.run_group / config.env_name
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run's folder for this process. Raises UserError if another one is at work in it."""
+        return exclusive(self.folder, f"another process is at work in {self.folder}: wait for it, or stop it")
+
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
         """An existing run.
@@ -61,7 +70,7 @@ class Run:
         Raises:
             UserError: it is not one.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         try:
             values = json.loads((folder / "config.json").read_text())
             return cls(folder, Config.from_json({k: v for k, v in values.items() if k not in RECORDS}))
@@ -81,8 +90,13 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`summary.json`, which exists once the run has ended."""
-        return json.loads((self.folder / "summary.json").read_text())
+        """`summary.json`, which exists once the run has ended. Raises UserError if it is not there or damaged."""
+        try:
+            return dict(json.loads((self.folder / "summary.json").read_text()))
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder} has no summary.json: the run has not ended") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self.folder / 'summary.json'} is damaged: delete it and --resume the run") from error
 
     @property
     def is_finished(self) -> bool:
@@ -106,22 +120,9 @@ class Run:
         partial.replace(self.folder / name)
 
 
-def check_writable(config: Config) -> None:
-    """Raises UserError if the run's folder could not be made, without making it."""
-    folder = _parent(config)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise UserError(f"cannot write run folders below {folder}: choose another --save_dir")
-
-
 def installed_versions() -> dict[str, str]:
     """The versions of Python and of the packages that matter to a result."""
     return {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
-
-
-def _parent(config: Config) -> Path:
-    return Path(config.save_dir).expanduser() / config.project_name / config.run_group / config.env_name
 
 
 def protocol(config: Config) -> str:

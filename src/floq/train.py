@@ -17,11 +17,12 @@ from floq.data.collect import collect
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 from floq.evaluate import Evaluator
+from floq.folders import check_writable, user_path
 from floq.keys import Keys
 from floq.loggers import cut_csv
 from floq.loop import Loop, catch_signals, show_result
 from floq.progress import Display
-from floq.run import Run, check_writable, installed_versions
+from floq.run import Run, installed_versions
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
 STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
@@ -45,18 +46,20 @@ def train(config: Config, *, show: bool = True) -> Run:
     """
     started = time.monotonic()
     check_built(config)
-    check_writable(config)
+    check_writable(Run.parent(config), "choose another --save_dir")
     display = Display(show)
     source = _source_of_weights(config)
+    if source is not None:  # as it is now, so that it is the same when the run is resumed
+        path = str(Run.open(config.restore_path or "").folder.resolve())
+        config = dataclasses.replace(config, restore_path=path, restore_epoch=int(source.agent.step))
     with _evaluator(config) as evaluator:
         data = load_data(config, display)
         agent = make_agent(config, data.train)
         if source is not None:
             agent = restore(agent, config, source)
         run = Run.create(config, _records(data))
-        loop = Loop(run, agent, data, evaluator, display, {}, started)
-        _carry_through(loop, display)
-    return _finish(loop, data, display)
+        with run.lock():
+            return _carry_through(Loop(run, agent, data, evaluator, display, {}, started), data, display)
 
 
 def resume(
@@ -82,14 +85,14 @@ def resume(
     run = Run(old.folder, config)
     saved = _last_checkpoint(old)
     step = int(saved.agent.step) if saved else 0
-    if config.offline_steps < step:
-        raise UserError(f"--offline_steps={config.offline_steps}: the run is at step {step} already")
+    if config.offline_steps < step or (config.offline_steps == step and old.config.offline_steps != step):
+        raise UserError(f"--offline_steps={config.offline_steps}: the run is at step {step} already, give more")
     if run.is_finished and step == config.offline_steps:
         display.note(f"finished already, at step {step}; give more --offline_steps to train on")
         show_result(run, display)
         return run
 
-    with _evaluator(config) as evaluator:
+    with run.lock(), _evaluator(config) as evaluator:
         data = load_data(config, display)
         records = _records(data)
         if old.records["data"].get("fingerprint", fingerprint := records["data"]["fingerprint"]) != fingerprint:
@@ -108,9 +111,8 @@ def resume(
         for name in ("train.csv", "eval.csv"):
             cut_csv(run.folder / name, step)
         display.note(f"resume  from step {step}")
-        loop = Loop(run, agent, data, evaluator, display, saved.clocks if saved else {}, started)
-        _carry_through(loop, display)
-    return _finish(loop, data, display)
+        clocks = saved.clocks if saved else {}
+        return _carry_through(Loop(run, agent, data, evaluator, display, clocks, started), data, display)
 
 
 def continued(run_dir: Path | str, offline_steps: int | None, online_steps: int | None) -> Config:
@@ -144,7 +146,8 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
         if sizes[0] != sizes[1]:
             what = f"observations have {sizes[0]} numbers here and {sizes[1]} there"
         else:
-            what = difference(config, source.config, networks_only=True) or "actions have another size"
+            differ = differences(config.agent.networks(), source.config.agent.networks())
+            what = "; ".join(differ) or "actions have another size"
         raise UserError(f"--restore_path={config.restore_path}: its networks do not fit ({what})")
     if config.normalize_observations != source.config.normalize_observations:
         there = source.config.normalize_observations
@@ -161,17 +164,10 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
     )
 
 
-def difference(here: Config, there: Config, networks_only: bool = False) -> str | None:
-    """The first setting in which two configurations differ, in words; step counts aside."""
-    flat = [c.to_json() for c in (here, there)]
-    pairs = {f"agent.{name}": (value, flat[1]["agent"].get(name)) for name, value in flat[0]["agent"].items()}
-    if not networks_only:
-        pairs |= {k: (v, flat[1][k]) for k, v in flat[0].items() if k != "agent" and k not in STEP_COUNTS}
-    traced = {*here.agent.traced_settings, *here.agent.critic.traced_settings, *here.agent.actor.traced_settings}
-    for name, (a, b) in pairs.items():
-        if a != b and not (networks_only and name.removeprefix("agent.") in traced):
-            return f"{name} is {a} here and {b} there"
-    return None
+def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """Where two sets of settings differ, in words."""
+    names = dict.fromkeys((*here, *there))
+    return [f"{n} is {here.get(n)} here and {there.get(n)} there" for n in names if here.get(n) != there.get(n)]
 
 
 def check_built(config: Config) -> None:
@@ -199,7 +195,7 @@ def load_data(config: Config, display: Display) -> ogbench_data.Splits:
         with display.bar("collect", DEMO_EPISODES + DEMO_EPISODES // 10) as update:
             collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
 
-    directory = Path(config.dataset_dir).expanduser()
+    directory = user_path(config.dataset_dir)
     data = ogbench_data.load(config.env_name, directory, config.label_timing, fetch)
     display.note(f"data    {data.provenance} ({len(data.train):,} transitions)")
     return data
@@ -207,7 +203,8 @@ def load_data(config: Config, display: Display) -> ogbench_data.Splits:
 
 def _records(data: ogbench_data.Splits) -> dict[str, dict[str, str]]:
     """What `config.json` keeps about where a run came from."""
-    described = {"provenance": data.provenance, "fingerprint": data.train.fingerprint()}
+    fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
+    described = {"provenance": data.provenance, "fingerprint": fingerprint}
     return {"versions": installed_versions(), "data": described}
 
 
@@ -225,8 +222,10 @@ def _last_checkpoint(run: Run) -> Checkpoint | None:
     if not checkpoint.steps(folder):
         return None
     saved = checkpoint.load(folder)
-    if differs := difference(run.config, saved.config):
-        raise UserError(f"the checkpoint in {folder} belongs to another configuration: {differs}")
+    here, there = (config.to_json() for config in (run.config, saved.config))
+    same = dict.fromkeys(STEP_COUNTS)
+    if differ := differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
+        raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
     return saved
 
 
@@ -234,15 +233,14 @@ def _evaluator(config: Config) -> Evaluator:
     return Evaluator(config.env_name, config.success_timing, config.eval_episodes)
 
 
-def _carry_through(loop: Loop, display: Display) -> None:
+def _carry_through(loop: Loop, data: ogbench_data.Splits, display: Display) -> Run:
+    """Train to the end, draw, and only then write the summary that marks the run as finished."""
     display.note(f"run     {loop.run.folder}")
     with catch_signals() as received:
         loop.go(received)
-    loop.summarise()
-
-
-def _finish(loop: Loop, data: ogbench_data.Splits, display: Display) -> Run:
+    summary = loop.summary()
     display.note("drawing the pictures")
     pictures.draw(loop.run, loop.agent, data.train)
+    loop.run.write_json("summary.json", summary)
     show_result(loop.run, display)
     return loop.run

@@ -124,15 +124,18 @@ def _cores() -> int:
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent decides
-    owned = None
+    owned, failure = None, None
+    try:
+        owned = factory(*args)  # at once, so that it is ready when it is first needed
+    except Exception:
+        failure = traceback.format_exc()
     while True:
         try:
             method, arguments = pipe.recv()
         except (EOFError, ConnectionResetError):
             return  # the parent is gone, or is done with us
         try:
-            owned = factory(*args) if owned is None else owned
-            answer = (False, getattr(owned, method)(*arguments))
+            answer = (True, failure) if failure else (False, getattr(owned, method)(*arguments))
         except Exception:
             answer = (True, traceback.format_exc())
         with contextlib.suppress(BrokenPipeError):

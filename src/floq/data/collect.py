@@ -8,6 +8,7 @@ No JAX in here: worker processes import this file.
 import functools
 import hashlib
 import json
+import os
 import platform
 import shutil
 import zipfile
@@ -21,6 +22,7 @@ import numpy as np
 from floq.data.experts import Rows
 from floq.data.recipes import Recipe, recipe
 from floq.errors import UserError
+from floq.folders import exclusive
 from floq.workers import Workers, worker_count
 
 
@@ -58,22 +60,38 @@ def collect(
     total = num_train + max(1, num_train // 10)
     count = worker_count(workers, total)
     train = directory / f"{name}.npz"
-    if train.exists():
+    if os.path.exists(train):
         raise UserError(f"{train} exists already: delete it to collect it anew, or give another --dataset_dir")
     how = _how(made, seed)
-    parts = _open_parts(directory / f".{name}.seed{seed}.partial", how)
+    parts = directory / f".{name}.seed{seed}.partial"
+    _make_folder(parts)
+    with exclusive(parts, f"another process is collecting {name} into {directory}: wait for it"):
+        _empty_if_made_otherwise(parts, how)
+        _collect_parts(made, parts, seed, total, count, on_progress)
+        _join_parts(parts, how, made, num_train, total)
+        shutil.rmtree(parts)
+    return train
 
+
+def _collect_parts(
+    made: Recipe, parts: Path, seed: int, total: int, workers: int, on_progress: Callable[[int, int], None]
+) -> None:
+    """Bring every episode that is missing into the folder of parts."""
     missing = [number for number in range(total) if not _is_readable(_part(parts, number))]
     expert = functools.partial(made.expert, made.name, made.rows, seed, **made.settings)
-    with Workers(expert, [()] * min(count, len(missing))) as pool:
+    with Workers(expert, [()] * min(workers, len(missing))) as pool:
         on_progress(done := total - len(missing), total)
         for index, rows in pool.map("episode", missing):
             path = _part(parts, missing[index])
             _save_part(path, rows)
             if index == 0:
-                _check_space(directory, path.stat().st_size * (len(missing) + total))
+                _check_space(parts, path.stat().st_size * (len(missing) + total))
             on_progress(done := done + 1, total)
 
+
+def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, total: int) -> None:
+    """Make the dataset's files from the parts, and move them to their final names."""
+    name, directory = made.name, parts.parent
     files = {f"{name}-val.npz": range(num_train, total), f"{name}.npz": range(num_train)}
     for file_name, numbers in files.items():
         _join([_part(parts, number) for number in numbers], parts / file_name)
@@ -88,8 +106,6 @@ def collect(
     (parts / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     for file_name in (f"{name}.json", *files):  # the training file last: its presence means that all is complete
         (parts / file_name).replace(directory / file_name)
-    shutil.rmtree(parts)
-    return train
 
 
 def _how(made: Recipe, seed: int) -> dict[str, Any]:
@@ -103,17 +119,20 @@ def _how(made: Recipe, seed: int) -> dict[str, Any]:
     }
 
 
-def _open_parts(folder: Path, how: dict[str, Any]) -> Path:
-    """The folder of finished episodes; emptied first if what is in it was made in another way."""
-    note, text = folder / "how.json", json.dumps(how)
+def _make_folder(folder: Path) -> None:
     try:
-        if folder.exists() and not (note.exists() and note.read_text() == text):
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(text)
     except OSError as error:
         raise UserError(f"cannot write to the dataset folder {folder.parent}: {error.strerror}") from error
-    return folder
+
+
+def _empty_if_made_otherwise(parts: Path, how: dict[str, Any]) -> None:
+    """Parts that another version or procedure made are of no use."""
+    note, text = parts / "how.json", json.dumps(how)
+    if not (note.exists() and note.read_text() == text):
+        for path in parts.glob("*.npz"):
+            path.unlink()
+    note.write_text(text)
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -135,12 +154,12 @@ def _save_part(path: Path, rows: Rows) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; the same command goes on where it stopped") from error
 
 
-def _check_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
+def _check_space(parts: Path, needed: int) -> None:
+    free = shutil.disk_usage(parts).free
     if free < needed:
         raise UserError(
-            f"{directory} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: give another "
-            "--dataset_dir, or fewer --episodes"
+            f"{parts.parent} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: "
+            "give another --dataset_dir, or fewer --episodes"
         )
 
 

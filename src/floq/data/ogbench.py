@@ -1,9 +1,8 @@
 """OGBench datasets: find or fetch the file, read it, label it with the rewards of a task."""
 
-import contextlib
 import json
+import os
 import socket
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +13,12 @@ from ogbench.relabel_utils import relabel_dataset
 from ogbench.utils import DATASET_URL
 
 from floq import envs
+from floq.data.files import open_npz
 from floq.data.recipes import recipe
 from floq.data.transitions import Dataset
 from floq.data.validate import check_rows, check_widths
 from floq.errors import UserError
+from floq.folders import check_writable, remove_empty
 
 ROW_KEYS = ("observations", "actions", "terminals")
 LABEL_KEYS = ("qpos", "qvel", "button_states")  # what rewards are computed from; not every dataset has all
@@ -50,18 +51,13 @@ def load(
     Raises:
         UserError: the id is no such task, or its file is missing and cannot be fetched, or is not a dataset.
     """
-    if env_name.startswith("visual-"):
-        raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
-    if not envs.is_singletask(env_name):
-        raise UserError(
-            f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: it has no data"
-        )
-    task = envs.make(env_name)  # before the data, since a wrong name is the commoner mistake
+    envs.check_task(env_name)  # before the data, since a wrong name is the commoner mistake
+    task = envs.make(env_name)
     name = envs.dataset_name(env_name)
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
-    if not train.exists():
+    if not os.path.exists(train):
         (fetch or download)(name, directory)
-    elif not validation.exists():
+    elif not os.path.exists(validation):
         raise UserError(f"{validation} is missing beside {train}: fetch it, or delete the other to have both made anew")
     return Splits(
         _labelled(train, env_name, task, label_timing),
@@ -103,11 +99,7 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
     """
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            rows = {key: file[key] for key in (*ROW_KEYS, *LABEL_KEYS) if key in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it and fetch or collect it again") from error
+    rows = open_npz(path, (*ROW_KEYS, *LABEL_KEYS))
     missing = [key for key in ROW_KEYS if key not in rows]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: it is not an OGBench dataset")
@@ -121,17 +113,16 @@ def download(name: str, directory: Path) -> None:
     Raises:
         UserError: the server does not answer, or lacks it.
     """
+    check_writable(directory, "give another --dataset_dir")
     before = socket.getdefaulttimeout()
-    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
+    complete = False
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         ogbench.download_datasets([name], str(directory))
+        (directory / f"{name}.json").unlink(missing_ok=True)  # it spoke of a file that was here before
+        complete = True
     except OSError as error:
-        for part in (f"{name}.npz.tmp", f"{name}-val.npz.tmp"):  # what OGBench's download leaves behind
-            (directory / part).unlink(missing_ok=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
         reason = getattr(error, "reason", error)
         try:
             recipe(name)
@@ -143,3 +134,7 @@ def download(name: str, directory: Path) -> None:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+        if not complete:  # OGBench's download leaves parts behind, or one file of the two
+            for part in (f"{name}.npz", f"{name}.npz.tmp", f"{name}-val.npz.tmp"):
+                (directory / part).unlink(missing_ok=True)
+            remove_empty(missing)

@@ -37,8 +37,11 @@ class Dataset(eqx.Module):
             UserError: shapes or lengths are wrong, a number is not finite, or there is no transition.
         """
         arrays = {"observations": observations, "actions": actions, "rewards": rewards, "masks": masks, "ends": ends}
-        check_rows({key: np.asarray(x) for key, x in arrays.items()})
-        host = {key: np.asarray(x, bool if key == "ends" else np.float32) for key, x in arrays.items()}
+        given = {key: np.asarray(x) for key, x in arrays.items()}
+        check_rows(given)
+        with np.errstate(over="ignore"):
+            host = {key: x.astype(bool if key == "ends" else np.float32, copy=False) for key, x in given.items()}
+        check_rows(host)  # again: a number may be finite and too large for float32
         host["ends"] = host["ends"].copy()
         host["ends"][-1:] = True
         starts = np.flatnonzero(~host["ends"]).astype(np.int32)
@@ -86,10 +89,9 @@ class Dataset(eqx.Module):
         return float(rewards.min()), float(rewards.max())
 
     def fingerprint(self) -> str:
-        """Tells datasets apart: the number of transitions, and a checksum of observations, actions, rewards and
-        masks."""
+        """Tells datasets apart: the number of transitions, and a checksum of all arrays."""
         checksum = 0
-        for array in (self.observations, self.actions, self.rewards, self.masks):
+        for array in (self.observations, self.actions, self.rewards, self.masks, self.ends):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return f"{len(self)}-{checksum:08x}"
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from floq.errors import UserError
 
-VECTORS = ("rewards", "masks", "terminals", "ends")  # one number per row; all else has several
+VECTORS = ("rewards", "masks", "terminals", "timeouts", "ends")  # one number per row; all else has several
 
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
@@ -29,6 +29,8 @@ def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") ->
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise UserError(f"{source}: all arrays must have equally many rows, but they have: {listed}")
+    if not all(lengths.values()):
+        raise UserError(f"{source}: there are no rows")
     for key, x in arrays.items():
         bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if bad.any():
@@ -48,3 +50,20 @@ def check_widths(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, int], so
             raise UserError(f"{source} lacks {key}, which the rewards of {task} are computed from")
         if arrays[key].shape[1] != width:
             raise UserError(f"{source}: {key} has {arrays[key].shape[1]} numbers per row, {task} has {width}")
+
+
+def check_actions(actions: np.ndarray, source: str) -> None:
+    """Check that actions are continuous and lie in [-1, 1].
+
+    Raises:
+        UserError: they are integers, or one lies outside.
+    """
+    if actions.dtype.kind != "f":
+        raise UserError(f"{source}: actions holds {actions.dtype}; floq needs continuous actions, as floats in [-1, 1]")
+    outside = (np.abs(actions) > 1 + 1e-6).any(axis=1)
+    if outside.any():
+        row = outside.argmax()
+        raise UserError(
+            f"{source}: actions lie outside [-1, 1] in {outside.sum()} of {len(actions)} rows, the first is row {row} "
+            f"({np.abs(actions[row]).max():.3g}): rescale them as the environment's are"
+        )

@@ -1,0 +1,143 @@
+"""Trajectories as plain NumPy arrays: the one form in which every reader hands its data on."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from floq.data.files import open_npz
+from floq.data.validate import check_actions, check_rows
+from floq.errors import UserError
+
+EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
+
+
+class Trajectories(NamedTuple):
+    """Trajectories laid end to end, one row per state; the last row of each carries only an observation.
+
+    masks: 0 where the transition that starts here ends in a true termination. ends: marks each last row.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    masks: np.ndarray
+    ends: np.ndarray
+
+
+def from_arrays(
+    observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminals: Any,
+    timeouts: Any = None,
+    next_observations: Any = None,
+    source: str = "the dataset",
+) -> Trajectories:
+    """From flat arrays with one row per transition, episodes one after another (the layout of D4RL).
+
+    Args:
+        observations, actions: shape (transitions, size); actions in [-1, 1].
+        rewards: shape (transitions,).
+        terminals: shape (transitions,), true where the transition ends in a true termination.
+        timeouts: shape (transitions,), true where an episode was cut off. The end of the data cuts one off as well.
+        next_observations: shape (transitions, size). Without it a transition's next observation is the next row's
+            observation, and the last transition of an episode that was cut off has none and is left out. With it, no
+            transition is lost, and wherever it differs from the next row's observation a new trajectory begins, so
+            that transitions may stand in any order.
+        source: where the arrays come from, for messages.
+
+    Raises:
+        UserError: shapes or lengths are wrong, a number is not finite, or an action lies outside [-1, 1].
+    """
+    given = {
+        "observations": observations,
+        "actions": actions,
+        "rewards": rewards,
+        "terminals": terminals,
+        "timeouts": timeouts,
+        "next_observations": next_observations,
+    }
+    arrays = {key: np.asarray(x) for key, x in given.items() if x is not None}
+    check_rows(arrays, source)
+    check_actions(arrays["actions"], source)
+    obs, terminated = arrays["observations"], arrays["terminals"].astype(bool)
+    cut = arrays["timeouts"].astype(bool) if "timeouts" in arrays else np.zeros(len(obs), bool)
+    cut[-1:] = True
+    if "next_observations" in arrays:
+        next_obs = arrays["next_observations"]
+        if next_obs.shape != obs.shape:
+            raise UserError(f"{source}: next_observations has shape {next_obs.shape}, observations {obs.shape}")
+        cut[:-1] |= (next_obs[:-1] != obs[1:]).any(axis=1)
+        closed = terminated | cut
+    else:
+        next_obs = obs  # a last state that nobody saw; it follows a termination, so it is never evaluated
+        closed = terminated
+    # After each row in `closed` a row is put in that carries the trajectory's last state.
+    order = np.repeat(np.arange(len(obs)), 1 + closed)
+    put_in = np.zeros(len(order), bool)
+    put_in[np.flatnonzero(closed) + np.arange(closed.sum()) + 1] = True
+    return Trajectories(
+        np.where(put_in[:, None], next_obs[order], obs[order]),
+        arrays["actions"][order],
+        arrays["rewards"][order],
+        1.0 - terminated[order],
+        put_in | (cut & ~closed)[order],
+    )
+
+
+def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the dataset") -> Trajectories:
+    """From one mapping per episode of T transitions.
+
+    Args:
+        episodes: each has `observations` of shape (T + 1, size), the last state included, or (T, size) where it is
+            unknown: then the last transition is left out, unless it terminates; `actions` (T, size) in [-1, 1];
+            `rewards` (T,); and `terminations`, one truth value or (T,), true where the episode truly ended. Without
+            `terminations`, episodes are taken to be cut off.
+        source: where they come from, for messages.
+
+    Raises:
+        UserError: as `from_arrays`, naming the episode; or an episode is empty, or lacks an array.
+    """
+    parts: list[Trajectories] = []
+    for number, episode in enumerate(episodes):
+        name = f"{source}, episode {number}"
+        missing = [key for key in EPISODE_KEYS[:3] if key not in episode]
+        if missing:
+            raise UserError(f"{name} lacks {', '.join(missing)}")
+        obs, act = np.asarray(episode["observations"]), np.asarray(episode["actions"])
+        length = len(act)
+        if not length:
+            raise UserError(f"{name} is empty: leave it out")
+        if len(obs) not in (length, length + 1):
+            raise UserError(f"{name} has {len(obs)} observations for {length} actions: it needs {length + 1}")
+        terminals = np.zeros(length, bool)
+        ended = np.asarray(episode.get("terminations", False))
+        if ended.ndim and len(ended) != length:
+            raise UserError(f"{name} has {len(ended)} terminations for {length} actions")
+        terminals[-1 if ended.ndim == 0 else slice(None)] = ended.astype(bool)
+        next_obs = obs[1:] if len(obs) > length else None
+        parts.append(from_arrays(obs[:length], act, episode["rewards"], terminals, None, next_obs, name))
+    if not parts:
+        raise UserError(f"{source} has no episodes")
+    for what in ("observations", "actions"):
+        widths = [getattr(part, what).shape[1] for part in parts]
+        if len(set(widths)) > 1:
+            odd = next(i for i, width in enumerate(widths) if width != widths[0])
+            raise UserError(
+                f"{source}: {what} have {widths[0]} numbers in episode 0 and {widths[odd]} in episode {odd}"
+            )
+    return Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def read_folder(folder: Path) -> Trajectories:
+    """From a folder of `.npz` files, one episode each, in the order of their names; keys as for `from_episodes`.
+
+    Raises:
+        UserError: there are none, one is damaged, or as `from_episodes`.
+    """
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise UserError(f"{folder} holds no .npz files")
+    return from_episodes((open_npz(file, EPISODE_KEYS) for file in files), str(folder))

@@ -1,0 +1,62 @@
+"""Paths that people type, and folders that one process at a time may write to. No JAX in here."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from floq.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; runs there are not guarded
+    fcntl = None
+
+
+def user_path(text: str | Path) -> Path:
+    """A path with `~` written out. Raises UserError if it names a user who is not there."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no such home folder") from error
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Raises UserError, ending in `remedy`, if the folder could not be made or written to; makes nothing."""
+    there = folder
+    while not os.path.exists(there) and there != there.parent:
+        there = there.parent
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write to {folder}: {remedy}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, or none of them. Raises FileExistsError if it is there, or another OSError."""
+    missing = [f for f in (folder, *folder.parents) if not os.path.exists(f)]
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        remove_empty(missing)
+        raise
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders, the deepest first, that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, busy: str) -> Iterator[None]:
+    """Hold the folder for this process. Raises UserError with the message `busy` if another one holds it. The lock ends
+    with the process, however it ends."""
+    if fcntl is None:
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(busy) from error
+        yield
