@@ -184,7 +184,7 @@ def test_what_cannot_be_continued(dataset_dir, tmp_path, capsys):
     written = (run.folder / "config.json").read_text()
     values = json.loads(written)
     (run.folder / "config.json").write_text(json.dumps(values | {"agent": values["agent"] | {"alpha": 7.0}}))
-    assert "belongs to another configuration: agent.alpha is 7.0 here and 3.0 there" in complaint()
+    assert "belongs to another configuration: alpha is 7.0 here and 3.0 there" in complaint()
     values["data"]["fingerprint"] = "0-00000000"
     (run.folder / "config.json").write_text(json.dumps(values))
     assert "is not what" in complaint()
@@ -222,7 +222,7 @@ def test_restore_path_starts_a_new_run_from_weights(dataset_dir, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"value_hidden_dims": (9,)}, r"do not fit \(agent.value_hidden_dims is \(9,\) here and \(8,\) there\)"),
+        ({"value_hidden_dims": (9,)}, r"do not fit \(value_hidden_dims is \(9,\) here and \(8,\) there\)"),
         ({"normalize_observations": False}, "it needs --normalize_observations=True"),
         ({"restore_epoch": 3}, "has no checkpoint of step 3: choose one of 5, 6"),
         ({"restore_path": None, "restore_epoch": 3}, "give that too"),

@@ -1,6 +1,7 @@
 """The dataset as it lies on the device: every observation once, and transitions that point into them."""
 
 import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from floq.data.arrays import from_arrays, from_episodes
 from floq.data.validate import check_rows
 from floq.errors import UserError
 
@@ -48,6 +50,24 @@ class Dataset(eqx.Module):
         if not len(starts):
             raise UserError("the dataset has no transition: every row is marked as the end of a trajectory")
         return cls(**{key: jnp.asarray(x) for key, x in host.items()}, starts=jnp.asarray(starts))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminals: Any,
+        timeouts: Any = None,
+        next_observations: Any = None,
+    ) -> "Dataset":
+        """From flat arrays with one row per transition, as `floq.data.arrays.from_arrays` explains them."""
+        return cls.from_rows(*from_arrays(observations, actions, rewards, terminals, timeouts, next_observations))
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[Mapping[str, Any]]) -> "Dataset":
+        """From one mapping per episode, as `floq.data.arrays.from_episodes` explains them."""
+        return cls.from_rows(*from_episodes(episodes))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
