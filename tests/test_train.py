@@ -1,7 +1,6 @@
 """The training loop: how steps are divided does not matter, seeds reproduce, signals leave a checkpoint."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -77,31 +76,45 @@ def test_observations_are_normalised_with_the_datas_own_statistics(data):
     assert agent.value_range.r_max == 0.0
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_and_the_right_exit_code(dataset_dir, tmp_path, signum, code):
-    flags = [
-        *TINY,
-        "--agent.block_width=8",
-        "--agent.block_depth=1",
-        "--offline_steps=100000000",
-        "--log_interval=100000000",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "floq", "train", *flags, f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}",
-         "--eval_interval=100000000", "--save_interval=100000000"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+ENDLESS, NEVER = 100_000_000, 100_000_000
+
+
+def floq_train(*flags) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "floq", "train", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(("agent", "signum", "code"), [("fql", signal.SIGINT, 130), ("floq", signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_another_process_goes_on_from_it(dataset_dir, tmp_path, agent, signum, code):
+    """As a user does it, across processes; the end is that of an undisturbed process, byte by byte."""
+    own = ["--agent.block_width=8", "--agent.block_depth=1"] if agent == "floq" else []
+    flags = [*TINY, *own, f"--agent={agent}", f"--dataset_dir={dataset_dir}"]
+    flags += [f"--{name}_interval={NEVER}" for name in ("log", "eval", "save")]
+    process = floq_train(*flags, f"--save_dir={tmp_path / 'a'}", f"--offline_steps={ENDLESS}")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("**/eval.csv")) and time.monotonic() < deadline:
         time.sleep(0.2)  # the first evaluation is over: training goes on
-    time.sleep(1)
+    time.sleep(0.5)
     process.send_signal(signum)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code, output + errors
     assert len(errors.splitlines()) == 1, errors
-    assert "checkpoint" in errors
-    (folder,) = tmp_path.glob("floq/debug/*/*")
-    agent = checkpoint.load(folder / "checkpoints").agent
-    assert int(agent.step) > 1
+    assert "go on with floq train --resume" in errors
+    (folder,) = tmp_path.glob("a/floq/debug/*/*")
+    step = int(checkpoint.load(folder / "checkpoints").agent.step)
+    assert step > 1
     assert not (folder / "summary.json").exists()
-    assert json.loads((folder / "config.json").read_text())["offline_steps"] == 100000000
+    assert json.loads((folder / "config.json").read_text())["offline_steps"] == ENDLESS
+
+    last = step + 3
+    commands = (
+        [f"--resume={folder}", f"--offline_steps={last}"],
+        [*flags, f"--save_dir={tmp_path / 'b'}", f"--offline_steps={last}"],
+    )
+    for process in [floq_train(*command) for command in commands]:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, output + errors
+    (undisturbed,) = tmp_path.glob("b/floq/debug/*/*")
+    states = [run / "checkpoints" / str(last) / "state.safetensors" for run in (folder, undisturbed)]
+    assert states[0].read_bytes() == states[1].read_bytes()

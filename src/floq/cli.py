@@ -1,22 +1,17 @@
 """The command line. Parses, calls one function, turns a `UserError` into one line and exit code 2."""
 
-import contextlib
 import dataclasses
-import io
 import re
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
+from floq.cli_data import collect_command, inspect_command
 from floq.errors import Interrupted, UserError, nearest
-from floq.flags import Flags
-from floq.folders import user_path
-
-T = TypeVar("T")
+from floq.flags import Flags, parse
 
 USAGE = """\
 floq: reinforcement learning with a Q-function that is integrated, not looked up
@@ -24,6 +19,7 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
   floq train               train an agent; with no arguments, the demonstration
   floq eval RUN_DIR        evaluate a checkpoint again
   floq data collect NAME   make an OGBench dataset with its scripted expert
+  floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
 
 Each command explains its options with --help.
 """
@@ -39,7 +35,8 @@ def run(argv: list[str]) -> int:
     commands: dict[tuple[str, ...], Callable[[list[str]], None]] = {
         ("train",): _train,
         ("eval",): _eval,
-        ("data", "collect"): _collect,
+        ("data", "collect"): collect_command,
+        ("data", "inspect"): inspect_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -117,7 +114,7 @@ def _resume(argv: list[str]) -> None:
             )
     if not flags.help:
         flags.peek("resume")  # complains if it has no value, or several
-    options = _parse(Resume, flags.normalised(types), "floq train", Resume.__doc__ or "")
+    options = parse(Resume, flags.normalised(types), "floq train", Resume.__doc__ or "")
     from floq.train import continued, resume
 
     if options.dry_run:
@@ -165,7 +162,7 @@ def parse_train(argv: list[str]) -> Request:
         "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run."
     )
     default = command(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"})
-    parsed = _parse(command, flags.normalised(types, aliases), "floq train", description, default)
+    parsed = parse(command, flags.normalised(types, aliases), "floq train", description, default)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
     config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
@@ -194,97 +191,7 @@ class Eval:
 
 
 def _eval(argv: list[str]) -> None:
-    options = _parse(Eval, argv, "floq eval", Eval.__doc__ or "")
+    options = parse(Eval, argv, "floq eval", Eval.__doc__ or "")
     from floq.evaluate import evaluate_run
 
     evaluate_run(**dataclasses.asdict(options))
-
-
-# --- floq data collect ---
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Make an OGBench dataset with the benchmark's own scripted expert: NAME.npz, NAME-val.npz, and NAME.json."""
-
-    name: Positional[str]
-    """A dataset, such as pointmaze-medium-navigate-v0."""
-    episodes: int | None = None
-    """Training episodes; by default as many as published. A tenth on top is for validation."""
-    seed: int = 0
-    """With the number of episodes, determines the result."""
-    workers: int | None = None
-    """Processes; by default one per core."""
-    dataset_dir: str = "~/.ogbench/data"
-    """Where the files go."""
-
-
-def _collect(argv: list[str]) -> None:
-    options = _parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
-    import time
-
-    from floq.data.collect import collect
-    from floq.data.recipes import recipe
-    from floq.progress import Display
-
-    display = Display()
-    made = recipe(options.name)
-    episodes = made.episodes if options.episodes is None else options.episodes
-    total, started = episodes + max(1, episodes // 10), time.monotonic()
-    seen = [0]  # how many episodes are there: nothing yet, at the start, and after each
-    try:
-        with display.bar("collect", total) as update:
-
-            def on_progress(done: int, _: int) -> None:
-                seen.append(done)
-                update(done)
-
-            path = collect(
-                options.name,
-                user_path(options.dataset_dir),
-                episodes=options.episodes,
-                seed=options.seed,
-                workers=options.workers,
-                on_progress=on_progress,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped with {seen[-1]} of {total} episodes; the same command goes on", signal.SIGINT
-        ) from None
-    rows = (total - seen[1]) * made.rows
-    rate = rows / (time.monotonic() - started)
-    display.note(f"wrote {path} and the validation part: {rows:,} new rows, {rate:,.0f} per second")
-
-
-def _parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
-    """Let tyro parse, and shrink what it prints about an error to one line."""
-    import tyro
-
-    complaint = io.StringIO()
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                command,
-                args=argv,
-                prog=prog,
-                description=description,
-                config=(tyro.conf.FlagConversionOff,),
-                use_underscores=True,
-                **options,
-            )
-    except SystemExit as exit:
-        if exit.code in (0, None):
-            raise
-        raise UserError(_first_sentence(complaint.getvalue())) from None
-
-
-def _first_sentence(box: str) -> str:
-    """What tyro's framed complaint says above its first rule; where the terminal has no box characters, the title and
-    a rule stand above that."""
-    is_rule = lambda line: bool(line) and set(line) <= {"─", "-"}  # noqa: E731
-    lines = [line.strip("│ ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
-    if len(lines) > 1 and is_rule(lines[1]):
-        lines = lines[2:]
-    end = next((i for i, line in enumerate(lines) if is_rule(line)), len(lines))
-    return " ".join(lines[:end])

@@ -1,10 +1,14 @@
-"""Command-line flags in the spelling of the published code, made ready for tyro."""
+"""Command-line flags in the spelling of the published code, made ready for tyro; and tyro's errors on one line."""
 
+import contextlib
+import io
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from floq.errors import UserError, nearest
+
+T = TypeVar("T")
 
 
 class Flags:
@@ -85,3 +89,37 @@ class Flags:
 def _numbers(values: list[str]) -> list[str]:
     """The members of a list in any spelling: `0 1 2`, `0,1,2`, `(0, 1, 2)`."""
     return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]
+
+
+def parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
+    """Let tyro parse, and shrink what it prints about an error to one line."""
+    import tyro
+
+    complaint = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                command,
+                args=argv,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.FlagConversionOff,),
+                use_underscores=True,
+                **options,
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        raise UserError(_first_sentence(complaint.getvalue())) from None
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro's framed complaint says above its first rule; where the terminal has no box characters, the title and
+    a rule stand above that."""
+    is_rule = lambda line: bool(line) and set(line) <= {"─", "-"}  # noqa: E731
+    lines = [line.strip("│ ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
+    if len(lines) > 1 and is_rule(lines[1]):
+        lines = lines[2:]
+    end = next((i for i, line in enumerate(lines) if is_rule(line)), len(lines))
+    return " ".join(lines[:end])

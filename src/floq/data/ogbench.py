@@ -13,6 +13,7 @@ from ogbench.relabel_utils import relabel_dataset
 from ogbench.utils import DATASET_URL
 
 from floq import envs
+from floq.data.arrays import Trajectories
 from floq.data.files import open_npz
 from floq.data.recipes import recipe
 from floq.data.transitions import Dataset
@@ -78,12 +79,21 @@ def provenance(name: str, directory: Path) -> str:
 
 
 def _labelled(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str) -> Dataset:
+    return Dataset.from_rows(*read_task(path, env_name, task, label_timing))
+
+
+def read_task(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str = "pre") -> Trajectories:
+    """An OGBench npz with the rewards and masks of a task.
+
+    Raises:
+        UserError: as `read_rows`, or the file is not that of the task.
+    """
     rows = read_rows(path)
     check_widths(rows, _widths(task), str(path), env_name)
     relabel_dataset(env_name, task, rows)  # writes `rewards` and `masks` for every row, from that row's own state
     if label_timing == "post":
         rows |= {key: np.roll(rows[key], -1) for key in ("rewards", "masks")}  # a trajectory's last row is never read
-    return Dataset.from_rows(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], rows["terminals"])
+    return Trajectories(*(rows[key] for key in ("observations", "actions", "rewards", "masks", "terminals")))
 
 
 def _widths(task: envs.SeededEnv) -> dict[str, int]:

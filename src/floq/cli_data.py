@@ -1,0 +1,107 @@
+"""The commands `floq data ...`."""
+
+import signal
+import time
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from floq.errors import Interrupted
+from floq.flags import parse
+from floq.folders import check_writable, user_path
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Make an OGBench dataset with the benchmark's own scripted expert: NAME.npz, NAME-val.npz, and NAME.json."""
+
+    name: Positional[str]
+    """A dataset, such as pointmaze-medium-navigate-v0."""
+    episodes: int | None = None
+    """Training episodes; by default as many as published. A tenth on top is for validation."""
+    seed: int = 0
+    """With the number of episodes, determines the result."""
+    workers: int | None = None
+    """Processes; by default one per core."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where the files go."""
+
+
+def collect_command(argv: list[str]) -> None:
+    options = parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
+
+    from floq.data.collect import collect
+    from floq.data.recipes import recipe
+    from floq.progress import Display
+
+    display = Display()
+    made = recipe(options.name)
+    episodes = made.episodes if options.episodes is None else options.episodes
+    total, started = episodes + max(1, episodes // 10), time.monotonic()
+    seen = [0]  # how many episodes are there: nothing yet, at the start, and after each
+    try:
+        with display.bar("collect", total) as update:
+
+            def on_progress(done: int, _: int) -> None:
+                seen.append(done)
+                update(done)
+
+            path = collect(
+                options.name,
+                user_path(options.dataset_dir),
+                episodes=options.episodes,
+                seed=options.seed,
+                workers=options.workers,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped with {seen[-1]} of {total} episodes; the same command goes on", signal.SIGINT
+        ) from None
+    rows = (total - seen[1]) * made.rows
+    rate = rows / (time.monotonic() - started)
+    display.note(f"wrote {path} and the validation part: {rows:,} new rows, {rate:,.0f} per second")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Describe a dataset, and point at what would hurt training."""
+
+    name: Positional[str]
+    """An OGBench dataset or task, the path of a file or folder, or a Minari id."""
+    out: str | None = None
+    """The picture's file; by default NAME.png in the current folder."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where OGBench's files are."""
+
+
+def inspect_command(argv: list[str]) -> None:
+    options = parse(Inspect, argv, "floq data inspect", Inspect.__doc__ or "")
+    import numpy as np
+
+    from floq.analysis.dataset import dataset_picture
+    from floq.data.inspect import inspect, reward_over_time
+    from floq.data.open import open_dataset
+    from floq.progress import Display
+
+    picture = user_path(options.out or f"{user_path(options.name).stem}.png")
+    check_writable(picture.parent, "give another --out")
+    data, has_rewards, source = open_dataset(options.name, options.dataset_dir)
+    found = inspect(data, has_rewards)
+    display = Display()
+    display.table(source, found.table)
+    if not has_rewards:
+        display.note("  no rewards: name a task, as in cube-single-play-singletask-v0, to see them")
+    for warning in found.warnings:
+        display.note(f"  look at this: {warning}")
+    sample = np.linspace(0, len(data.ends) - 1, min(len(data.ends), 50_000)).astype(int)
+    dataset_picture(
+        picture,
+        options.name,
+        found.episodes.lengths,
+        found.episodes.returns if has_rewards else None,
+        reward_over_time(data) if has_rewards else None,
+        data.actions[sample],
+        data.observations[sample, :2] if "maze" in options.name else None,
+    )
+    display.note(f"  picture     {picture}")

@@ -1,0 +1,141 @@
+"""What is in a dataset, in numbers, and what in it would hurt training."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from floq.data.arrays import Trajectories
+
+AT_LIMIT = 1 - 1e-3  # an action component this large counts as clipped
+SOURCE_COVERAGE = 0.1  # published share of the value range that source noise covers
+
+
+class Episodes(NamedTuple):
+    """Per episode: number of transitions, sum of rewards, and whether it ends in, or passes through, a termination."""
+
+    lengths: np.ndarray
+    returns: np.ndarray
+    terminated: np.ndarray
+
+
+class Inspection(NamedTuple):
+    """Numbers for a table, by name; what would hurt training, one line each; and the episodes."""
+
+    table: dict[str, str]
+    warnings: list[str]
+    episodes: Episodes
+
+
+def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99) -> Inspection:
+    """Describe trajectories.
+
+    Args:
+        data: one row per state.
+        has_rewards: whether rewards and masks mean something; an OGBench file without a task has none.
+        discount: for the value range that floq derives from the rewards.
+    """
+    episodes = summarise_episodes(data)
+    starts = ~data.ends
+    rewards, actions = data.rewards[starts], data.actions[starts]
+    table = {
+        "episodes": f"{len(episodes.lengths):,}, {_range(episodes.lengths)} transitions each",
+        "transitions": f"{starts.sum():,}",
+        "observations": f"{data.observations.shape[1]} numbers, from {data.observations.min():.3g} to "
+        f"{data.observations.max():.3g}",
+        "actions": f"{actions.shape[1]} numbers, from {actions.min():.3g} to {actions.max():.3g}; "
+        f"{np.mean(np.abs(actions) >= AT_LIMIT):.1%} at the limits",
+        "memory": memory(data),
+    }
+    if has_rewards:
+        low, high = min(0.0, float(rewards.min())), max(0.0, float(rewards.max()))
+        values = [bound / (1 - discount) for bound in (low, high)]
+        noise = [SOURCE_COVERAGE * value for value in values]
+        table |= {
+            "rewards": f"{_range(rewards)}, mean {rewards.mean():.3g}",
+            "returns": f"{_range(episodes.returns)}, mean {episodes.returns.mean():.3g}, undiscounted",
+            "terminations": f"{int((data.masks[starts] == 0).sum()):,} transitions, in "
+            f"{int(episodes.terminated.sum()):,} episodes ({episodes.terminated.mean():.1%})",
+            "values": f"[{values[0]:.4g}, {values[1]:.4g}] at discount {discount}; "
+            f"source noise [{noise[0]:.4g}, {noise[1]:.4g}]",
+        }
+    return Inspection(table, list(_warnings(data, episodes, has_rewards)), episodes)
+
+
+def summarise_episodes(data: Trajectories) -> Episodes:
+    """Length, return and termination of each episode that has a transition."""
+    last = np.flatnonzero(data.ends)
+    first = np.concatenate([[0], last[:-1] + 1])
+    counted = np.where(data.ends, 0.0, data.rewards)
+    finished = np.where(data.ends, False, data.masks == 0)
+    sums = np.add.reduceat(counted, first), np.add.reduceat(finished.astype(int), first)
+    keep = last > first
+    return Episodes((last - first)[keep], sums[0][keep], sums[1][keep] > 0)
+
+
+def reward_over_time(data: Trajectories) -> np.ndarray:
+    """Mean reward at each time within an episode, over the episodes that last so long."""
+    last = np.flatnonzero(data.ends)
+    first = np.concatenate([[0], last[:-1] + 1])
+    time = np.arange(len(data.ends)) - np.repeat(first, last - first + 1)
+    starts = ~data.ends
+    counts = np.bincount(time[starts])
+    return np.bincount(time[starts], data.rewards[starts]) / counts
+
+
+def memory(data: Trajectories) -> str:
+    """What the dataset takes on the device, per million transitions, and what storing both observations of each
+    transition would take."""
+    obs, act = data.observations.shape[1], data.actions.shape[1]
+    transitions = int((~data.ends).sum())
+    ours = (len(data.ends) * (4 * (obs + act + 2) + 1) + 4 * transitions) / transitions
+    naive = 4 * (2 * obs + act + 3)
+    share = f"{ours / naive:.0%} of storing pairs of observations"
+    return f"{ours * transitions / 1e6:,.0f} MB; {ours:.0f} MB per million transitions, {share}"
+
+
+def _warnings(data: Trajectories, episodes: Episodes, has_rewards: bool):
+    starts = ~data.ends
+    if has_rewards:
+        rewards = data.rewards[starts]
+        if rewards.min() == rewards.max():
+            yield f"all rewards are {rewards.min():.3g}: there is nothing to learn"
+        if not episodes.terminated.any():
+            yield "no transition terminates: if an episode can succeed or fail, the data does not show it"
+        finished = np.flatnonzero(starts & (data.masks == 0))
+        longest = episodes.lengths.max()
+        at_the_end = data.ends[finished + 1].all() and set(episodes.lengths[episodes.terminated]) == {longest}
+        if len(finished) > 9 and at_the_end:
+            yield f"all terminations come after {longest} transitions: are they time-outs? Then their mask must be 1"
+    outside = (np.abs(data.actions[starts]) > 1 + 1e-6).any(axis=1)
+    if outside.any():
+        yield f"{outside.sum():,} actions lie outside [-1, 1]: rescale them as the environment's are"
+    constant = np.flatnonzero(np.ptp(data.observations, axis=0) == 0)
+    if len(constant):
+        yield f"observation columns that never change: {_listed(constant)}"
+    twins = _twins(data.observations)
+    if twins:
+        yield f"observation columns that are equal: {_listed(f'{a} and {b}' for a, b in twins)}"
+    if (episodes.lengths == 1).any():
+        yield f"{int((episodes.lengths == 1).sum()):,} episodes have a single transition"
+
+
+def _twins(observations: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of equal, changing columns; a sample of rows finds the candidates."""
+    sample = observations[:: max(1, len(observations) // 1000)]
+    changing = [i for i in range(observations.shape[1]) if np.ptp(observations[:, i]) > 0]
+    return [
+        (a, b)
+        for place, a in enumerate(changing)
+        for b in changing[place + 1 :]
+        if (sample[:, a] == sample[:, b]).all() and (observations[:, a] == observations[:, b]).all()
+    ]
+
+
+def _range(values: np.ndarray) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+def _listed(items) -> str:
+    shown = [str(item) for item in items]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
