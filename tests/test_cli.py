@@ -96,7 +96,7 @@ WRONG = [
     (["train", "cube"], "unexpected argument 'cube'"),
     (["train", "--agent=agents/floq.py--agent.alpha=3"], "write --agent=agents/floq.py --agent.alpha=3"),
     (["train", "--agent.time_embedding=fourier", "--agent.time_embed_dim=7"], "time_embed_dim=7: must be even"),
-    (["trian"], "unknown command 'trian'; commands are train, eval, data collect; did you mean 'train'?"),
+    (["trian"], "unknown command 'trian'; commands are train, eval, data collect, data inspect; did you mean 'train'?"),
     (["data", "colect"], "did you mean 'data collect'?"),
     (["data", "collect", "cube-single-v0"], "scripted experts make"),
     (["data", "collect", "humanoidmaze-large-navigate-v0"], "needs a trained expert"),

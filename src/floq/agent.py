@@ -201,7 +201,7 @@ class Agent(eqx.Module):
             "rewards": batch["rewards"] * self.hypers.reward_scale,
         }
 
-    def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, "batch *y"]:
+    def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
         def target(reward, mask, next_obs, key):
             policy = self.params.actor.act
             return self.target.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)

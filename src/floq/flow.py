@@ -27,7 +27,7 @@ def integrate(velocity: Velocity, z_0: Float[Array, "*z"], num_steps: int) -> Fl
     return jax.lax.scan(step, z_0, jnp.arange(num_steps))[0]
 
 
-def trajectory(velocity: Velocity, z_0: Float[Array, "*z"], num_steps: int) -> Float[Array, "steps *z"]:
+def trajectory(velocity: Velocity, z_0: Float[Array, "*z"], num_steps: int) -> Float[Array, " steps *z"]:
     """The same walk as `integrate`, with every stop: z at t = 0, 1/K, ..., 1, shape (K + 1, *z)."""
 
     def step(z: Float[Array, "*z"], i: Array):

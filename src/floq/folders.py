@@ -54,9 +54,12 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(folder / ".lock", "w") as file:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(busy) from error
         yield
+    finally:
+        os.close(handle)
