@@ -1,5 +1,7 @@
 """Environments reproduce from their seed alone, whatever happened before and beside them."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -53,6 +55,18 @@ def test_manipulation_environments_get_one_seeded_action_space():
     env.reset_with((1,))
     np.testing.assert_array_equal(env.unwrapped.action_space.sample(), drawn)
     assert type(envs.make(PUZZLE).unwrapped) is not type(env.unwrapped)
+
+
+@pytest.mark.parametrize(("timing", "first"), [("post", True), ("pre", False)])
+def test_success_timing_of_a_manipulation_task(timing, first):
+    """A cube put on its target: `post` sees it after this step; `pre` after the next, since this one began unsolved."""
+    env = envs.make("cube-single-play-singletask-v0", timing)
+    env.reset_with((0,))
+    base: Any = env.unwrapped
+    base._data.joint("object_joint_0").qpos[:3] = base._data.mocap_pos[0]
+    steps = [env.step(np.zeros(5)) for _ in range(2)]
+    assert [step[4]["success"] for step in steps] == [first, True]
+    assert [step[2] for step in steps] == [first, True]
 
 
 def test_success_timing_reaches_the_environment():
