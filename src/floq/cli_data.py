@@ -31,13 +31,13 @@ def collect_command(argv: list[str]) -> None:
     options = parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
 
     from floq.data.collect import collect
-    from floq.data.recipes import recipe
+    from floq.data.recipes import recipe, with_validation
     from floq.progress import Display
 
     display = Display()
     made = recipe(options.name)
     episodes = made.episodes if options.episodes is None else options.episodes
-    total, started = episodes + max(1, episodes // 10), time.monotonic()
+    total, started = with_validation(episodes), time.monotonic()
     seen = [0]  # how many episodes are there: nothing yet, at the start, and after each
     try:
         with display.bar("collect", total) as update:

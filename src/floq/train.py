@@ -14,6 +14,7 @@ from floq.checkpoint import Checkpoint
 from floq.config import Config
 from floq.data import ogbench as ogbench_data
 from floq.data.collect import collect
+from floq.data.recipes import with_validation
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 from floq.evaluate import Evaluator
@@ -192,7 +193,7 @@ def load_data(config: Config, display: Display) -> ogbench_data.Splits:
             display.note(f"downloading {name}")
             return ogbench_data.download(name, directory)
         display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
-        with display.bar("collect", DEMO_EPISODES + DEMO_EPISODES // 10) as update:
+        with display.bar("collect", with_validation(DEMO_EPISODES)) as update:
             collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
 
     directory = user_path(config.dataset_dir)

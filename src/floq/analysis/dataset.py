@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 
 from floq.analysis.style import BLUE, FAINT, ORANGE, figure
 
-BINS, COLUMNS = 40, 3
+BINS = 40
 
 
 def dataset_picture(
@@ -31,8 +31,9 @@ def dataset_picture(
         positions: (rows, 2), where the states lie on the floor of a maze, or None.
     """
     panels = 2 + 2 * (returns is not None) + (positions is not None)
-    rows = -(-panels // COLUMNS)
-    with figure(path, 3.4 * COLUMNS, 2.9 * rows + 0.3, rows, COLUMNS) as (fig, axes):
+    columns = 2 if panels % 2 == 0 else 3
+    rows = -(-panels // columns)
+    with figure(path, 3.4 * columns, 2.9 * rows + 0.3, rows, columns) as (fig, axes):
         fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
         free = iter(axes)
         _histogram(next(free), lengths, "transitions in an episode", "episodes")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.experts import Rows
-from floq.data.recipes import Recipe, recipe
+from floq.data.recipes import Recipe, recipe, with_validation
 from floq.errors import UserError
 from floq.folders import exclusive
 from floq.workers import Workers, worker_count
@@ -57,7 +57,7 @@ def collect(
         raise UserError(f"episodes={num_train}: collect at least one")
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
-    total = num_train + max(1, num_train // 10)
+    total = with_validation(num_train)
     count = worker_count(workers, total)
     train = directory / f"{name}.npz"
     if os.path.exists(train):

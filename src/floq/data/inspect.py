@@ -63,8 +63,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
 
 def summarise_episodes(data: Trajectories) -> Episodes:
     """Length, return and termination of each episode that has a transition."""
-    last = np.flatnonzero(data.ends)
-    first = np.concatenate([[0], last[:-1] + 1])
+    first, last = _bounds(data)
     counted = np.where(data.ends, 0.0, data.rewards)
     finished = np.where(data.ends, False, data.masks == 0)
     sums = np.add.reduceat(counted, first), np.add.reduceat(finished.astype(int), first)
@@ -74,8 +73,7 @@ def summarise_episodes(data: Trajectories) -> Episodes:
 
 def reward_over_time(data: Trajectories) -> np.ndarray:
     """Mean reward at each time within an episode, over the episodes that last so long."""
-    last = np.flatnonzero(data.ends)
-    first = np.concatenate([[0], last[:-1] + 1])
+    first, last = _bounds(data)
     time = np.arange(len(data.ends)) - np.repeat(first, last - first + 1)
     starts = ~data.ends
     counts = np.bincount(time[starts])
@@ -91,6 +89,12 @@ def memory(data: Trajectories) -> str:
     naive = 4 * (2 * obs + act + 3)
     share = f"{ours / naive:.0%} of storing pairs of observations"
     return f"{ours * transitions / 1e6:,.0f} MB; {ours:.0f} MB per million transitions, {share}"
+
+
+def _bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last row of each trajectory."""
+    last = np.flatnonzero(data.ends)
+    return np.concatenate([[0], last[:-1] + 1]), last
 
 
 def _warnings(data: Trajectories, episodes: Episodes, has_rewards: bool):

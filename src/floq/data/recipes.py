@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from floq.data.experts import ManipulationExpert, PointMazeExpert
+from floq.envs import dataset_name
 from floq.errors import UserError, nearest
 
 MAZES = {"medium": (1000, 1001), "large": (1000, 1001), "giant": (500, 2001), "teleport": (1000, 1001)}
@@ -29,13 +30,18 @@ STACKING = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the benchmark makes the dataset `name`. A tenth of the episodes on top is for validation."""
+    """How the benchmark makes the dataset `name`."""
 
     name: str
     episodes: int
     rows: int
     expert: Callable[..., Any]
     settings: dict[str, Any]
+
+
+def with_validation(episodes: int) -> int:
+    """All episodes of a collection with this many for training: a tenth on top is for validation."""
+    return episodes + max(1, episodes // 10)
 
 
 def recipe(name: str) -> Recipe:
@@ -50,8 +56,8 @@ def recipe(name: str) -> Recipe:
     if re.match(r"(ant|humanoid)", name):
         raise UserError(f"cannot collect {name}: an ant or a humanoid needs a trained expert, none is scripted")
     if "singletask" in name:
-        plain = re.sub(r"-singletask(-task\d+)?", "", name)
-        raise UserError(f"cannot collect {name}: all tasks share one dataset, write floq data collect {plain}")
+        shared = dataset_name(name)
+        raise UserError(f"cannot collect {name}: all tasks share one dataset, write floq data collect {shared}")
     raise UserError(
         f"cannot collect {name!r}{nearest(name, known)}; scripted experts make pointmaze-MAZE-{{navigate,stitch}}-v0 "
         f"with MAZE one of {', '.join(MAZES)}, and ENV-{{play,noisy}}-v0 with ENV one of {', '.join(MANIPULATION)}"
