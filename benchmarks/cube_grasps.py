@@ -43,7 +43,7 @@ def main() -> None:
     for folder in options.folders:
         for path in sorted(folder.glob("**/summary.json")):
             run = Run.open(path.parent)
-            agent, env = run.load_agent(), envs.make(run.config.env_name, run.config.success_timing)
+            agent, env = run.load_agent(), envs.make(run.config.task, run.config.success_timing)
             counts = np.sum([play(agent, env, episode) for episode in range(options.episodes)], axis=0)
             print(f"{f'{folder.name}, seed {run.config.seed}':<40} {counts[0]:>6} {counts[1]:>6} {counts[2]:>6}")
 

@@ -96,7 +96,8 @@ WRONG = [
     (["train", "cube"], "unexpected argument 'cube'"),
     (["train", "--agent=agents/floq.py--agent.alpha=3"], "write --agent=agents/floq.py --agent.alpha=3"),
     (["train", "--agent.time_embedding=fourier", "--agent.time_embed_dim=7"], "time_embed_dim=7: must be even"),
-    (["trian"], "unknown command 'trian'; commands are train, eval, data collect, data inspect; did you mean 'train'?"),
+    (["trian"], "unknown command 'trian'; commands are train, eval, data collect, data inspect, data convert; did you"),
+    (["trian"], "did you mean 'train'?"),
     (["data", "colect"], "did you mean 'data collect'?"),
     (["data", "collect", "cube-single-v0"], "scripted experts make"),
     (["data", "collect", "humanoidmaze-large-navigate-v0"], "needs a trained expert"),
@@ -128,6 +129,13 @@ WRONG = [
     (["train", "--resume=/nonexistent"], "not a run folder"),
     (["train", "--resume=/nonexistent", "--seed=3"], "--seed with --resume"),
     (["train", "--resume=/nonexistent", "--agent=fql"], "--agent with --resume"),
+    (["train", "--dataset=none.hdf5"], "there is no file none.hdf5"),
+    (["train", "--dataset=nothing/here-v0"], "no such Minari dataset in the local store, nor a file or folder"),
+    (["train", "--dataset=none.npz", "--env_name=Hoper-v5"], "did you mean 'Hopper-v5'?"),
+    (["train", "--dataset=none.npz", "--env_name=CartPole-v1"], "floq needs a bounded, one-dimensional Box of actions"),
+    (["train", "--env_name=None"], "give --env_name, or data with --dataset"),
+    (["data", "convert"], "required"),
+    (["data", "convert", "a.npz", "b.hdf5"], "write FILE.npz for OGBench's layout"),
     (["data", "collect"], "required"),
     (["eval"], "required"),
     (["eval", "/nonexistent"], "not a run folder"),
@@ -217,6 +225,8 @@ def test_every_command_helps():
         ["train", "--resume", "--help"],
         ["eval", "--help"],
         ["data", "collect", "--help"],
+        ["data", "inspect", "--help"],
+        ["data", "convert", "--help"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "floq", *argv], capture_output=True, text=True, timeout=60, check=True

@@ -105,6 +105,45 @@ def test_actions_are_rescaled_to_the_unit_box():
     assert env.unwrapped.last_u == pytest.approx(1.0)  # type: ignore[attr-defined]
 
 
+class Drawn(gymnasium.Env):
+    """Shows a dictionary, and calls its success as the robotics environments do."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"b": gymnasium.spaces.Box(-1, 1, (2,)), "a": gymnasium.spaces.Box(-1, 1, (1,))}
+    )
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._look(), {}
+
+    def step(self, action):
+        return self._look(), 0.0, True, False, {"is_success": 1.0}
+
+    def _look(self):
+        return {"b": np.array([0.25, 0.5], np.float32), "a": np.array([1.0], np.float32)}
+
+
+class Picture(Drawn):
+    """Shows an image."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (4, 4, 3))
+
+
+def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
+    gymnasium.register("test/Drawn-v0", Drawn)
+    gymnasium.register("test/Picture-v0", Picture)
+    try:
+        assert envs.sizes(envs.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
+        slots = EnvSlots("test/Drawn-v0", None, (0,), num_slots=1)
+        np.testing.assert_array_equal(slots.start((0,), 1), [[1.0, 0.25, 0.5]])
+        assert slots.step(np.zeros((1, 1)))[1] == [(0, envs.EpisodeResult(1.0, 0.0, 1))]
+        with pytest.raises(UserError, match="floq needs a vector of observations"):
+            envs.make("test/Picture-v0")
+    finally:
+        del gymnasium.registry["test/Drawn-v0"], gymnasium.registry["test/Picture-v0"]
+
+
 class Countdown(gymnasium.Env):
     """Ends after as many steps as its first observation says; success if that is even."""
 

@@ -37,7 +37,8 @@ def test_the_table_by_hand():
     assert table["episodes"] == "3, 1 to 4 transitions each"
     assert table["returns"].startswith("0 to 6, mean 3,")
     assert table["terminations"] == "1 transitions, in 1 episodes (33.3%)"
-    assert table["values"] == "[0, 30] at discount 0.9; source noise [0, 3]"
+    assert table["discounted"] == "0 to 5.23, returns from each state on, at discount 0.9"  # 1 + .9 (2 + .9 * 3)
+    assert table["values"] == "[0, 30]; source noise [0, 3]"
 
 
 def test_memory_is_about_half_of_pairs_for_wide_observations():
@@ -50,6 +51,7 @@ def test_memory_is_about_half_of_pairs_for_wide_observations():
     [
         ({"rewards": lambda n: np.full(n, -1.0)}, "all rewards are -1: there is nothing to learn"),
         ({}, "no transition terminates"),
+        ({"rewards": lambda n: 0.1 * (np.arange(n) == n - 1)}, "discounted returns fill 0.0% of the values [0, 10]"),
         ({"terminations": lambda n: True}, "all terminations come after 5 transitions: are they time-outs?"),
         ({"observations": lambda n: np.ones((n + 1, 3))}, "columns that never change: 0, 1, 2"),
         (
@@ -64,7 +66,7 @@ def test_what_would_hurt_training_is_pointed_at(changes, warning):
 
 
 def test_sound_data_has_no_warnings():
-    assert inspect(from_episodes(episodes([5, 6, 7], terminates={1}))).warnings == []
+    assert inspect(from_episodes(episodes([5, 6, 7], terminates={1})), discount=0.5).warnings == []
 
 
 def test_single_transitions_and_actions_outside_are_counted():
@@ -97,8 +99,8 @@ def test_the_command_on_every_kind_of_source(dataset_dir, tmp_path, capsys):
     [
         ("scene-play-v0", "is missing: collect it with `floq data collect scene-play-v0`"),
         ("nothing/here-v0", "no such Minari dataset in the local store"),
-        ("none.npz", "cannot be read"),
-        ("none.hdf5", "cannot be read"),
+        ("none.npz", "there is no file none.npz"),
+        ("none.hdf5", "there is no file none.hdf5"),
     ],
 )
 def test_what_is_not_there(tmp_path, capsys, name, message):

@@ -1,9 +1,7 @@
 """OGBench files: our labels equal its own, and damaged or missing files are explained."""
 
 import json
-import urllib.error
 import warnings
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +11,7 @@ import pytest
 
 from floq import cli, envs
 from floq.data.collect import collect
-from floq.data.ogbench import load, provenance, read_rows
+from floq.data.ogbench import load, load_tasks, provenance, read_rows
 from floq.errors import UserError
 
 NAME = "pointmaze-medium-navigate-v0"
@@ -31,6 +29,19 @@ def test_transitions_equal_ogbenchs_own_loader(dataset_dir, task):
         for key in ("observations", "actions", "next_observations", "rewards", "masks", "terminals"):
             np.testing.assert_array_equal(batch[key], reference[key], err_msg=key)
     assert "3 of the published 1000 episodes" in ours.provenance
+
+
+def test_tasks_share_observations_and_actions_on_the_device(dataset_dir):
+    names = [NAME.replace("-v0", f"-singletask-task{task}-v0") for task in range(1, 6)]
+    together, alone = load_tasks(names, dataset_dir), [load(name, dataset_dir) for name in names]
+    for one, other in zip(together, alone, strict=True):
+        assert one.train.fingerprint() == other.train.fingerprint()
+        assert one.validation.fingerprint() == other.validation.fingerprint()
+    for key in ("observations", "actions", "ends", "starts"):
+        assert len({getattr(splits.train, key).unsafe_buffer_pointer() for splits in together}) == 1
+    assert len({splits.train.fingerprint() for splits in together}) > 1
+    with pytest.raises(UserError, match="do not share one dataset: pointmaze-medium-navigate-v0, pointmaze-large"):
+        load_tasks([names[0], "pointmaze-large-navigate-singletask-v0"], dataset_dir)
 
 
 @pytest.fixture(scope="module")
@@ -97,39 +108,6 @@ def test_provenance_of_a_full_collection(tmp_path):
     record = {"episodes": 1000, "published_episodes": 1000, "seed": 4}
     (tmp_path / f"{NAME}.json").write_text(json.dumps(record))
     assert provenance(NAME, tmp_path) == f"{NAME}: 1000 episodes, collected here with seed 4"
-
-
-@pytest.fixture
-def no_server(monkeypatch):
-    """OGBench's download as it fails without a network: after it has made its folder and a partial file."""
-
-    def refuse(names, directory):
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / f"{names[0]}.npz.tmp").write_bytes(b"half")
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(ogbench, "download_datasets", refuse)
-
-
-def test_a_missing_dataset_is_one_line_and_leaves_nothing_behind(no_server, tmp_path, capsys):
-    folders = [f"--dataset_dir={tmp_path}/a/data", f"--save_dir={tmp_path}/exp"]
-    assert cli.run(["train", "--env_name=cube-single-play-singletask-v0", *folders]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path}/a/data/cube-single-play-v0.npz is missing" in line
-    assert "make it here with `floq data collect cube-single-play-v0`" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(no_server, tmp_path):
-    with pytest.raises(UserError) as error:
-        load("pointmaze-large-navigate-singletask-v0", tmp_path)
-    message = str(error.value)
-    assert str(tmp_path / "pointmaze-large-navigate-v0.npz") in message
-    assert "no route to host" in message
-    assert "floq data collect pointmaze-large-navigate-v0" in message
-    assert "\n" not in message
-    with pytest.raises(UserError, match="no scripted expert can make it"):
-        load("antmaze-large-navigate-singletask-v0", tmp_path)
 
 
 def test_half_a_dataset_is_named(tmp_path, dataset_dir):

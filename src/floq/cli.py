@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
-from floq.cli_data import collect_command, inspect_command
+from floq.cli_data import collect_command, convert_command, inspect_command
 from floq.errors import Interrupted, UserError, nearest
 from floq.flags import Flags, parse
 
@@ -20,6 +20,7 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
   floq eval RUN_DIR        evaluate a checkpoint again
   floq data collect NAME   make an OGBench dataset with its scripted expert
   floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
+  floq data convert A B    write a dataset as an OGBench npz or for Minari
 
 Each command explains its options with --help.
 """
@@ -37,6 +38,7 @@ def run(argv: list[str]) -> int:
         ("eval",): _eval,
         ("data", "collect"): collect_command,
         ("data", "inspect"): inspect_command,
+        ("data", "convert"): convert_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -82,7 +84,7 @@ class Request(NamedTuple):
 
     configs: list[Any]
     dry_run: bool
-    notice: str | None
+    notes: list[str]
 
 
 def _train(argv: list[str]) -> None:
@@ -92,15 +94,17 @@ def _train(argv: list[str]) -> None:
     if not request.dry_run:
         from floq.envs import check_task
 
-        check_task(request.configs[0].env_name)
-    if request.notice:
-        print(f"floq: {request.notice}", file=sys.stderr)
+        first = request.configs[0]
+        if first.dataset is None:  # before JAX is loaded, since a wrong name is the commonest mistake
+            check_task(first.env_name)
     if request.dry_run:
+        for note in request.notes:
+            print(f"floq: {note}", file=sys.stderr)
         return _print_configs(request.configs)
     from floq.train import train
 
     for config in request.configs:
-        train(config)
+        train(config, notes=request.notes)
 
 
 def _resume(argv: list[str]) -> None:
@@ -145,7 +149,7 @@ def parse_train(argv: list[str]) -> Request:
     seeds = flags.take_seeds()
     parts = {kind: flags.take(f"agent.{kind}", None) for kind in ("critic", "actor")}
     # Flags refine the preset that the environment and the agent select: parse them with that as the default.
-    base = configure(flags.peek("env_name"), agent, preset=preset, **parts)
+    base = configure(flags.peek("env_name"), agent, preset=preset, dataset=flags.peek("dataset"), **parts)
     critic, actor = base.agent.critic_name, base.agent.actor_name
     settings = settings_type(critic, actor)
     types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
@@ -166,7 +170,8 @@ def parse_train(argv: list[str]) -> Request:
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
     config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
-    return Request(configs, dry_run, notice(config.env_name, agent, preset))
+    remark = notice(config.task, agent, preset)
+    return Request(configs, dry_run, [remark] if remark else [])
 
 
 # --- floq eval ---

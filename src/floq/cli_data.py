@@ -86,7 +86,7 @@ def inspect_command(argv: list[str]) -> None:
 
     picture = user_path(options.out or f"{user_path(options.name).stem}.png")
     check_writable(picture.parent, "give another --out")
-    data, has_rewards, source = open_dataset(options.name, options.dataset_dir)
+    data, has_rewards, source, _ = open_dataset(options.name, options.dataset_dir)
     found = inspect(data, has_rewards)
     display = Display()
     display.table(source, found.table)
@@ -105,3 +105,27 @@ def inspect_command(argv: list[str]) -> None:
         data.observations[sample, :2] if "maze" in options.name else None,
     )
     display.note(f"  picture     {picture}")
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a dataset in another format: an npz in OGBench's layout, or a Minari dataset."""
+
+    source: Positional[str]
+    """What to read: an OGBench dataset or task, the path of a file or folder, or a Minari id."""
+    target: Positional[str]
+    """What to write: FILE.npz, a Minari id such as lab/robot-v0, or the path ./robot-v0 of a new Minari folder."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where OGBench's files are."""
+
+
+def convert_command(argv: list[str]) -> None:
+    options = parse(Convert, argv, "floq data convert", Convert.__doc__ or "")
+    from floq.data.convert import check_target, convert
+    from floq.data.open import open_dataset
+    from floq.progress import Display
+
+    check_target(options.target)
+    data, has_rewards, source, _ = open_dataset(options.source, options.dataset_dir)
+    path = convert(data, has_rewards, options.target, source)
+    Display().note(f"wrote {path}: {int((~data.ends).sum()):,} transitions in {int(data.ends.sum()):,} trajectories")

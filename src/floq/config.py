@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from floq.actors import ACTORS, FQLConfig
@@ -138,12 +139,16 @@ class Config:
     """Second folder."""
     seed: int = 0
     """Determines everything random in the run."""
-    env_name: str = "pointmaze-medium-navigate-singletask-v0"
-    """OGBench single task; the bare id is the default task."""
+    env_name: str | None = "pointmaze-medium-navigate-singletask-v0"
+    """OGBench single task, the bare id is the default task; with --dataset, any Gymnasium environment, or none."""
     save_dir: str = "exp"
     """Where run folders go."""
     dataset_dir: str = "~/.ogbench/data"
-    """Where datasets are."""
+    """Where OGBench's datasets are."""
+    dataset: str | None = None
+    """Train on this instead of the task's own data: an OGBench dataset, an npz or HDF5 file, a folder, a Minari id."""
+    dataset_mirror: str | None = None
+    """Address of a folder from which missing OGBench datasets are fetched; by default the benchmark's server."""
     restore_path: str | None = None
     """Start from the weights of this run folder."""
     restore_epoch: int | None = None
@@ -183,6 +188,15 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
+        if not (self.env_name or self.dataset):
+            raise UserError("nothing to learn from: give --env_name, or data with --dataset")
+
+    @property
+    def task(self) -> str:
+        """What is learned, in a word: the environment's id, or without one the dataset's name."""
+        name = self.dataset or ""
+        is_path = name[:1] in ("/", ".", "~") or name.endswith((".npz", ".hdf5", ".h5"))
+        return self.env_name or (Path(name).stem if is_path else name)
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration as plain values; the agent's settings are flat, beside its critic and actor."""

@@ -28,7 +28,8 @@ Seed = Sequence[int]
 
 
 class EpisodeResult(NamedTuple):
-    """What one evaluation episode came to. `success` is the environment's own flag at the episode's last step."""
+    """What one evaluation episode came to. `success` is the environment's own flag at the episode's last step, or NaN
+    where there is none."""
 
     success: float
     episode_return: float
@@ -43,7 +44,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         success_timing: for OGBench single tasks, whether reward and success come from the state after the step
             ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
 
-    Actions are rescaled to [-1, 1] where they are not.
+    Actions are rescaled to [-1, 1] where they are not; observations that are a dictionary or a tuple are laid end to
+    end, dictionaries in the order of their keys.
 
     Raises:
         UserError: the id is unknown, or its actions are not a bounded box.
@@ -64,6 +66,10 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         space = env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
             raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+        if isinstance(env.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+            env = gymnasium.wrappers.FlattenObservation(env)
+        if len(env.observation_space.shape or ()) != 1:
+            raise UserError(f"{env_name}: floq needs a vector of observations, this one has {env.observation_space}")
         if (space.low != -1).any() or (space.high != 1).any():
             env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
         return SeededEnv(env)
@@ -79,9 +85,14 @@ def check_task(env_name: str) -> None:
     if is_singletask(env_name):
         raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}")
     raise UserError(
-        f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: it has no data"
+        f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: name its data with --dataset"
         f"{nearest(env_name, known)}"
     )
+
+
+def sizes(env: "SeededEnv") -> dict[str, int]:
+    """How many numbers an observation and an action have."""
+    return {"observations": len(env.reset()[0]), "actions": env.action_space.sample().size}
 
 
 def is_ogbench(env_name: str) -> bool:
@@ -178,7 +189,7 @@ class EnvSlots:
             self._return[slot] += float(reward)
             self._length[slot] += 1
             if terminated or truncated:
-                success = float(info.get("success", np.nan))
+                success = float(info.get("success", info.get("is_success", np.nan)))
                 finished.append((slot, EpisodeResult(success, self._return[slot], self._length[slot])))
                 self._episode[slot] += self._num_slots
                 self._return[slot], self._length[slot] = 0.0, 0

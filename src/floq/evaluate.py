@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.agent import Agent
-from floq.analysis.statistics import wilson_interval
 from floq.envs import EnvSlots, EpisodeResult
+from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
 from floq.progress import Display
-from floq.run import Run, protocol
+from floq.results import described
+from floq.run import Run
+from floq.run_data import load_data
 from floq.workers import Workers, worker_count
 
 MAX_SLOTS = 10  # environments that play at once; fixed, so that the batch has one shape on every machine
@@ -31,15 +33,10 @@ class Evaluation(NamedTuple):
     episodes: tuple[EpisodeResult, ...]
 
     def summary(self) -> dict[str, float]:
-        """The published metrics: means over episodes."""
-        means = np.mean(np.array(self.episodes, dtype=np.float64), axis=0)
-        return dict(
-            zip(
-                ("evaluation/success", "evaluation/episode.return", "evaluation/episode.length"),
-                means.tolist(),
-                strict=True,
-            )
-        )
+        """The published metrics: means over episodes. Success is left out where the environment has no such flag."""
+        means = np.mean(np.array(self.episodes, dtype=np.float64), axis=0).tolist()
+        names = ("evaluation/success", "evaluation/episode.return", "evaluation/episode.length")
+        return {name: mean for name, mean in zip(names, means, strict=True) if not np.isnan(mean)}
 
 
 class Evaluator:
@@ -117,7 +114,7 @@ def evaluate_run(
     success_timing: str | None = None,
     workers: int | None = None,
     show: bool = True,
-) -> Evaluation:
+) -> Evaluation | HeldOut:
     """Evaluate a checkpoint of a run again, and print the result.
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step.
@@ -126,27 +123,19 @@ def evaluate_run(
         UserError: there is no such run or checkpoint, or an option is out of range.
     """
     run = Run.open(run_dir)
-    changes = {"eval_episodes": eval_episodes, "success_timing": success_timing or run.config.success_timing}
     seed = run.config.seed if seed is None else seed
+    changes = {"eval_episodes": eval_episodes, "success_timing": success_timing or run.config.success_timing}
     config = dataclasses.replace(run.config, seed=seed, **changes)
-    agent = run.load_agent(step)
-    display = Display(show)
-    with (
-        Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,
-        display.bar("evaluate", eval_episodes) as update,
-    ):
-        evaluation = evaluator(agent, seed, int(agent.step), on_progress=lambda done, _: update(done))
+    agent, display = run.load_agent(step), Display(show)
+    if config.env_name is None:
+        evaluation = HeldOutEvaluator(load_data(config, display).validation)(agent, seed, int(agent.step))
+    else:
+        with (
+            Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,
+            display.bar("evaluate", eval_episodes) as update,
+        ):
+            evaluation = evaluator(agent, seed, int(agent.step), on_progress=lambda done, _: update(done))
     assert evaluation is not None
-    scores = evaluation.summary()
-    successes = round(scores["evaluation/success"] * eval_episodes)
-    low, high = wilson_interval(successes, eval_episodes)
-    display.table(
-        f"{config.env_name}, checkpoint of step {evaluation.step}",
-        {
-            "success": f"{successes}/{eval_episodes}   95% interval [{low:.2f}, {high:.2f}]",
-            "return": f"{scores['evaluation/episode.return']:.1f} on average",
-            "length": f"{scores['evaluation/episode.length']:.1f} steps on average",
-            "protocol": f"{protocol(config)}, seed {seed}",
-        },
-    )
+    rows = described(config, evaluation.summary())
+    display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
     return evaluation

@@ -1,7 +1,6 @@
 """The loop of a run: many gradient steps per device call, between them logs, evaluations and checkpoints."""
 
 import contextlib
-import math
 import signal
 import threading
 import time
@@ -13,15 +12,15 @@ import jax
 
 from floq import checkpoint
 from floq.agent import Agent, Info, zeros_like_info
-from floq.analysis.statistics import wilson_interval
-from floq.data.ogbench import Splits
-from floq.data.transitions import Batch, Dataset
+from floq.data.transitions import Batch, Dataset, Splits
 from floq.errors import Interrupted
 from floq.evaluate import Evaluator
+from floq.held_out import HeldOutEvaluator
 from floq.keys import Keys
 from floq.loggers import CsvLogger
 from floq.progress import Display
-from floq.run import Run, protocol
+from floq.results import headline, scores
+from floq.run import Run
 
 CHUNK_SECONDS = 0.5  # a device call takes about this long, so that a signal is answered soon
 
@@ -62,6 +61,7 @@ class Loop:
 
     Args:
         run: its folder, with logs that end at the agent's step.
+        evaluator: plays episodes, or without an environment looks at held-out data.
         agent: fresh, or from a checkpoint.
         clocks: what the checkpoint says of time spent; empty for a fresh run.
         started: when this process began with the run, by `time.monotonic`.
@@ -72,7 +72,7 @@ class Loop:
         run: Run,
         agent: Agent,
         data: Splits,
-        evaluator: Evaluator,
+        evaluator: Evaluator | HeldOutEvaluator,
         display: Display,
         clocks: dict[str, float],
         started: float,
@@ -85,7 +85,7 @@ class Loop:
         self._update_seconds, self._timed_steps = clocks.get("update_seconds", 0.0), clocks.get("timed_steps", 0.0)
         self._to_first_update = clocks.get("to_first_update")
         self._train_log, self._eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
-        self._success = (run.evaluations().get("evaluation/success") or [None])[-1]
+        self._scores = {name: column[-1] for name, column in run.evaluations().items()}
         self._compiled = False
         self._steps_per_call = 1
 
@@ -129,18 +129,17 @@ class Loop:
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says at the end."""
-        columns = self.run.evaluations()
-        scores = {name.removeprefix("evaluation/"): values[-1] for name, values in columns.items()}
+        found = scores(self._scores)
+        plays = self._config.env_name is not None
         return {
-            "success": scores["success"],
-            "eval_episodes": self._config.eval_episodes,
-            "success_timing": self._config.success_timing,
+            "success": found.pop("success", None),
+            "eval_episodes": self._config.eval_episodes if plays else None,
+            "success_timing": self._config.success_timing if plays else None,
             "updates_per_second": self._updates_per_second,
             "seconds": time.monotonic() - self._origin,
             "seconds_to_first_update": self._to_first_update,
             "steps": int(self.agent.step),
-            "episode.return": scores["episode.return"],
-            "episode.length": scores["episode.length"],
+            **found,
         }
 
     def _next_stop(self, step: int) -> int:
@@ -188,9 +187,8 @@ class Loop:
                 should_stop=lambda: bool(received),
             )
         if evaluation is not None:
-            scores = evaluation.summary()
-            self._success = scores["evaluation/success"]
-            self._eval_log.log(step, scores | {"time/total_time": time.monotonic() - self._origin})
+            self._scores = evaluation.summary()
+            self._eval_log.log(step, self._scores | {"time/total_time": time.monotonic() - self._origin})
 
     def _save(self) -> None:
         sizes = self._data.train.observations.shape[1], self._data.train.actions.shape[1]
@@ -205,29 +203,13 @@ class Loop:
     def _state(self, info: Info) -> dict[str, str]:
         """What the progress line shows."""
         state = {}
-        if self._success is not None:
-            state["success"] = f"{self._success:.2f}"
+        if self._scores:
+            name, value = headline(self._scores)
+            state[name] = f"{value:.3g}"
         if self._updates_per_second:
             state["updates/s"] = f"{self._updates_per_second:.0f}"
         losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
         return state | {name: f"{float(info[metric]):.3g}" for name, metric in losses.items()}
-
-
-def show_result(run: Run, display: Display) -> None:
-    """Print a short table of how a finished run went."""
-    summary, count = run.summary, run.config.eval_episodes
-    low, high = wilson_interval(round(summary["success"] * count), count)
-    display.table(
-        run.config.env_name,
-        {
-            "success": f"{summary['success']:.2f}   95% interval [{low:.2f}, {high:.2f}]",
-            "protocol": protocol(run.config),
-            "episode": f"mean length {summary['episode.length']:.0f}, mean return {summary['episode.return']:.0f}",
-            "speed": f"{summary['updates_per_second'] or math.nan:.0f} updates/s, {summary['seconds']:.0f} s in all",
-        },
-    )
-    display.note(f"  pictures    {run.folder / 'plots'}")
-    display.note(f"  run         {run.folder}")
 
 
 def _floats(prefix: str, info: Info) -> dict[str, float]:

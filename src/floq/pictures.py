@@ -8,7 +8,7 @@ import numpy as np
 
 from floq import envs
 from floq.agent import Agent
-from floq.analysis.curves import learning_curve
+from floq.analysis.curves import held_out_curve, learning_curve, return_curve
 from floq.analysis.flow import Fan, flow_fans
 from floq.analysis.maze import value_map
 from floq.critics import FloqCritic
@@ -28,7 +28,7 @@ def draw(run: Run, agent: Agent, data: Dataset) -> None:
     """Draw what applies to this run into its `plots` folder: the learning curve; for mazes, the value over the floor
     plan with the greedy policy's path; for a flow critic, how it integrates a few values."""
     draw_learning_curve(run)
-    if "maze" in run.config.env_name:
+    if run.config.env_name and envs.is_singletask(run.config.env_name) and "maze" in run.config.env_name:
         draw_value_map(run, agent, data)
     if isinstance(agent.params.critic, FloqCritic):
         draw_flow(run, agent, data)
@@ -37,19 +37,22 @@ def draw(run: Run, agent: Agent, data: Dataset) -> None:
 def draw_learning_curve(run: Run) -> None:
     """`learning_curve.png`, from eval.csv."""
     columns = run.evaluations()
-    learning_curve(
-        run.folder / "plots" / "learning_curve.png",
-        columns["step"],
-        columns["evaluation/success"],
-        run.config.eval_episodes,
-        f"{run.config.env_name}, seed {run.config.seed}",
-        protocol(run.config),
-    )
+    path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
+    steps = columns["step"]
+    if "evaluation/success" in columns:
+        success = columns["evaluation/success"]
+        learning_curve(path, steps, success, run.config.eval_episodes, title, protocol(run.config))
+    elif "evaluation/initial_value" in columns:
+        names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")
+        values, data_returns, td_errors = (columns[name] for name in names)
+        held_out_curve(path, steps, values, data_returns, td_errors, title)
+    else:
+        return_curve(path, steps, columns["evaluation/episode.return"], title, protocol(run.config))
 
 
 def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
     """`value_map.png`: V(s) = Q(s, greedy action) over the maze, and the greedy policy's path."""
-    env = envs.make(run.config.env_name, run.config.success_timing)
+    env = envs.make(run.config.task, run.config.success_timing)
     maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 

@@ -93,13 +93,13 @@ def family(env_name: str) -> str:
     return re.sub(r"-(navigate|stitch|explore|play|noisy)\b.*", "", env_name)
 
 
-def notice(env_name: str, agent: str, preset: str | None = None) -> str | None:
-    """One line for an environment whose family has no settings of its own with this agent, or not with this preset."""
-    if preset is not None and (agent, family(env_name)) not in PRESETS[preset]:
-        return f"--preset={preset} changes nothing for {family(env_name)} with {agent}"
-    if agent not in FAMILIES or family(env_name) in FAMILIES[agent]:
+def notice(task: str, agent: str, preset: str | None = None) -> str | None:
+    """One line for a task whose family has no settings of its own with this agent, or not with this preset."""
+    if preset is not None and (agent, family(task)) not in PRESETS[preset]:
+        return f"--preset={preset} changes nothing for {family(task)} with {agent}"
+    if agent not in FAMILIES or family(task) in FAMILIES[agent]:
         return None
-    return f"no published settings for {family(env_name)} with {agent}: using its defaults, set --agent.alpha at least"
+    return f"no published settings for {family(task)} with {agent}: using its defaults, set --agent.alpha at least"
 
 
 def configure(
@@ -116,7 +116,7 @@ def configure(
     What is given here goes before the preset, the preset before the family's settings, and those before the defaults.
 
     Args:
-        env_name: the task; by default the demonstration task.
+        env_name: the task; by default the demonstration task, or none if there is a `dataset`.
         agent: a name in `AGENTS`. The path form of the published commands, `agents/floq.py`, means that file's
             defaults without the family's settings.
         critic, actor: replace that part of the agent; the family's settings still apply where the new part has them.
@@ -126,7 +126,9 @@ def configure(
     Raises:
         UserError: an unknown name, or a value out of range.
     """
-    env_name = env_name or Config.env_name
+    if env_name is None and settings.get("dataset") is None:
+        env_name = Config.env_name
+    task = family(env_name or str(settings["dataset"]))
     path_form = re.fullmatch(r"agents/(\w+)\.py", agent)
     name = path_form.group(1) if path_form else agent
     if name not in AGENTS:
@@ -138,9 +140,9 @@ def configure(
 
     layers = [Preset({}, {}, "")]
     if not path_form:
-        layers.append(FAMILIES[name].get(family(env_name), layers[0]))
+        layers.append(FAMILIES[name].get(task, layers[0]))
     if preset is not None:
-        layers.append(PRESETS[preset].get((name, family(env_name)), layers[0]))
+        layers.append(PRESETS[preset].get((name, task), layers[0]))
     run_names = {f.name for f in dataclasses.fields(Config)} - {"agent", "env_name"}
     has = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
     run: dict[str, Any] = {}

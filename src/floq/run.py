@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import re
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Any
 from floq import checkpoint
 from floq.agent import Agent
 from floq.config import Config
+from floq.envs import is_singletask
 from floq.errors import UserError
 from floq.folders import exclusive, make_folder, user_path
 from floq.loggers import read_csv
@@ -57,7 +59,8 @@ class Run:
     @staticmethod
     def parent(config: Config) -> Path:
         """The folder in which the run's folder lies."""
-        return user_path(config.save_dir) / config.project_name / config.run_group / config.env_name
+        task = re.sub(r"[^-.\w]+", "-", config.task)  # ids of Gymnasium and Minari have slashes and colons
+        return user_path(config.save_dir) / config.project_name / config.run_group / task
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run's folder for this process. Raises UserError if another one is at work in it."""
@@ -126,7 +129,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def protocol(config: Config) -> str:
-    """What a success rate of this run means, in one line."""
-    return (
-        f"{config.eval_episodes} episodes, success_timing={config.success_timing}, label_timing={config.label_timing}"
-    )
+    """What the evaluations of this run mean, in one line."""
+    labels = f"label_timing={config.label_timing}"
+    if config.env_name is None:
+        return "no environment"
+    if not is_singletask(config.env_name):
+        return f"{config.eval_episodes} episodes of {config.env_name}"
+    return f"{config.eval_episodes} episodes, success_timing={config.success_timing}, {labels}"

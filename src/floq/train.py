@@ -1,42 +1,44 @@
 """Set a run up, fresh or from where it stopped, and bring it to its end."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from floq import checkpoint, pictures
+from floq import checkpoint, pictures, run_data
 from floq.agent import Agent, ObsStats, ValueRange
 from floq.checkpoint import Checkpoint
 from floq.config import Config
-from floq.data import ogbench as ogbench_data
-from floq.data.collect import collect
-from floq.data.recipes import with_validation
-from floq.data.transitions import Dataset
+from floq.data.transitions import Dataset, Splits
 from floq.errors import UserError
 from floq.evaluate import Evaluator
-from floq.folders import check_writable, user_path
+from floq.folders import check_writable
+from floq.held_out import HeldOutEvaluator
 from floq.keys import Keys
 from floq.loggers import cut_csv
-from floq.loop import Loop, catch_signals, show_result
+from floq.loop import Loop, catch_signals
 from floq.progress import Display
+from floq.results import show_result
 from floq.run import Run, installed_versions
 
-DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
 STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
 
 
-def train(config: Config, *, show: bool = True) -> Run:
+def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
     """Train an agent as `config` says and leave a run folder behind.
 
     Collects the demonstration dataset on its first use. SIGINT and SIGTERM write a checkpoint before the run ends.
 
     Args:
         config: from `floq.configure`.
+        data: train on this instead of reading a dataset; every twentieth episode is held out for validation.
         show: print progress.
+        notes: lines to print once everything is found to be in order.
 
     Returns:
         The finished run; `run.summary` holds the result, `run.load_agent()` the agent.
@@ -47,30 +49,40 @@ def train(config: Config, *, show: bool = True) -> Run:
     """
     started = time.monotonic()
     check_built(config)
+    config = run_data.settled(config)
     check_writable(Run.parent(config), "choose another --save_dir")
     display = Display(show)
     source = _source_of_weights(config)
     if source is not None:  # as it is now, so that it is the same when the run is resumed
         path = str(Run.open(config.restore_path or "").folder.resolve())
         config = dataclasses.replace(config, restore_path=path, restore_epoch=int(source.agent.step))
-    with _evaluator(config) as evaluator:
-        data = load_data(config, display)
-        agent = make_agent(config, data.train)
+    with _episodes(config) as episodes:
+        splits = run_data.load_data(config, display, data)
+        agent = make_agent(config, splits.train)
         if source is not None:
             agent = restore(agent, config, source)
-        run = Run.create(config, _records(data))
+        run_data.note_values(agent, splits, display)
+        for note in notes:
+            display.note(f"note    {note}")
+        run = Run.create(config, _records(splits))
         with run.lock():
-            return _carry_through(Loop(run, agent, data, evaluator, display, {}, started), data, display)
+            return _carry_through(run, agent, splits, episodes, display, {}, started)
 
 
 def resume(
-    run_dir: Path | str, *, offline_steps: int | None = None, online_steps: int | None = None, show: bool = True
+    run_dir: Path | str,
+    data: Dataset | None = None,
+    *,
+    offline_steps: int | None = None,
+    online_steps: int | None = None,
+    show: bool = True,
 ) -> Run:
     """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
     the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again.
 
     Args:
         run_dir: the run's folder.
+        data: what the run was given from Python, if it was.
         offline_steps, online_steps: new totals; by default the run's own.
         show: print progress.
 
@@ -93,18 +105,18 @@ def resume(
         show_result(run, display)
         return run
 
-    with run.lock(), _evaluator(config) as evaluator:
-        data = load_data(config, display)
-        records = _records(data)
+    with run.lock(), _episodes(config) as episodes:
+        splits = run_data.load_data(config, display, data)
+        records = _records(splits)
         if old.records["data"].get("fingerprint", fingerprint := records["data"]["fingerprint"]) != fingerprint:
             raise UserError(
-                f"the data in {config.dataset_dir} is not what {old.folder} was trained on "
+                f"the data in {config.dataset or config.dataset_dir} is not what {old.folder} was trained on "
                 f"({old.records['data'].get('provenance', 'unknown')}): bring that back, or start a new run"
             )
         for package, version in installed_versions().items():
             if (before := old.records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
-        agent = saved.agent if saved else make_agent(config, data.train)
+        agent = saved.agent if saved else make_agent(config, splits.train)
         if saved is None and (source := _source_of_weights(config)) is not None:
             agent = restore(agent, config, source)
         run.write_config(records)
@@ -113,7 +125,7 @@ def resume(
             cut_csv(run.folder / name, step)
         display.note(f"resume  from step {step}")
         clocks = saved.clocks if saved else {}
-        return _carry_through(Loop(run, agent, data, evaluator, display, clocks, started), data, display)
+        return _carry_through(run, agent, splits, episodes, display, clocks, started)
 
 
 def continued(run_dir: Path | str, offline_steps: int | None, online_steps: int | None) -> Config:
@@ -185,28 +197,9 @@ def check_built(config: Config) -> None:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
 
 
-def load_data(config: Config, display: Display) -> ogbench_data.Splits:
-    """The data of the configured task; a missing one is downloaded, except the demonstration's, which is collected."""
-
-    def fetch(name: str, directory: Path) -> None:
-        if name != DEMO_DATASET:
-            display.note(f"downloading {name}")
-            return ogbench_data.download(name, directory)
-        display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
-        with display.bar("collect", with_validation(DEMO_EPISODES)) as update:
-            collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
-
-    directory = user_path(config.dataset_dir)
-    data = ogbench_data.load(config.env_name, directory, config.label_timing, fetch)
-    display.note(f"data    {data.provenance} ({len(data.train):,} transitions)")
-    return data
-
-
-def _records(data: ogbench_data.Splits) -> dict[str, dict[str, str]]:
+def _records(data: Splits) -> dict[str, dict[str, str]]:
     """What `config.json` keeps about where a run came from."""
-    fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
-    described = {"provenance": data.provenance, "fingerprint": fingerprint}
-    return {"versions": installed_versions(), "data": described}
+    return {"versions": installed_versions(), "data": run_data.records(data)}
 
 
 def _source_of_weights(config: Config) -> Checkpoint | None:
@@ -230,18 +223,33 @@ def _last_checkpoint(run: Run) -> Checkpoint | None:
     return saved
 
 
-def _evaluator(config: Config) -> Evaluator:
-    return Evaluator(config.env_name, config.success_timing, config.eval_episodes)
+@contextlib.contextmanager
+def _episodes(config: Config) -> Iterator[Evaluator | None]:
+    """What plays the run's evaluation episodes: its environments start up while the data is read. None without one."""
+    if config.env_name is None:
+        yield None
+        return
+    with Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator:
+        yield evaluator
 
 
-def _carry_through(loop: Loop, data: ogbench_data.Splits, display: Display) -> Run:
+def _carry_through(
+    run: Run,
+    agent: Agent,
+    data: Splits,
+    episodes: Evaluator | None,
+    display: Display,
+    clocks: dict[str, float],
+    started: float,
+) -> Run:
     """Train to the end, draw, and only then write the summary that marks the run as finished."""
-    display.note(f"run     {loop.run.folder}")
+    loop = Loop(run, agent, data, episodes or HeldOutEvaluator(data.validation), display, clocks, started)
+    display.note(f"run     {run.folder}")
     with catch_signals() as received:
         loop.go(received)
     summary = loop.summary()
     display.note("drawing the pictures")
-    pictures.draw(loop.run, loop.agent, data.train)
-    loop.run.write_json("summary.json", summary)
-    show_result(loop.run, display)
-    return loop.run
+    pictures.draw(run, loop.agent, data.train)
+    run.write_json("summary.json", summary)
+    show_result(run, display)
+    return run

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from floq.analysis.statistics import mean_interval, wilson_interval
-from floq.analysis.style import BLUE, COLOURS, figure
+from floq.analysis.style import BLUE, COLOURS, ORANGE, figure
 
 
 def learning_curve(
@@ -40,6 +40,41 @@ def learning_curve(
             color="#666666",
             va="top",
         )
+
+
+def return_curve(path: Path, steps: Sequence[float], returns: Sequence[float], title: str, protocol: str) -> None:
+    """Draw one run's mean return over gradient steps."""
+    with figure(path, 6.4, 4.0) as (_, (ax,)):
+        ax.plot(steps, returns, "o-", color=BLUE, markersize=4)
+        ax.annotate(
+            f"{returns[-1]:.4g}", (steps[-1], returns[-1]), xytext=(6, 0), textcoords="offset points", va="center"
+        )
+        ax.set(title=title, xlabel="gradient steps", ylabel="return of an episode, mean")
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.text(0.0, -0.19, protocol, transform=ax.transAxes, fontsize=8, color="#666666", va="top")
+
+
+def held_out_curve(
+    path: Path,
+    steps: Sequence[float],
+    values: Sequence[float],
+    data_returns: Sequence[float],
+    td_errors: Sequence[float],
+    title: str,
+) -> None:
+    """Draw what a run without an environment knows: the value of its policy in the critic's opinion beside what the
+    data earned from the same states, and the TD error of held-out transitions."""
+    with figure(path, 8.0, 3.8, 1, 2) as (fig, (left, right)):
+        fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        left.plot(steps, values, "o-", color=BLUE, markersize=4, label="policy, in the critic's opinion")
+        left.plot(steps, data_returns, "--", color=ORANGE, label="data, discounted return")
+        left.set(xlabel="gradient steps", ylabel="value of held-out initial states")
+        left.legend(fontsize=8)
+        right.plot(steps, td_errors, "o-", color=BLUE, markersize=4)
+        right.set(xlabel="gradient steps", ylabel="mean |TD error|, held-out transitions")
+        right.set_ylim(0, 1.1 * max(td_errors))
+        for ax in (left, right):
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def compared_curves(

@@ -11,6 +11,8 @@ from floq.data.validate import check_actions, check_rows
 from floq.errors import UserError
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
+MISNOMERS = ("terminals", "dones", "done", "terminated")  # what else people call `terminations`
+HELD_OUT = 20  # one episode in so many is held out for validation
 
 
 class Trajectories(NamedTuple):
@@ -93,8 +95,8 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
     Args:
         episodes: each has `observations` of shape (T + 1, size), the last state included, or (T, size) where it is
             unknown: then the last transition is left out, unless it terminates; `actions` (T, size) in [-1, 1];
-            `rewards` (T,); and `terminations`, one truth value or (T,), true where the episode truly ended. Without
-            `terminations`, episodes are taken to be cut off.
+            `rewards` (T,); and `terminations`, one truth value or (T,), true where a transition is truly the last that
+            counts. Without `terminations`, episodes are taken to be cut off.
         source: where they come from, for messages.
 
     Raises:
@@ -106,19 +108,24 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
         missing = [key for key in EPISODE_KEYS[:3] if key not in episode]
         if missing:
             raise UserError(f"{name} lacks {', '.join(missing)}")
+        other = [key for key in MISNOMERS if key in episode]
+        if other and "terminations" not in episode:
+            raise UserError(
+                f"{name} has {other[0]!r} but no 'terminations': rename it if it marks true terminations only, and "
+                "take the time-outs out if it marks those too"
+            )
         obs, act = np.asarray(episode["observations"]), np.asarray(episode["actions"])
         length = len(act)
         if not length:
             raise UserError(f"{name} is empty: leave it out")
         if len(obs) not in (length, length + 1):
             raise UserError(f"{name} has {len(obs)} observations for {length} actions: it needs {length + 1}")
-        terminals = np.zeros(length, bool)
         ended = np.asarray(episode.get("terminations", False))
         if ended.ndim and len(ended) != length:
             raise UserError(f"{name} has {len(ended)} terminations for {length} actions")
+        terminals = np.zeros(length, bool)
         terminals[-1 if ended.ndim == 0 else slice(None)] = ended.astype(bool)
-        next_obs = obs[1:] if len(obs) > length else None
-        parts.append(from_arrays(obs[:length], act, episode["rewards"], terminals, None, next_obs, name))
+        parts.append(_trajectory(obs, act, np.asarray(episode["rewards"]), terminals, name))
     if not parts:
         raise UserError(f"{source} has no episodes")
     for what in ("observations", "actions"):
@@ -131,6 +138,17 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
     return Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def _trajectory(obs: np.ndarray, act: np.ndarray, rew: np.ndarray, terminals: np.ndarray, name: str) -> Trajectories:
+    """One episode. It stays whole if it goes on after a termination, as OGBench's do after a success."""
+    check_rows({"observations": obs}, name)
+    check_rows({"observations": obs[: len(act)], "actions": act, "rewards": rew}, name)
+    check_actions(act, name)
+    if len(obs) == len(act) and terminals[-1]:
+        obs = np.concatenate([obs, obs[-1:]])  # a last state that nobody saw; it follows a termination
+    rows = np.minimum(np.arange(len(obs)), len(act) - 1)
+    return Trajectories(obs, act[rows], rew[rows], 1.0 - terminals[rows], np.arange(len(obs)) == len(obs) - 1)
+
+
 def read_folder(folder: Path) -> Trajectories:
     """From a folder of `.npz` files, one episode each, in the order of their names; keys as for `from_episodes`.
 
@@ -140,4 +158,51 @@ def read_folder(folder: Path) -> Trajectories:
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise UserError(f"{folder} holds no .npz files")
-    return from_episodes((open_npz(file, EPISODE_KEYS) for file in files), str(folder))
+    keys, remedy = (*EPISODE_KEYS, *MISNOMERS), "mend it, or take it out of the folder"
+    return from_episodes((open_npz(file, keys, remedy) for file in files), str(folder))
+
+
+def bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last row of each trajectory."""
+    last = np.flatnonzero(data.ends)
+    return np.concatenate([[0], last[:-1] + 1]), last
+
+
+def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajectories, Trajectories]:
+    """A part for training and a part for validation: every twentieth trajectory, the last if there are fewer, and of a
+    single one its last twentieth. The same data is always split in the same way.
+
+    Raises:
+        UserError: there is a single transition.
+    """
+    first, last = bounds(data)
+    first, last = first[last > first], last[last > first]
+    if len(first) == 1:
+        length = int(last[0] - first[0])
+        if length == 1:
+            raise UserError(f"{source} has a single transition: training and validation need one each")
+        cut = int(last[0]) - max(1, length // HELD_OUT)
+        parts = np.arange(first[0], cut + 1), np.arange(cut, last[0] + 1)
+        train, validation = (Trajectories(*(x[rows] for x in data)) for rows in parts)
+        train.ends[-1] = True
+        return train, validation
+    held = np.arange(len(first)) % HELD_OUT == HELD_OUT - 1
+    if not held.any():
+        held[-1] = True
+    rows = np.zeros(len(data.ends), int)  # 1 training, 2 validation, 0 neither: trajectories without a transition
+    lengths = last - first + 1
+    inside = np.repeat(first, lengths) + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows[inside] = np.repeat(1 + held, lengths)
+    train, validation = (Trajectories(*(x[rows == part] for x in data)) for part in (1, 2))
+    return train, validation
+
+
+def memory(rows: int, transitions: int, obs_size: int, act_size: int) -> str:
+    """What a dataset takes on the device, per million transitions, and against both observations of each transition."""
+    each = (rows * (4 * (obs_size + act_size + 2) + 1) + 4 * transitions) / transitions  # bytes per transition
+    pairs = 4 * (2 * obs_size + act_size + 3)
+    total = each * transitions / 1e6
+    return (
+        f"{total:,.{0 if total >= 10 else 1}f} MB; {each:.0f} MB per million transitions, "
+        f"{each / pairs:.0%} of storing pairs of observations"
+    )

@@ -1,10 +1,12 @@
 """Old D4RL files (arXiv 2004.07219), read with h5py; the package d4rl is never imported."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_arrays
+from floq.data.files import check_exists, check_size
 from floq.errors import UserError
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -17,18 +19,24 @@ def read(path: Path) -> Trajectories:
     Rewards of antmaze files, 0 and 1 there, become -1 and 0, as everybody who reports results on them has it.
 
     Raises:
-        UserError: h5py is missing, or the file is damaged, lacks an array or holds wrong data.
+        UserError: h5py is missing, or the file is missing or damaged, lacks an array or holds wrong data.
     """
     try:
         import h5py
     except ImportError as error:
         raise UserError(f"{path}: reading HDF5 files needs h5py: pip install 'floq[d4rl]'") from error
+    check_exists(path)
     try:
         with h5py.File(path, "r") as file:
             missing = [key for key in REQUIRED if key not in file]
             if missing:
                 raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL dataset")
-            arrays = {key: np.asarray(file[key]) for key in (*REQUIRED, *OPTIONAL) if key in file}
+            found: dict[str, Any] = {key: file[key] for key in (*REQUIRED, *OPTIONAL) if key in file}
+            groups = [key for key, x in found.items() if not isinstance(x, h5py.Dataset)]
+            if groups:
+                raise UserError(f"{path}: {groups[0]} is not an array: it is not a D4RL dataset")
+            check_size(sum(x.size * x.dtype.itemsize for x in found.values()), path)
+            arrays = {key: np.asarray(x) for key, x in found.items()}
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
     for key in ("rewards", "terminals", "timeouts"):

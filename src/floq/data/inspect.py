@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from floq.data.arrays import Trajectories
+from floq.data.arrays import Trajectories, bounds, memory
+from floq.data.returns import ValueRange, discounted_returns
 
 AT_LIMIT = 1 - 1e-3  # an action component this large counts as clipped
 SOURCE_COVERAGE = 0.1  # published share of the value range that source noise covers
@@ -44,26 +45,28 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         f"{data.observations.max():.3g}",
         "actions": f"{actions.shape[1]} numbers, from {actions.min():.3g} to {actions.max():.3g}; "
         f"{np.mean(np.abs(actions) >= AT_LIMIT):.1%} at the limits",
-        "memory": memory(data),
+        "memory": memory(len(data.ends), int(starts.sum()), data.observations.shape[1], data.actions.shape[1]),
     }
+    complaint = None
     if has_rewards:
-        low, high = min(0.0, float(rewards.min())), max(0.0, float(rewards.max()))
-        values = [bound / (1 - discount) for bound in (low, high)]
-        noise = [SOURCE_COVERAGE * value for value in values]
+        values = ValueRange.of((float(rewards.min()), float(rewards.max())), discount, SOURCE_COVERAGE)
+        returns = discounted_returns(data, discount)[starts]
         table |= {
             "rewards": f"{_range(rewards)}, mean {rewards.mean():.3g}",
             "returns": f"{_range(episodes.returns)}, mean {episodes.returns.mean():.3g}, undiscounted",
             "terminations": f"{int((data.masks[starts] == 0).sum()):,} transitions, in "
             f"{int(episodes.terminated.sum()):,} episodes ({episodes.terminated.mean():.1%})",
-            "values": f"[{values[0]:.4g}, {values[1]:.4g}] at discount {discount}; "
-            f"source noise [{noise[0]:.4g}, {noise[1]:.4g}]",
+            "discounted": f"{_range(returns)}, returns from each state on, at discount {discount}",
+            "values": str(values),
         }
-    return Inspection(table, list(_warnings(data, episodes, has_rewards)), episodes)
+        complaint = values.complaint(returns)
+    warnings = [*_warnings(data, episodes, has_rewards), *([complaint] if complaint else [])]
+    return Inspection(table, warnings, episodes)
 
 
 def summarise_episodes(data: Trajectories) -> Episodes:
     """Length, return and termination of each episode that has a transition."""
-    first, last = _bounds(data)
+    first, last = bounds(data)
     counted = np.where(data.ends, 0.0, data.rewards)
     finished = np.where(data.ends, False, data.masks == 0)
     sums = np.add.reduceat(counted, first), np.add.reduceat(finished.astype(int), first)
@@ -73,28 +76,11 @@ def summarise_episodes(data: Trajectories) -> Episodes:
 
 def reward_over_time(data: Trajectories) -> np.ndarray:
     """Mean reward at each time within an episode, over the episodes that last so long."""
-    first, last = _bounds(data)
+    first, last = bounds(data)
     time = np.arange(len(data.ends)) - np.repeat(first, last - first + 1)
     starts = ~data.ends
     counts = np.bincount(time[starts])
     return np.bincount(time[starts], data.rewards[starts]) / counts
-
-
-def memory(data: Trajectories) -> str:
-    """What the dataset takes on the device, per million transitions, and what storing both observations of each
-    transition would take."""
-    obs, act = data.observations.shape[1], data.actions.shape[1]
-    transitions = int((~data.ends).sum())
-    ours = (len(data.ends) * (4 * (obs + act + 2) + 1) + 4 * transitions) / transitions
-    naive = 4 * (2 * obs + act + 3)
-    share = f"{ours / naive:.0%} of storing pairs of observations"
-    return f"{ours * transitions / 1e6:,.0f} MB; {ours:.0f} MB per million transitions, {share}"
-
-
-def _bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last row of each trajectory."""
-    last = np.flatnonzero(data.ends)
-    return np.concatenate([[0], last[:-1] + 1]), last
 
 
 def _warnings(data: Trajectories, episodes: Episodes, has_rewards: bool):

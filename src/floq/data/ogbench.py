@@ -1,45 +1,32 @@
-"""OGBench datasets: find or fetch the file, read it, label it with the rewards of a task."""
+"""OGBench datasets: find the file, read it, label it with the rewards of a task."""
 
 import json
 import os
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import ogbench
 from ogbench.relabel_utils import relabel_dataset
-from ogbench.utils import DATASET_URL
 
 from floq import envs
 from floq.data.arrays import Trajectories
+from floq.data.download import download
 from floq.data.files import open_npz
-from floq.data.recipes import recipe
-from floq.data.transitions import Dataset
+from floq.data.transitions import Dataset, Splits
 from floq.data.validate import check_rows, check_widths
 from floq.errors import UserError
-from floq.folders import check_writable, remove_empty
 
 ROW_KEYS = ("observations", "actions", "terminals")
-LABEL_KEYS = ("qpos", "qvel", "button_states")  # what rewards are computed from; not every dataset has all
-DOWNLOAD_TIMEOUT = 30.0  # seconds of silence
+LABEL_KEYS = ("qpos", "button_states")  # what rewards are computed from; not every dataset has both
+OWN_LABELS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
+
+KEYS = (*ROW_KEYS, *LABEL_KEYS, *OWN_LABELS)
+
+Fetch = Callable[[str, Path], object]
 
 
-class Splits(NamedTuple):
-    """A task's training and validation data, and one line on where it came from."""
-
-    train: Dataset
-    validation: Dataset
-    provenance: str
-
-
-def load(
-    env_name: str,
-    directory: Path,
-    label_timing: str = "pre",
-    fetch: Callable[[str, Path], object] | None = None,
-) -> Splits:
+def load(env_name: str, directory: Path, label_timing: str = "pre", fetch: Fetch = download) -> Splits:
     """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
 
     Args:
@@ -52,19 +39,42 @@ def load(
     Raises:
         UserError: the id is no such task, or its file is missing and cannot be fetched, or is not a dataset.
     """
-    envs.check_task(env_name)  # before the data, since a wrong name is the commoner mistake
-    task = envs.make(env_name)
-    name = envs.dataset_name(env_name)
+    return load_tasks([env_name], directory, label_timing, fetch)[0]
+
+
+def load_tasks(
+    env_names: Sequence[str], directory: Path, label_timing: str = "pre", fetch: Fetch = download
+) -> list[Splits]:
+    """The data of several tasks over the same trajectories, such as task1 to task5 of an environment. Observations and
+    actions are read once and lie on the device once, for all of them together; only rewards and masks differ.
+
+    Raises:
+        UserError: as `load`; or the tasks do not share a dataset.
+    """
+    for env_name in env_names:
+        envs.check_task(env_name)  # before the data, since a wrong name is the commoner mistake
+    names = list(dict.fromkeys(envs.dataset_name(env_name) for env_name in env_names))
+    if len(names) != 1:
+        raise UserError(f"these tasks do not share one dataset: {', '.join(names)}")
+    tasks = {env_name: envs.make(env_name) for env_name in env_names}
+    files = find(names[0], directory, fetch)
+    parts = [_labelled(path, tasks, label_timing) for path in files]
+    origin = provenance(names[0], directory)
+    return [Splits(train, validation, origin) for train, validation in zip(*parts, strict=True)]
+
+
+def find(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:
+    """The files of a dataset such as `cube-single-play-v0`, for training and for validation; fetched if missing.
+
+    Raises:
+        UserError: they cannot be fetched, or only one of the two is there.
+    """
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
     if not os.path.exists(train):
-        (fetch or download)(name, directory)
+        fetch(name, directory)
     elif not os.path.exists(validation):
         raise UserError(f"{validation} is missing beside {train}: fetch it, or delete the other to have both made anew")
-    return Splits(
-        _labelled(train, env_name, task, label_timing),
-        _labelled(validation, env_name, task, label_timing),
-        provenance(name, directory),
-    )
+    return train, validation
 
 
 def provenance(name: str, directory: Path) -> str:
@@ -78,29 +88,46 @@ def provenance(name: str, directory: Path) -> str:
     return f"{name}: {made}{share} episodes, collected here with seed {seed}"
 
 
-def _labelled(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str) -> Dataset:
-    return Dataset.from_rows(*read_task(path, env_name, task, label_timing))
+def _labelled(path: Path, tasks: dict[str, envs.SeededEnv], label_timing: str) -> list[Dataset]:
+    """One dataset for each task; all share the first one's observations and actions."""
+    rows = read_rows(path)
+    datasets: list[Dataset] = []
+    for env_name, task in tasks.items():
+        data = label(rows, env_name, task, label_timing, str(path))
+        datasets.append(datasets[0].relabelled(data.rewards, data.masks) if datasets else Dataset.from_rows(*data))
+    return datasets
 
 
-def read_task(path: Path, env_name: str, task: envs.SeededEnv, label_timing: str = "pre") -> Trajectories:
+def read_task(path: Path, env_name: str, label_timing: str = "pre") -> Trajectories:
     """An OGBench npz with the rewards and masks of a task.
 
     Raises:
         UserError: as `read_rows`, or the file is not that of the task.
     """
-    rows = read_rows(path)
-    check_widths(rows, _widths(task), str(path), env_name)
-    relabel_dataset(env_name, task, rows)  # writes `rewards` and `masks` for every row, from that row's own state
+    return label(read_rows(path), env_name, envs.make(env_name), label_timing, str(path))
+
+
+def label(
+    rows: dict[str, np.ndarray], env_name: str, task: envs.SeededEnv, label_timing: str, source: str
+) -> Trajectories:
+    """The rows of an OGBench file with the rewards and masks of a task.
+
+    Raises:
+        UserError: the rows are not those of the task.
+    """
+    check_widths(rows, widths(task), source, env_name)
+    labelled = dict(rows)
+    relabel_dataset(env_name, task, labelled)  # adds `rewards` and `masks` for every row, from that row's own state
     if label_timing == "post":
-        rows |= {key: np.roll(rows[key], -1) for key in ("rewards", "masks")}  # a trajectory's last row is never read
-    return Trajectories(*(rows[key] for key in ("observations", "actions", "rewards", "masks", "terminals")))
+        labelled |= {key: np.roll(labelled[key], -1) for key in OWN_LABELS}  # a trajectory's last row is never read
+    return Trajectories(*(labelled[key] for key in ("observations", "actions", "rewards", "masks", "terminals")))
 
 
-def _widths(task: envs.SeededEnv) -> dict[str, int]:
-    """How many numbers per row a task expects, by key."""
+def widths(task: envs.SeededEnv) -> dict[str, int]:
+    """How many numbers per row an OGBench task expects, by key."""
     base: Any = task.unwrapped
-    widths = {"observations": len(task.reset()[0]), "actions": task.action_space.sample().size, "qpos": base.model.nq}
-    return widths | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})
+    sizes = envs.sizes(task) | {"qpos": base.model.nq}
+    return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})
 
 
 def read_rows(path: Path) -> dict[str, np.ndarray]:
@@ -109,42 +136,17 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
     """
-    rows = open_npz(path, (*ROW_KEYS, *LABEL_KEYS))
-    missing = [key for key in ROW_KEYS if key not in rows]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: it is not an OGBench dataset")
-    check_rows(rows, str(path))
-    return rows
+    return checked(open_npz(path, KEYS), str(path))
 
 
-def download(name: str, directory: Path) -> None:
-    """Fetch a dataset and its validation part from OGBench's server.
+def checked(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+    """The same arrays, if they are those of an OGBench file.
 
     Raises:
-        UserError: the server does not answer, or lacks it.
+        UserError: as `read_rows`.
     """
-    check_writable(directory, "give another --dataset_dir")
-    before = socket.getdefaulttimeout()
-    missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
-    complete = False
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        ogbench.download_datasets([name], str(directory))
-        (directory / f"{name}.json").unlink(missing_ok=True)  # it spoke of a file that was here before
-        complete = True
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        try:
-            recipe(name)
-            remedy = f"make it here with `floq data collect {name}`"
-        except UserError:
-            remedy = "fetch it on a machine with access; no scripted expert can make it here"
-        raise UserError(
-            f"{directory / name}.npz is missing and could not be downloaded from {DATASET_URL} ({reason}): {remedy}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-        if not complete:  # OGBench's download leaves parts behind, or one file of the two
-            for part in (f"{name}.npz", f"{name}.npz.tmp", f"{name}-val.npz.tmp"):
-                (directory / part).unlink(missing_ok=True)
-            remove_empty(missing)
+    missing = [key for key in ROW_KEYS if key not in rows]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}: it is not an OGBench dataset")
+    check_rows(rows, source)
+    return rows

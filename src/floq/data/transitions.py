@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from floq.data.arrays import from_arrays, from_episodes
+from floq.data.arrays import Trajectories, from_arrays, from_episodes
 from floq.data.validate import check_rows
 from floq.errors import UserError
 
@@ -69,6 +70,17 @@ class Dataset(eqx.Module):
         """From one mapping per episode, as `floq.data.arrays.from_episodes` explains them."""
         return cls.from_rows(*from_episodes(episodes))
 
+    def relabelled(self, rewards: Any, masks: Any) -> "Dataset":
+        """The same trajectories with the rewards and masks of another task, one per row. Observations and actions are
+        shared with this dataset: on the device they lie once, however many tasks there are.
+
+        Raises:
+            UserError: there are not as many as rows, or one is not finite.
+        """
+        labels = {"rewards": np.asarray(rewards, np.float32), "masks": np.asarray(masks, np.float32)}
+        check_rows(labels | {"ends": np.asarray(self.ends)})
+        return replace(self, **{key: jnp.asarray(x) for key, x in labels.items()})
+
     def __len__(self) -> int:
         return self.starts.shape[0]
 
@@ -103,6 +115,15 @@ class Dataset(eqx.Module):
             "terminals": self.ends[row + last + 1].astype(jnp.float32),
         }
 
+    def on_host(self) -> Trajectories:
+        """The trajectories as NumPy arrays."""
+        return Trajectories(*(np.asarray(getattr(self, key)) for key in Trajectories._fields))
+
+    def initial_observations(self) -> Float[Array, "trajectories obs"]:
+        """The first observation of each trajectory that has a transition."""
+        first = np.concatenate([[True], np.asarray(self.ends)[:-1]]) & ~np.asarray(self.ends)
+        return self.observations[np.flatnonzero(first)]
+
     def reward_range(self) -> tuple[float, float]:
         """Smallest and largest reward of all transitions."""
         rewards = self.rewards[self.starts]
@@ -119,3 +140,16 @@ class Dataset(eqx.Module):
         """Mean and standard deviation of the observations; a constant column gets standard deviation 1."""
         std = jnp.std(self.observations, axis=0)
         return jnp.mean(self.observations, axis=0), jnp.where(std < 1e-6, 1.0, std)
+
+
+class Splits(NamedTuple):
+    """A run's training and validation data, and one line on where it came from."""
+
+    train: Dataset
+    validation: Dataset
+    provenance: str
+
+    @classmethod
+    def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":
+        """From trajectories on the host."""
+        return cls(Dataset.from_rows(*train), Dataset.from_rows(*validation), provenance)

@@ -1,0 +1,62 @@
+"""What rewards add up to, and how that fits the range in which floq looks for values."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from floq.data.arrays import Trajectories
+
+NARROW = 0.05  # returns that fill less of the value range than this are hard to tell apart
+
+
+class ValueRange(NamedTuple):
+    """What rewards within [low, high], widened to contain 0, can add up to; and the interval of floq's source noise
+    (METHOD, "Critic"; equation 3 of the paper)."""
+
+    low: float
+    high: float
+    noise_low: float
+    noise_high: float
+
+    @classmethod
+    def of(cls, rewards: tuple[float, float], discount: float, noise_coverage: float) -> "ValueRange":
+        """The range for rewards from `rewards[0]` to `rewards[1]`."""
+        low, high = min(0.0, rewards[0]) / (1 - discount), max(0.0, rewards[1]) / (1 - discount)
+        return cls(low, high, noise_coverage * low, noise_coverage * high)
+
+    def __str__(self) -> str:
+        return f"[{self.low:.4g}, {self.high:.4g}]; source noise [{self.noise_low:.4g}, {self.noise_high:.4g}]"
+
+    def complaint(self, returns: np.ndarray) -> str | None:
+        """What is wrong with the range for these discounted returns, in one line, or None."""
+        slack = 1e-4 * (self.high - self.low)
+        outside = np.mean((returns < self.low - slack) | (returns > self.high + slack))
+        if outside:
+            return (
+                f"{outside:.2%} of the discounted returns lie outside the values [{self.low:.4g}, {self.high:.4g}] "
+                "that the training rewards allow: floq's histogram does not reach there"
+            )
+        filled = np.ptp(returns) / (self.high - self.low) if self.high > self.low else 1.0
+        if filled < NARROW:
+            return (
+                f"discounted returns fill {filled:.1%} of the values [{self.low:.4g}, {self.high:.4g}] that "
+                "the rewards allow, so floq's noise and histogram are too wide; a smaller --agent.discount narrows both"
+            )
+        return None
+
+
+def discounted_returns(data: Trajectories, discount: float) -> np.ndarray:
+    """For each row the discounted sum of the rewards from there on, up to a termination or the trajectory's end; 0 at a
+    last row. Where a trajectory was cut off, it is the sum of what the data shows.
+
+    By doubling: after j rounds `returns` holds the sum over 2^j steps and `carry` the discount over them.
+    """
+    returns = np.where(data.ends, 0.0, data.rewards).astype(np.float64)
+    carry = np.where(data.ends, 0.0, discount * data.masks).astype(np.float64)
+    stride = 1
+    while stride < len(returns) and carry.any():
+        returns[:-stride] += carry[:-stride] * returns[stride:]
+        carry[:-stride] *= carry[stride:]
+        carry[-stride:] = 0.0
+        stride *= 2
+    return returns

@@ -1,0 +1,87 @@
+"""The data of a run: brought from where its configuration points, and described in a few lines."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.agent import Agent
+from floq.config import Config
+from floq.data import ogbench
+from floq.data.arrays import memory
+from floq.data.collect import collect
+from floq.data.download import download
+from floq.data.open import given_splits, open_splits
+from floq.data.recipes import with_validation
+from floq.data.returns import ValueRange, discounted_returns
+from floq.data.transitions import Dataset, Splits
+from floq.folders import user_path
+from floq.progress import Display
+
+DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
+
+
+def load_data(config: Config, display: Display, given: Dataset | None = None) -> Splits:
+    """The data of a run. What is missing of OGBench's is downloaded, except the demonstration's, which is collected.
+
+    Args:
+        config: of the run.
+        display: shows where the data comes from and what it takes.
+        given: use this instead of reading anything; every twentieth episode is held out.
+    """
+
+    def fetch(name: str, directory: Path) -> None:
+        if name != DEMO_DATASET or config.dataset_mirror is not None:
+            display.note(f"downloading {name}")
+            return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
+        display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
+        with display.bar("collect", with_validation(DEMO_EPISODES)) as update:
+            collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
+
+    if given is not None:
+        data = given_splits(given.on_host(), config.env_name)
+    elif config.dataset is not None:
+        data = open_splits(config.dataset, config.dataset_dir, config.env_name, config.label_timing, fetch)
+    else:
+        assert config.env_name is not None  # the configuration has one of the two
+        data = ogbench.load(config.env_name, user_path(config.dataset_dir), config.label_timing, fetch)
+    sizes = data.train.observations.shape[1], data.train.actions.shape[1]
+    display.note(f"data    {data.provenance}")
+    display.note(
+        f"        {len(data.train):,} + {len(data.validation):,} transitions, "
+        f"{memory(data.train.observations.shape[0], len(data.train), *sizes)}"
+    )
+    if config.env_name is None:
+        display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
+        display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
+    return data
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the path of its dataset written out, so that the run can be resumed from elsewhere."""
+    if config.dataset is None:
+        return config
+    path = user_path(config.dataset)
+    return dataclasses.replace(config, dataset=str(path.resolve())) if os.path.exists(path) else config
+
+
+def note_values(agent: Agent, data: Splits, display: Display) -> None:
+    """Show the range in which a flow critic looks for values, and say so if the returns in the data do not fit it."""
+    if "noise_coverage" not in agent.static.flat():
+        return
+    h, scale = agent.hypers, float(agent.hypers.reward_scale)
+    rewards = tuple(scale * float(r) for r in (agent.value_range.r_min, agent.value_range.r_max))
+    values = ValueRange.of((rewards[0], rewards[1]), float(h.discount), float(h.noise_coverage))
+    display.note(f"values  {values} (from rewards within [{rewards[0]:.4g}, {rewards[1]:.4g}])")
+    parts = [part.on_host() for part in (data.train, data.validation)]
+    returns = np.concatenate([discounted_returns(rows, float(h.discount))[~rows.ends] for rows in parts])
+    if complaint := values.complaint(scale * returns):
+        display.note(f"warning {complaint}")
+
+
+def records(data: Splits) -> dict[str, Any]:
+    """What `config.json` keeps about the data of a run."""
+    fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
+    return {"provenance": data.provenance, "fingerprint": fingerprint}

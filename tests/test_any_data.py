@@ -1,0 +1,169 @@
+"""`floq train --dataset`: on somebody's own data, with a Gymnasium environment and with none."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+from episodes import make_episodes, write_folder
+from helpers import SCALAR, agent_config
+
+import floq
+from floq import cli
+from floq.agent import Agent
+from floq.data.arrays import from_episodes
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+from floq.held_out import ACTIONS, HeldOutEvaluator
+from floq.keys import Keys
+
+SMALL = [*TINY, "--agent=fql"]
+
+
+def pendulum_episodes(count=4, length=30):
+    """Of the pendulum's sizes: three numbers seen, one torque."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield {
+            "observations": rng.normal(size=(length + 1, 3)),
+            "actions": rng.uniform(-1, 1, (length, 1)),
+            "rewards": -rng.uniform(size=length),
+        }
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("robot") / "logs", pendulum_episodes())
+
+
+@pytest.fixture(scope="module")
+def finished(logs, tmp_path_factory):
+    """A run without an environment, and what it printed."""
+    save_dir = tmp_path_factory.mktemp("exp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(logs.parent)  # the data by a relative path, which another folder must understand
+        assert cli.run(["train", *SMALL, "--dataset=logs", f"--save_dir={save_dir}"]) == 0
+    (folder,) = save_dir.glob("floq/debug/logs/*")
+    return folder
+
+
+def test_without_an_environment_the_critic_speaks_and_success_does_not(finished, logs):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["success"], summary["eval_episodes"], summary["success_timing"]) == (None, None, None)
+    data = from_episodes(list(pendulum_episodes())[-1:])  # of four episodes the last is held out
+    returns = (data.rewards[:-1] * 0.99 ** np.arange(30)).sum()
+    assert summary["data_return"] == pytest.approx(returns, rel=1e-5)
+    assert np.isfinite([summary["td_error"], summary["initial_value"]]).all()
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["env_name"], config["dataset"], config["protocol"]) == (None, str(logs), "no environment")
+    assert config["data"]["provenance"] == f"{logs}; every 20th episode held out"
+    assert {p.name for p in (finished / "plots").iterdir()} == {"learning_curve.png"}
+    columns = (finished / "eval.csv").read_text().splitlines()[0].split(",")
+    assert columns[:4] == ["step", "evaluation/td_error", "evaluation/initial_value", "evaluation/data_return"]
+
+
+def test_the_same_number_again_and_on_from_there(finished, capsys):
+    before = floq.Run.open(finished).evaluations()
+    assert cli.run(["eval", str(finished), "--step=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "no environment" in printed
+    assert f"TD error    {before['evaluation/td_error'][before['step'].index(4)]:.4g}" in printed
+    assert cli.run(["train", f"--resume={finished}", "--offline_steps=8"]) == 0
+    after = floq.Run.open(finished).evaluations()
+    assert after["step"] == [1, 4, 6, 8]
+    assert after["evaluation/td_error"][:3] == before["evaluation/td_error"]
+    assert "in the critic's opinion" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_said_is_what_the_agent_computes():
+    """The value of initial states, by a loop over states and actions."""
+    data = Dataset.from_episodes(make_episodes([(3, True), (2, False), (4, True)]))
+    agent = Agent.init(jax.random.key(0), 2, 1, agent_config(SCALAR))
+    found = HeldOutEvaluator(data)(agent, seed=3, step=0)
+    assert found is not None
+    assert HeldOutEvaluator(data)(agent, seed=3, step=7) == found._replace(step=7)
+    starts, values = [0, 4, 7], []
+    keys = jax.random.split(jax.random.split(Keys.of(3).evaluation)[1], (3, ACTIONS))
+    for row, state_keys in zip(starts, keys, strict=True):
+        for key in state_keys:
+            act_key, value_key = jax.random.split(key)
+            obs = data.observations[row]
+            values.append(float(agent.value(obs, agent.act(obs, act_key), value_key)))
+    assert found.initial_value == pytest.approx(np.mean(values), rel=1e-4)
+
+
+def test_with_a_gymnasium_environment(logs, tmp_path, capsys):
+    flags = [f"--dataset={logs}", "--env_name=Pendulum-v1", f"--save_dir={tmp_path}"]
+    assert cli.run(["train", *SMALL, *flags, "--agent=floq", "--agent.block_width=8", "--agent.block_depth=1"]) == 0
+    (folder,) = tmp_path.glob("floq/debug/Pendulum-v1/*")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["success"] is None
+    assert (summary["eval_episodes"], summary["episode.length"]) == (3, 200)
+    assert -2000 < summary["episode.return"] < 0
+    printed = capsys.readouterr().out
+    assert "3 episodes of Pendulum-v1" in printed
+    assert "90 + 30 transitions, 0.0 MB" in printed
+    low = min(float(e["rewards"].min()) for e in list(pendulum_episodes())[:3])
+    assert f"values  [{100 * low:.4g}, 0]; source noise [{10 * low:.4g}, 0]" in printed
+    assert {p.name for p in (folder / "plots").iterdir()} == {"learning_curve.png", "flow.png"}
+
+
+def test_data_given_from_python(tmp_path):
+    data = Dataset.from_episodes(pendulum_episodes())
+    config = floq.configure(
+        agent="fql", dataset="mine", save_dir=str(tmp_path), offline_steps=2, batch_size=8,
+        value_hidden_dims=(8,), actor_hidden_dims=(8,),
+    )  # fmt: skip
+    run = floq.train(config, data, show=False)
+    assert run.folder.parent.name == "mine"
+    with pytest.raises(UserError, match="no such Minari"):
+        floq.resume(run.folder, offline_steps=3, show=False)
+    other = Dataset.from_episodes(pendulum_episodes(count=5))
+    with pytest.raises(UserError, match=r"is not what .* was trained on"):
+        floq.resume(run.folder, other, offline_steps=3, show=False)
+    assert floq.resume(run.folder, data, offline_steps=3, show=False).summary["steps"] == 3
+    with pytest.raises(UserError, match="the given data: observations has 3 numbers per row, MountainCar"):
+        floq.train(floq.configure("MountainCarContinuous-v0", save_dir=str(tmp_path)), data, show=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env_name=HalfCheetah-v5"], "observations has 3 numbers per row, HalfCheetah-v5 has 17"),
+        (["--env_name=pointmaze-medium-navigate-singletask-v0"], "observations has 3 numbers per row, pointmaze"),
+    ],
+)
+def test_data_that_is_not_of_the_environment(logs, tmp_path, capfd, flags, message):
+    assert cli.run(["train", *SMALL, *flags, f"--dataset={logs}", f"--save_dir={tmp_path}"]) == 2
+    assert message in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_rewards_needs_a_task(dataset_dir, tmp_path, capsys):
+    file = dataset_dir / "pointmaze-medium-navigate-v0.npz"
+    assert cli.run(["train", f"--dataset={file}", f"--save_dir={tmp_path}"]) == 2
+    assert "has no rewards: name the task that gives them with --env_name" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewards_beyond_the_training_ones_are_pointed_at(tmp_path, capsys):
+    episodes = list(pendulum_episodes())
+    episodes[-1]["rewards"] = episodes[-1]["rewards"] - 9
+    logs = write_folder(tmp_path / "logs", episodes)
+    tiny = [*TINY, "--offline_steps=1", "--agent.block_width=8", "--agent.block_depth=1"]
+    assert cli.run(["train", *tiny, f"--dataset={logs}", f"--save_dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "% of the discounted returns lie outside the values" in printed
+
+
+def test_the_presets_of_a_family_hold_for_its_data(capsys):
+    def resolved(*flags):
+        assert cli.run(["train", "--dry_run", *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    scene = resolved("--dataset=scene-play-singletask-v0")
+    assert (scene["env_name"], scene["agent"]["alpha"]) == (None, 300.0)
+    assert resolved("--dataset=mujoco/hopper/medium-v0")["agent"]["alpha"] == 10.0
+    both = resolved("--dataset=~/logs.hdf5", "--env_name=Hopper-v5")
+    assert (both["env_name"], both["dataset"]) == ("Hopper-v5", "~/logs.hdf5")

@@ -1,0 +1,268 @@
+"""Readers of files: the same transitions in every format, nothing lost in a conversion, and damage explained."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MAZE_DATA
+from episodes import (
+    STRUCTURES,
+    expected,
+    flat,
+    make_episodes,
+    same,
+    transitions,
+    write_folder,
+    write_hdf5,
+    write_minari,
+)
+from hypothesis import given, settings
+
+from floq import cli
+from floq.data import d4rl, files, minari
+from floq.data.arrays import from_episodes, read_folder
+from floq.data.convert import convert
+from floq.data.open import open_dataset, open_splits
+from floq.errors import UserError
+
+TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty store of Minari datasets."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@given(STRUCTURES)
+@settings(max_examples=15, deadline=None)
+def test_every_format_gives_the_same_transitions(structure):
+    episodes = make_episodes(structure)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", f"{folder}/store")
+        here = Path(folder)
+        np.savez(here / "flat.npz", **flat(episodes, with_next=True))
+        sources = [
+            write_hdf5(here / "a.hdf5", flat(episodes, with_next=True)),
+            write_folder(here / "episodes", episodes),
+            here / "flat.npz",
+            write_minari("test/tiny-v0", episodes),
+            write_minari("test/wide-v0", episodes, limit=4.0),
+        ]
+        for source in sources:
+            data, has_rewards, _, _ = open_dataset(str(source), folder)
+            assert has_rewards
+            same(transitions(data), expected(episodes))
+        whole = from_episodes(episodes)
+        for target in (f"{folder}/b.npz", "test/copy-v1", f"{folder}/copy-v1"):
+            written = convert(whole, True, target, "made up")
+            assert written.exists()
+            for back, before in zip(open_dataset(target, folder).data, whole, strict=True):
+                rows = ~whole.ends if back.ndim == 1 and back.dtype != bool else slice(None)
+                np.testing.assert_array_equal(back[rows], before[rows])
+        assert not [path for path in here.rglob("*partial*")]
+
+
+def test_d4rl_without_next_observations_and_antmaze(tmp_path):
+    episodes = make_episodes([(3, True), (4, False), (1, True)])
+    arrays = flat(episodes, with_next=False)
+    same(transitions(d4rl.read(write_hdf5(tmp_path / "hopper.hdf5", arrays))), expected(episodes, keeps_last=False))
+    column = write_hdf5(tmp_path / "antmaze.hdf5", arrays | {"rewards": arrays["rewards"][:, None]})
+    np.testing.assert_array_equal(d4rl.read(column).rewards[:3], arrays["rewards"][:3] - 1)
+
+
+def test_minari_dictionaries_are_laid_end_to_end_in_the_order_of_their_keys(store):
+    episodes = make_episodes([(3, True), (2, False)])
+    write_minari("test/dict-v0", episodes, observations=lambda x: {"b": x[:, 1:], "a": x[:, :1]})
+    for name in ("test/dict-v0", str(store / "test" / "dict-v0")):
+        data = minari.read(name)
+        same(transitions(data), expected(episodes))
+        assert (data.observations[:, 1] == -data.observations[:, 0]).all()
+
+
+def test_minari_never_makes_the_environment_that_a_stranger_names(store, tmp_path):
+    """Metadata without spaces make Minari call the entry point that they name: here a function that leaves a file."""
+    write_minari("test/tiny-v0", make_episodes([(2, True)]))
+    metadata = store / "test" / "tiny-v0" / "data" / "metadata.json"
+    values = json.loads(metadata.read_text())
+    del values["observation_space"]
+    trap = {"id": "Trap-v0", "entry_point": "pathlib:Path.touch", "kwargs": {"self": str(tmp_path / "sprung")}}
+    values["env_spec"] = json.dumps(trap)
+    metadata.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="its metadata lack the spaces"):
+        minari.read("test/tiny-v0")
+    assert not (tmp_path / "sprung").exists()
+
+
+# --- which file a name means, and what a run is given ---
+
+
+def test_a_file_is_validated_on_its_neighbour_or_on_held_out_episodes(dataset_dir, tmp_path):
+    npz = str(dataset_dir / f"{MAZE_DATA}.npz")
+    with_neighbour = open_splits(npz, "none", TASK)
+    by_name = open_splits(MAZE_DATA, str(dataset_dir), TASK)
+    of_task = open_splits(TASK, str(dataset_dir))
+    for splits in (with_neighbour, by_name, of_task):
+        assert (len(splits.train), len(splits.validation)) == (3000, 1000)
+        assert "3 of the published 1000 episodes" in splits.provenance
+        assert splits.provenance.endswith(f"validated on {MAZE_DATA}-val.npz")
+        assert splits.train.fingerprint() == with_neighbour.train.fingerprint()
+    shutil.copy(npz, tmp_path / "alone.npz")
+    alone = open_splits(str(tmp_path / "alone.npz"), "none", TASK)
+    assert (len(alone.train), len(alone.validation)) == (2000, 1000)
+    assert alone.provenance == f"{tmp_path}/alone.npz, rewards of {TASK}; every 20th episode held out"
+
+
+def test_a_conversion_keeps_the_rewards_of_the_task(dataset_dir, tmp_path, store, capsys):
+    npz, before = str(tmp_path / "maze.npz"), open_dataset(TASK, str(dataset_dir)).data
+    for words in ([TASK, npz], [npz, "lab/maze-v0"], ["lab/maze-v0", f"{tmp_path}/maze-v1"]):
+        assert cli.run(["data", "convert", *words, f"--dataset_dir={dataset_dir}"]) == 0
+        assert "3,000 transitions in 3 trajectories" in capsys.readouterr().out
+    for name in (npz, "lab/maze-v0", f"{tmp_path}/maze-v1"):
+        after = open_dataset(name, "none").data
+        assert (before.masks[~before.ends.astype(bool)] == 0).any()
+        same(transitions(after), transitions(before._replace(ends=before.ends.astype(bool))))
+
+
+def test_ogbenchs_loader_opens_a_conversion(tmp_path):
+    import ogbench
+
+    episodes = make_episodes([(3, True), (2, False)])
+    convert(from_episodes(episodes), True, str(tmp_path / "mine.npz"), "made up")
+    theirs = ogbench.load_dataset(str(tmp_path / "mine.npz"))
+    wanted = [(obs, next_obs) for obs, _, _, _, next_obs in expected(episodes)]
+    assert list(zip(theirs["observations"][:, 0], theirs["next_observations"][:, 0], strict=True)) == wanted
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("there.npz", "exists already: delete it, or write to another name"),
+        ("nowhere", "write FILE.npz for OGBench's layout, or for Minari an id or a ./FOLDER that ends in a version"),
+        ("./robot", "that ends in a version"),
+        ("lab/robot-v0", "has no rewards, which Minari needs: name a task"),
+    ],
+)
+def test_what_cannot_be_converted(dataset_dir, tmp_path, store, monkeypatch, capsys, target, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.npz").write_bytes(b"precious")
+    assert cli.run(["data", "convert", MAZE_DATA, target, f"--dataset_dir={dataset_dir}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert (tmp_path / "there.npz").read_bytes() == b"precious"
+
+
+def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, store, monkeypatch):
+    data = from_episodes(make_episodes([(3, True)]))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr("minari.create_dataset_from_buffers", full)
+    for target in ("a.npz", "robot-v0"):
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
+            convert(data, True, str(tmp_path / target), "made up")
+    assert [path for path in tmp_path.rglob("*") if path != store] == []
+
+
+def test_d4rl_files_that_are_none(tmp_path):
+    arrays = flat(make_episodes([(2, True)]), with_next=False)
+    del arrays["rewards"]
+    with pytest.raises(UserError, match="lacks rewards: it is not a D4RL dataset"):
+        d4rl.read(write_hdf5(tmp_path / "a.hdf5", arrays))
+    group = write_hdf5(tmp_path / "c.hdf5", arrays | {"rewards/more": np.zeros(2)})
+    with pytest.raises(UserError, match="rewards is not an array"):
+        d4rl.read(group)
+
+
+def test_a_folder_of_episodes_that_is_none(tmp_path):
+    folder = write_folder(tmp_path / "episodes", make_episodes([(3, True), (2, False)]))
+    (folder / "000.npz").write_bytes(b"not a zip file")
+    with pytest.raises(UserError, match=r"000\.npz cannot be read .*: mend it, or take it out of the folder"):
+        read_folder(folder)
+    with pytest.raises(UserError, match=r"holds no \.npz files"):
+        read_folder(tmp_path / "none")
+
+
+def test_a_flat_file_that_lacks_something(tmp_path):
+    arrays = flat(make_episodes([(2, True)]), with_next=False)
+    del arrays["terminals"]
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match="has rewards but lacks terminals: see"):
+        open_dataset(str(tmp_path / "a.npz"), "none")
+
+
+DAMAGED = {
+    "hdf5": lambda folder, e: write_hdf5(folder / "a.hdf5", flat(e, with_next=True)),
+    "flat": lambda folder, e: np.savez_compressed(folder / "a.npz", **flat(e, with_next=True)) or folder / "a.npz",
+    "episodes": lambda folder, e: write_folder(folder / "episodes", e) / "000.npz",
+    "minari": lambda folder, e: write_minari("a-v0", e) and folder / "store" / "a-v0" / "data" / "main_data.hdf5",
+    "minari metadata": lambda folder, e: (
+        write_minari("a-v0", e) and folder / "store" / "a-v0" / "data" / "metadata.json"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damage_is_one_kind_of_error(tmp_path, store, kind):
+    """Cut short or with other bytes in it, a file is read, or refused with a UserError, and nothing else."""
+    file = DAMAGED[kind](tmp_path, make_episodes([(3, True), (4, False)]))
+    name = "a-v0" if kind.startswith("minari") else str(file.parent if kind == "episodes" else file)
+    whole, random, refused = file.read_bytes(), np.random.default_rng(0), 0
+    places = np.flatnonzero(np.frombuffer(whole, np.uint8))  # HDF5 is mostly padding
+    for attempt in range(60):
+        damaged = bytearray(whole)
+        for place in random.choice(places, 5):
+            damaged[place] = random.integers(256)
+        file.write_bytes(damaged[: random.integers(len(whole))] if attempt % 3 == 0 else damaged)
+        try:
+            open_dataset(name, "none")
+        except UserError:
+            refused += 1
+    assert refused > 20
+
+
+def test_files_that_unpack_to_more_than_the_machine_holds(tmp_path, store, monkeypatch):
+    """Zeros compress a thousandfold; what is declared is refused before anything is unpacked."""
+    n = 200_000
+    zeros = {"observations": np.zeros((n, 2)), "actions": np.zeros((n, 1)), "rewards": np.zeros(n)}
+    zeros |= {"terminals": np.zeros(n)}
+    np.savez_compressed(tmp_path / "bomb.npz", **zeros)
+    import h5py
+
+    with h5py.File(tmp_path / "bomb.hdf5", "w") as file:
+        for key, x in zeros.items():
+            file.create_dataset(key, data=x, compression="gzip")
+    (tmp_path / "episodes").mkdir()
+    shutil.copy(tmp_path / "bomb.npz", tmp_path / "episodes")
+    episode = {key: x[1:] for key, x in zeros.items()} | {"terminations": np.zeros(n - 1, bool)}
+    write_minari("bomb-v0", [episode | {"observations": np.zeros((n, 2), np.float32)}])
+    monkeypatch.setattr(files, "SIZE_LIMIT", 2**20)
+    for name in ("bomb.npz", "bomb.hdf5", "episodes"):
+        assert (tmp_path / name).exists()
+        with pytest.raises(UserError, match="would unpack to"):
+            open_dataset(str(tmp_path / name), "none")
+    with pytest.raises(UserError, match="would unpack to"):
+        open_dataset("bomb-v0", "none")
+
+
+def test_an_array_that_claims_more_than_its_entry_holds(tmp_path):
+    """The header of an npy inside the zip says 2^40 numbers, its data are three."""
+    import io
+    import zipfile
+
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
+    with zipfile.ZipFile(tmp_path / "liar.npz", "w") as archive:
+        archive.writestr("observations.npy", buffer.getvalue() + np.zeros(3).tobytes())
+    with pytest.raises(UserError, match="cannot be read"):
+        open_dataset(str(tmp_path / "liar.npz"), "none")
