@@ -1,6 +1,6 @@
 """How fast the scripted experts make data, with one worker process and with two, family by family.
 
-    python benchmarks/collection.py [--episodes 20] [NAME ...]
+    python benchmarks/collection.py [--rows 20000] [NAME ...]
 
 Prints one table: rows per second with one worker and with two, starting the processes and writing the files included,
 and the ratio. The two are measured one after the other, into a temporary folder.
@@ -35,13 +35,16 @@ def rows_per_second(name: str, episodes: int, workers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="datasets; by default one per family")
-    parser.add_argument("--episodes", type=int, default=20, help="training episodes; a tenth on top is for validation")
+    parser.add_argument("--rows", type=int, default=20_000, help="at least so many; of mazes, ten times as many")
     options = parser.parse_args()
-    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.episodes} episodes and a tenth")
+    print(
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.rows:,} rows, of mazes ten times that"
+    )
     print(f"{'dataset':<30} {'1 worker':>12} {'2 workers':>12} {'ratio':>6} {'published, 2 workers':>21}")
     for name in options.names:
-        one, two = (rows_per_second(name, options.episodes, workers) for workers in (1, 2))
         made = recipe(name)
+        episodes = -(-options.rows * (10 if "maze" in name else 1) // made.rows)
+        one, two = (rows_per_second(name, episodes, workers) for workers in (1, 2))
         minutes = with_validation(made.episodes) * made.rows / two / 60
         print(f"{name:<30} {one:>8.0f} 1/s {two:>8.0f} 1/s {two / one:>6.2f} {minutes:>17.0f} min", flush=True)
 

@@ -15,6 +15,7 @@ from floq.agent import Agent
 from floq.data.arrays import from_episodes
 from floq.data.transitions import Dataset
 from floq.errors import UserError
+from floq.evaluate import evaluate_run
 from floq.held_out import ACTIONS, HeldOutEvaluator
 from floq.keys import Keys
 
@@ -57,7 +58,7 @@ def test_without_an_environment_the_critic_speaks_and_success_does_not(finished,
     assert np.isfinite([summary["td_error"], summary["initial_value"]]).all()
     config = json.loads((finished / "config.json").read_text())
     assert (config["env_name"], config["dataset"], config["protocol"]) == (None, str(logs), "no environment")
-    assert config["data"]["provenance"] == f"{logs}; every 20th episode held out"
+    assert config["data"]["provenance"] == f"{logs}; its last episode held out"
     assert {p.name for p in (finished / "plots").iterdir()} == {"learning_curve.png"}
     columns = (finished / "eval.csv").read_text().splitlines()[0].split(",")
     assert columns[:4] == ["step", "evaluation/td_error", "evaluation/initial_value", "evaluation/data_return"]
@@ -83,6 +84,7 @@ def test_what_is_said_is_what_the_agent_computes():
     found = HeldOutEvaluator(data)(agent, seed=3, step=0)
     assert found is not None
     assert HeldOutEvaluator(data)(agent, seed=3, step=7) == found._replace(step=7)
+    assert HeldOutEvaluator(data)(agent, seed=3, step=0, should_stop=lambda: True) is None
     starts, values = [0, 4, 7], []
     keys = jax.random.split(jax.random.split(Keys.of(3).evaluation)[1], (3, ACTIONS))
     for row, state_keys in zip(starts, keys, strict=True):
@@ -117,11 +119,16 @@ def test_data_given_from_python(tmp_path):
     )  # fmt: skip
     run = floq.train(config, data, show=False)
     assert run.folder.parent.name == "mine"
-    with pytest.raises(UserError, match="no such Minari"):
+    with pytest.raises(UserError, match=r"was given its data from Python: do so again, as in floq\.resume"):
         floq.resume(run.folder, offline_steps=3, show=False)
+    assert cli.run(["eval", str(run.folder)]) == 2
+    found = evaluate_run(str(run.folder), data=data, show=False)
+    assert found.summary()["evaluation/td_error"] == run.evaluations()["evaluation/td_error"][-1]
     other = Dataset.from_episodes(pendulum_episodes(count=5))
     with pytest.raises(UserError, match=r"is not what .* was trained on"):
         floq.resume(run.folder, other, offline_steps=3, show=False)
+    with pytest.raises(UserError, match=r"is not what .* was trained on"):
+        evaluate_run(str(run.folder), data=other, show=False)
     assert floq.resume(run.folder, data, offline_steps=3, show=False).summary["steps"] == 3
     with pytest.raises(UserError, match="the given data: observations has 3 numbers per row, MountainCar"):
         floq.train(floq.configure("MountainCarContinuous-v0", save_dir=str(tmp_path)), data, show=False)
@@ -165,5 +172,6 @@ def test_the_presets_of_a_family_hold_for_its_data(capsys):
     scene = resolved("--dataset=scene-play-singletask-v0")
     assert (scene["env_name"], scene["agent"]["alpha"]) == (None, 300.0)
     assert resolved("--dataset=mujoco/hopper/medium-v0")["agent"]["alpha"] == 10.0
+    assert resolved("--dataset=/data/scene-play-v0.npz")["agent"]["alpha"] == 300.0
     both = resolved("--dataset=~/logs.hdf5", "--env_name=Hopper-v5")
     assert (both["env_name"], both["dataset"]) == ("Hopper-v5", "~/logs.hdf5")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floq.data.arrays import from_arrays, from_episodes, hold_out
-from floq.data.returns import ValueRange, discounted_returns
+from floq.data.returns import ReturnRange, discounted_returns
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 
@@ -20,8 +20,12 @@ def test_every_way_in_gives_the_same_transitions(structure):
     same(transitions(from_episodes(episodes)), expected(episodes))
     same(transitions(from_arrays(**flat(episodes, with_next=True))), expected(episodes))
     shorter = [e | {"observations": e["observations"][:-1]} for e in episodes]
-    for data in (from_episodes(shorter), from_arrays(**flat(episodes, with_next=False))):
-        same(transitions(data), expected(episodes, keeps_last=False))
+    for make in (lambda: from_episodes(shorter), lambda: from_arrays(**flat(episodes, with_next=False))):
+        if wanted := expected(episodes, keeps_last=False):
+            same(transitions(make()), wanted)
+        else:
+            with pytest.raises(UserError, match="has no transition whose next state is known"):
+                make()
 
 
 @given(STRUCTURES, st.randoms(use_true_random=False))
@@ -71,7 +75,7 @@ def test_holding_out_divides_the_transitions(structure):
         with pytest.raises(UserError, match="the dataset has a single transition"):
             hold_out(data)
         return
-    train, held = hold_out(data)
+    train, held, _ = hold_out(data)
     assert transitions(train)
     assert transitions(held)
     assert sorted(transitions(train) + transitions(held)) == sorted(transitions(data))
@@ -79,11 +83,14 @@ def test_holding_out_divides_the_transitions(structure):
 
 def test_every_twentieth_episode_is_held_out():
     data = from_episodes(make_episodes([(2, False)] * 41))
-    train, held = hold_out(data)
+    train, held, how = hold_out(data)
+    assert how == "every 20th episode held out"
     assert [int(x) for x in held.observations[:, 0]] == [57, 58, 59, 117, 118, 119]
     assert train.ends.sum() == 39
     one = from_episodes(make_episodes([(100, False)]))
-    assert [len(transitions(part)) for part in hold_out(one)] == [95, 5]
+    *parts, how = hold_out(one)
+    assert how == "its last twentieth held out"
+    assert [len(transitions(part)) for part in parts] == [95, 5]
 
 
 @given(STRUCTURES, st.floats(0, 0.999))
@@ -107,11 +114,12 @@ def test_discounted_returns_of_a_long_trajectory():
 
 
 def test_the_value_range_and_what_it_says_of_returns():
-    values = ValueRange.of((-1.0, -0.5), 0.99, 0.1)
-    np.testing.assert_allclose(values, (-100, 0, -10, 0))
+    values = ReturnRange.of((-1.0, -0.5), 0.99, 0.1)
+    np.testing.assert_allclose(values, (-100, 0, -10, 0, 1))
+    assert values.complaint(np.array([-100.9, 0.0])) is None  # the histogram reaches so far
     assert values.complaint(np.array([-90.0, 0.0])) is None
     assert "50.00% of the discounted returns lie outside the values [-100, 0]" in str(
-        values.complaint(np.array([-101.0, 0.0]))
+        values.complaint(np.array([-101.1, 0.0]))
     )
     assert "returns fill 1.0% of the values [-100, 0]" in str(values.complaint(np.array([-1.0, 0.0])))
 
@@ -137,6 +145,11 @@ def change(**arrays):
         ),
         (change(rewards=np.zeros(2)), "episode 1: all arrays must have equally many rows"),
         (change(terminations=np.zeros(2)), "episode 1 has 2 terminations for 3 actions"),
+        (change(terminations=np.zeros((3, 1))), r"episode 1: terminations has shape \(3, 1\), it must be \(rows,\)"),
+        (change(terminations=np.array([0, np.nan, 0])), "episode 1: terminations is not finite in 1 of 3 rows"),
+        (change(actions=[[0.0], [0.0, 1.0], [0.0]]), "episode 1: actions is not an array of numbers"),
+        (change(actions=0.5), "episode 1 is empty"),
+        (change(observations=np.array([{}] * 4)), "episode 1: observations holds object, not numbers"),
         (lambda e: {k: x for k, x in e.items() if k != "rewards"}, "episode 1 lacks rewards"),
     ],
 )
@@ -149,3 +162,19 @@ def test_wrong_episodes_are_named(changed, message):
 def test_nothing_at_all():
     with pytest.raises(UserError, match="has no episodes"):
         from_episodes([])
+
+
+def test_flat_arrays_must_say_where_episodes_end():
+    arrays = flat(make_episodes([(3, False), (2, True)]), with_next=False)
+    del arrays["timeouts"]
+    with pytest.raises(UserError, match="has neither timeouts nor next_observations"):
+        from_arrays(**arrays)
+
+
+def test_next_observations_of_another_precision_do_not_cut_episodes():
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(6, 2))
+    data = from_arrays(
+        obs[:5], np.zeros((5, 1)), np.zeros(5), np.zeros(5), next_observations=obs[1:].astype(np.float32)
+    )
+    assert data.ends.tolist() == [False] * 5 + [True]

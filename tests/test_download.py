@@ -13,6 +13,7 @@ from floq.data import download as download_module
 from floq.data.download import download
 from floq.data.ogbench import load
 from floq.errors import UserError
+from floq.folders import exclusive
 
 NAME = "cube-single-play-v0"
 
@@ -87,6 +88,19 @@ def test_one_file_without_the_other_is_none(mirror, tmp_path, file, fault):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_process_at_a_time_downloads_a_dataset(mirror, tmp_path):
+    address, handler = mirror
+    fill(handler)
+    (tmp_path / f".{NAME}.download").mkdir()
+    with (
+        exclusive(tmp_path / f".{NAME}.download", "never"),
+        pytest.raises(UserError, match=f"another process is downloading {NAME} into"),
+    ):
+        download(NAME, tmp_path, address)
+    download(NAME, tmp_path, address)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{NAME}.npz", f"{NAME}-val.npz"}
+
+
 def test_a_disk_that_is_too_small(mirror, tmp_path, monkeypatch):
     address, handler = mirror
     fill(handler)
@@ -148,7 +162,7 @@ def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(no_server, t
 @pytest.mark.parametrize("mirror_address", ["example.org/data", "ftp://example.org", ""])
 def test_an_address_that_is_none(tmp_path, mirror_address):
     with pytest.raises(UserError, match="give an address that begins with https, http or file"):
-        download(NAME, tmp_path / "new", mirror_address or "nowhere")
+        download(NAME, tmp_path / "new", mirror_address)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -130,6 +130,12 @@ class Picture(Drawn):
     observation_space = gymnasium.spaces.Box(0, 1, (4, 4, 3))
 
 
+def test_a_missing_dependency_is_named_as_it_is():
+    pytest.importorskip("gymnasium")
+    with pytest.raises(UserError, match=r"BipedalWalker-v3: .*[bB]ox2[dD].* is not installed"):
+        envs.make("BipedalWalker-v3")
+
+
 def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     gymnasium.register("test/Drawn-v0", Drawn)
     gymnasium.register("test/Picture-v0", Picture)
@@ -140,6 +146,7 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
         assert slots.step(np.zeros((1, 1)))[1] == [(0, envs.EpisodeResult(1.0, 0.0, 1))]
         with pytest.raises(UserError, match="floq needs a vector of observations"):
             envs.make("test/Picture-v0")
+        assert envs.make("test/Drawn-v0").env.env._max_episode_steps == envs.TIME_LIMIT  # type: ignore[attr-defined]
     finally:
         del gymnasium.registry["test/Drawn-v0"], gymnasium.registry["test/Picture-v0"]
 

@@ -1,6 +1,7 @@
 """Evaluation depends on seed, step and policy, and on nothing else. On a task whose returns show every difference."""
 
 import jax
+import numpy as np
 import pytest
 from helpers import agent_config
 
@@ -59,3 +60,12 @@ def test_summary_is_the_mean_over_episodes():
     assert evaluation.summary() == {
         "evaluation/success": 0.5, "evaluation/episode.return": -20.0, "evaluation/episode.length": 20.5
     }  # fmt: skip
+
+
+def test_an_episode_without_a_flag_fails_only_where_others_have_one():
+    nan = float("nan")
+    some = Evaluation(3, (EpisodeResult(1.0, 0.0, 1), EpisodeResult(nan, 0.0, 1)))
+    none = Evaluation(3, (EpisodeResult(nan, 0.0, 1), EpisodeResult(nan, 0.0, 1)))
+    assert some.summary()["evaluation/success"] == 0.5
+    assert np.isnan(none.summary()["evaluation/success"])
+    assert list(some.summary()) == list(none.summary())  # a CSV's columns are those of its first row

@@ -32,7 +32,7 @@ def test_transitions_equal_ogbenchs_own_loader(dataset_dir, task):
 
 
 def test_tasks_share_observations_and_actions_on_the_device(dataset_dir):
-    names = [NAME.replace("-v0", f"-singletask-task{task}-v0") for task in range(1, 6)]
+    names = [NAME.replace("-v0", f"-singletask{task}-v0") for task in ("-task1", "-task2", "-task3", "", "-task5")]
     together, alone = load_tasks(names, dataset_dir), [load(name, dataset_dir) for name in names]
     for one, other in zip(together, alone, strict=True):
         assert one.train.fingerprint() == other.train.fingerprint()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_d4rl_without_next_observations_and_antmaze(tmp_path):
     episodes = make_episodes([(3, True), (4, False), (1, True)])
     arrays = flat(episodes, with_next=False)
     same(transitions(d4rl.read(write_hdf5(tmp_path / "hopper.hdf5", arrays))), expected(episodes, keeps_last=False))
-    column = write_hdf5(tmp_path / "antmaze.hdf5", arrays | {"rewards": arrays["rewards"][:, None]})
+    name = "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"  # as D4RL's files are called
+    column = write_hdf5(tmp_path / name, arrays | {"rewards": arrays["rewards"][:, None]})
     np.testing.assert_array_equal(d4rl.read(column).rewards[:3], arrays["rewards"][:3] - 1)
 
 
@@ -80,9 +82,43 @@ def test_minari_dictionaries_are_laid_end_to_end_in_the_order_of_their_keys(stor
     episodes = make_episodes([(3, True), (2, False)])
     write_minari("test/dict-v0", episodes, observations=lambda x: {"b": x[:, 1:], "a": x[:, :1]})
     for name in ("test/dict-v0", str(store / "test" / "dict-v0")):
-        data = minari.read(name)
+        data = open_dataset(name, "none").data
         same(transitions(data), expected(episodes))
         assert (data.observations[:, 1] == -data.observations[:, 0]).all()
+
+
+def test_a_space_is_flattened_as_gymnasium_flattens_it():
+    """Also where its keys are not sorted, and where it holds numbers of a few."""
+    import gymnasium
+    from gymnasium.spaces import Box, Dict, Discrete, Tuple
+
+    space = Dict(OrderedDict(z=Box(-1, 1, (2,)), a=Tuple((Discrete(3, start=1), Box(-1, 1, (1, 2))))))
+    space.seed(0)
+    steps = [space.sample() for _ in range(5)]
+    columns = {
+        "z": np.stack([s["z"] for s in steps]),
+        "a": tuple(np.stack([s["a"][i] for s in steps]) for i in range(2)),
+    }
+    wanted = np.stack([gymnasium.spaces.flatten(space, s) for s in steps])
+    np.testing.assert_array_equal(minari._flat(space, columns), wanted)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "dictionary"])
+def test_minari_actions_that_are_no_vector(store, kind):
+    import gymnasium
+    import minari as package
+    from minari.data_collector import EpisodeBuffer
+
+    spaces = gymnasium.spaces
+    space = spaces.Discrete(2) if kind == "discrete" else spaces.Dict({"a": spaces.Box(-1, 1, (1,))})
+    actions = np.zeros(2, int) if kind == "discrete" else {"a": np.zeros((2, 1), np.float32)}
+    buffer = EpisodeBuffer(observations=np.zeros((3, 1)), actions=actions, rewards=[0, 0], terminations=[False, True],
+                           truncations=[False, False])  # type: ignore[arg-type]  # fmt: skip
+    package.create_dataset_from_buffers(
+        "test/odd-v0", [buffer], observation_space=spaces.Box(-1, 1, (1,)), action_space=space
+    )
+    with pytest.raises(UserError, match="floq needs a vector of continuous actions, this dataset has"):
+        open_dataset("test/odd-v0", "none")
 
 
 def test_minari_never_makes_the_environment_that_a_stranger_names(store, tmp_path):
@@ -95,7 +131,7 @@ def test_minari_never_makes_the_environment_that_a_stranger_names(store, tmp_pat
     values["env_spec"] = json.dumps(trap)
     metadata.write_text(json.dumps(values))
     with pytest.raises(UserError, match="its metadata lack the spaces"):
-        minari.read("test/tiny-v0")
+        open_dataset("test/tiny-v0", "none")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -110,12 +146,42 @@ def test_a_file_is_validated_on_its_neighbour_or_on_held_out_episodes(dataset_di
     for splits in (with_neighbour, by_name, of_task):
         assert (len(splits.train), len(splits.validation)) == (3000, 1000)
         assert "3 of the published 1000 episodes" in splits.provenance
-        assert splits.provenance.endswith(f"validated on {MAZE_DATA}-val.npz")
+        assert splits.provenance.endswith(f"rewards of {TASK}; validated on {MAZE_DATA}-val.npz")
         assert splits.train.fingerprint() == with_neighbour.train.fingerprint()
     shutil.copy(npz, tmp_path / "alone.npz")
     alone = open_splits(str(tmp_path / "alone.npz"), "none", TASK)
     assert (len(alone.train), len(alone.validation)) == (2000, 1000)
-    assert alone.provenance == f"{tmp_path}/alone.npz, rewards of {TASK}; every 20th episode held out"
+    assert alone.provenance == f"{tmp_path}/alone.npz, rewards of {TASK}; its last episode held out"
+
+
+def test_both_parts_are_checked(dataset_dir, tmp_path):
+    episodes = make_episodes([(3, True), (4, False)])
+    convert(from_episodes(episodes), True, str(tmp_path / "a.npz"), "made up")
+    rows = {"observations": np.zeros((4, 2)), "actions": np.zeros((4, 1)), "terminals": np.zeros(4)}
+    np.savez(tmp_path / "a-val.npz", **rows)
+    with pytest.raises(UserError, match=r"a-val\.npz has no rewards"):
+        open_splits(str(tmp_path / "a.npz"), "none")
+    labels = {"rewards": np.zeros(4), "masks": np.ones(4)}
+    for odd, message in (
+        ({"observations": np.zeros((4, 3))}, "observations has 3 numbers per row, .*a.npz has 2"),
+        ({"actions": np.full((4, 1), 7.0)}, "actions lie outside"),
+    ):
+        np.savez(tmp_path / "a-val.npz", **(rows | labels | odd))
+        with pytest.raises(UserError, match=message):
+            open_splits(str(tmp_path / "a.npz"), "none")
+    with pytest.raises(UserError, match=f"is another: give --dataset={MAZE_DATA}"):
+        open_splits(TASK, str(dataset_dir), TASK.replace("-v0", "-task2-v0"))
+
+
+def test_flat_files_with_masks_as_ogbenchs_loader_returns_them(dataset_dir, tmp_path):
+    import ogbench
+
+    arrays = ogbench.make_env_and_datasets(TASK, dataset_dir=str(dataset_dir))[1]
+    np.savez(tmp_path / "flat.npz", **arrays)
+    found = open_dataset(str(tmp_path / "flat.npz"), "none").data
+    wanted = open_dataset(TASK, str(dataset_dir)).data
+    assert (wanted.masks[~wanted.ends] == 0).any()
+    same(transitions(found), transitions(wanted))
 
 
 def test_a_conversion_keeps_the_rewards_of_the_task(dataset_dir, tmp_path, store, capsys):
@@ -125,8 +191,8 @@ def test_a_conversion_keeps_the_rewards_of_the_task(dataset_dir, tmp_path, store
         assert "3,000 transitions in 3 trajectories" in capsys.readouterr().out
     for name in (npz, "lab/maze-v0", f"{tmp_path}/maze-v1"):
         after = open_dataset(name, "none").data
-        assert (before.masks[~before.ends.astype(bool)] == 0).any()
-        same(transitions(after), transitions(before._replace(ends=before.ends.astype(bool))))
+        assert (before.masks[~before.ends] == 0).any()
+        same(transitions(after), transitions(before))
 
 
 def test_ogbenchs_loader_opens_a_conversion(tmp_path):
@@ -148,7 +214,8 @@ def test_ogbenchs_loader_opens_a_conversion(tmp_path):
         ("there.npz", "exists already: delete it, or write to another name"),
         ("nowhere", "write FILE.npz for OGBench's layout, or for Minari an id or a ./FOLDER that ends in a version"),
         ("./robot", "that ends in a version"),
-        ("lab/robot-v0", "has no rewards, which Minari needs: name a task"),
+        ("lab/robot-v0", "has no rewards to convert: name a task"),
+        ("new/robot.npz", "has no rewards to convert: name a task"),
     ],
 )
 def test_what_cannot_be_converted(dataset_dir, tmp_path, store, monkeypatch, capsys, target, message):
@@ -168,10 +235,37 @@ def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, store, monkeypatc
 
     monkeypatch.setattr(np, "savez_compressed", full)
     monkeypatch.setattr("minari.create_dataset_from_buffers", full)
-    for target in ("a.npz", "robot-v0"):
+    for target in ("new/a.npz", "robot-v0"):
         with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
             convert(data, True, str(tmp_path / target), "made up")
     assert [path for path in tmp_path.rglob("*") if path != store] == []
+
+
+def test_numbers_that_are_too_large_for_the_target(tmp_path):
+    episode = make_episodes([(3, True)])[0]
+    data = from_episodes([episode | {"rewards": np.array([0.0, 1e300, 0.0])}])
+    with pytest.raises(UserError, match="made up, as 32-bit floats: rewards is not finite in 1 of 4 rows"):
+        convert(data, True, str(tmp_path / "a.npz"), "made up")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./robot-play-logs", "robot-play-logs is not there: give such a file, a folder of them, or a name"),
+        ("notes.csv", r"notes\.csv is no \.npz, \.hdf5 or \.h5 file"),
+        ("project", r"project holds no \.npz files"),
+        ("~/robot-v0", "robot-v0 is not there"),
+        ("robot-v0", "no such Minari dataset in the local store"),
+    ],
+)
+def test_what_a_name_could_mean(tmp_path, store, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes.csv").write_text("a,b\n")
+    (tmp_path / "project" / "data").mkdir(parents=True)
+    with pytest.raises(UserError, match=message):
+        open_dataset(name, "none")
 
 
 def test_d4rl_files_that_are_none(tmp_path):

@@ -70,7 +70,7 @@ class Inspect:
     name: Positional[str]
     """An OGBench dataset or task, the path of a file or folder, or a Minari id."""
     out: str | None = None
-    """The picture's file; by default NAME.png in the current folder."""
+    """The picture's file; by default NAME-inspected.png in the current folder."""
     dataset_dir: str = "~/.ogbench/data"
     """Where OGBench's files are."""
 
@@ -84,7 +84,7 @@ def inspect_command(argv: list[str]) -> None:
     from floq.data.open import open_dataset
     from floq.progress import Display
 
-    picture = user_path(options.out or f"{user_path(options.name).stem}.png")
+    picture = user_path(options.out or f"{user_path(options.name).absolute().stem}-inspected.png")
     check_writable(picture.parent, "give another --out")
     data, has_rewards, source, _ = open_dataset(options.name, options.dataset_dir)
     found = inspect(data, has_rewards)
@@ -102,7 +102,7 @@ def inspect_command(argv: list[str]) -> None:
         found.episodes.returns if has_rewards else None,
         reward_over_time(data) if has_rewards else None,
         data.actions[sample],
-        data.observations[sample, :2] if "maze" in options.name else None,
+        data.observations[sample, :2] if "maze" in options.name and data.observations.shape[1] > 1 else None,
     )
     display.note(f"  picture     {picture}")
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
 from floq.errors import UserError, nearest
+from floq.folders import DATA_FILES, looks_like_path
 
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
@@ -129,6 +130,14 @@ def settings_type(critic: str, actor: str) -> type:
     return dataclasses.make_dataclass("AgentSettings", [], bases=bases, frozen=True)
 
 
+def task_name(env_name: str | None, dataset: str | None) -> str:
+    """What is learned, in a word: the environment's id, or without one the dataset's name."""
+    if env_name is not None or dataset is None:
+        return env_name or ""
+    path = Path(dataset)
+    return (path.stem if path.suffix in DATA_FILES else path.name) if looks_like_path(dataset) else dataset
+
+
 @dataclass(frozen=True)
 class Config:
     """A training run. The defaults are the published ones, on the demonstration task."""
@@ -194,9 +203,7 @@ class Config:
     @property
     def task(self) -> str:
         """What is learned, in a word: the environment's id, or without one the dataset's name."""
-        name = self.dataset or ""
-        is_path = name[:1] in ("/", ".", "~") or name.endswith((".npz", ".hdf5", ".h5"))
-        return self.env_name or (Path(name).stem if is_path else name)
+        return task_name(self.env_name, self.dataset)
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration as plain values; the agent's settings are flat, beside its critic and actor."""

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 from floq.errors import UserError, nearest
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
+TIME_LIMIT = 10_000
 Seed = Sequence[int]
 
 
@@ -45,7 +46,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
             ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
 
     Actions are rescaled to [-1, 1] where they are not; observations that are a dictionary or a tuple are laid end to
-    end, dictionaries in the order of their keys.
+    end, in the order of their space. An environment without a time limit gets one of `TIME_LIMIT` steps, or a policy
+    that never ends an episode would never be evaluated.
 
     Raises:
         UserError: the id is unknown, or its actions are not a bounded box.
@@ -60,12 +62,16 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
                 env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
             else:
                 env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, ImportError) as error:
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise UserError(f"{env_name}: {' '.join(str(error).split())}") from error
+        except gymnasium.error.Error as error:
             known = [*_ogbench_names(), *gymnasium.registry]
             raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}") from error
         space = env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
             raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+        if env.spec is None or env.spec.max_episode_steps is None:
+            env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
         if isinstance(env.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
             env = gymnasium.wrappers.FlattenObservation(env)
         if len(env.observation_space.shape or ()) != 1:

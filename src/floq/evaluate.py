@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from floq import run_data
 from floq.agent import Agent
+from floq.data.transitions import Dataset
 from floq.envs import EnvSlots, EpisodeResult
 from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
 from floq.progress import Display
 from floq.results import described
 from floq.run import Run
-from floq.run_data import load_data
 from floq.workers import Workers, worker_count
 
 MAX_SLOTS = 10  # environments that play at once; fixed, so that the batch has one shape on every machine
@@ -33,10 +34,12 @@ class Evaluation(NamedTuple):
     episodes: tuple[EpisodeResult, ...]
 
     def summary(self) -> dict[str, float]:
-        """The published metrics: means over episodes. Success is left out where the environment has no such flag."""
-        means = np.mean(np.array(self.episodes, dtype=np.float64), axis=0).tolist()
+        """The published metrics: means over episodes. Success is NaN if no episode had such a flag, and an episode
+        without one counts as a failure if others have it."""
+        success, *others = np.array(self.episodes, dtype=np.float64).T
+        flagged = np.nan if np.isnan(success).all() else np.nan_to_num(success).mean()
         names = ("evaluation/success", "evaluation/episode.return", "evaluation/episode.length")
-        return {name: mean for name, mean in zip(names, means, strict=True) if not np.isnan(mean)}
+        return dict(zip(names, (float(flagged), *(float(x.mean()) for x in others)), strict=True))
 
 
 class Evaluator:
@@ -113,14 +116,18 @@ def evaluate_run(
     seed: int | None = None,
     success_timing: str | None = None,
     workers: int | None = None,
+    data: Dataset | None = None,
     show: bool = True,
 ) -> Evaluation | HeldOut:
     """Evaluate a checkpoint of a run again, and print the result.
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step.
 
+    Without an environment it looks at the held-out data again, which must be what it was; `data` is that data if the
+    run was given it from Python.
+
     Raises:
-        UserError: there is no such run or checkpoint, or an option is out of range.
+        UserError: there is no such run or checkpoint, the data is another, or an option is out of range.
     """
     run = Run.open(run_dir)
     seed = run.config.seed if seed is None else seed
@@ -128,7 +135,10 @@ def evaluate_run(
     config = dataclasses.replace(run.config, seed=seed, **changes)
     agent, display = run.load_agent(step), Display(show)
     if config.env_name is None:
-        evaluation = HeldOutEvaluator(load_data(config, display).validation)(agent, seed, int(agent.step))
+        run_data.check_given(run, data)
+        splits = run_data.load_data(config, display, data)
+        run_data.check_same(run, splits)
+        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, int(agent.step))
     else:
         with (
             Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from floq.errors import UserError
 
+DATA_FILES = (".npz", ".hdf5", ".h5")
+
 try:
     import fcntl
 except ImportError:  # Windows has no such locks; runs there are not guarded
@@ -19,6 +21,11 @@ def user_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(f"{text}: there is no such home folder") from error
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether a person who wrote this meant a file or folder and not a name: `/data/x`, `./x`, `~/x`, `x.npz`."""
+    return text[:1] in ("/", ".", "~") or text.endswith((*DATA_FILES, "/"))
 
 
 def check_writable(folder: Path, remedy: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from floq.agent import Agent
@@ -62,37 +61,40 @@ class HeldOutEvaluator:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> HeldOut | None:
-        """Evaluate `agent`. The same transitions, states and random numbers serve every step, so that steps compare."""
+        """Evaluate `agent`. The same transitions, states and random numbers serve every step, so that steps compare.
+        None if `should_stop` said so midway."""
         td_key, value_key = jax.random.split(Keys.of(seed).evaluation)
-        returns = discounted_returns(self._trajectories, float(agent.hypers.discount))
-        return HeldOut(
-            step,
-            float(_td_error(agent, self._data, td_key)),
-            float(_policy_value(agent, self._data.observations[self._initial], value_key)),
-            float(returns[self._initial].mean() * agent.hypers.reward_scale),
-        )
+        td_keys = jax.random.split(td_key, -(-TRANSITIONS // agent.static.batch_size))
+        value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
+        states = self._data.observations[self._initial]
+        parts = range(0, len(self._initial), STATES_AT_ONCE)
+        total, td_errors, values = len(td_keys) + len(parts), [], []
+        for key in td_keys:
+            if should_stop():
+                return None
+            td_errors.append(float(_td_error(agent, self._data, key)))
+            on_progress(len(td_errors), total)
+        for part in (slice(first, first + STATES_AT_ONCE) for first in parts):
+            if should_stop():
+                return None
+            values.append(np.asarray(_policy_values(agent, states[part], value_keys[part])))
+            on_progress(len(td_errors) + len(values), total)
+        returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
+        data_return = float(returns.mean() * agent.hypers.reward_scale)
+        return HeldOut(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)
 
 
 @jax.jit
 def _td_error(agent: Agent, data: Dataset, key):
-    static = agent.static
-
-    def error(key):
-        batch_key, loss_key = jax.random.split(key)
-        batch = data.sample(batch_key, static.batch_size, static.n_step, agent.hypers.discount)
-        return agent.evaluate_loss(batch, loss_key)["critic/td_error"]
-
-    return jnp.mean(jax.lax.map(error, jax.random.split(key, -(-TRANSITIONS // static.batch_size))))
+    batch_key, loss_key = jax.random.split(key)
+    batch = data.sample(batch_key, agent.static.batch_size, agent.static.n_step, agent.hypers.discount)
+    return agent.evaluate_loss(batch, loss_key)["critic/td_error"]
 
 
 @jax.jit
-def _policy_value(agent: Agent, observations, key):
+def _policy_values(agent: Agent, observations, keys):
     def value(obs, key):
         act_key, value_key = jax.random.split(key)
         return agent.value(obs, agent.act(obs, act_key), value_key)
 
-    keys = jax.random.split(key, (observations.shape[0], ACTIONS))
-    values = jax.lax.map(
-        lambda pair: jax.vmap(value, (None, 0))(*pair), (observations, keys), batch_size=STATES_AT_ONCE
-    )
-    return jnp.mean(values)
+    return jax.vmap(jax.vmap(value, (None, 0)))(observations, keys)

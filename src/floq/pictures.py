@@ -39,8 +39,9 @@ def draw_learning_curve(run: Run) -> None:
     columns = run.evaluations()
     path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
     steps = columns["step"]
-    if "evaluation/success" in columns:
-        success = columns["evaluation/success"]
+    success = np.array(columns.get("evaluation/success", []))
+    if not np.isnan(success).all():
+        success = np.nan_to_num(success).tolist()
         learning_curve(path, steps, success, run.config.eval_episodes, title, protocol(run.config))
     elif "evaluation/initial_value" in columns:
         names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")

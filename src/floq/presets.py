@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
-from floq.config import AGENTS, AgentConfig, Config, settings_type
+from floq.config import AGENTS, AgentConfig, Config, settings_type, task_name
 from floq.errors import UserError, nearest
 
 
@@ -128,7 +128,7 @@ def configure(
     """
     if env_name is None and settings.get("dataset") is None:
         env_name = Config.env_name
-    task = family(env_name or str(settings["dataset"]))
+    task = family(task_name(env_name, settings.get("dataset")))
     path_form = re.fullmatch(r"agents/(\w+)\.py", agent)
     name = path_form.group(1) if path_form else agent
     if name not in AGENTS:

@@ -13,8 +13,9 @@ HEADLINES = {"success": "success", "episode.return": "return", "initial_value": 
 
 
 def scores(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of one evaluation, without their prefix."""
-    return {name.removeprefix("evaluation/"): x for name, x in evaluation.items() if name.startswith("evaluation/")}
+    """The metrics of one evaluation, without their prefix; without success if the environment has no such flag."""
+    found = {name.removeprefix("evaluation/"): x for name, x in evaluation.items() if name.startswith("evaluation/")}
+    return {name: x for name, x in found.items() if not (name == "success" and math.isnan(x))}
 
 
 def headline(evaluation: Mapping[str, float]) -> tuple[str, float]:
@@ -30,7 +31,7 @@ def described(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]
     if "initial_value" in found:
         return {
             "TD error": f"{found['td_error']:.4g}, mean over held-out transitions",
-            "policy": f"worth {found['initial_value']:.4g} at the start of held-out episodes, in the critic's opinion",
+            "policy": f"worth {found['initial_value']:.4g} where held-out episodes start, in the critic's opinion",
             "data": f"earned {found['data_return']:.4g} from there, discounted",
             "protocol": f"{protocol(config)}, so nothing here is measured success",
         }

@@ -13,12 +13,14 @@ from floq.data import ogbench
 from floq.data.arrays import memory
 from floq.data.collect import collect
 from floq.data.download import download
-from floq.data.open import given_splits, open_splits
+from floq.data.open import GIVEN, given_splits, open_splits
 from floq.data.recipes import with_validation
-from floq.data.returns import ValueRange, discounted_returns
+from floq.data.returns import ReturnRange, discounted_returns
 from floq.data.transitions import Dataset, Splits
+from floq.errors import UserError
 from floq.folders import user_path
 from floq.progress import Display
+from floq.run import Run
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
 
@@ -29,7 +31,7 @@ def load_data(config: Config, display: Display, given: Dataset | None = None) ->
     Args:
         config: of the run.
         display: shows where the data comes from and what it takes.
-        given: use this instead of reading anything; every twentieth episode is held out.
+        given: use this instead of reading anything; a part of it is held out.
     """
 
     def fetch(name: str, directory: Path) -> None:
@@ -60,11 +62,27 @@ def load_data(config: Config, display: Display, given: Dataset | None = None) ->
 
 
 def settled(config: Config) -> Config:
-    """The configuration with the path of its dataset written out, so that the run can be resumed from elsewhere."""
-    if config.dataset is None:
-        return config
-    path = user_path(config.dataset)
-    return dataclasses.replace(config, dataset=str(path.resolve())) if os.path.exists(path) else config
+    """The configuration with the paths of its data written out, so that the run can be resumed from another folder."""
+    paths = {"dataset_dir": str(user_path(config.dataset_dir).absolute())}
+    if config.dataset is not None and os.path.exists(path := user_path(config.dataset)):
+        paths["dataset"] = str(path.resolve())
+    return dataclasses.replace(config, **paths)
+
+
+def check_same(run: Run, data: Splits) -> None:
+    """Raises UserError if this is not the data that the run was trained on."""
+    before = run.records["data"]
+    if before.get("fingerprint", now := records(data)["fingerprint"]) != now:
+        raise UserError(
+            f"the data in {run.config.dataset or run.config.dataset_dir} is not what {run.folder} was trained on "
+            f"({before.get('provenance', 'unknown')}): bring that back, or start a new run"
+        )
+
+
+def check_given(run: Run, given: Dataset | None) -> None:
+    """Raises UserError if the run was given its data from Python, and is not now."""
+    if given is None and run.records["data"].get("provenance", "").startswith(GIVEN):
+        raise UserError(f"{run.folder} was given its data from Python: do so again, as in floq.resume(run_dir, data)")
 
 
 def note_values(agent: Agent, data: Splits, display: Display) -> None:
@@ -73,7 +91,8 @@ def note_values(agent: Agent, data: Splits, display: Display) -> None:
         return
     h, scale = agent.hypers, float(agent.hypers.reward_scale)
     rewards = tuple(scale * float(r) for r in (agent.value_range.r_min, agent.value_range.r_max))
-    values = ValueRange.of((rewards[0], rewards[1]), float(h.discount), float(h.noise_coverage))
+    offset = float(agent.static.flat()["reward_offset"])
+    values = ReturnRange.of((rewards[0], rewards[1]), float(h.discount), float(h.noise_coverage), offset)
     display.note(f"values  {values} (from rewards within [{rewards[0]:.4g}, {rewards[1]:.4g}])")
     parts = [part.on_host() for part in (data.train, data.validation)]
     returns = np.concatenate([discounted_returns(rows, float(h.discount))[~rows.ends] for rows in parts])

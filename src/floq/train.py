@@ -105,21 +105,18 @@ def resume(
         show_result(run, display)
         return run
 
+    run_data.check_given(old, data)
     with run.lock(), _episodes(config) as episodes:
         splits = run_data.load_data(config, display, data)
-        records = _records(splits)
-        if old.records["data"].get("fingerprint", fingerprint := records["data"]["fingerprint"]) != fingerprint:
-            raise UserError(
-                f"the data in {config.dataset or config.dataset_dir} is not what {old.folder} was trained on "
-                f"({old.records['data'].get('provenance', 'unknown')}): bring that back, or start a new run"
-            )
+        run_data.check_same(old, splits)
         for package, version in installed_versions().items():
             if (before := old.records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
         agent = saved.agent if saved else make_agent(config, splits.train)
         if saved is None and (source := _source_of_weights(config)) is not None:
             agent = restore(agent, config, source)
-        run.write_config(records)
+        run_data.note_values(agent, splits, display)
+        run.write_config(_records(splits))
         (run.folder / "summary.json").unlink(missing_ok=True)
         for name in ("train.csv", "eval.csv"):
             cut_csv(run.folder / name, step)

@@ -72,7 +72,8 @@ def held_out_curve(
         left.legend(fontsize=8)
         right.plot(steps, td_errors, "o-", color=BLUE, markersize=4)
         right.set(xlabel="gradient steps", ylabel="mean |TD error|, held-out transitions")
-        right.set_ylim(0, 1.1 * max(td_errors))
+        if finite := [x for x in td_errors if np.isfinite(x)]:
+            right.set_ylim(0, 1.1 * max(finite))
         for ax in (left, right):
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 

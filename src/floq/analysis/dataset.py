@@ -64,4 +64,5 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, what: str) -> None:
     ax.hist(values, BINS, color=BLUE)
     ax.axvline(float(np.mean(values)), color=ORANGE, linewidth=1, label=f"mean {np.mean(values):.4g}")
     ax.legend(fontsize=8)
+    ax.locator_params(axis="x", nbins=5)
     ax.set(xlabel=name, ylabel=what)

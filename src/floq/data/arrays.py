@@ -45,13 +45,14 @@ def from_arrays(
         terminals: shape (transitions,), true where the transition ends in a true termination.
         timeouts: shape (transitions,), true where an episode was cut off. The end of the data cuts one off as well.
         next_observations: shape (transitions, size). Without it a transition's next observation is the next row's
-            observation, and the last transition of an episode that was cut off has none and is left out. With it, no
-            transition is lost, and wherever it differs from the next row's observation a new trajectory begins, so
-            that transitions may stand in any order.
+            observation, and the last transition of an episode that was cut off has none and is left out; then
+            `timeouts` are needed. With it, no transition is lost, and wherever it differs from the next row's
+            observation a new trajectory begins, so that transitions may stand in any order.
         source: where the arrays come from, for messages.
 
     Raises:
-        UserError: shapes or lengths are wrong, a number is not finite, or an action lies outside [-1, 1].
+        UserError: shapes or lengths are wrong, a number is not finite, an action lies outside [-1, 1], or it cannot be
+            known where episodes end.
     """
     given = {
         "observations": observations,
@@ -61,9 +62,14 @@ def from_arrays(
         "timeouts": timeouts,
         "next_observations": next_observations,
     }
-    arrays = {key: np.asarray(x) for key, x in given.items() if x is not None}
+    arrays = {key: _array(x, key, source) for key, x in given.items() if x is not None}
     check_rows(arrays, source)
     check_actions(arrays["actions"], source)
+    if timeouts is None and next_observations is None:
+        raise UserError(
+            f"{source} has neither timeouts nor next_observations: give timeouts, true where an episode was cut off "
+            "and zeros if none was, or the end of one episode would run into the start of the next"
+        )
     obs, terminated = arrays["observations"], arrays["terminals"].astype(bool)
     cut = arrays["timeouts"].astype(bool) if "timeouts" in arrays else np.zeros(len(obs), bool)
     cut[-1:] = True
@@ -71,7 +77,7 @@ def from_arrays(
         next_obs = arrays["next_observations"]
         if next_obs.shape != obs.shape:
             raise UserError(f"{source}: next_observations has shape {next_obs.shape}, observations {obs.shape}")
-        cut[:-1] |= (next_obs[:-1] != obs[1:]).any(axis=1)
+        cut[:-1] |= (_single(next_obs[:-1]) != _single(obs[1:])).any(axis=1)
         closed = terminated | cut
     else:
         next_obs = obs  # a last state that nobody saw; it follows a termination, so it is never evaluated
@@ -80,13 +86,14 @@ def from_arrays(
     order = np.repeat(np.arange(len(obs)), 1 + closed)
     put_in = np.zeros(len(order), bool)
     put_in[np.flatnonzero(closed) + np.arange(closed.sum()) + 1] = True
-    return Trajectories(
+    data = Trajectories(
         np.where(put_in[:, None], next_obs[order], obs[order]),
         arrays["actions"][order],
         arrays["rewards"][order],
         1.0 - terminated[order],
         put_in | (cut & ~closed)[order],
     )
+    return _with_transitions(data, source)
 
 
 def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the dataset") -> Trajectories:
@@ -114,18 +121,18 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
                 f"{name} has {other[0]!r} but no 'terminations': rename it if it marks true terminations only, and "
                 "take the time-outs out if it marks those too"
             )
-        obs, act = np.asarray(episode["observations"]), np.asarray(episode["actions"])
-        length = len(act)
+        obs, act = (_array(episode[key], key, name) for key in ("observations", "actions"))
+        length = len(act) if act.ndim else 0
         if not length:
             raise UserError(f"{name} is empty: leave it out")
         if len(obs) not in (length, length + 1):
             raise UserError(f"{name} has {len(obs)} observations for {length} actions: it needs {length + 1}")
-        ended = np.asarray(episode.get("terminations", False))
-        if ended.ndim and len(ended) != length:
+        ended = _array(episode.get("terminations", False), "terminations", name)
+        if ended.ndim == 0:
+            ended = ended & (np.arange(length) == length - 1)
+        if len(ended) != length:
             raise UserError(f"{name} has {len(ended)} terminations for {length} actions")
-        terminals = np.zeros(length, bool)
-        terminals[-1 if ended.ndim == 0 else slice(None)] = ended.astype(bool)
-        parts.append(_trajectory(obs, act, np.asarray(episode["rewards"]), terminals, name))
+        parts.append(_trajectory(obs, act, _array(episode["rewards"], "rewards", name), ended, name))
     if not parts:
         raise UserError(f"{source} has no episodes")
     for what in ("observations", "actions"):
@@ -135,18 +142,39 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
             raise UserError(
                 f"{source}: {what} have {widths[0]} numbers in episode 0 and {widths[odd]} in episode {odd}"
             )
-    return Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    data = Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return _with_transitions(data, source)
 
 
-def _trajectory(obs: np.ndarray, act: np.ndarray, rew: np.ndarray, terminals: np.ndarray, name: str) -> Trajectories:
+def _trajectory(obs: np.ndarray, act: np.ndarray, rew: np.ndarray, ended: np.ndarray, name: str) -> Trajectories:
     """One episode. It stays whole if it goes on after a termination, as OGBench's do after a success."""
     check_rows({"observations": obs}, name)
-    check_rows({"observations": obs[: len(act)], "actions": act, "rewards": rew}, name)
+    check_rows({"observations": obs[: len(act)], "actions": act, "rewards": rew, "terminations": ended}, name)
     check_actions(act, name)
-    if len(obs) == len(act) and terminals[-1]:
+    ended = ended.astype(bool)
+    if len(obs) == len(act) and ended[-1]:
         obs = np.concatenate([obs, obs[-1:]])  # a last state that nobody saw; it follows a termination
     rows = np.minimum(np.arange(len(obs)), len(act) - 1)
-    return Trajectories(obs, act[rows], rew[rows], 1.0 - terminals[rows], np.arange(len(obs)) == len(obs) - 1)
+    return Trajectories(obs, act[rows], rew[rows], 1.0 - ended[rows], np.arange(len(obs)) == len(obs) - 1)
+
+
+def _array(x: Any, key: str, source: str) -> np.ndarray:
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise UserError(f"{source}: {key} is not an array of numbers ({error})") from error
+    return array.astype(np.float32) if array.dtype == bool and key == "observations" else array
+
+
+def _single(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32, copy=False)
+
+
+def _with_transitions(data: Trajectories, source: str) -> Trajectories:
+    if data.ends.all():
+        raise UserError(f"{source} has no transition whose next state is known: give the last states of episodes too")
+    return data
 
 
 def read_folder(folder: Path) -> Trajectories:
@@ -168,9 +196,9 @@ def bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0], last[:-1] + 1]), last
 
 
-def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajectories, Trajectories]:
-    """A part for training and a part for validation: every twentieth trajectory, the last if there are fewer, and of a
-    single one its last twentieth. The same data is always split in the same way.
+def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajectories, Trajectories, str]:
+    """A part for training, a part for validation, and in words what the latter is: every twentieth trajectory, the last
+    if there are fewer, and of a single one its last twentieth. The same data is always split in the same way.
 
     Raises:
         UserError: there is a single transition.
@@ -185,16 +213,16 @@ def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajector
         parts = np.arange(first[0], cut + 1), np.arange(cut, last[0] + 1)
         train, validation = (Trajectories(*(x[rows] for x in data)) for rows in parts)
         train.ends[-1] = True
-        return train, validation
+        return train, validation, "its last twentieth held out"
     held = np.arange(len(first)) % HELD_OUT == HELD_OUT - 1
+    how = f"every {HELD_OUT}th episode held out"
     if not held.any():
-        held[-1] = True
-    rows = np.zeros(len(data.ends), int)  # 1 training, 2 validation, 0 neither: trajectories without a transition
-    lengths = last - first + 1
-    inside = np.repeat(first, lengths) + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    rows[inside] = np.repeat(1 + held, lengths)
-    train, validation = (Trajectories(*(x[rows == part] for x in data)) for part in (1, 2))
-    return train, validation
+        held[-1], how = True, "its last episode held out"
+    of_part = np.zeros(len(data.ends), int)  # 1 training, 2 validation, 0 neither: trajectories without a transition
+    for begin, end, part in zip(first, last, 1 + held, strict=True):
+        of_part[begin : end + 1] = part
+    train, validation = (Trajectories(*(x[of_part == part] for x in data)) for part in (1, 2))
+    return train, validation, how
 
 
 def memory(rows: int, transitions: int, obs_size: int, act_size: int) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import Trajectories, bounds
+from floq.data.validate import check_rows
 from floq.errors import UserError
-from floq.folders import check_writable, remove_empty, user_path
+from floq.folders import check_writable, looks_like_path, remove_empty, user_path
 
 MINARI_ID = r"([-\w]+/)*[-\w]+-v\d+"
 
@@ -24,7 +25,7 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
 
     Args:
         data: what `open_dataset` returns.
-        has_rewards: whether its rewards and masks mean something.
+        has_rewards: whether its rewards and masks mean something; otherwise there is nothing to convert.
         target: FILE.npz; a Minari id such as `lab/robot-v0`, for the local store; or the path of a new Minari folder,
             which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`.
         source: where the data comes from, for Minari's description.
@@ -33,23 +34,22 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
         The file or folder that was written.
 
     Raises:
-        UserError: the target is there already, or is no such name, or Minari is missing.
+        UserError: the data has no rewards, the target is there already or is no such name, or Minari is missing.
     """
     check_target(target)
-    if target.endswith(".npz"):
-        return to_npz(data, has_rewards, user_path(target))
     if not has_rewards:
-        raise UserError(
-            f"{source} has no rewards, which Minari needs: name a task, as in cube-single-play-singletask-v0"
-        )
-    return to_minari(data, target, source)
+        raise UserError(f"{source} has no rewards to convert: name a task, as in cube-single-play-singletask-v0")
+    with np.errstate(over="ignore"):
+        data = Trajectories(*(x if x.dtype == bool else x.astype(np.float32, copy=False) for x in data))
+    check_rows(data._asdict(), f"{source}, as 32-bit floats")
+    return to_npz(data, user_path(target)) if target.endswith(".npz") else to_minari(data, target, source)
 
 
 def check_target(target: str) -> None:
     """Raises UserError if `convert` could not write there."""
     if target.endswith(".npz"):
         return _check_free(user_path(target))
-    is_path = target[:1] in ("/", ".", "~")
+    is_path = looks_like_path(target)
     if not re.fullmatch(MINARI_ID, Path(target).name if is_path else target):
         raise UserError(
             f"{target}: write FILE.npz for OGBench's layout, or for Minari an id or a ./FOLDER that ends in a version, "
@@ -59,15 +59,16 @@ def check_target(target: str) -> None:
         _check_free(user_path(target))
 
 
-def to_npz(data: Trajectories, has_rewards: bool, path: Path) -> Path:
+def to_npz(data: Trajectories, path: Path) -> Path:
     """OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and masks are added,
     which the benchmark's files do not have and its loader does not read; floq reads them back."""
     _check_free(path)
-    arrays = {"observations": data.observations, "actions": data.actions, "terminals": data.ends}
-    arrays |= {"rewards": data.rewards, "masks": data.masks} if has_rewards else {}
+    arrays = dict(zip(("observations", "actions", "rewards", "masks", "terminals"), data, strict=True))
     single: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in arrays.items()}
     partial = path.with_name(f".{path.name}.partial")
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             np.savez_compressed(file, **single)
         partial.replace(path)
@@ -75,6 +76,7 @@ def to_npz(data: Trajectories, has_rewards: bool, path: Path) -> Path:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
+        remove_empty(missing)
     return path
 
 
@@ -143,8 +145,8 @@ def _episodes(data: Trajectories) -> Iterator[Any]:
         truncations = np.zeros(end - begin, bool)
         truncations[-1] = not terminations[-1]
         arrays: dict[str, Any] = {
-            "observations": data.observations[begin : end + 1].astype(np.float32, copy=False),
-            "actions": data.actions[begin:end].astype(np.float32, copy=False),
+            "observations": data.observations[begin : end + 1],
+            "actions": data.actions[begin:end],
             "rewards": data.rewards[begin:end],
             "terminations": terminations,
             "truncations": truncations,

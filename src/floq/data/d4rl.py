@@ -1,5 +1,6 @@
 """Old D4RL files (arXiv 2004.07219), read with h5py; the package d4rl is never imported."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,6 @@ def read(path: Path) -> Trajectories:
     for key in ("rewards", "terminals", "timeouts"):
         if key in arrays and arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
             arrays[key] = arrays[key][:, 0]
-    if "antmaze" in path.name:
+    if "antmaze" in re.sub("[-_]", "", path.name.lower()):  # also Ant_maze_u-maze_noisy_...
         arrays["rewards"] = arrays["rewards"] - 1.0
     return from_arrays(**arrays, source=str(path))

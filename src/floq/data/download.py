@@ -15,7 +15,7 @@ from ogbench.utils import DATASET_URL
 
 from floq.data.recipes import recipe
 from floq.errors import UserError
-from floq.folders import check_writable, remove_empty
+from floq.folders import check_writable, exclusive, remove_empty
 
 SILENCE = 30.0  # seconds without a byte after which a server counts as gone
 CHUNK = 2**20
@@ -39,27 +39,29 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
         UserError: the server does not answer, lacks a file or breaks off, or the disk is too small.
     """
     check_writable(directory, "give another --dataset_dir")
-    address = (mirror or DATASET_URL).rstrip("/")
+    address = (DATASET_URL if mirror is None else mirror).rstrip("/")
     if urllib.parse.urlsplit(address).scheme not in SCHEMES:
         raise UserError(f"--dataset_mirror={mirror}: give an address that begins with {', '.join(SCHEMES[:2])} or file")
     missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
     files = (f"{name}-val.npz", f"{name}.npz")  # the training file last: its presence means that both are complete
-    partial = {file: directory / f".{file}.partial" for file in files}
+    parts = directory / f".{name}.download"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            _fetch(f"{address}/{file}", partial[file], bar or _no_bar)
-        for file in files:
-            partial[file].replace(directory / file)
-        (directory / f"{name}.json").unlink(missing_ok=True)  # it spoke of files that were here before
+        parts.mkdir(parents=True, exist_ok=True)
+        with exclusive(parts, f"another process is downloading {name} into {directory}: wait for it"):
+            try:
+                for file in files:
+                    _fetch(f"{address}/{file}", parts / file, bar or _no_bar)
+                for file in files:
+                    (parts / file).replace(directory / file)
+                (directory / f"{name}.json").unlink(missing_ok=True)  # it spoke of files that were here before
+            finally:
+                shutil.rmtree(parts)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{directory / name}.npz is missing and could not be downloaded from {address} ({reason}): {_remedy(name)}"
         ) from error
     finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
         remove_empty(missing)
 
 
@@ -68,7 +70,7 @@ def _fetch(url: str, path: Path, bar: Bar) -> None:
         total, free = int(response.headers.get("Content-Length") or 0), shutil.disk_usage(path.parent).free
         if total > free:
             raise OSError(f"it has {total / 1e9:.1f} GB, the disk {free / 1e9:.1f} GB left")
-        with bar(url.rpartition("/")[2], total // CHUNK) as update:
+        with (bar if total else _no_bar)(path.name, total // CHUNK) as update:
             for chunk in _chunks(response):
                 file.write(chunk)
                 update(file.tell() // CHUNK)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from floq.data.arrays import Trajectories, bounds, memory
-from floq.data.returns import ValueRange, discounted_returns
+from floq.data.returns import ReturnRange, discounted_returns
 
 AT_LIMIT = 1 - 1e-3  # an action component this large counts as clipped
 SOURCE_COVERAGE = 0.1  # published share of the value range that source noise covers
@@ -35,6 +35,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         has_rewards: whether rewards and masks mean something; an OGBench file without a task has none.
         discount: for the value range that floq derives from the rewards.
     """
+    data = data._replace(observations=data.observations.astype(np.float32, copy=False))
     episodes = summarise_episodes(data)
     starts = ~data.ends
     rewards, actions = data.rewards[starts], data.actions[starts]
@@ -49,7 +50,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
     }
     complaint = None
     if has_rewards:
-        values = ValueRange.of((float(rewards.min()), float(rewards.max())), discount, SOURCE_COVERAGE)
+        values = ReturnRange.of((float(rewards.min()), float(rewards.max())), discount, SOURCE_COVERAGE)
         returns = discounted_returns(data, discount)[starts]
         table |= {
             "rewards": f"{_range(rewards)}, mean {rewards.mean():.3g}",

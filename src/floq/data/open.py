@@ -1,5 +1,6 @@
 """Open any dataset by its name, path or id."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +9,12 @@ import numpy as np
 
 from floq import envs
 from floq.data import d4rl, minari, ogbench
-from floq.data.arrays import HELD_OUT, Trajectories, from_arrays, hold_out, read_folder
+from floq.data.arrays import Trajectories, from_arrays, hold_out, read_folder
 from floq.data.files import open_npz
 from floq.data.transitions import Splits
 from floq.data.validate import check_actions, check_widths
 from floq.errors import UserError
-from floq.folders import user_path
+from floq.folders import looks_like_path, user_path
 
 FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
@@ -28,9 +29,23 @@ class Opened(NamedTuple):
     file: Path | None = None
 
 
-def open_dataset(
-    name: str, dataset_dir: str, task: str | None = None, label_timing: str = "pre", fetch: ogbench.Fetch | None = None
-) -> Opened:
+class Task:
+    """An OGBench single task that gives rewards to files that have none. Its environment is made when first needed."""
+
+    def __init__(self, name: str, label_timing: str = "pre"):
+        envs.check_task(name)
+        self.name, self._label_timing = name, label_timing
+
+    @functools.cached_property
+    def env(self) -> envs.SeededEnv:
+        return envs.make(self.name)
+
+    def label(self, rows: dict[str, np.ndarray], source: str) -> Trajectories:
+        """The rows of an OGBench file with this task's rewards and masks."""
+        return ogbench.label(rows, self.name, self.env, self._label_timing, source)
+
+
+def open_dataset(name: str, dataset_dir: str, task: Task | None = None, fetch: ogbench.Fetch | None = None) -> Opened:
     """Read a dataset from wherever its name points.
 
     Args:
@@ -39,8 +54,7 @@ def open_dataset(
             `from_arrays`, of a D4RL file (.hdf5, .h5), of a folder with one npz per episode or of a Minari dataset; or
             a Minari id.
         dataset_dir: where OGBench's files are.
-        task: the OGBench single task whose rewards a file of OGBench gets that has none.
-        label_timing: see `ogbench.load`.
+        task: gives rewards to a file of OGBench that has none; if `name` is a task, that does.
         fetch: brings an OGBench dataset that is missing; by default that is an error.
 
     Raises:
@@ -50,16 +64,20 @@ def open_dataset(
     if path.suffix in (".hdf5", ".h5"):
         return Opened(d4rl.read(path), True, str(path))
     if path.suffix == ".npz":
-        return _open_npz(path, task, label_timing)
-    if os.path.isdir(path) and not os.path.isdir(path / "data"):
+        return _open_npz(path, task)
+    if minari.is_dataset(path):
+        return Opened(minari.read(path), True, str(path))
+    if os.path.isdir(path):
         return Opened(read_folder(path), True, str(path))
-    if envs.is_ogbench(name) and not os.path.isdir(path):
+    if looks_like_path(name) or os.path.exists(path):
+        what = "is no .npz, .hdf5 or .h5 file" if os.path.exists(path) else "is not there"
+        raise UserError(f"{path} {what}: give such a file, a folder of them, or a name")
+    if envs.is_ogbench(name):
         if envs.is_singletask(name):
-            envs.check_task(name)
-            task = name
+            task = task or Task(name)
         file, _ = ogbench.find(envs.dataset_name(name), user_path(dataset_dir), fetch or _complain)
-        return _open_npz(file, task, label_timing)
-    return Opened(minari.read(name), True, name)
+        return _open_npz(file, task)
+    return Opened(minari.read(minari.stored(name)), True, name)
 
 
 def open_splits(
@@ -70,73 +88,91 @@ def open_splits(
     fetch: ogbench.Fetch | None = None,
 ) -> Splits:
     """A dataset as a run trains on it. An npz `NAME.npz` is validated on `NAME-val.npz` if that lies beside it; of any
-    other dataset, every twentieth episode is held out.
+    other dataset a part is held out.
 
     Args:
-        name, dataset_dir, label_timing, fetch: see `open_dataset`.
+        name, dataset_dir, fetch: see `open_dataset`.
         env_name: the environment of the run, if it has one: it must fit the data, and an OGBench single task gives
             rewards to a file that has none.
+        label_timing: see `ogbench.load`.
 
     Raises:
         UserError: as `open_dataset`; or the data has no rewards, or is not that of the environment.
     """
-    sizes = None if env_name is None else envs.sizes(envs.make(env_name))  # first, since a wrong name is found soonest
-    task = env_name if env_name is not None and envs.is_singletask(env_name) else None
-    opened = open_dataset(name, dataset_dir, task, label_timing, fetch)
+    tasks = [n for n in (name, env_name) if n is not None and envs.is_singletask(n) and not looks_like_path(n)]
+    if len(set(tasks)) > 1:
+        raise UserError(
+            f"--dataset={name} has the rewards of one task and --env_name={env_name} is another: give "
+            f"--dataset={envs.dataset_name(name)}"
+        )
+    task = Task(tasks[0], label_timing) if tasks else None
+    # The environment before the data, since a wrong name is found sooner.
+    sizes = None if env_name is None else envs.sizes(task.env if task else envs.make(env_name))
+    opened = open_dataset(name, dataset_dir, task, fetch)
+    _check(opened, sizes, env_name)
+    beside = _validation_file(opened.file)
+    if beside is not None:
+        held_out = _open_npz(beside, task)
+        own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
+        _check(held_out, own, opened.source)
+        train, validation, how = opened.data, held_out.data, f"validated on {beside.name}"
+    else:
+        train, validation, how = hold_out(opened.data, opened.source)
+    return Splits.of(train, validation, f"{_origin(opened, task)}; {how}")
+
+
+def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
+    """Data that came from no file, as a run trains on it: a part is held out.
+
+    Raises:
+        UserError: it is not that of the environment.
+    """
+    sizes = None if env_name is None else envs.sizes(envs.make(env_name))
+    _check(Opened(data, True, "the given data"), sizes, env_name)
+    train, validation, how = hold_out(data)
+    return Splits.of(train, validation, f"{GIVEN}; {how}")
+
+
+GIVEN = "given from Python"
+
+
+def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> None:
+    """Raises UserError if data cannot be trained on, or its observations or actions have other sizes than those of
+    `whose`."""
     if not opened.has_rewards:
         raise UserError(
             f"{opened.source} has no rewards: name the task that gives them with --env_name, as in "
             "--env_name=cube-single-play-singletask-v0"
         )
     check_actions(opened.data.actions, opened.source)
-    if sizes is not None:
-        _check_fit(opened.data, sizes, opened.source, str(env_name))
-    beside = _validation_file(opened.file)
-    if beside is not None:
-        task = name if envs.is_singletask(name) else task
-        train, validation = opened.data, _open_npz(beside, task, label_timing).data
-        held = f"validated on {beside.name}"
-    else:
-        train, validation = hold_out(opened.data, opened.source)
-        held = f"every {HELD_OUT}th episode held out"
-    return Splits.of(train, validation, f"{_origin(opened)}; {held}")
+    arrays = {"observations": opened.data.observations, "actions": opened.data.actions}
+    check_widths(arrays, sizes or {}, opened.source, str(whose))
 
 
-def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
-    """Data that came from no file, as a run trains on it: every twentieth episode is held out.
-
-    Raises:
-        UserError: it is not that of the environment.
-    """
-    if env_name is not None:
-        _check_fit(data, envs.sizes(envs.make(env_name)), "the given data", env_name)
-    return Splits.of(*hold_out(data), provenance=f"given from Python; every {HELD_OUT}th episode held out")
-
-
-def _check_fit(data: Trajectories, sizes: dict[str, int], source: str, env_name: str) -> None:
-    """Raises UserError if an environment's observations or actions have another size than the data's."""
-    check_widths({"observations": data.observations, "actions": data.actions}, sizes, source, env_name)
-
-
-def _open_npz(path: Path, task: str | None, label_timing: str) -> Opened:
-    """An npz in OGBench's layout, or one with flat arrays: that has rewards, but no masks."""
+def _open_npz(path: Path, task: Task | None) -> Opened:
+    """An npz in OGBench's layout, or one with a row for each transition."""
     arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS))
-    if "rewards" in arrays and "masks" not in arrays:
-        missing = [key for key in FLAT_KEYS[:4] if key not in arrays]
-        if missing:
-            raise UserError(f"{path} has rewards but lacks {', '.join(missing)}: see floq.Dataset.from_arrays")
-        flat: dict[str, Any] = {key: arrays[key] for key in FLAT_KEYS if key in arrays}
-        return Opened(from_arrays(**flat, source=str(path)), True, str(path), path)
+    if "rewards" in arrays and not ("masks" in arrays and not {"timeouts", "next_observations"} & arrays.keys()):
+        return Opened(_flat(arrays, str(path)), True, str(path), path)
     rows = ogbench.checked(arrays, str(path))
-    if "masks" not in rows and task is not None:
-        data = ogbench.label(rows, task, envs.make(task), label_timing, str(path))
-        return Opened(data, True, f"{path}, rewards of {task}", path)
-    own = "rewards" in rows
-    ends = rows["terminals"].astype(bool)
-    ends[-1:] = True
-    zeros = np.zeros(len(ends), np.float32)
-    labels = (rows["rewards"], rows["masks"]) if own else (zeros, 1 - zeros)
-    return Opened(Trajectories(rows["observations"], rows["actions"], *labels, ends), own, str(path), path)
+    if "masks" in rows:
+        return Opened(ogbench.trajectories(rows), True, str(path), path)
+    if task is not None:
+        return Opened(task.label(rows, str(path)), True, f"{path}, rewards of {task.name}", path)
+    zeros = np.zeros(len(rows["terminals"]), np.float32)
+    return Opened(ogbench.trajectories(rows | {"rewards": zeros, "masks": 1 - zeros}), False, str(path), path)
+
+
+def _flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
+    """A row for each transition. Where there are `masks`, they tell true terminations, and `terminals` marks every end
+    of a trajectory, as in the arrays that OGBench's loader returns."""
+    missing = [key for key in FLAT_KEYS[:4] if key not in arrays]
+    if missing:
+        raise UserError(f"{source} has rewards but lacks {', '.join(missing)}: see floq.Dataset.from_arrays")
+    flat: dict[str, Any] = {key: arrays[key] for key in FLAT_KEYS if key in arrays}
+    if "masks" in arrays:
+        flat |= {"terminals": arrays["masks"] == 0, "timeouts": arrays["terminals"]}
+    return from_arrays(**flat, source=source)
 
 
 def _validation_file(train: Path | None) -> Path | None:
@@ -146,10 +182,12 @@ def _validation_file(train: Path | None) -> Path | None:
     return beside if os.path.exists(beside) else None
 
 
-def _origin(opened: Opened) -> str:
-    if opened.file is not None and os.path.exists(opened.file.with_suffix(".json")):
-        return ogbench.provenance(opened.file.stem, opened.file.parent)
-    return opened.source
+def _origin(opened: Opened, task: Task | None) -> str:
+    """Where the data comes from; of a collection, what the record beside it says."""
+    record = opened.file and ogbench.provenance(opened.file.stem, opened.file.parent)
+    if not record or record.endswith(ogbench.NO_RECORD):
+        return opened.source
+    return f"{record}, rewards of {task.name}" if task else record
 
 
 def _complain(name: str, directory: Path) -> None:

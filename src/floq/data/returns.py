@@ -9,28 +9,30 @@ from floq.data.arrays import Trajectories
 NARROW = 0.05  # returns that fill less of the value range than this are hard to tell apart
 
 
-class ValueRange(NamedTuple):
-    """What rewards within [low, high], widened to contain 0, can add up to; and the interval of floq's source noise
-    (METHOD, "Critic"; equation 3 of the paper)."""
+class ReturnRange(NamedTuple):
+    """What rewards can add up to, the rewards widened to contain 0; the interval of floq's source noise; and how far
+    its histogram reaches beyond the returns (METHOD, "Critic"). `floq.critics.ReturnScale` tells a critic the same."""
 
     low: float
     high: float
     noise_low: float
     noise_high: float
+    slack: float
 
     @classmethod
-    def of(cls, rewards: tuple[float, float], discount: float, noise_coverage: float) -> "ValueRange":
-        """The range for rewards from `rewards[0]` to `rewards[1]`."""
+    def of(
+        cls, rewards: tuple[float, float], discount: float, noise_coverage: float, offset: float = 0.01
+    ) -> "ReturnRange":
+        """The range for rewards from `rewards[0]` to `rewards[1]`; `offset` is the setting `reward_offset`."""
         low, high = min(0.0, rewards[0]) / (1 - discount), max(0.0, rewards[1]) / (1 - discount)
-        return cls(low, high, noise_coverage * low, noise_coverage * high)
+        return cls(low, high, noise_coverage * low, noise_coverage * high, offset / (1 - discount))
 
     def __str__(self) -> str:
         return f"[{self.low:.4g}, {self.high:.4g}]; source noise [{self.noise_low:.4g}, {self.noise_high:.4g}]"
 
     def complaint(self, returns: np.ndarray) -> str | None:
         """What is wrong with the range for these discounted returns, in one line, or None."""
-        slack = 1e-4 * (self.high - self.low)
-        outside = np.mean((returns < self.low - slack) | (returns > self.high + slack))
+        outside = np.mean((returns < self.low - self.slack) | (returns > self.high + self.slack))
         if outside:
             return (
                 f"{outside:.2%} of the discounted returns lie outside the values [{self.low:.4g}, {self.high:.4g}] "

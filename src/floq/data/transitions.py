@@ -44,7 +44,7 @@ class Dataset(eqx.Module):
         check_rows(given)
         with np.errstate(over="ignore"):
             host = {key: x.astype(bool if key == "ends" else np.float32, copy=False) for key, x in given.items()}
-        check_rows(host)  # again: a number may be finite and too large for float32
+        check_rows(host, "the dataset, as 32-bit floats")  # again: a number may be finite and too large for these
         host["ends"] = host["ends"].copy()
         host["ends"][-1:] = True
         starts = np.flatnonzero(~host["ends"]).astype(np.int32)
@@ -118,11 +118,6 @@ class Dataset(eqx.Module):
     def on_host(self) -> Trajectories:
         """The trajectories as NumPy arrays."""
         return Trajectories(*(np.asarray(getattr(self, key)) for key in Trajectories._fields))
-
-    def initial_observations(self) -> Float[Array, "trajectories obs"]:
-        """The first observation of each trajectory that has a transition."""
-        first = np.concatenate([[True], np.asarray(self.ends)[:-1]]) & ~np.asarray(self.ends)
-        return self.observations[np.flatnonzero(first)]
 
     def reward_range(self) -> tuple[float, float]:
         """Smallest and largest reward of all transitions."""

@@ -6,7 +6,14 @@ import numpy as np
 
 from floq.errors import UserError
 
-VECTORS = ("rewards", "masks", "terminals", "timeouts", "ends")  # one number per row; all else has several
+VECTORS = (
+    "rewards",
+    "masks",
+    "terminals",
+    "terminations",
+    "timeouts",
+    "ends",
+)  # one number per row; all else has several
 
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
