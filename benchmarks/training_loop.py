@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from floq.data.transitions import Dataset
+from floq.fleet import Fleet, FleetData, sample_batch
 from floq.keys import Keys
-from floq.loop import sample_batch, train_steps
 from floq.presets import configure
-from floq.train import make_agent
+from floq.weights import make_agent
 
 ROWS, REPETITIONS = 200_000, 3
 
@@ -34,8 +34,11 @@ def random_dataset() -> Dataset:
 
 
 def scanned(agent, dataset, key, steps):
-    """The loop of `floq train`: many steps per device call."""
-    return train_steps(agent, dataset, key, steps)[0]
+    """The loop of `floq train`: many steps per device call, here for a fleet of one."""
+    data = FleetData.of([dataset])
+    fleet = Fleet([agent], [0], data, data, [key], [key])
+    fleet.advance(steps)
+    return fleet.agent(0)
 
 
 def host_loop(agent, dataset, key, steps):

@@ -124,8 +124,8 @@ WRONG = [
     (["train", "--agent.critic="], "choose floq or scalar or quantile"),
     (["train", "--restore_epoch=5"], "give that too"),
     (["train", "--restore_path=/nonexistent"], "not a run folder"),
-    (["train", "--resume"], "--resume needs one value"),
-    (["train", "--resume", "a", "b"], "--resume needs one value"),
+    (["train", "--resume"], "--resume needs a run's folder, or several"),
+    (["train", "--resume", "a", "b"], "a is not a run folder"),
     (["train", "--resume=/nonexistent"], "not a run folder"),
     (["train", "--resume=/nonexistent", "--seed=3"], "--seed with --resume"),
     (["train", "--resume=/nonexistent", "--agent=fql"], "--agent with --resume"),
@@ -242,7 +242,7 @@ def test_floq_eval_refuses_what_cannot_be(run_dir, capsys, flag):
 
 
 def test_the_function_train_survives_the_import_of_its_module():
-    code = "from floq.train import make_agent; import floq; assert callable(floq.train); print(floq.train.__name__)"
+    code = "from floq.weights import make_agent; import floq; assert callable(floq.train); print(floq.train.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "train\n"
     assert done.stderr == ""

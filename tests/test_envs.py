@@ -142,7 +142,7 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     try:
         assert envs.sizes(envs.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
         slots = EnvSlots("test/Drawn-v0", None, (0,), num_slots=1)
-        np.testing.assert_array_equal(slots.start((0,), 1), [[1.0, 0.25, 0.5]])
+        np.testing.assert_array_equal(slots.start("test/Drawn-v0", (0,), 1), [[1.0, 0.25, 0.5]])
         assert slots.step(np.zeros((1, 1)))[1] == [(0, envs.EpisodeResult(1.0, 0.0, 1))]
         with pytest.raises(UserError, match="floq needs a vector of observations"):
             envs.make("test/Picture-v0")
@@ -170,12 +170,12 @@ class Countdown(gymnasium.Env):
 
 @pytest.fixture
 def countdown(monkeypatch):
-    monkeypatch.setattr(envs, "make", lambda name, timing: envs.SeededEnv(Countdown()))
+    monkeypatch.setattr(envs, "make", lambda name, timing: envs.SeededEnv(Countdown(), name))
 
 
 def test_slots_play_every_episode_once_and_report_it(countdown):
     slots = EnvSlots("any", None, (0, 1), num_slots=2)
-    obs, results, episode = slots.start((0,), 5), {}, [0, 1]
+    obs, results, episode = slots.start("any", (0,), 5), {}, [0, 1]
     lengths = dict(zip(episode, obs[:, 0], strict=True))
     while len(results) < 5:
         obs, finished = slots.step(np.zeros((2, 1)))

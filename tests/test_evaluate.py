@@ -15,13 +15,13 @@ EPISODES = 13  # more than there are slots, so that slots play several
 @pytest.fixture(scope="module")
 def results():
     """Evaluations of one agent on the pendulum, by (workers, seed, step), the first repeated."""
-    agent = Agent.init(jax.random.key(0), 3, 1, agent_config())
+    policy = Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
     found = {}
     for workers in (1, 2):
         with Evaluator("Pendulum-v1", None, EPISODES, workers) as evaluate:
             for seed, step in ((0, 5), (1, 5), (0, 6)):
-                found[workers, seed, step] = evaluate(agent, seed, step)
-            found[workers, "again"] = evaluate(agent, 0, 5)
+                found[workers, seed, step] = evaluate(policy, seed, step)
+            found[workers, "again"] = evaluate(policy, 0, 5)
     return found
 
 
@@ -50,9 +50,9 @@ def test_every_episode_is_played_to_its_end(results):
 
 
 def test_an_evaluation_can_be_abandoned():
-    agent = Agent.init(jax.random.key(0), 3, 1, agent_config())
+    policy = Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
     with Evaluator("Pendulum-v1", None, 2, 1) as evaluate:
-        assert evaluate(agent, 0, 0, should_stop=lambda: True) is None
+        assert evaluate(policy, 0, 0, should_stop=lambda: True) is None
 
 
 def test_summary_is_the_mean_over_episodes():

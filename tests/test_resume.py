@@ -16,10 +16,12 @@ from floq.agent import Agent
 from floq.config import Config
 from floq.errors import Interrupted, UserError
 from floq.evaluate import Evaluator
+from floq.fleet import Fleet
 from floq.loggers import CsvLogger, cut_csv, read_csv
 from floq.presets import configure
 from floq.run import Run
-from floq.train import restore, resume
+from floq.train import resume
+from floq.weights import restore
 
 SMALL = {
     "floq": {"value_hidden_dims": (8,), "block_width": 8, "block_depth": 1, "noise_samples": 2},
@@ -43,7 +45,7 @@ def small_config(dataset_dir, save_dir, agent="floq", **settings) -> Config:
 def stopped_during(what: str, number: int, signum: signal.Signals):
     """A signal arrives during the call number `number` (from 1) of: update, evaluate, save, show (after the save)."""
     places = {
-        "update": (loop, "train_steps"),
+        "update": (Fleet, "advance"),
         "evaluate": (Evaluator, "__call__"),
         "save": (checkpoint, "save"),
         "show": (loop.Loop, "_state"),
@@ -143,7 +145,7 @@ def test_a_restored_agent_covers_both_reward_ranges(dataset_dir, tmp_path):
         Agent.init(jax.random.key(seed), 2, 2, config.agent, reward_range=rewards)
         for seed, rewards in ((0, (-5.0, 0.0)), (1, (-1.0, 3.0)))
     )
-    restored = restore(new, config, checkpoint.Checkpoint(old, config, (2, 2), {}))
+    restored = restore(new, config, checkpoint.Checkpoint(old, config, (2, 2), {}, {}))
     assert (restored.value_range.r_min, restored.value_range.r_max) == (-5.0, 3.0)
     assert not np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(old.key))
 

@@ -51,11 +51,12 @@ def test_logs(run_dir):
 
 
 def test_a_checkpoint_restores_every_array(run_dir, tmp_path):
-    agent, config, sizes, _ = checkpoint.load(run_dir / "checkpoints")
+    agent, config, sizes, _, pending = checkpoint.load(run_dir / "checkpoints")
     assert int(agent.step) == 6
     assert config == Run.open(run_dir).config
     assert float(agent.hypers.tau) == pytest.approx(config.agent.tau)
     assert sizes == (2, 2)
+    assert pending == {}
     checkpoint.save(tmp_path, agent, sizes, config)
     again = checkpoint.load(tmp_path).agent
     assert jax.tree.structure(again) == jax.tree.structure(agent)

@@ -15,9 +15,9 @@ from helpers import ACTOR, FLOQ, SCALAR, agent_config
 from floq import checkpoint
 from floq.config import Config
 from floq.data.transitions import Dataset
+from floq.fleet import Fleet, FleetData
 from floq.keys import Keys
-from floq.loop import train_steps
-from floq.train import make_agent
+from floq.weights import make_agent
 
 ROWS = 60
 
@@ -33,10 +33,11 @@ def data():
 
 def trained(data, calls, critic=FLOQ, seed=0):
     config = Config(agent=agent_config(critic, ACTOR, n_step=2), seed=seed, normalize_observations=True)
-    agent = make_agent(config, data)
+    both, keys = FleetData.of([data]), Keys.of(seed)
+    fleet = Fleet([make_agent(config, data)], [0], both, both, [keys.batches], [keys.validation])
     for steps in calls:
-        agent, info = train_steps(agent, data, Keys.of(seed).batches, steps)
-    return agent, info
+        (info,) = fleet.advance(steps)
+    return fleet.agent(0), info
 
 
 def same(a, b) -> bool:

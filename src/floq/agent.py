@@ -51,6 +51,18 @@ class ObsStats(NamedTuple):
     std: Float[Array, " obs"]
 
 
+class Policy(eqx.Module):
+    """What it takes to act: small beside the agent, so it can be kept for an evaluation that comes later."""
+
+    actor: Actor
+    obs_stats: ObsStats
+
+    @jax.jit
+    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
+        return self.actor.act((obs - self.obs_stats.mean) / self.obs_stats.std, key)
+
+
 class Agent(eqx.Module):
     """The whole state of a learner, with `update`, `act` and `value` as pure functions of it.
 
@@ -168,7 +180,12 @@ class Agent(eqx.Module):
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
-        return self.params.actor.act(self.normalize(obs), key)
+        return self.policy.act(obs, key)
+
+    @property
+    def policy(self) -> Policy:
+        """The part of the agent that acts."""
+        return Policy(self.params.actor, self.obs_stats)
 
     def value(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray, num_steps: int | None = None

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,35 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from floq.agent import Agent
+from floq.agent import Agent, Policy
 from floq.config import Config
 from floq.errors import UserError
 
 FORMAT = 1
-TENSORS, MANIFEST = "state.safetensors", "manifest.json"
+TENSORS, PENDING, MANIFEST = "state.safetensors", "pending-{}.safetensors", "manifest.json"
+
+T = TypeVar("T")
 
 
 class Checkpoint(NamedTuple):
     """What a checkpoint holds: the agent's whole state, the configuration it was trained with, how many numbers an
-    observation and an action have, and the clocks of its run (seconds and steps, by name)."""
+    observation and an action have, the clocks of its run (seconds and steps, by name), and by step the policies whose
+    evaluation was not finished."""
 
     agent: Agent
     config: Config
     sizes: tuple[int, int]
     clocks: dict[str, float]
+    pending: dict[int, Policy]
 
 
 def save(
-    folder: Path, agent: Agent, sizes: tuple[int, int], config: Config, clocks: Mapping[str, float] | None = None
+    folder: Path,
+    agent: Agent,
+    sizes: tuple[int, int],
+    config: Config,
+    clocks: Mapping[str, float] | None = None,
+    pending: Mapping[int, Policy] | None = None,
 ) -> Path:
     """Write `folder`/<step>/; the folder appears under that name only when it is complete.
 
@@ -43,14 +52,17 @@ def save(
         sizes: how many numbers an observation and an action have.
         config: stored beside the state, to rebuild the agent and to refuse a state that does not fit it.
         clocks: numbers that a continued run counts on from.
+        pending: by step, policies that a continued run still has to evaluate.
     """
     step = int(agent.step)
     final, partial = folder / str(step), folder / f".{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(dict(zip(_names(agent), map(np.asarray, _stored_leaves(agent)), strict=True)), partial / TENSORS)
+    _write(agent, partial / TENSORS)
+    for at, policy in (pending or {}).items():
+        _write(policy, partial / PENDING.format(at))
     manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
-    manifest |= {"config": config.to_json(), "clocks": dict(clocks or {})}
+    manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for file in partial.iterdir():
         with open(file, "rb") as handle:
@@ -86,32 +98,27 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
             raise UserError(f"{path} has checkpoint format {manifest['format']}; this version of floq reads {FORMAT}")
         config, sizes = Config.from_json(manifest["config"]), (manifest["obs_size"], manifest["act_size"])
         clocks = {name: float(value) for name, value in manifest.get("clocks", {}).items()}
+        waiting = [int(at) for at in manifest.get("pending", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / MANIFEST} is damaged ({error!r}): {remedy}") from error
 
     template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent))
+    agent = _read(template, path / TENSORS, remedy)
+    pending = {at: _read(template.policy, path / PENDING.format(at), remedy) for at in waiting}
+    return Checkpoint(agent, config, sizes, clocks, pending)
+
+
+def _write(tree: Any, path: Path) -> None:
+    save_file(dict(zip(_names(tree), map(np.asarray, _stored_leaves(tree)), strict=True)), path)
+
+
+def _read(template: T, path: Path, remedy: str) -> T:
+    """The tree of the template's shape whose arrays are in the file."""
     try:
-        with safetensors.safe_open(path / TENSORS, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path / TENSORS} is damaged ({error}): {remedy}") from error
-    return Checkpoint(_fill(template, stored, path), config, sizes, clocks)
-
-
-def _names(agent: Agent) -> list[str]:
-    """The names of the agent's arrays, in the order of its leaves: `params.critic.velocity.entry.bias` and so on."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(agent)
-    ]
-
-
-def _stored_leaves(agent: Agent) -> list[Any]:
-    """The agent's arrays as they are stored: the random key as its raw words."""
-    leaves = zip(_names(agent), jax.tree.leaves(agent), strict=True)
-    return [jax.random.key_data(leaf) if name == "key" else leaf for name, leaf in leaves]
-
-
-def _fill(template: Agent, stored: dict[str, np.ndarray], path: Path) -> Agent:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     names = _names(template)
     expected = dict(zip(names, jax.eval_shape(_stored_leaves, template), strict=True))
     wrong = sorted(expected.keys() ^ stored.keys())
@@ -119,9 +126,21 @@ def _fill(template: Agent, stored: dict[str, np.ndarray], path: Path) -> Agent:
         n for n in names if n in stored and (expected[n].shape, expected[n].dtype) != (stored[n].shape, stored[n].dtype)
     ]
     if wrong:
-        raise UserError(
-            f"{path / TENSORS} does not fit its configuration: {wrong[0]} is missing, extra or of another shape"
-        )
+        raise UserError(f"{path} does not fit its configuration: {wrong[0]} is missing, extra or of another shape")
     arrays = [jnp.asarray(stored[name]) for name in names]
-    arrays[names.index("key")] = jax.random.wrap_key_data(arrays[names.index("key")])
+    if "key" in names:
+        arrays[names.index("key")] = jax.random.wrap_key_data(arrays[names.index("key")])
     return jax.tree.unflatten(jax.tree.structure(template), arrays)
+
+
+def _names(tree: Any) -> list[str]:
+    """The names of a tree's arrays, in the order of its leaves: `params.critic.velocity.entry.bias` and so on."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _stored_leaves(tree: Any) -> list[Any]:
+    """A tree's arrays as they are stored: the random key as its raw words."""
+    leaves = zip(_names(tree), jax.tree.leaves(tree), strict=True)
+    return [jax.random.key_data(leaf) if name == "key" else leaf for name, leaf in leaves]

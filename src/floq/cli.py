@@ -67,10 +67,9 @@ def run(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change."""
+    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change. With
+    several folders, runs that stopped at the same step go on as one fleet."""
 
-    resume: str
-    """The run's folder."""
     offline_steps: int | None = None
     """New total of gradient steps on the dataset; by default the run's own."""
     online_steps: int | None = None
@@ -80,7 +79,7 @@ class Resume:
 
 
 class Request(NamedTuple):
-    """What `floq train` is asked to do: these configurations, one per seed, or just to show them."""
+    """What `floq train` is asked to do: train these configurations, or just show them."""
 
     configs: list[Any]
     dry_run: bool
@@ -94,21 +93,21 @@ def _train(argv: list[str]) -> None:
     if not request.dry_run:
         from floq.envs import check_task
 
-        first = request.configs[0]
-        if first.dataset is None:  # before JAX is loaded, since a wrong name is the commonest mistake
-            check_task(first.env_name)
+        for config in request.configs:
+            if config.dataset is None:  # before JAX is loaded, since a wrong name is the commonest mistake
+                check_task(config.env_name)
     if request.dry_run:
         for note in request.notes:
             print(f"floq: {note}", file=sys.stderr)
         return _print_configs(request.configs)
-    from floq.train import train
+    from floq.train import train_fleet
 
-    for config in request.configs:
-        train(config, notes=request.notes)
+    train_fleet(request.configs, notes=request.notes)
 
 
 def _resume(argv: list[str]) -> None:
     flags = Flags(argv)
+    folders = flags.take_list("resume")
     types = {f.name: f for f in dataclasses.fields(Resume)}
     for name in flags.names():
         if name not in types:
@@ -116,29 +115,35 @@ def _resume(argv: list[str]) -> None:
                 f"--{name} with --resume: a run goes on with its own settings, only --offline_steps and "
                 "--online_steps may change"
             )
-    if not flags.help:
-        flags.peek("resume")  # complains if it has no value, or several
-    options = parse(Resume, flags.normalised(types), "floq train", Resume.__doc__ or "")
-    from floq.train import continued, resume
+    if not flags.help and not folders:
+        raise UserError("--resume needs a run's folder, or several")
+    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", Resume.__doc__ or "")
+    from floq.run import Run
+    from floq.train import continued, resume_fleet
 
     if options.dry_run:
-        return _print_configs([continued(options.resume, options.offline_steps, options.online_steps)])
-    resume(options.resume, offline_steps=options.offline_steps, online_steps=options.online_steps)
+        steps = options.offline_steps, options.online_steps
+        return _print_configs([continued(Run.open(folder), *steps) for folder in folders])
+    resume_fleet(folders, offline_steps=options.offline_steps, online_steps=options.online_steps)
 
 
 def _print_configs(configs: list[Any]) -> None:
-    """One JSON object: the configuration; with several seeds, a list of them in place of the one."""
+    """One JSON object: the configuration; of several, a list where they differ."""
     import json
 
-    values = configs[0].to_json()
-    if len(configs) > 1:
-        values = {"seeds" if key == "seed" else key: value for key, value in values.items()}
-        values["seeds"] = [config.seed for config in configs]
-    print(json.dumps(values, indent=2))
+    shown = configs[0].to_json()
+    others = [config.to_json() for config in configs]
+    for values, theirs in ((shown["agent"], [other["agent"] for other in others]), (shown, others)):
+        for name in [name for name in values if name != "agent"]:
+            if len({json.dumps(other[name]) for other in theirs}) > 1:
+                values[name] = [other[name] for other in theirs]
+    if isinstance(shown["seed"], list):
+        shown = {"seeds" if name == "seed" else name: value for name, value in shown.items()}
+    print(json.dumps(shown, indent=2))
 
 
 def parse_train(argv: list[str]) -> Request:
-    """`floq train`'s arguments, resolved."""
+    """`floq train`'s arguments, resolved: a configuration for each combination of values where a flag has several."""
     from floq.config import AGENTS, PUBLISHED_ALIASES, Config, settings_type
     from floq.presets import PRESETS, configure, notice
 
@@ -148,30 +153,34 @@ def parse_train(argv: list[str]) -> Request:
     dry_run = flags.take_switch("dry_run")
     seeds = flags.take_seeds()
     parts = {kind: flags.take(f"agent.{kind}", None) for kind in ("critic", "actor")}
-    # Flags refine the preset that the environment and the agent select: parse them with that as the default.
-    base = configure(flags.peek("env_name"), agent, preset=preset, dataset=flags.peek("dataset"), **parts)
-    critic, actor = base.agent.critic_name, base.agent.actor_name
+    any_task = configure(agent=agent, preset=preset, **parts)
+    critic, actor = any_task.agent.critic_name, any_task.agent.actor_name
     settings = settings_type(critic, actor)
     types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
     types |= {f"agent.{f.name}": f for f in dataclasses.fields(settings)}
     aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in PUBLISHED_ALIASES.get(critic, {}).items()}
     command = dataclasses.make_dataclass(
-        "Train", [("agent", settings, field(default=settings(**base.agent.flat())))], bases=(Config,), frozen=True
+        "Train", [("agent", settings, field(default=settings(**any_task.agent.flat())))], bases=(Config,), frozen=True
     )
     description = (
         "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
         f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
-        "--agent.critic and --agent.actor replace one of the two, "
-        f"--preset NAME ({', '.join(PRESETS)}) changes the settings, --seeds 0 1 2 trains with one seed after another, "
+        f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
+        "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
         "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run."
     )
-    default = command(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"})
-    parsed = parse(command, flags.normalised(types, aliases), "floq train", description, default)
-    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
-    config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
-    configs = [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
-    remark = notice(config.task, agent, preset)
-    return Request(configs, dry_run, [remark] if remark else [])
+    configs: list[Any] = []
+    for variant in flags.variants(types):
+        # Flags refine the preset that the environment and the agent select: parse them with that as the default.
+        base = configure(variant.peek("env_name"), agent, preset=preset, dataset=variant.peek("dataset"), **parts)
+        run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
+        default = command(**run, agent=settings(**base.agent.flat()))
+        parsed = parse(command, variant.normalised(types, aliases), "floq train", description, default)
+        values = {name: getattr(parsed, name) for name in run}
+        config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
+        configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
+    notes = dict.fromkeys(notice(config.task, agent, preset) for config in configs)
+    return Request(configs, dry_run, [note for note in notes if note])
 
 
 # --- floq eval ---

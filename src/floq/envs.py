@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
 os.environ.setdefault("MUJOCO_GL", "disable")  # before MuJoCo is imported: nothing here renders
@@ -78,7 +78,7 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
             raise UserError(f"{env_name}: floq needs a vector of observations, this one has {env.observation_space}")
         if (space.low != -1).any() or (space.high != 1).any():
             env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-        return SeededEnv(env)
+        return SeededEnv(env, env_name, success_timing)
 
 
 def check_task(env_name: str) -> None:
@@ -126,8 +126,9 @@ def _ogbench_names() -> Iterator[str]:
 class SeededEnv(gymnasium.Wrapper):
     """An environment whose every random draw follows from the seed of its last reset."""
 
-    def __init__(self, env: gymnasium.Env):
+    def __init__(self, env: gymnasium.Env, task: str = "", success_timing: str | None = None):
         super().__init__(env)
+        self.task, self.success_timing = task, success_timing
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
         base: Any = env.unwrapped
         space = base.action_space
@@ -165,6 +166,20 @@ class SeededEnv(gymnasium.Wrapper):
             random.set_bit_generator(others)
 
 
+def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
+    """The environment with another of its OGBench tasks. Making one anew takes a second and over 100 MB that never come
+    back, so it is only done where the name numbers no task."""
+    number = re.search(r"-task(\d+)-", env_name)
+    if env.task == env_name:
+        return env
+    if number is None or dataset_name(env_name) != dataset_name(env.task):
+        return make(env_name, env.success_timing)
+    base: Any = env.unwrapped
+    base._reward_task_id = int(number[1])  # what OGBench's own labelling and resets go by
+    env.task = env_name
+    return env
+
+
 class EnvSlots:
     """Some of the slots of one evaluation, stepped together by one worker.
 
@@ -176,12 +191,17 @@ class EnvSlots:
         self._envs = {slot: make(env_name, success_timing) for slot in slots}
         self._num_slots = num_slots
 
-    def start(self, seed: Seed, num_episodes: int) -> np.ndarray:
-        """Reset every slot to its first episode; episode e is seeded by (*seed, e). Returns (slots, obs)."""
+    def start(
+        self, env_name: str, seed: Seed, num_episodes: int, episodes: Mapping[int, int] | None = None
+    ) -> np.ndarray:
+        """Reset every slot to its first episode, or to the one that `episodes` names; episode e is seeded by
+        (*seed, e). A slot that has no episode left stays at rest. Returns the first observations (slots, obs)."""
+        self._envs = {slot: with_task(env, env_name) for slot, env in self._envs.items()}
         self._seed, self._num_episodes = tuple(seed), num_episodes
-        self._episode = {slot: slot for slot in self._envs}
+        self._episode = dict(episodes or {slot: slot for slot in self._envs})
         self._return, self._length = dict.fromkeys(self._envs, 0.0), dict.fromkeys(self._envs, 0)
-        return np.stack([env.reset_with((*seed, slot)) for slot, env in self._envs.items()]).astype(np.float32)
+        first = [env.reset_with((*seed, self._episode[slot])) for slot, env in self._envs.items()]
+        return np.stack(first).astype(np.float32)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, EpisodeResult]]]:
         """One step in every slot that still plays. Returns observations (slots, obs), where a finished slot shows the

@@ -1,20 +1,23 @@
-"""Parallel, seeded evaluation: many environments, one batched call of the policy.
+"""Parallel, seeded evaluation: many environments, one batched call of the policy, beside the training if wanted.
 
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise by the step within the
 episode on top, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing nor
-on the number of workers.
+on the number of workers, nor on what was evaluated before.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from floq import run_data
-from floq.agent import Agent
+from floq.agent import Policy
 from floq.data.transitions import Dataset
 from floq.envs import EnvSlots, EpisodeResult
 from floq.held_out import HeldOut, HeldOutEvaluator
@@ -22,9 +25,10 @@ from floq.keys import Keys
 from floq.progress import Display
 from floq.results import described
 from floq.run import Run
-from floq.workers import Workers, worker_count
+from floq.workers import WorkerDied, Workers, worker_count
 
 MAX_SLOTS = 10  # environments that play at once; fixed, so that the batch has one shape on every machine
+RESTARTS = 3  # workers that may die in one evaluation before it is given up
 
 
 class Evaluation(NamedTuple):
@@ -43,10 +47,17 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Worker processes with environments of one task, kept for as many evaluations as wanted. A context manager."""
+    """Worker processes with environments, kept for as many evaluations as wanted. A context manager.
+
+    Args:
+        env_name: the task that they begin with; an evaluation may name another of the same environment.
+        success_timing: see `envs.make`.
+        num_episodes: episodes of an evaluation.
+        workers: processes; by default one per core.
+    """
 
     def __init__(self, env_name: str, success_timing: str | None, num_episodes: int, workers: int | None = None):
-        self._num_episodes = num_episodes
+        self._env_name, self._num_episodes = env_name, num_episodes
         self._num_slots = min(MAX_SLOTS, num_episodes)
         count = worker_count(workers, self._num_slots)
         self._shares = [range(i, self._num_slots, count) for i in range(count)]
@@ -66,32 +77,45 @@ class Evaluator:
 
     def __call__(
         self,
-        agent: Agent,
+        policy: Policy,
         seed: int,
         step: int,
+        env_name: str | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
-        """Play the episodes that (seed, step) names with the agent's policy. None if `should_stop` said so midway."""
+        """Play the episodes that (seed, step) names. None if `should_stop` said so midway.
+
+        A worker that dies is replaced, and the episodes that it was playing begin again.
+        """
         results: dict[int, EpisodeResult] = {}
         episode = np.arange(self._num_slots)
         elapsed = np.zeros(self._num_slots, np.int64)
-        key = jax.random.fold_in(Keys.of(seed).evaluation, step)
+        key, restarts = jax.random.fold_in(Keys.of(seed).evaluation, step), 0
+        task = (env_name or self._env_name, (seed, step), self._num_episodes)
 
-        starts = self._workers.call("start", [((seed, step), self._num_episodes)] * len(self._shares))
-        obs = self._in_slots(starts)
+        obs = self._in_slots(self._workers.call("start", [task] * len(self._shares)))
         while len(results) < self._num_episodes:
             if should_stop():
                 return None
-            actions = np.asarray(_act(agent, key, obs, episode, elapsed))
-            answers = self._workers.call("step", [(actions[list(share)],) for share in self._shares])
-            obs = self._in_slots([observations for observations, _ in answers])
+            actions = np.asarray(_act(policy, key, obs, episode, elapsed))
+            answers = self._workers.try_call("step", [(actions[list(share)],) for share in self._shares])
             elapsed += 1
-            for slot, result in (pair for _, finished in answers for pair in finished):
-                results[int(episode[slot])] = result
-                episode[slot] += self._num_slots
-                elapsed[slot] = 0
-                on_progress(len(results), self._num_episodes)
+            for worker, (share, answer) in enumerate(zip(self._shares, answers, strict=True)):
+                if isinstance(answer, WorkerDied):
+                    if (restarts := restarts + 1) > RESTARTS:
+                        raise answer
+                    self._workers.restart(worker)
+                    numbers = {slot: int(episode[slot]) for slot in share}
+                    obs[list(share)] = self._workers.call_one(worker, "start", (*task, numbers))
+                    elapsed[list(share)] = 0
+                    continue
+                obs[list(share)], finished = answer
+                for slot, result in finished:
+                    results[int(episode[slot])] = result
+                    episode[slot] += self._num_slots
+                    elapsed[slot] = 0
+                    on_progress(len(results), self._num_episodes)
         return Evaluation(step, tuple(results[i] for i in range(self._num_episodes)))
 
     def _in_slots(self, shares: Sequence[np.ndarray]) -> np.ndarray:
@@ -101,10 +125,91 @@ class Evaluator:
         return obs
 
 
+class Request(NamedTuple):
+    """An evaluation to come: which of the fleet's runs, at which step, with what policy."""
+
+    run: int
+    step: int
+    policy: Policy
+    seconds: float  # the run's clock at that step
+
+
+class Background:
+    """Evaluations that go on while the training does, one after another, in a thread of their own. A context manager.
+
+    The policy acts on the CPU, whatever trains it: it is small, and a step of the environments should not wait for the
+    accelerator to come to the end of its chunk.
+    """
+
+    def __init__(self, evaluator: Evaluator, seeds: Sequence[int], env_names: Sequence[str]):
+        self._evaluator, self._seeds, self._env_names = evaluator, seeds, env_names
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Request, Evaluation] | BaseException] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
+        self.pending: list[Request] = []
+        self.episodes_done = 0
+
+    def __enter__(self) -> "Background":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._requests.put(None)
+        self._thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Ask for an evaluation; `pending` holds it until `finished` has handed it out."""
+        request = request._replace(policy=on_cpu(request.policy))
+        self.pending.append(request)
+        self._requests.put(request)
+
+    def finished(self, wait: float = 0.0) -> Iterator[tuple[Request, Evaluation]]:
+        """The evaluations that have come to their end, in the order they were asked for; waits up to `wait` seconds for
+        the first. Raises what an evaluation raised."""
+        with contextlib.suppress(queue.Empty):
+            while self.pending:
+                answer = self._answers.get(timeout=wait) if wait else self._answers.get_nowait()
+                wait = 0.0
+                if isinstance(answer, BaseException):
+                    raise answer
+                self.pending.pop(0)
+                yield answer
+
+    def _work(self) -> None:
+        while (request := self._requests.get()) is not None and not self._stopping.is_set():
+            try:
+                evaluation = self._evaluator(
+                    request.policy,
+                    self._seeds[request.run],
+                    request.step,
+                    self._env_names[request.run],
+                    on_progress=self._count,
+                    should_stop=self._stopping.is_set,
+                )
+            except BaseException as error:
+                self._answers.put(error)
+                return
+            if evaluation is not None:
+                self._answers.put((request, evaluation))
+
+    def _count(self, done: int, total: int) -> None:
+        self.episodes_done = done
+
+
+def on_cpu(policy: Policy) -> Policy:
+    """A copy of the policy on the host's first CPU device, where there is one."""
+    try:
+        return jax.device_put(jax.device_get(policy), jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told to use nothing but an accelerator
+        return jax.tree.map(jnp.copy, policy)
+
+
 @jax.jit
-def _act(agent: Agent, key, obs, episode, elapsed):
+def _act(policy: Policy, key, obs, episode, elapsed):
     def act(obs, episode, elapsed):
-        return agent.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), elapsed))
+        return policy.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), elapsed))
 
     return jax.vmap(act)(obs, jnp.asarray(episode), jnp.asarray(elapsed))
 
@@ -121,18 +226,17 @@ def evaluate_run(
 ) -> Evaluation | HeldOut:
     """Evaluate a checkpoint of a run again, and print the result.
 
-    With the run's own seed and number of episodes it repeats the evaluation that training made at that step.
-
-    Without an environment it looks at the held-out data again, which must be what it was; `data` is that data if the
-    run was given it from Python.
+    With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
+    an environment it looks at the held-out data again, which must be what it was; `data` is that data if the run was
+    given it from Python.
 
     Raises:
         UserError: there is no such run or checkpoint, the data is another, or an option is out of range.
     """
     run = Run.open(run_dir)
     seed = run.config.seed if seed is None else seed
-    changes = {"eval_episodes": eval_episodes, "success_timing": success_timing or run.config.success_timing}
-    config = dataclasses.replace(run.config, seed=seed, **changes)
+    changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
+    config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
     agent, display = run.load_agent(step), Display(show)
     if config.env_name is None:
         run_data.check_given(run, data)
@@ -144,7 +248,8 @@ def evaluate_run(
             Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):
-            evaluation = evaluator(agent, seed, int(agent.step), on_progress=lambda done, _: update(done))
+            policy = on_cpu(agent.policy)
+            evaluation = evaluator(policy, seed, int(agent.step), on_progress=lambda done, _: update(done))
     assert evaluation is not None
     rows = described(config, evaluation.summary())
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)

@@ -1,7 +1,9 @@
 """Command-line flags in the spelling of the published code, made ready for tyro; and tyro's errors on one line."""
 
 import contextlib
+import copy
 import io
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -44,6 +46,12 @@ class Flags:
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
         return value
 
+    def take_list(self, name: str) -> list[str]:
+        """All values of a flag, and forget it."""
+        values = [word for flag, words in self._pairs if flag == name for word in words]
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        return values
+
     def take_switch(self, name: str) -> bool:
         """Whether a switch is on: `--name`, `--name=True`."""
         given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
@@ -64,6 +72,23 @@ class Flags:
         if not words or not all(re.fullmatch(r"\d+", word) for word in words):
             raise UserError(f"--seeds {' '.join(given[-1])}: give whole numbers, as in --seeds 0 1 2")
         return list(dict.fromkeys(int(word) for word in words))
+
+    def variants(self, fields: Mapping[str, Any]) -> "list[Flags]":
+        """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`. The first
+        flag varies slowest. A flag whose field is a tuple has one value, however many words that is."""
+        several = [
+            (place, words)
+            for place, (name, words) in enumerate(self._pairs)
+            if len(words) > 1 and name in fields and not str(fields[name].type).startswith("tuple")
+        ]
+        found = []
+        for chosen in itertools.product(*(list(dict.fromkeys(words)) for _, words in several)):
+            flags = copy.copy(self)
+            flags._pairs = list(self._pairs)
+            for (place, _), word in zip(several, chosen, strict=True):
+                flags._pairs[place] = (flags._pairs[place][0], [word])
+            found.append(flags)
+        return found
 
     def names(self) -> list[str]:
         """The flags that are left."""

@@ -1,21 +1,26 @@
-"""The loop of a run: many gradient steps per device call, between them logs, evaluations and checkpoints."""
+"""The loop of a fleet: many gradient steps per device call, between them logs and checkpoints, beside them evaluations.
+
+Everything that a step does depends on the agents, the configurations and the data alone, so a fleet that was stopped
+goes on as if it had not been.
+"""
 
 import contextlib
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
+import numpy as np
 
 from floq import checkpoint
-from floq.agent import Agent, Info, zeros_like_info
-from floq.data.transitions import Batch, Dataset, Splits
+from floq.agent import Agent, Policy
+from floq.config import Config
 from floq.errors import Interrupted
-from floq.evaluate import Evaluator
-from floq.held_out import HeldOutEvaluator
+from floq.evaluate import Background, Evaluation, Request
+from floq.fleet import Fleet
+from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
 from floq.loggers import CsvLogger
 from floq.progress import Display
@@ -23,113 +28,109 @@ from floq.results import headline, scores
 from floq.run import Run
 
 CHUNK_SECONDS = 0.5  # a device call takes about this long, so that a signal is answered soon
+MOST_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
 
 
-@partial(jax.jit, donate_argnums=0)
-def train_steps(agent: Agent, dataset: Dataset, batch_key: jax.Array, num_steps: jax.Array) -> tuple[Agent, Info]:
-    """`num_steps` updates on batches of the dataset, in one device call. Returns the agent and the last step's info.
+class Member:
+    """One run of a fleet, as it is on disk."""
 
-    The batch of update number i is drawn with fold_in(batch_key, i), so the result does not depend on how the steps
-    are divided into calls. `agent` is donated. The number of steps is traced: one program serves every length.
-    """
+    def __init__(self, run: Run):
+        self.run, self.config = run, run.config
+        self.keys = Keys.of(run.config.seed)
+        self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
+        self.scores = {name: column[-1] for name, column in run.evaluations().items()}
 
-    def step(_, carry):
-        agent, _ = carry
-        return agent.update(sample_batch(agent, dataset, batch_key))
-
-    info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
-    return jax.lax.fori_loop(0, num_steps, step, (agent, info))
-
-
-def sample_batch(agent: Agent, dataset: Dataset, key: jax.Array) -> Batch:
-    """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
-    static = agent.static
-    step_key = jax.random.fold_in(key, agent.step)
-    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount)
-
-
-@jax.jit
-def validate(agent: Agent, dataset: Dataset, key: jax.Array) -> Info:
-    """What `update` would log on one batch of held-out data."""
-    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
-    return agent.evaluate_loss(sample_batch(agent, dataset, batch_key), loss_key)
+    def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
+        """Write a row of eval.csv."""
+        self.scores = evaluation.summary()
+        self.eval_log.log(evaluation.step, self.scores | {"time/total_time": seconds})
 
 
 class Loop:
-    """One run from the step its agent is at to its last step. Everything that a step does depends on the agent, the
-    configuration and the data alone, so a run that was stopped goes on as if it had not been.
+    """A fleet of runs from the step that its agents are at to their last.
 
     Args:
-        run: its folder, with logs that end at the agent's step.
-        evaluator: plays episodes, or without an environment looks at held-out data.
-        agent: fresh, or from a checkpoint.
-        clocks: what the checkpoint says of time spent; empty for a fresh run.
-        started: when this process began with the run, by `time.monotonic`.
+        members: the runs, with logs that end at the agents' step. They agree in all that the loop goes by: numbers of
+            steps, intervals, episodes.
+        fleet: their agents, with the data.
+        evaluator: plays episodes beside the training; or, without an environment, looks at held-out data.
+        sizes: how many numbers an observation and an action have.
+        clocks: what the checkpoint says of time spent; empty for fresh runs.
+        started: when this process began with the runs, by `time.monotonic`.
     """
 
     def __init__(
         self,
-        run: Run,
-        agent: Agent,
-        data: Splits,
-        evaluator: Evaluator | HeldOutEvaluator,
+        members: Sequence[Member],
+        fleet: Fleet,
+        evaluator: Background | Sequence[HeldOutEvaluator],
+        sizes: tuple[int, int],
         display: Display,
-        clocks: dict[str, float],
+        clocks: Mapping[str, float],
         started: float,
     ):
-        self.run, self.agent, self._data = run, agent, data
-        self._config = run.config
-        self._keys = Keys.of(run.config.seed)
-        self._evaluator, self._display = evaluator, display
+        self.members, self.fleet = members, fleet
+        self._config: Config = members[0].config
+        self._background = evaluator if isinstance(evaluator, Background) else None
+        self._held_out = None if isinstance(evaluator, Background) else evaluator
+        self._sizes, self._display = sizes, display
         self._origin = started - clocks.get("seconds", 0.0)
         self._update_seconds, self._timed_steps = clocks.get("update_seconds", 0.0), clocks.get("timed_steps", 0.0)
         self._to_first_update = clocks.get("to_first_update")
-        self._train_log, self._eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
-        self._scores = {name: column[-1] for name, column in run.evaluations().items()}
         self._compiled = False
         self._steps_per_call = 1
 
-    def go(self, received: list[int]) -> None:
+    def go(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
         """Train to the end.
+
+        Args:
+            received: signals appear here.
+            pending: for each run by step, the policies of evaluations that the checkpoint says were not finished.
 
         Raises:
             Interrupted: a signal appeared in `received`; a checkpoint is written before.
         """
-        c, first = self._config, int(self.agent.step)
+        c, first = self._config, self.fleet.step
         step, saved_step = first, first or None
         logged_at, logged_step = time.monotonic(), first
-        if first and self._evaluation_due(first) and first not in self.run.evaluations().get("step", []):
-            self._evaluate(first, received)  # the run was stopped in the middle of it
+        for run, policies in enumerate(pending):
+            for at, policy in sorted(policies.items()):
+                self._submit(run, at, policy)
+        if self._held_out and first and self._evaluation_due(first):
+            self._look_at_held_out(first, received)  # the run was stopped in the middle of it
         with self._display.bar("train", c.offline_steps, start=first) as update_bar:
             while step < c.offline_steps and not received:
-                info = self._advance(self._next_stop(step) - step)
-                step = int(self.agent.step)
+                infos = self._advance(self._next_stop(step) - step)
+                step = self.fleet.step
+                self._take_evaluations()
                 if self._due(step, c.log_interval):
                     now = time.monotonic()
-                    times = {
-                        "time/epoch_time": (now - logged_at) / (step - logged_step),
-                        "time/total_time": now - self._origin,
-                    }
+                    self._log(step, infos, (now - logged_at) / (step - logged_step), now - self._origin)
                     logged_at, logged_step = now, step
-                    held_out = validate(self.agent, self._data.validation, self._keys.validation)
-                    self._train_log.log(step, _floats("training", info) | _floats("validation", held_out) | times)
                 if self._evaluation_due(step):
                     self._evaluate(step, received)
                 if self._due(step, c.save_interval) or received:
                     self._save()
                     saved_step = step
-                update_bar(step, line=self._due(step, c.eval_interval), **self._state(info))
+                update_bar(step, line=self._due(step, c.eval_interval), **self._state(infos))
+        waited = bool(self._pending())
+        self._wait_for_evaluations(0, received)
+        if waited or saved_step != step:  # what is pending has changed since, or a signal came after this step's turn
+            self._save()
         if received:
-            if saved_step != step:  # the signal came after this step's turn to save
-                self._save()
+            folders = " ".join(str(member.run.folder) for member in self.members)
             name = signal.Signals(received[0]).name
             raise Interrupted(
-                f"stopped by {name} at step {step}; go on with floq train --resume {self.run.folder}", received[0]
+                f"stopped by {name} at step {step}; go on with floq train --resume {folders}", received[0]
             )
 
-    def summary(self) -> dict[str, Any]:
-        """What `summary.json` says at the end."""
-        found = scores(self._scores)
+    def agents(self) -> list[Agent]:
+        """The agents as they are, one for each run."""
+        return [self.fleet.agent(run) for run in range(len(self.members))]
+
+    def summary(self, run: int) -> dict[str, Any]:
+        """What `summary.json` of a run says at the end."""
+        found = scores(self.members[run].scores)
         plays = self._config.env_name is not None
         return {
             "success": found.pop("success", None),
@@ -138,9 +139,12 @@ class Loop:
             "updates_per_second": self._updates_per_second,
             "seconds": time.monotonic() - self._origin,
             "seconds_to_first_update": self._to_first_update,
-            "steps": int(self.agent.step),
+            "steps": self.fleet.step,
+            "runs_in_fleet": len(self.members),
             **found,
         }
+
+    # --- the steps ---
 
     def _next_stop(self, step: int) -> int:
         """The next step at which something is due, or as far as one device call should go."""
@@ -153,13 +157,9 @@ class Loop:
     def _due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self._config.offline_steps
 
-    def _evaluation_due(self, step: int) -> bool:
-        return step == 1 or self._due(step, self._config.eval_interval)
-
-    def _advance(self, num_steps: int) -> Info:
+    def _advance(self, num_steps: int) -> list[dict[str, float]]:
         before = time.monotonic()
-        self.agent, info = train_steps(self.agent, self._data.train, self._keys.batches, num_steps)
-        jax.block_until_ready(info)
+        infos = self.fleet.advance(num_steps)
         seconds = time.monotonic() - before
         if not self._compiled:
             self._compiled = True  # this call compiled: its time says nothing about speed
@@ -168,52 +168,103 @@ class Loop:
             self._update_seconds += seconds
             self._timed_steps += num_steps
             self._steps_per_call = max(1, round(CHUNK_SECONDS * self._timed_steps / self._update_seconds))
-        return info
+        return infos
 
     @property
     def _updates_per_second(self) -> float | None:
+        """Of one run; all runs of the fleet make them at the same time."""
         return self._timed_steps / self._update_seconds if self._timed_steps else None
 
-    def _evaluate(self, step: int, received: list[int]) -> None:
-        """Evaluate and log, unless a signal comes: then the evaluation is left to whoever continues the run."""
-        if received:
-            return
-        with self._display.bar("evaluate", self._config.eval_episodes) as update:
-            evaluation = self._evaluator(
-                self.agent,
-                self._config.seed,
-                step,
-                on_progress=lambda done, _: update(done),
-                should_stop=lambda: bool(received),
-            )
-        if evaluation is not None:
-            self._scores = evaluation.summary()
-            self._eval_log.log(step, self._scores | {"time/total_time": time.monotonic() - self._origin})
+    def _log(self, step: int, infos: list[dict[str, float]], epoch_time: float, total_time: float) -> None:
+        times = {"time/epoch_time": epoch_time, "time/total_time": total_time}
+        for member, info, held_out in zip(self.members, infos, self.fleet.validate(), strict=True):
+            member.train_log.log(step, _named("training", info) | _named("validation", held_out) | times)
 
     def _save(self) -> None:
-        sizes = self._data.train.observations.shape[1], self._data.train.actions.shape[1]
         clocks = {
             "seconds": time.monotonic() - self._origin,
             "update_seconds": self._update_seconds,
             "timed_steps": self._timed_steps,
             "to_first_update": self._to_first_update or 0.0,
         }
-        checkpoint.save(self.run.folder / "checkpoints", self.agent, sizes, self._config, clocks)
+        for number, (member, agent) in enumerate(zip(self.members, self.agents(), strict=True)):
+            waiting = {request.step: request.policy for request in self._pending() if request.run == number}
+            folder = member.run.folder / "checkpoints"
+            checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting)
 
-    def _state(self, info: Info) -> dict[str, str]:
-        """What the progress line shows."""
+    # --- evaluations ---
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step == 1 or self._due(step, self._config.eval_interval)
+
+    def _is_evaluated(self, run: int, step: int) -> bool:
+        return step in self.members[run].run.evaluations().get("step", [])
+
+    def _evaluate(self, step: int, received: list[int]) -> None:
+        """Have the fleet evaluated as it is at this step, in the background; or look at held-out data, now."""
+        if self._held_out is not None:
+            return self._look_at_held_out(step, received)
+        for run, agent in enumerate(self.agents()):
+            self._submit(run, step, agent.policy)
+        self._wait_for_evaluations(MOST_PENDING * len(self.members), received)
+
+    def _submit(self, run: int, step: int, policy: Policy) -> None:
+        assert self._background is not None
+        if not self._is_evaluated(run, step):
+            self._background.submit(Request(run, step, policy, time.monotonic() - self._origin))
+
+    def _take_evaluations(self, wait: float = 0.0) -> None:
+        if self._background is not None:
+            for request, evaluation in self._background.finished(wait):
+                self.members[request.run].log_evaluation(evaluation, request.seconds)
+
+    def _wait_for_evaluations(self, most: int, received: list[int]) -> None:
+        """Wait until no more than so many evaluations are pending, or a signal comes."""
+        if self._background is None or len(self._pending()) <= most:
+            return
+        total = len(self._pending()) - most
+        with self._display.bar("evaluate", total * self._config.eval_episodes) as update_bar:
+            while len(self._pending()) > most and not received:
+                self._take_evaluations(wait=0.2)
+                finished = total - (len(self._pending()) - most)
+                done = finished * self._config.eval_episodes + self._background.episodes_done
+                update_bar(min(done, total * self._config.eval_episodes))
+
+    def _look_at_held_out(self, step: int, received: list[int]) -> None:
+        """Evaluate without an environment, unless a signal comes: then that is left to whoever continues."""
+        assert self._held_out is not None
+        for run, (member, agent, evaluator) in enumerate(zip(self.members, self.agents(), self._held_out, strict=True)):
+            if self._is_evaluated(run, step):
+                continue
+            seconds = time.monotonic() - self._origin
+            evaluation = evaluator(agent, member.config.seed, step, should_stop=lambda: bool(received))
+            if evaluation is not None:
+                member.log_evaluation(evaluation, seconds)
+
+    def _pending(self) -> list[Request]:
+        return self._background.pending if self._background is not None else []
+
+    # --- what is shown ---
+
+    def _state(self, infos: list[dict[str, float]]) -> dict[str, str]:
+        """What the progress line shows: means over the fleet."""
         state = {}
-        if self._scores:
-            name, value = headline(self._scores)
-            state[name] = f"{value:.3g}"
+        known = [headline(member.scores) for member in self.members if member.scores]
+        if known:
+            state[known[0][0]] = f"{np.mean([value for _, value in known]):.3g}"
         if self._updates_per_second:
-            state["updates/s"] = f"{self._updates_per_second:.0f}"
+            state["updates/s"] = f"{self._updates_per_second:.0f}" + (
+                f" x {len(self.members)}" if len(self.members) > 1 else ""
+            )
+        if self._pending():
+            state["evaluating"] = f"step {self._pending()[0].step}"
         losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
-        return state | {name: f"{float(info[metric]):.3g}" for name, metric in losses.items()}
+        mean = {name: float(np.mean([info[metric] for info in infos])) for name, metric in losses.items()}
+        return state | {name: "diverged" if math.isnan(value) else f"{value:.3g}" for name, value in mean.items()}
 
 
-def _floats(prefix: str, info: Info) -> dict[str, float]:
-    return {f"{prefix}/{name}": float(value) for name, value in info.items()}
+def _named(prefix: str, info: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in info.items()}
 
 
 @contextlib.contextmanager

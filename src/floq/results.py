@@ -1,9 +1,11 @@
 """What the evaluations of a run come to, for people to read."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from floq.analysis.statistics import wilson_interval
+from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.config import Config
 from floq.progress import Display
 from floq.run import Run, protocol
@@ -47,11 +49,47 @@ def described(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]
     }
 
 
-def show_result(run: Run, display: Display) -> None:
-    """Print a short table of how a finished run went."""
-    summary, evaluations = run.summary, run.evaluations()
+def show_result(runs: Sequence[Run], display: Display) -> None:
+    """Print a short table of how finished runs of one fleet went."""
+    first, summary = runs[0], runs[0].summary
     speed = f"{summary['updates_per_second'] or math.nan:.0f} updates/s, {summary['seconds']:.0f} s in all"
-    last = {name: column[-1] for name, column in evaluations.items()}
-    display.table(run.config.task, described(run.config, last) | {"speed": speed})
-    display.note(f"  pictures    {run.folder / 'plots'}")
-    display.note(f"  run         {run.folder}")
+    last = [{name: column[-1] for name, column in run.evaluations().items()} for run in runs]
+    if len(runs) == 1:
+        display.table(first.config.task, described(first.config, last[0]) | {"speed": speed})
+        display.note(f"  pictures    {first.folder / 'plots'}")
+        display.note(f"  run         {first.folder}")
+        return
+    groups: dict[str, list[float]] = {}
+    for label, evaluation in zip(_labels([run.config for run in runs]), last, strict=True):
+        groups.setdefault(label, []).append(headline(evaluation)[1])
+    name = headline(last[0])[0]
+    rows = {label or name: _over_seeds(values) for label, values in groups.items()}
+    title = f"{len(runs)} runs of {first.config.task}" + (f": {name}" if len(groups) > 1 else "")
+    display.table(title, rows | {"protocol": protocol(first.config), "speed": f"{len(runs)} x {speed}"})
+    for run in runs:
+        display.note(f"  run         {run.folder}")
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """The mean of one number over seeds, and what these say about others."""
+    listed = " ".join(f"{value:.3g}" for value in values)
+    if len(values) == 1:
+        return listed
+    low, high = mean_interval(values)
+    return (
+        f"{sum(values) / len(values):.3g} [{low:.3g}, {high:.3g}] (mean, 95% Student's, {len(values)} seeds: {listed})"
+    )
+
+
+def _labels(configs: Sequence[Config]) -> list[str]:
+    """For each configuration, in what but the seed it differs from the others."""
+    flat = [config.to_json() for config in configs]
+    flat = [values | values.pop("agent") for values in flat]
+    names = [name for name in flat[0] if name != "seed" and len({str(values[name]) for values in flat}) > 1]
+
+    def shown(name: str, value: Any) -> str:
+        if name != "env_name":
+            return f"{name} {value}"
+        return (re.findall(r"task\d+", value) or ["default task"])[0]
+
+    return [", ".join(shown(name, values[name]) for name in names) for values in flat]

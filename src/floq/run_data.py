@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,20 @@ DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected o
 
 
 def load_data(config: Config, display: Display, given: Dataset | None = None) -> Splits:
-    """The data of a run. What is missing of OGBench's is downloaded, except the demonstration's, which is collected.
+    """The data of one run; see `load_tasks`."""
+    return load_tasks([config], display, given)[config.env_name]
+
+
+def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | None = None) -> dict[str | None, Splits]:
+    """The data of the runs of a fleet, by environment. What is missing of OGBench's is downloaded, except the
+    demonstration's, which is collected.
 
     Args:
-        config: of the run.
+        configs: of the runs; they differ in nothing that concerns the data but the task.
         display: shows where the data comes from and what it takes.
         given: use this instead of reading anything; a part of it is held out.
     """
+    config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
 
     def fetch(name: str, directory: Path) -> None:
         if name != DEMO_DATASET or config.dataset_mirror is not None:
@@ -43,12 +51,16 @@ def load_data(config: Config, display: Display, given: Dataset | None = None) ->
             collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
 
     if given is not None:
-        data = given_splits(given.on_host(), config.env_name)
+        rows = given.on_host()
+        tasks = {name: given_splits(rows, name) for name in names}
     elif config.dataset is not None:
-        data = open_splits(config.dataset, config.dataset_dir, config.env_name, config.label_timing, fetch)
+        timing = config.label_timing
+        tasks = {n: open_splits(config.dataset, config.dataset_dir, n, timing, fetch) for n in names}
     else:
-        assert config.env_name is not None  # the configuration has one of the two
-        data = ogbench.load(config.env_name, user_path(config.dataset_dir), config.label_timing, fetch)
+        ids = [name for name in names if name is not None]
+        loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)
+        tasks = dict[str | None, Splits](zip(ids, loaded, strict=True))
+    data = tasks[names[0]]
     sizes = data.train.observations.shape[1], data.train.actions.shape[1]
     display.note(f"data    {data.provenance}")
     display.note(
@@ -58,7 +70,7 @@ def load_data(config: Config, display: Display, given: Dataset | None = None) ->
     if config.env_name is None:
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
-    return data
+    return tasks
 
 
 def settled(config: Config) -> Config:

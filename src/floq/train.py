@@ -1,4 +1,4 @@
-"""Set a run up, fresh or from where it stopped, and bring it to its end."""
+"""Set runs up, fresh or from where they stopped, and bring them to their end: one, or a fleet of them."""
 
 import contextlib
 import dataclasses
@@ -7,26 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from floq import checkpoint, pictures, run_data
-from floq.agent import Agent, ObsStats, ValueRange
-from floq.checkpoint import Checkpoint
+from floq import pictures, run_data
+from floq.agent import Agent, Policy
 from floq.config import Config
 from floq.data.transitions import Dataset, Splits
+from floq.envs import dataset_name
 from floq.errors import UserError
-from floq.evaluate import Evaluator
+from floq.evaluate import Background, Evaluator
+from floq.fleet import Fleet, FleetData, use_all_cores
 from floq.folders import check_writable
 from floq.held_out import HeldOutEvaluator
-from floq.keys import Keys
 from floq.loggers import cut_csv
-from floq.loop import Loop, catch_signals
+from floq.loop import Loop, Member, catch_signals
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
-
-STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
+from floq.weights import last_checkpoint, make_agent, restore, source_of_weights
 
 
 def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
@@ -36,7 +32,7 @@ def train(config: Config, data: Dataset | None = None, *, show: bool = True, not
 
     Args:
         config: from `floq.configure`.
-        data: train on this instead of reading a dataset; every twentieth episode is held out for validation.
+        data: train on this instead of reading a dataset; a part of it is held out for validation.
         show: print progress.
         notes: lines to print once everything is found to be in order.
 
@@ -47,26 +43,42 @@ def train(config: Config, data: Dataset | None = None, *, show: bool = True, not
         UserError: the environment or its data is missing, or a folder cannot be written.
         Interrupted: a signal ended the run.
     """
-    started = time.monotonic()
-    check_built(config)
-    config = run_data.settled(config)
-    check_writable(Run.parent(config), "choose another --save_dir")
-    display = Display(show)
-    source = _source_of_weights(config)
-    if source is not None:  # as it is now, so that it is the same when the run is resumed
-        path = str(Run.open(config.restore_path or "").folder.resolve())
-        config = dataclasses.replace(config, restore_path=path, restore_epoch=int(source.agent.step))
-    with _episodes(config) as episodes:
-        splits = run_data.load_data(config, display, data)
-        agent = make_agent(config, splits.train)
-        if source is not None:
-            agent = restore(agent, config, source)
-        run_data.note_values(agent, splits, display)
-        for note in notes:
-            display.note(f"note    {note}")
-        run = Run.create(config, _records(splits))
-        with run.lock():
-            return _carry_through(run, agent, splits, episodes, display, {}, started)
+    return train_fleet([config], data, show=show, notes=notes)[0]
+
+
+def train_fleet(
+    configs: Sequence[Config], data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()
+) -> list[Run]:
+    """Train several agents, those of one program together: they may differ in seed, in the task over one dataset, and
+    in traced settings (alpha, discount, lr, tau, noise_coverage, reward_scale). Others follow one another. Each leaves
+    the folder that it would have left alone.
+
+    Args, raises: see `train`.
+
+    Returns:
+        The finished runs, in the order of `configs`.
+    """
+    display, groups = Display(show), fleets(configs)
+    for config in configs:
+        check_built(config)
+        check_writable(Run.parent(config), "choose another --save_dir")
+    use_all_cores(max(len(group) for group in groups))
+    if len(groups) > 1:
+        display.note(f"note    {len(groups)} programs, one after another: some settings shape the program")
+    finished: dict[int, Run] = {}
+    for group in groups:
+        finished |= zip(group, _train_one_fleet([configs[i] for i in group], data, display, notes), strict=True)
+    return [finished[i] for i in range(len(configs))]
+
+
+def fleets(configs: Sequence[Config]) -> list[list[int]]:
+    """The numbers of the configurations that one program can train together, group by group."""
+    groups: dict[Any, list[int]] = {}
+    for number, config in enumerate(configs):
+        task = config.env_name and dataset_name(config.env_name)
+        same = dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
+        groups.setdefault(same, []).append(number)
+    return list(groups.values())
 
 
 def resume(
@@ -90,94 +102,73 @@ def resume(
         UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
         Interrupted: a signal ended the run.
     """
-    started = time.monotonic()
-    display = Display(show)
-    config = continued(run_dir, offline_steps, online_steps)
-    check_built(config)
-    old = Run.open(run_dir)
-    run = Run(old.folder, config)
-    saved = _last_checkpoint(old)
-    step = int(saved.agent.step) if saved else 0
-    if config.offline_steps < step or (config.offline_steps == step and old.config.offline_steps != step):
-        raise UserError(f"--offline_steps={config.offline_steps}: the run is at step {step} already, give more")
-    if run.is_finished and step == config.offline_steps:
+    return resume_fleet([run_dir], data, offline_steps=offline_steps, online_steps=online_steps, show=show)[0]
+
+
+def resume_fleet(
+    run_dirs: Sequence[Path | str],
+    data: Dataset | None = None,
+    *,
+    offline_steps: int | None = None,
+    online_steps: int | None = None,
+    show: bool = True,
+) -> list[Run]:
+    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step.
+
+    Args, raises: see `resume`.
+    """
+    started, display = time.monotonic(), Display(show)
+    old = [Run.open(folder) for folder in run_dirs]
+    runs = [Run(run.folder, continued(run, offline_steps, online_steps)) for run in old]
+    configs = [run.config for run in runs]
+    for config in configs:
+        check_built(config)
+    if len(fleets(configs)) > 1:
+        raise UserError("these runs do not fit one program: resume them one by one")
+    saved = [last_checkpoint(run) for run in old]
+    steps = [int(s.agent.step) if s else 0 for s in saved]
+    step, total = steps[0], configs[0].offline_steps
+    if len(set(steps)) > 1:
+        listed = ", ".join(map(str, steps))
+        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
+    if total < step or (total == step and old[0].config.offline_steps != step):
+        raise UserError(f"--offline_steps={total}: the run is at step {step} already, give more")
+    if all(run.is_finished for run in runs) and step == total:
         display.note(f"finished already, at step {step}; give more --offline_steps to train on")
-        show_result(run, display)
-        return run
+        show_result(runs, display)
+        return runs
 
-    run_data.check_given(old, data)
-    with run.lock(), _episodes(config) as episodes:
-        splits = run_data.load_data(config, display, data)
-        run_data.check_same(old, splits)
+    for run in old:
+        run_data.check_given(run, data)
+    use_all_cores(len(runs))
+    with _held(runs), _episodes(configs) as episodes:
+        tasks = run_data.load_tasks(configs, display, data)
+        splits = [tasks[config.env_name] for config in configs]
+        for run, split in zip(old, splits, strict=True):
+            run_data.check_same(run, split)
         for package, version in installed_versions().items():
-            if (before := old.records["versions"].get(package)) != version:
+            if (before := old[0].records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
-        agent = saved.agent if saved else make_agent(config, splits.train)
-        if saved is None and (source := _source_of_weights(config)) is not None:
-            agent = restore(agent, config, source)
-        run_data.note_values(agent, splits, display)
-        run.write_config(_records(splits))
-        (run.folder / "summary.json").unlink(missing_ok=True)
-        for name in ("train.csv", "eval.csv"):
-            cut_csv(run.folder / name, step)
+        agents = [
+            checkpoint.agent if checkpoint else _fresh_agent(config, split)
+            for checkpoint, config, split in zip(saved, configs, splits, strict=True)
+        ]
+        for run, split in zip(runs, splits, strict=True):
+            run.write_config(_records(split))
+            (run.folder / "summary.json").unlink(missing_ok=True)
+            for name in ("train.csv", "eval.csv"):
+                cut_csv(run.folder / name, step)
+        run_data.note_values(agents[0], splits[0], display)
         display.note(f"resume  from step {step}")
-        clocks = saved.clocks if saved else {}
-        return _carry_through(run, agent, splits, episodes, display, clocks, started)
+        pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
+        return _carry_through(runs, agents, tasks, episodes, display, clocks, started, pending)
 
 
-def continued(run_dir: Path | str, offline_steps: int | None, online_steps: int | None) -> Config:
+def continued(run: Run, offline_steps: int | None, online_steps: int | None) -> Config:
     """The configuration with which `resume` goes on."""
     given = {"offline_steps": offline_steps, "online_steps": online_steps}
     changes: dict[str, Any] = {name: steps for name, steps in given.items() if steps is not None}
-    return dataclasses.replace(Run.open(run_dir).config, **changes)
-
-
-def make_agent(config: Config, train_data: Dataset) -> Agent:
-    """The agent that a run with this configuration and this data starts from."""
-    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
-    sizes = train_data.observations.shape[1], train_data.actions.shape[1]
-    reward_range = train_data.reward_range()
-    init = jax.jit(lambda key: Agent.init(key, *sizes, config.agent, reward_range=reward_range, obs_stats=stats))
-    return init(Keys.of(config.seed).agent)
-
-
-def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
-    """`agent` with the networks, target networks and optimiser state of another run's checkpoint; its step, random
-    streams and hyperparameters stay its own. The reward range covers both runs, and observations are normalised as
-    the networks are used to.
-
-    Raises:
-        UserError: the networks have other shapes, or observations are normalised in one of the two runs only.
-    """
-    old = source.agent
-    own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
-    if own != theirs:
-        sizes = agent.obs_stats.mean.shape[0], old.obs_stats.mean.shape[0]
-        if sizes[0] != sizes[1]:
-            what = f"observations have {sizes[0]} numbers here and {sizes[1]} there"
-        else:
-            differ = differences(config.agent.networks(), source.config.agent.networks())
-            what = "; ".join(differ) or "actions have another size"
-        raise UserError(f"--restore_path={config.restore_path}: its networks do not fit ({what})")
-    if config.normalize_observations != source.config.normalize_observations:
-        there = source.config.normalize_observations
-        raise UserError(f"--restore_path={config.restore_path}: it needs --normalize_observations={there}")
-    take = lambda new, of: jax.tree.unflatten(jax.tree.structure(new), jax.tree.leaves(of))  # noqa: E731
-    here, there = agent.value_range, old.value_range
-    return dataclasses.replace(
-        agent,
-        params=take(agent.params, old.params),
-        target=take(agent.target, old.target),
-        opt_state=take(agent.opt_state, old.opt_state),
-        value_range=ValueRange(jnp.minimum(here.r_min, there.r_min), jnp.maximum(here.r_max, there.r_max)),
-        obs_stats=old.obs_stats,
-    )
-
-
-def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """Where two sets of settings differ, in words."""
-    names = dict.fromkeys((*here, *there))
-    return [f"{n} is {here.get(n)} here and {there.get(n)} there" for n in names if here.get(n) != there.get(n)]
+    return dataclasses.replace(run.config, **changes)
 
 
 def check_built(config: Config) -> None:
@@ -194,59 +185,98 @@ def check_built(config: Config) -> None:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
 
 
+def _train_one_fleet(
+    configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str]
+) -> list[Run]:
+    started = time.monotonic()
+    configs = [_settled(config) for config in configs]
+    with _episodes(configs) as episodes:
+        tasks = run_data.load_tasks(configs, display, data)
+        splits = [tasks[config.env_name] for config in configs]
+        agents = [_fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
+        run_data.note_values(agents[0], splits[0], display)
+        for note in notes:
+            display.note(f"note    {note}")
+        runs = [Run.create(config, _records(split)) for config, split in zip(configs, splits, strict=True)]
+        with _held(runs):
+            return _carry_through(runs, agents, tasks, episodes, display, {}, started)
+
+
+def _settled(config: Config) -> Config:
+    """The configuration with all that it refers to as it is now, so that it is the same when the run is resumed."""
+    config = run_data.settled(config)
+    source = source_of_weights(config)
+    if source is None:
+        return config
+    path = str(Run.open(config.restore_path or "").folder.resolve())
+    return dataclasses.replace(config, restore_path=path, restore_epoch=int(source.agent.step))
+
+
+def _fresh_agent(config: Config, data: Splits) -> Agent:
+    agent, source = make_agent(config, data.train), source_of_weights(config)
+    return agent if source is None else restore(agent, config, source)
+
+
 def _records(data: Splits) -> dict[str, dict[str, str]]:
     """What `config.json` keeps about where a run came from."""
     return {"versions": installed_versions(), "data": run_data.records(data)}
 
 
-def _source_of_weights(config: Config) -> Checkpoint | None:
-    if config.restore_path is None:
-        if config.restore_epoch is not None:
-            raise UserError("--restore_epoch chooses a checkpoint of --restore_path: give that too")
-        return None
-    return checkpoint.load(Run.open(config.restore_path).folder / "checkpoints", config.restore_epoch)
-
-
-def _last_checkpoint(run: Run) -> Checkpoint | None:
-    """The newest checkpoint, or None if the run was ended before its first."""
-    folder = run.folder / "checkpoints"
-    if not checkpoint.steps(folder):
-        return None
-    saved = checkpoint.load(folder)
-    here, there = (config.to_json() for config in (run.config, saved.config))
-    same = dict.fromkeys(STEP_COUNTS)
-    if differ := differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
-        raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
-    return saved
+@contextlib.contextmanager
+def _held(runs: Sequence[Run]) -> Iterator[None]:
+    """Hold the folders of the runs for this process."""
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.lock())
+        yield
 
 
 @contextlib.contextmanager
-def _episodes(config: Config) -> Iterator[Evaluator | None]:
-    """What plays the run's evaluation episodes: its environments start up while the data is read. None without one."""
-    if config.env_name is None:
+def _episodes(configs: Sequence[Config]) -> Iterator[Background | None]:
+    """What plays the evaluation episodes: its environments start up while the data is read. None without any."""
+    c, names = configs[0], [config.env_name or "" for config in configs]
+    if c.env_name is None:
         yield None
         return
-    with Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator:
-        yield evaluator
+    with (
+        Evaluator(c.env_name, c.success_timing, c.eval_episodes) as evaluator,
+        Background(evaluator, [config.seed for config in configs], names) as background,
+    ):
+        yield background
 
 
 def _carry_through(
-    run: Run,
-    agent: Agent,
-    data: Splits,
-    episodes: Evaluator | None,
+    runs: list[Run],
+    agents: Sequence[Agent],
+    tasks: dict[str | None, Splits],
+    episodes: Background | None,
     display: Display,
     clocks: dict[str, float],
     started: float,
-) -> Run:
-    """Train to the end, draw, and only then write the summary that marks the run as finished."""
-    loop = Loop(run, agent, data, episodes or HeldOutEvaluator(data.validation), display, clocks, started)
-    display.note(f"run     {run.folder}")
+    pending: Sequence[dict[int, Policy]] = (),
+) -> list[Run]:
+    """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
+    members, splits = [Member(run) for run in runs], list(tasks.values())
+    fleet = Fleet(
+        agents,
+        [list(tasks).index(run.config.env_name) for run in runs],
+        FleetData.of([s.train for s in splits]),
+        FleetData.of([s.validation for s in splits]),
+        [member.keys.batches for member in members],
+        [member.keys.validation for member in members],
+    )
+    own = [tasks[run.config.env_name] for run in runs]
+    evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
+    sizes = own[0].train.observations.shape[1], own[0].train.actions.shape[1]
+    loop = Loop(members, fleet, evaluator, sizes, display, clocks, started)
+    for run in runs:
+        display.note(f"run     {run.folder}")
     with catch_signals() as received:
-        loop.go(received)
-    summary = loop.summary()
+        loop.go(received, pending)
+    summaries = [loop.summary(number) for number in range(len(runs))]
     display.note("drawing the pictures")
-    pictures.draw(run, loop.agent, data.train)
-    run.write_json("summary.json", summary)
-    show_result(run, display)
-    return run
+    for run, agent, split, summary in zip(runs, loop.agents(), own, summaries, strict=True):
+        pictures.draw(run, agent, split.train)
+        run.write_json("summary.json", summary)
+    show_result(runs, display)
+    return runs

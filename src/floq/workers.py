@@ -23,20 +23,21 @@ class WorkerError(RuntimeError):
     """A worker raised or died; the message holds its traceback."""
 
 
+class WorkerDied(WorkerError):
+    """A worker's process ended by itself; `Workers.restart` replaces it."""
+
+
 class Workers:
     """`len(arguments)` processes; number i owns `factory(*arguments[i])`. A context manager: leaving it ends them."""
 
     def __init__(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]):
-        context = multiprocessing.get_context("spawn")
-        self._processes, self._pipes = [], []
-        with _without_main_module(), _without_interrupts():
-            for args in arguments:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, factory, args), daemon=True)
-                process.start()
-                theirs.close()
-                self._processes.append(process)
-                self._pipes.append(ours)
+        self._factory, self._arguments = factory, list(arguments)
+        self._processes: list[Any] = []
+        self._pipes: list[Any] = []
+        for args in arguments:
+            process, pipe = _start(factory, args)
+            self._processes.append(process)
+            self._pipes.append(pipe)
         atexit.register(self.close)  # before multiprocessing waits for its children
 
     def __len__(self) -> int:
@@ -53,6 +54,33 @@ class Workers:
         for i, args in enumerate(arguments):
             self._send(i, method, args)
         return [self._receive(i) for i in range(len(self))]
+
+    def try_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The same, but where a worker has died, its place in the list holds what `call` would raise."""
+        answers: list[Any] = []
+        for i, args in enumerate(arguments):
+            try:
+                answers.append(self._send(i, method, args))
+            except WorkerDied as died:
+                answers.append(died)
+        for i, sent in enumerate(answers):
+            try:
+                answers[i] = sent or self._receive(i)
+            except WorkerDied as died:
+                answers[i] = died
+        return answers
+
+    def call_one(self, worker: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call `method` on one worker."""
+        self._send(worker, method, arguments)
+        return self._receive(worker)
+
+    def restart(self, worker: int) -> None:
+        """Replace a worker by a fresh one, made with the same arguments."""
+        self._pipes[worker].close()
+        self._processes[worker].kill()
+        self._processes[worker].join()
+        self._processes[worker], self._pipes[worker] = _start(self._factory, self._arguments[worker])
 
     def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Call `method(item)` for each item on whichever worker is free. Yields (index, result) as they finish."""
@@ -100,9 +128,20 @@ class Workers:
             raise WorkerError(f"worker {worker} failed:\n{result}")
         return result
 
-    def _died(self, worker: int) -> WorkerError:
+    def _died(self, worker: int) -> WorkerDied:
         self._processes[worker].join(timeout=1)
-        return WorkerError(f"worker {worker} died with exit code {self._processes[worker].exitcode}")
+        return WorkerDied(f"worker {worker} died with exit code {self._processes[worker].exitcode}")
+
+
+def _start(factory: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """A new worker: its process, and our end of the pipe to it."""
+    context = multiprocessing.get_context("spawn")
+    with _without_main_module(), _without_interrupts():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, factory, args), daemon=True)
+        process.start()
+    theirs.close()
+    return process, ours
 
 
 def worker_count(wanted: int | None, most: int) -> int:
@@ -113,10 +152,10 @@ def worker_count(wanted: int | None, most: int) -> int:
     """
     if wanted is not None and wanted < 1:
         raise UserError(f"workers={wanted}: must be at least 1")
-    return min(wanted or _cores(), most)
+    return min(wanted or cores(), most)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

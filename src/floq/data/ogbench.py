@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def load_tasks(
     origin = provenance(names[0], directory)
     loaded: list[Splits] = []
     for env_name in env_names:
-        task = _with_task(task, env_name) if loaded else task
+        task = envs.with_task(task, env_name)
         parts = [label(r, env_name, task, label_timing, str(f)) for r, f in zip(rows, files, strict=True)]
         if loaded:
             shared = zip((loaded[0].train, loaded[0].validation), parts, strict=True)
@@ -74,17 +73,6 @@ def load_tasks(
         else:
             loaded.append(Splits.of(*parts, provenance=origin))
     return loaded
-
-
-def _with_task(env: envs.SeededEnv, env_name: str) -> envs.SeededEnv:
-    """The environment with another of its tasks. Making one anew takes a second and over 100 MB that never come back,
-    so it is only done for the default task, which is not numbered."""
-    number = re.search(r"-task(\d+)-", env_name)
-    if number is None:
-        return envs.make(env_name)
-    base: Any = env.unwrapped
-    base._reward_task_id = int(number[1])  # what OGBench's own labelling goes by
-    return env
 
 
 def find(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:

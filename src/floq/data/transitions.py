@@ -79,7 +79,11 @@ class Dataset(eqx.Module):
         """
         labels = {"rewards": np.asarray(rewards, np.float32), "masks": np.asarray(masks, np.float32)}
         check_rows(labels | {"ends": np.asarray(self.ends)})
-        return replace(self, **{key: jnp.asarray(x) for key, x in labels.items()})
+        return self.with_labels(**{key: jnp.asarray(x) for key, x in labels.items()})
+
+    def with_labels(self, rewards: Float[Array, " rows"], masks: Float[Array, " rows"]) -> "Dataset":
+        """The same, unchecked, for arrays on the device."""
+        return replace(self, rewards=rewards, masks=masks)
 
     def __len__(self) -> int:
         return self.starts.shape[0]

@@ -1,0 +1,207 @@
+"""The run axis: many seeds, tasks and settings as one compiled program. A single run is a fleet of one.
+
+The agents of a fleet share their static settings, so their states stack: every array gets a leading run axis. What
+differs between runs is all traced: keys, hypers, value range, and which task's rewards and masks they learn from. The
+trajectories lie on the device once.
+
+How the axis is laid out depends on the backend, and only speed does. An accelerator wants few large kernels: the runs
+are vmapped. A CPU core wants small matrices that stay in its cache: runs follow one another, and the cores, each
+posing as a device, share the runs among them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+
+from floq.agent import Agent, Info, zeros_like_info
+from floq.data.transitions import Batch, Dataset
+from floq.workers import cores
+
+RunKeys: TypeAlias = Key[Array, " runs"]
+
+
+class FleetData(eqx.Module):
+    """Trajectories, with the rewards and masks of one or several tasks."""
+
+    trajectories: Dataset
+    rewards: Float[Array, "tasks rows"]
+    masks: Float[Array, "tasks rows"]
+
+    @classmethod
+    def of(cls, tasks: Sequence[Dataset]) -> "FleetData":
+        """From one dataset for each task, all over the same trajectories."""
+        rewards, masks = (jnp.stack([getattr(task, key) for task in tasks]) for key in ("rewards", "masks"))
+        return cls(tasks[0], rewards, masks)
+
+    def task(self, number: Int[Array, ""]) -> Dataset:
+        """The dataset of one task."""
+        return self.trajectories.with_labels(self.rewards[number], self.masks[number])
+
+
+class Layout(NamedTuple):
+    """How a fleet lies on the machine: the devices that share its runs, and whether those of one device are batched."""
+
+    devices: tuple[Any, ...]
+    batched: bool
+
+    @classmethod
+    def for_runs(cls, runs: int) -> "Layout":
+        """The layout that suits the backend."""
+        devices = jax.devices()
+        return cls(tuple(devices[: min(len(devices), runs)]), devices[0].platform != "cpu")
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices along the run axis."""
+        return Mesh(np.array(self.devices), ("runs",))
+
+    def slots(self, runs: int) -> int:
+        """The length of the run axis: as many on each device, so the last ones may be idle copies."""
+        return -(-runs // len(self.devices)) * len(self.devices)
+
+
+class Fleet:
+    """The agents of several runs, and the program that trains them.
+
+    Args:
+        agents: one for each run, all with the same static settings.
+        tasks: for each run, which task of the data it learns.
+        train, validation: the data.
+        batch_keys, validation_keys: for each run, the stream that its batches are drawn with.
+    """
+
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        tasks: Sequence[int],
+        train: FleetData,
+        validation: FleetData,
+        batch_keys: Sequence[PRNGKeyArray],
+        validation_keys: Sequence[PRNGKeyArray],
+        layout: Layout | None = None,
+    ):
+        self._runs = len(agents)
+        self._layout = layout or Layout.for_runs(self._runs)
+        every = [min(slot, self._runs - 1) for slot in range(self._layout.slots(self._runs))]
+        divided = NamedSharding(self._layout.mesh, PartitionSpec("runs"))
+        everywhere = NamedSharding(self._layout.mesh, PartitionSpec())
+        place = lambda values: jax.device_put(_stacked([values[i] for i in every]), divided)  # noqa: E731
+        self._agents: Agent = place(agents)
+        self._tasks = place([jnp.int32(task) for task in tasks])
+        self._batch_keys, self._validation_keys = place(batch_keys), place(validation_keys)
+        self._train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
+
+    def __len__(self) -> int:
+        return self._runs
+
+    @property
+    def step(self) -> int:
+        """How many updates every run has behind it."""
+        return int(self._agents.step[0])
+
+    def agent(self, run: int) -> Agent:
+        """One run's agent, as if it had been alone."""
+
+        def of_run(x: Any) -> Any:
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # a slice of keys would count as their use
+                return jax.random.wrap_key_data(jax.random.key_data(x)[run])
+            return x[run]
+
+        return jax.tree.map(of_run, self._agents)
+
+    def advance(self, num_steps: int) -> list[dict[str, float]]:
+        """Train all runs for `num_steps` updates, in one device call. Returns each run's info of the last one."""
+        self._agents, info = _train_steps(
+            self._agents, self._tasks, self._batch_keys, self._train, jnp.int32(num_steps), self._layout
+        )
+        return self._divided(info)
+
+    def validate(self) -> list[dict[str, float]]:
+        """What `update` would log on one batch of held-out data, for each run."""
+        return self._divided(
+            _validate(self._agents, self._tasks, self._validation_keys, self._validation, self._layout)
+        )
+
+    def _divided(self, info: dict[str, Float[Array, " runs"]]) -> list[dict[str, float]]:
+        host = jax.device_get(info)
+        return [{name: float(values[run]) for name, values in host.items()} for run in range(self._runs)]
+
+
+def use_all_cores(runs: int) -> None:
+    """Let each core be a device of its own, where the backend is a CPU and several runs are to share it. It must come
+    before JAX is used in this process, and does nothing after."""
+    if runs > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", min(runs, cores()))
+        except RuntimeError:
+            return
+
+
+@partial(jax.jit, static_argnums=5, donate_argnums=0)
+def _train_steps(
+    agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: FleetData, num_steps: Int[Array, ""], layout: Layout
+):
+    def train(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData, num_steps: Array):
+        return train_steps(agent, data.task(task), key, num_steps)
+
+    return _for_each_run(train, layout, (agents, tasks, keys), (data, num_steps))
+
+
+@partial(jax.jit, static_argnums=4)
+def _validate(agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: FleetData, layout: Layout):
+    def validate(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData):
+        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
+        return agent.evaluate_loss(sample_batch(agent, data.task(task), batch_key), loss_key)
+
+    return _for_each_run(validate, layout, (agents, tasks, keys), (data,))
+
+
+def train_steps(agent: Agent, dataset: Dataset, batch_key: PRNGKeyArray, num_steps: Array) -> tuple[Agent, Info]:
+    """`num_steps` updates of one run on batches of its dataset. Returns the agent and the last update's info.
+
+    The batch of update number i is drawn with fold_in(batch_key, i), so the result does not depend on how the steps
+    are divided into calls. The number of steps is traced: one program serves every length.
+    """
+
+    def step(_, carry):
+        agent, _ = carry
+        return agent.update(sample_batch(agent, dataset, batch_key))
+
+    info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
+    return jax.lax.fori_loop(0, num_steps, step, (agent, info))
+
+
+def sample_batch(agent: Agent, dataset: Dataset, key: PRNGKeyArray) -> Batch:
+    """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
+    static = agent.static
+    step_key = jax.random.fold_in(key, agent.step)
+    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount)
+
+
+def _for_each_run(function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple) -> PyTree:
+    """`function(*own, *shared)` for every run, where what is its own has a leading run axis."""
+
+    def on_one_device(own: tuple, shared: tuple) -> PyTree:
+        one = lambda own: function(*own, *shared)  # noqa: E731
+        runs = jax.tree.leaves(own)[0].shape[0]
+        if runs == 1:
+            return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], own)))
+        return jax.vmap(one)(own) if layout.batched else jax.lax.map(one, own)
+
+    if len(layout.devices) == 1:
+        return on_one_device(own, shared)
+    divided, everywhere = PartitionSpec("runs"), PartitionSpec()
+    return jax.shard_map(
+        on_one_device, mesh=layout.mesh, in_specs=(divided, everywhere), out_specs=divided, check_vma=False
+    )(own, shared)
+
+
+def _stacked(values: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)

@@ -1,0 +1,253 @@
+"""A fleet equals its runs one by one, however it is laid out; and evaluations go on beside it."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import MAZE_DATA, TINY
+from helpers import ACTOR, FLOQ, SCALAR, agent_config
+
+import floq
+from floq import cli, pictures
+from floq.config import Config
+from floq.data.transitions import Dataset
+from floq.evaluate import Background, Evaluator, Request
+from floq.fleet import Fleet, FleetData, Layout, sample_batch
+from floq.keys import Keys
+from floq.presets import configure
+from floq.train import fleets
+from floq.weights import make_agent
+from floq.workers import WorkerError
+
+ROWS = 60
+TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """Two tasks over the same trajectories, with other rewards and masks."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(1, ROWS + 1) % 20 == 0
+    first = Dataset.from_rows(
+        rng.normal(5.0, 2.0, (ROWS, 3)), rng.uniform(-1, 1, (ROWS, 2)), -np.ones(ROWS), np.ones(ROWS), ends
+    )
+    return [first, first.relabelled(rng.uniform(-3, 0, ROWS), rng.integers(0, 2, ROWS))]
+
+
+def members(critic):
+    """Three runs that differ in seed, task and traced settings."""
+    for seed, task, settings in ((0, 0, {}), (1, 1, {"discount": 0.9}), (1, 0, {"alpha": 3.0, "lr": 1e-3})):
+        actor = dataclasses.replace(ACTOR, **{k: v for k, v in settings.items() if k == "alpha"})
+        shared = {k: v for k, v in settings.items() if k != "alpha"}
+        yield task, Config(agent=agent_config(critic, actor, n_step=2, **shared), seed=seed)
+
+
+def trained(tasks, chosen, steps, layout=None):
+    data = FleetData.of(tasks)
+    agents = [make_agent(config, tasks[task]) for task, config in chosen]
+    keys = [Keys.of(config.seed) for _, config in chosen]
+    batches, validations = [k.batches for k in keys], [k.validation for k in keys]
+    fleet = Fleet(agents, [task for task, _ in chosen], data, data, batches, validations, layout)
+    infos = [fleet.advance(n) for n in steps][-1]
+    return fleet, infos
+
+
+@pytest.mark.parametrize(("critic", "batched"), [(FLOQ, True), (SCALAR, False)], ids=["floq vmapped", "scalar mapped"])
+def test_a_fleet_equals_its_runs_one_by_one(tasks, critic, batched):
+    runs = list(members(critic))
+    layout = Layout((jax.devices()[0],), batched)
+    together, infos = trained(tasks, runs, [1, 9], layout)
+    held_out = together.validate()
+    assert together.step == 10
+    for number, run in enumerate(runs):
+        alone, (info,) = trained(tasks, [run], [10])
+        one, other = alone.agent(0), together.agent(number)
+        np.testing.assert_array_equal(jax.random.key_data(one.key), jax.random.key_data(other.key))
+        for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert infos[number] == pytest.approx(info, rel=1e-3, abs=1e-4)
+        assert held_out[number] == pytest.approx(alone.validate()[0], rel=1e-3, abs=1e-4)
+
+
+def test_a_fleet_draws_the_batches_of_its_runs(tasks):
+    """Bit for bit: keys are folded by the step, whatever else is in the program."""
+    runs = list(members(SCALAR))
+    agents = [make_agent(config, tasks[task]) for task, config in runs]
+    data = FleetData.of(tasks)
+    numbers = jax.numpy.array([task for task, _ in runs])
+    stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *agents)
+    keys = jax.numpy.stack([Keys.of(config.seed).batches for _, config in runs])
+    together = jax.vmap(lambda a, t, k: sample_batch(a, data.task(t), k))(stacked, numbers, keys)
+    for number, ((task, config), agent) in enumerate(zip(runs, agents, strict=True)):
+        alone = sample_batch(agent, tasks[task], Keys.of(config.seed).batches)
+        for name, values in alone.items():
+            np.testing.assert_array_equal(together[name][number], values)
+
+
+def test_several_devices_and_idle_places(tmp_path):
+    """Three runs over two devices, one of which has a place to spare; in a process that has two."""
+    code = """
+import sys; sys.path[:0] = [{tests!r}]
+import jax
+from floq.fleet import Layout, use_all_cores
+use_all_cores(2)
+import numpy as np, pytest
+from test_fleet import SCALAR, members, trained, tasks
+data = tasks.__wrapped__() if hasattr(tasks, "__wrapped__") else tasks._fixture_function()
+runs = list(members(SCALAR))
+assert len(jax.devices()) == 2
+both, infos = trained(data, runs, [4])
+assert both._layout == Layout(tuple(jax.devices()), False) and both._agents.step.shape == (4,)
+assert len(infos) == 3
+for number, run in enumerate(runs):
+    alone, _ = trained(data, [run], [4])
+    for a, b in zip(jax.tree.leaves(alone.agent(0).params), jax.tree.leaves(both.agent(number).params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+print("the same")
+"""
+    script = code.format(tests=os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "the same\n", done.stderr
+
+
+def test_what_one_program_can_train_together():
+    base = configure(TASK)
+    agent = base.agent
+    other_task = dataclasses.replace(base, env_name=TASK.replace("-v0", "-task3-v0"))
+    traced = dataclasses.replace(base, agent=dataclasses.replace(agent, lr=1.0, critic=agent.critic))
+    larger = dataclasses.replace(base, agent=dataclasses.replace(agent, batch_size=7))
+    elsewhere = configure("pointmaze-large-navigate-singletask-v0")
+    seeded = dataclasses.replace(base, seed=4)
+    assert fleets([base, larger, other_task, traced, elsewhere, seeded]) == [[0, 2, 3, 5], [1], [4]]
+
+
+# --- as a user types it ---
+
+
+@pytest.fixture(scope="module")
+def fleet_dirs(dataset_dir, tmp_path_factory):
+    """A fleet of four: two tasks, two alphas; and the run among them that has been trained alone as well."""
+    save_dir = tmp_path_factory.mktemp("fleet")
+    names = [TASK, TASK.replace("-v0", "-task3-v0")]
+    flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", "--seed=3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: None)
+        together = ["--env_name", *names, "--agent.alpha", "3", "30", f"--save_dir={save_dir}/together"]
+        assert cli.run(["train", *flags, *together]) == 0
+        assert (
+            cli.run(["train", *flags, f"--env_name={names[1]}", "--agent.alpha=30", f"--save_dir={save_dir}/alone"])
+            == 0
+        )
+    return save_dir
+
+
+def test_every_run_of_a_fleet_has_its_own_folder_as_if_alone(fleet_dirs):
+    folders = sorted((fleet_dirs / "together").glob("floq/debug/*/*"))
+    assert len(folders) == 4
+    runs = [floq.Run.open(folder) for folder in folders]
+    chosen = {(run.config.env_name, run.config.agent.flat()["alpha"]) for run in runs}
+    assert len(chosen) == 4
+    (alone,) = (floq.Run.open(folder) for folder in (fleet_dirs / "alone").glob("floq/debug/*/*"))
+    (twin,) = (run for run in runs if run.config.agent == alone.config.agent
+               and run.config.env_name == alone.config.env_name)  # fmt: skip
+    assert twin.summary["runs_in_fleet"] == 4
+    assert twin.evaluations()["step"] == alone.evaluations()["step"] == [1, 4, 6]
+    for name in ("evaluation/episode.return", "evaluation/episode.length", "evaluation/success"):
+        assert twin.evaluations()[name] == pytest.approx(alone.evaluations()[name], rel=0.2, abs=1.0)
+    for a, b in zip(jax.tree.leaves(twin.load_agent().params), jax.tree.leaves(alone.load_agent().params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fleet_goes_on_as_a_fleet_and_each_run_alone(fleet_dirs, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+    folders = sorted(str(folder) for folder in (fleet_dirs / "together").glob("floq/debug/*/*"))
+    assert cli.run(["train", "--resume", *folders, "--offline_steps=8"]) == 0
+    printed = capsys.readouterr().out
+    assert "resume  from step 6" in printed
+    for label in ("4 runs of", "default task, alpha 3.0", "task3, alpha 30.0"):
+        assert label in printed
+    assert [floq.Run.open(folder).summary["steps"] for folder in folders] == [8] * 4
+    assert cli.run(["train", f"--resume={folders[0]}", "--offline_steps=9"]) == 0
+    assert floq.Run.open(folders[0]).summary["runs_in_fleet"] == 1
+    capsys.readouterr()
+    assert cli.run(["train", "--resume", *folders, "--offline_steps=10"]) == 2
+    assert "these runs stopped at different steps (9, 8, 8, 8): resume them one by one" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_what_differs(capsys):
+    flags = ["--seeds", "0", "1", "--agent.alpha", "1", "2", "--agent.critic_flow_steps=4"]
+    assert cli.run(["train", "--dry_run", *flags]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["seeds"] == [0, 1, 0, 1]
+    assert shown["agent"]["alpha"] == [1.0, 1.0, 2.0, 2.0]
+    assert shown["agent"]["critic_flow_steps"] == 4
+    assert shown["agent"]["value_hidden_dims"] == [64, 64, 64]
+
+
+# --- evaluation beside the training ---
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return floq.Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
+
+
+def returns(evaluation):
+    return [episode.episode_return for episode in evaluation.episodes]
+
+
+def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
+    with Evaluator("Pendulum-v1", None, 3, 2) as evaluate:
+        wanted = [evaluate(policy, seed, step) for seed, step in ((5, 1), (6, 1), (5, 2))]
+        with Background(evaluate, [5, 6], ["Pendulum-v1"] * 2) as background:
+            for run, step in ((0, 1), (1, 1), (0, 2)):
+                background.submit(Request(run, step, policy, float(step)))
+            assert [(r.run, r.step) for r in background.pending] == [(0, 1), (1, 1), (0, 2)]
+            found = []
+            while background.pending:
+                found += list(background.finished(wait=1.0))
+        assert [(request.run, request.step) for request, _ in found] == [(0, 1), (1, 1), (0, 2)]
+        assert [returns(evaluation) for _, evaluation in found] == [returns(evaluation) for evaluation in wanted]
+
+
+def test_what_an_evaluation_raises_reaches_the_training(policy):
+    with Evaluator("Pendulum-v1", None, 2, 1) as evaluate, Background(evaluate, [0], ["Nothing-v0"]) as background:
+        background.submit(Request(0, 1, policy, 0.0))
+        with pytest.raises(WorkerError, match="unknown environment 'Nothing-v0'"):
+            list(background.finished(wait=60.0))
+
+
+def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
+    with Evaluator("Pendulum-v1", None, 6, 2) as evaluate:
+        wanted = returns(evaluate(policy, 0, 1))
+        killed = []
+
+        def kill_once():
+            if not killed:
+                time.sleep(0.05)
+                killed.append(os.kill(evaluate._workers._processes[1].pid, signal.SIGKILL))
+            return False
+
+        assert returns(evaluate(policy, 0, 1, should_stop=kill_once)) == wanted
+        assert killed
+        evaluate._workers.restart = lambda worker: evaluate._workers._processes[worker].kill()  # type: ignore[method-assign]
+        killed.clear()
+        with pytest.raises(RuntimeError, match="died with exit code -9"):
+            evaluate(policy, 0, 1, should_stop=kill_once)
+
+
+def test_one_environment_serves_all_tasks_as_fresh_ones_do(dataset_dir):
+    names = [TASK.replace("-v0", f"-task{n}-v0") for n in (1, 4)]
+    policy = floq.Agent.init(jax.random.key(0), 2, 2, agent_config()).policy
+    found = {}
+    for name in names:
+        with Evaluator(name, "post", 2, 1) as evaluate:
+            found[name] = evaluate(policy, 0, 1)
+            assert evaluate(policy, 0, 1, names[0]) == found[names[0]]
