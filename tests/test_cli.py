@@ -212,6 +212,15 @@ def test_a_folder_that_may_not_be_searched(capsys, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_fast_preset_is_for_every_family_of_floq(capsys):
+    for env_name in ("cube-double-play-singletask-v0", "cube-triple-play-singletask-v0"):
+        agent = dry_run(capsys, f"--env_name={env_name}", "--preset=fast")["agent"]
+        assert (agent["distill_target"], agent["noise_samples"], agent["target_noise_samples"]) == ("one_pass", 4, 2)
+        assert agent["critic_flow_steps"] == 8
+    assert cli.run(["train", "--dry_run", "--agent=fql", "--preset=fast"]) == 0
+    assert "--preset=fast changes nothing for pointmaze-medium with fql" in capsys.readouterr().err
+
+
 def test_a_preset_that_changes_nothing_says_so(capsys):
     dry_run_flags = ["--preset=best", "--env_name=scene-play-singletask-v0"]
     assert cli.run(["train", "--dry_run", *dry_run_flags]) == 0

@@ -163,6 +163,37 @@ def test_distillation_teaches_the_distilled_critic_alone():
     assert any(leaf.any() for leaf in jax.tree.leaves(flow.velocity))
 
 
+def test_the_targets_integration_may_have_its_own_number_of_steps():
+    critic = floq_critic(critic_flow_steps=4, target_flow_steps=2)
+    obs, acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
+    low, high = oracle.support(-1.0, 0.0, 0.99)
+    y = critic.target_at(jnp.float32(-1.0), jnp.float32(0.9), obs, acts, scale(), z_0)
+    draws = obs, acts, np.asarray(z_0)
+    expected = {k: oracle.target(critic.velocity, -1.0, 0.9, *draws, k, np.mean, low, high) for k in (2, 4)}
+    assert float(y) == pytest.approx(expected[2], rel=1e-4)
+    assert abs(expected[2] - expected[4]) > 1e-3
+
+
+@pytest.mark.parametrize("what", ["one_pass", "td"])
+def test_what_else_the_distilled_critic_may_learn(what):
+    critic = floq_critic(distill_target=what)
+    obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
+    low, high = oracle.support(-1.0, 0.0, 0.99)
+    _, info = critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)
+    one_pass = [
+        float(z) + oracle.velocity(critic.velocity, e, obs, act, float(z), 0.0, low, high)
+        for e in range(2)
+        for z in z_0
+    ]
+    learned = np.mean(one_pass) if what == "one_pass" else -40.0
+    entry, x = critic.distilled.entry, np.concatenate([obs, act])
+    heads = [
+        oracle.body(critic.distilled, m, x @ np.asarray(entry.weight)[m] + np.asarray(entry.bias)[m]) for m in range(2)
+    ]
+    assert float(info["distilled_critic_loss"]) == pytest.approx(np.mean((np.array(heads) - learned) ** 2), rel=1e-4)
+    assert float(info["q"]) == pytest.approx(np.mean(one_pass if what == "one_pass" else heads), rel=1e-4)
+
+
 def test_the_actor_climbs_the_distilled_critic_alone():
     critic = floq_critic()
     obs, act = uniform(OBS), uniform(ACT)

@@ -28,7 +28,14 @@ PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES}
 SEEDS = 2**32  # how many seeds the random streams tell apart
 POSITIVE = (
     *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
-    *("critic_flow_steps", "noise_samples", "target_noise_samples", "distill_noise_samples", "actor_flow_steps"),
+    *(
+        "critic_flow_steps",
+        "target_flow_steps",
+        "noise_samples",
+        "target_noise_samples",
+        "distill_noise_samples",
+        "actor_flow_steps",
+    ),
     *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
     *("block_width", "block_depth", "num_transformations"),
     *("kappa", "num_tau_samples", "quantile_embed_dim"),

@@ -110,7 +110,7 @@ class Fleet:
         """One run's agent, as if it had been alone."""
 
         def of_run(x: Any) -> Any:
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # a slice of keys would count as their use
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # a slice of keys would count as their use
                 return jax.random.wrap_key_data(jax.random.key_data(x)[run])
             return x[run]
 

@@ -43,6 +43,8 @@ DEMO_RUN = {
     "normalize_observations": True,
 }
 
+ANY = "any family"
+
 FAMILIES: dict[str, dict[str, Preset]] = {
     "floq": {
         "pointmaze-medium": Preset(DEMO_SHARED | DEMO_FLOQ, DEMO_RUN, DEMO),
@@ -79,13 +81,26 @@ FAMILIES: dict[str, dict[str, Preset]] = {
 }
 """Settings of each agent for each environment family, chosen by `env_name` unless something more specific is said."""
 
+FAST = {
+    "noise_scheme": "stratified",
+    "noise_samples": 4,
+    "target_noise_samples": 2,
+    "distill_noise_samples": 2,
+    "distill_target": "one_pass",
+}
 PRESETS: dict[str, dict[tuple[str, str], Preset]] = {
+    "fast": {("floq", ANY): Preset(FAST, {}, "floq's own: fewer, better spread source samples, one integration")},
     "best": {
         ("floq", "antmaze-giant"): Preset({"critic_flow_steps": 4}, {}, FLOQ_PAPER),
         ("floq", "puzzle-4x4"): Preset({"noise_coverage": 0.25}, {}, FLOQ_PAPER),
     },
 }
 """`--preset NAME`, on top of the family's settings: what it changes for an (agent, family)."""
+
+
+def preset_for(preset: str, agent: str, family: str) -> Preset | None:
+    """What a preset changes for an agent and a family of environments, if anything."""
+    return PRESETS[preset].get((agent, family)) or PRESETS[preset].get((agent, ANY))
 
 
 def family(env_name: str) -> str:
@@ -95,7 +110,7 @@ def family(env_name: str) -> str:
 
 def notice(task: str, agent: str, preset: str | None = None) -> str | None:
     """One line for a task whose family has no settings of its own with this agent, or not with this preset."""
-    if preset is not None and (agent, family(task)) not in PRESETS[preset]:
+    if preset is not None and preset_for(preset, agent, family(task)) is None:
         return f"--preset={preset} changes nothing for {family(task)} with {agent}"
     if agent not in FAMILIES or family(task) in FAMILIES[agent]:
         return None
@@ -142,7 +157,7 @@ def configure(
     if not path_form:
         layers.append(FAMILIES[name].get(task, layers[0]))
     if preset is not None:
-        layers.append(PRESETS[preset].get((name, task), layers[0]))
+        layers.append(preset_for(preset, name, task) or layers[0])
     run_names = {f.name for f in dataclasses.fields(Config)} - {"agent", "env_name"}
     has = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
     run: dict[str, Any] = {}

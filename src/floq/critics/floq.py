@@ -50,6 +50,11 @@ class FloqConfig:
     """How source noise is drawn. Published: iid."""
     critic_flow_steps: int = 8
     """Euler steps per integration (K): the dial for critic capacity."""
+    target_flow_steps: int | None = None
+    """Euler steps of the TD target's integration; by default `critic_flow_steps`, as published."""
+    distill_target: Literal["flow", "one_pass", "td"] = "flow"
+    """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
+    z_0 + v(0, z_0), which spares the integration; or the TD target."""
     train_at_zero_only: bool = False
     """Supervise the velocity at t = 0 only: the ablation without dense supervision; use it with critic_flow_steps=1."""
     embed_time: bool = True
@@ -170,7 +175,8 @@ class FloqCritic(Critic):
         """y = r + g mask mean_j agg_e psi_e(1, z_j | s', a_j), the TD target of eq. 5 for given draws."""
 
         def value_of_sample(act: Float[Array, " act"], z: Float[Array, ""]) -> Float[Array, ""]:
-            return aggregate(self._members_from(z, next_obs, act, scale), self.config.q_agg)
+            steps = self.config.target_flow_steps
+            return aggregate(self._members_from(z, next_obs, act, scale, steps), self.config.q_agg)
 
         return reward + bootstrap * jnp.mean(jax.vmap(value_of_sample)(next_acts, z_0))
 
@@ -194,7 +200,7 @@ class FloqCritic(Critic):
         distill_z_0: Float[Array, " distill_samples"],
     ) -> tuple[Float[Array, ""], Info]:
         """Flow matching (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over members, plus the
-        distillation of the value that the online flow reaches from `distill_z_0` in K steps."""
+        distillation of the value that the online flow reaches from `distill_z_0`, or of what `distill_target` says."""
         assert self.distilled is not None, "a target network has no loss"
 
         def flow_loss(member: VelocityField) -> Float[Array, ""]:
@@ -203,17 +209,22 @@ class FloqCritic(Critic):
 
         floq_loss = jnp.mean(jax.vmap(flow_loss)(self.velocity))
 
-        frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
-        flow_returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale))(distill_z_0)  # (samples, members)
-        value = jnp.mean(flow_returns)
-        distilled_loss = jnp.mean(jnp.square(self._distilled_members(obs, act) - value))
+        distilled = self._distilled_members(obs, act)
+        if self.config.distill_target == "td":
+            distilled_loss, value, variance = jnp.mean(jnp.square(distilled - target)), jnp.mean(distilled), jnp.nan
+        else:
+            frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
+            steps = 1 if self.config.distill_target == "one_pass" else None
+            flow_returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale, steps))(distill_z_0)
+            value, variance = jnp.mean(flow_returns), jnp.mean(jnp.var(flow_returns, axis=0))  # over (samples, members)
+            distilled_loss = jnp.mean(jnp.square(distilled - value))
 
         return floq_loss + distilled_loss, {
             "critic_loss": floq_loss + distilled_loss,
             "floq_loss": floq_loss,
             "distilled_critic_loss": distilled_loss,
             "q": value,
-            "var_flow_returns": jnp.mean(jnp.var(flow_returns, axis=0)),
+            "var_flow_returns": jnp.asarray(variance),
             "td_error": jnp.abs(target - value),
         }
 
