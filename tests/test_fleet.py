@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -18,11 +18,13 @@ import floq
 from floq import cli, pictures
 from floq.config import Config
 from floq.data.transitions import Dataset
-from floq.evaluate import Background, Evaluator, Request
+from floq.envs import EnvSlots
+from floq.errors import UserError
+from floq.evaluate import RESTARTS, Background, Evaluator, Request
 from floq.fleet import Fleet, FleetData, Layout, sample_batch
 from floq.keys import Keys
 from floq.presets import configure
-from floq.train import fleets
+from floq.train import fleets, train_fleet
 from floq.weights import make_agent
 from floq.workers import WorkerError
 
@@ -91,30 +93,32 @@ def test_a_fleet_draws_the_batches_of_its_runs(tasks):
             np.testing.assert_array_equal(together[name][number], values)
 
 
-def test_several_devices_and_idle_places(tmp_path):
-    """Three runs over two devices, one of which has a place to spare; in a process that has two."""
+def test_several_devices_an_idle_place_and_going_on_in_another_process(dataset_dir, tmp_path):
+    """Three runs over two devices: the end is the same, bit by bit, whether the fleet was stopped or not."""
     code = """
-import sys; sys.path[:0] = [{tests!r}]
-import jax
-from floq.fleet import Layout, use_all_cores
-use_all_cores(2)
-import numpy as np, pytest
-from test_fleet import SCALAR, members, trained, tasks
-data = tasks.__wrapped__() if hasattr(tasks, "__wrapped__") else tasks._fixture_function()
-runs = list(members(SCALAR))
+import sys, jax
+from floq import cli, pictures
+pictures.draw = lambda *_: None
+for words in {commands}:
+    assert cli.run(["train", *words]) == 0
 assert len(jax.devices()) == 2
-both, infos = trained(data, runs, [4])
-assert both._layout == Layout(tuple(jax.devices()), False) and both._agents.step.shape == (4,)
-assert len(infos) == 3
-for number, run in enumerate(runs):
-    alone, _ = trained(data, [run], [4])
-    for a, b in zip(jax.tree.leaves(alone.agent(0).params), jax.tree.leaves(both.agent(number).params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-print("the same")
 """
-    script = code.format(tests=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "the same\n", done.stderr
+    flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", "--seeds", "0", "1", "2", "--eval_episodes=1"]
+
+    def in_a_process(*commands):
+        script = code.format(commands=[list(words) for words in commands])
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+
+    in_a_process(
+        [*flags, f"--save_dir={tmp_path}/whole"], [*flags, f"--save_dir={tmp_path}/parts", "--offline_steps=3"]
+    )
+    whole, parts = (sorted(tmp_path.glob(f"{name}/floq/debug/*/*")) for name in ("whole", "parts"))
+    in_a_process(["--resume", *map(str, parts), "--offline_steps=6"])
+    for one, other in zip(whole, parts, strict=True):
+        states = [run / "checkpoints" / "6" / "state.safetensors" for run in (one, other)]
+        assert states[0].read_bytes() == states[1].read_bytes()
+    assert len({(run / "checkpoints" / "6" / "state.safetensors").read_bytes() for run in whole}) == 3
 
 
 def test_what_one_program_can_train_together():
@@ -174,11 +178,14 @@ def test_a_fleet_goes_on_as_a_fleet_and_each_run_alone(fleet_dirs, capsys, monke
     for label in ("4 runs of", "default task, alpha 3.0", "task3, alpha 30.0"):
         assert label in printed
     assert [floq.Run.open(folder).summary["steps"] for folder in folders] == [8] * 4
-    assert cli.run(["train", f"--resume={folders[0]}", "--offline_steps=9"]) == 0
+    shutil.rmtree(f"{folders[1]}/checkpoints/8")  # as if killed while the fleet was saved: all have step 6
+    assert cli.run(["train", "--resume", *folders, folders[0], "--offline_steps=8"]) == 0
+    assert "resume  from step 6" in capsys.readouterr().out
+    assert cli.run(["train", f"--resume={folders[0]}", "--offline_steps=14"]) == 0
     assert floq.Run.open(folders[0]).summary["runs_in_fleet"] == 1
     capsys.readouterr()
-    assert cli.run(["train", "--resume", *folders, "--offline_steps=10"]) == 2
-    assert "these runs stopped at different steps (9, 8, 8, 8): resume them one by one" in capsys.readouterr().err
+    assert cli.run(["train", "--resume", *folders, "--offline_steps=20"]) == 2
+    assert "these runs stopped at different steps (14, 8, 8, 8): resume them one by one" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_what_differs(capsys):
@@ -189,6 +196,10 @@ def test_a_dry_run_lists_what_differs(capsys):
     assert shown["agent"]["alpha"] == [1.0, 1.0, 2.0, 2.0]
     assert shown["agent"]["critic_flow_steps"] == 4
     assert shown["agent"]["value_hidden_dims"] == [64, 64, 64]
+    flags = ["--agent=fql", "--agent.flow_steps", "5", "10", "--agent.alpha=3,3.0", "--agent.lr", "1", "--agent.lr=2"]
+    assert cli.run(["train", "--dry_run", *flags]) == 0
+    shown = json.loads(capsys.readouterr().out)["agent"]
+    assert (shown["actor_flow_steps"], shown["alpha"], shown["lr"]) == ([5, 10], 3.0, 2.0)
 
 
 # --- evaluation beside the training ---
@@ -225,29 +236,52 @@ def test_what_an_evaluation_raises_reaches_the_training(policy):
 
 
 def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
-    with Evaluator("Pendulum-v1", None, 6, 2) as evaluate:
+    """Within an episode that is not its slot's first, before the start, and again and again."""
+    with Evaluator("Pendulum-v1", None, 13, 2) as evaluate:
         wanted = returns(evaluate(policy, 0, 1))
-        killed = []
+        calls = []
 
-        def kill_once():
-            if not killed:
-                time.sleep(0.05)
-                killed.append(os.kill(evaluate._workers._processes[1].pid, signal.SIGKILL))
+        def kill():
+            os.kill(evaluate._workers._processes[0].pid, signal.SIGKILL)
+            evaluate._workers._processes[0].join()
+
+        def kill_late():
+            calls.append(0)
+            if len(calls) == 250:  # an episode of the pendulum has 200 steps
+                kill()
             return False
 
-        assert returns(evaluate(policy, 0, 1, should_stop=kill_once)) == wanted
-        assert killed
-        evaluate._workers.restart = lambda worker: evaluate._workers._processes[worker].kill()  # type: ignore[method-assign]
-        killed.clear()
-        with pytest.raises(RuntimeError, match="died with exit code -9"):
-            evaluate(policy, 0, 1, should_stop=kill_once)
+        assert returns(evaluate(policy, 0, 1, should_stop=kill_late)) == wanted
+        assert len(calls) > 400  # the second episodes of that worker's slots began anew
+        kill()
+        assert returns(evaluate(policy, 0, 1)) == wanted
+        restart, restarts = evaluate._workers.restart, []
+
+        def stillborn(worker):
+            restart(worker)
+            restarts.append(worker)
+            kill()
+
+        evaluate._workers.restart = stillborn  # type: ignore[method-assign]
+        kill()
+        with pytest.raises(WorkerError, match="died with exit code -9"):
+            evaluate(policy, 0, 1)
+        assert restarts == [0] * RESTARTS
 
 
-def test_one_environment_serves_all_tasks_as_fresh_ones_do(dataset_dir):
-    names = [TASK.replace("-v0", f"-task{n}-v0") for n in (1, 4)]
-    policy = floq.Agent.init(jax.random.key(0), 2, 2, agent_config()).policy
-    found = {}
-    for name in names:
-        with Evaluator(name, "post", 2, 1) as evaluate:
-            found[name] = evaluate(policy, 0, 1)
-            assert evaluate(policy, 0, 1, names[0]) == found[names[0]]
+@pytest.mark.parametrize("family", ["pointmaze-medium-navigate", "cube-single-play"])
+def test_one_environment_serves_all_tasks_as_fresh_ones_do(family):
+    names = [f"{family}-singletask{task}-v0" for task in ("", "-task1", "-task4")]
+    fresh = {name: EnvSlots(name, "post", (0,), 1).start(name, (0, 1), 1) for name in names}
+    assert len({obs.tobytes() for obs in fresh.values()}) > 1
+    slots = EnvSlots(names[0], "post", (0,), 1)
+    env = slots._envs[0]
+    for name in (names[1], names[2], names[0], names[1]):
+        np.testing.assert_array_equal(slots.start(name, (0, 1), 1), fresh[name])
+        assert slots._envs[0] is env
+
+
+def test_two_runs_of_the_same_name_are_refused():
+    config = configure(TASK)
+    with pytest.raises(UserError, match="two of these runs have the same settings and the same seed"):
+        train_fleet([config, config])

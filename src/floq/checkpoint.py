@@ -67,13 +67,21 @@ def save(
     for file in partial.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    aside = folder / f".{step}.old"
+    if final.exists():  # saved before, with other evaluations pending
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
     partial.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a complete checkpoint, in order."""
+    """The steps that have a complete checkpoint, in order. Brings back one that a kill left aside."""
+    for aside in folder.glob(".*.old"):
+        name = folder / aside.name.strip(".").removesuffix(".old")
+        if not name.exists() and (aside / MANIFEST).exists():
+            aside.rename(name)
     return sorted(int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d+", p.name) and (p / MANIFEST).exists())
 
 

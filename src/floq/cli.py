@@ -134,9 +134,9 @@ def _print_configs(configs: list[Any]) -> None:
     shown = configs[0].to_json()
     others = [config.to_json() for config in configs]
     for values, theirs in ((shown["agent"], [other["agent"] for other in others]), (shown, others)):
-        for name in [name for name in values if name != "agent"]:
-            if len({json.dumps(other[name]) for other in theirs}) > 1:
-                values[name] = [other[name] for other in theirs]
+        for name in dict.fromkeys(name for other in theirs for name in other if name != "agent"):
+            if len({json.dumps(other.get(name)) for other in theirs}) > 1:
+                values[name] = [other.get(name) for other in theirs]
     if isinstance(shown["seed"], list):
         shown = {"seeds" if name == "seed" else name: value for name, value in shown.items()}
     print(json.dumps(shown, indent=2))
@@ -170,7 +170,7 @@ def parse_train(argv: list[str]) -> Request:
         "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run."
     )
     configs: list[Any] = []
-    for variant in flags.variants(types):
+    for variant in flags.variants(types, aliases):
         # Flags refine the preset that the environment and the agent select: parse them with that as the default.
         base = configure(variant.peek("env_name"), agent, preset=preset, dataset=variant.peek("dataset"), **parts)
         run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
@@ -179,6 +179,7 @@ def parse_train(argv: list[str]) -> Request:
         values = {name: getattr(parsed, name) for name in run}
         config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
         configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
+    configs = list(dict.fromkeys(configs))
     notes = dict.fromkeys(notice(config.task, agent, preset) for config in configs)
     return Request(configs, dry_run, [note for note in notes if note])
 

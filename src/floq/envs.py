@@ -129,6 +129,7 @@ class SeededEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, task: str = "", success_timing: str | None = None):
         super().__init__(env)
         self.task, self.success_timing = task, success_timing
+        self.known_tasks: dict[str, int | None] = {}  # by name, tasks that it has had
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
         base: Any = env.unwrapped
         space = base.action_space
@@ -167,15 +168,19 @@ class SeededEnv(gymnasium.Wrapper):
 
 
 def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
-    """The environment with another of its OGBench tasks. Making one anew takes a second and over 100 MB that never come
-    back, so it is only done where the name numbers no task."""
-    number = re.search(r"-task(\d+)-", env_name)
+    """The environment with another of its OGBench tasks, itself if it can be switched: making one anew takes a second
+    and over 100 MB that never come back. It can if `env_name` numbers a task, or it once had that very name."""
     if env.task == env_name:
         return env
-    if number is None or dataset_name(env_name) != dataset_name(env.task):
-        return make(env_name, env.success_timing)
+    number = re.search(r"-task(\d+)-", env_name)
     base: Any = env.unwrapped
-    base._reward_task_id = int(number[1])  # what OGBench's own labelling and resets go by
+    env.known_tasks[env.task] = getattr(base, "_reward_task_id", None)  # OGBench's own labels and resets go by it
+    known = int(number[1]) if number else env.known_tasks.get(env_name)
+    if known is None or dataset_name(env_name) != dataset_name(env.task):
+        made = make(env_name, env.success_timing)
+        made.known_tasks |= env.known_tasks
+        return made
+    base._reward_task_id = known
     env.task = env_name
     return env
 

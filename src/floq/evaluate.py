@@ -94,7 +94,24 @@ class Evaluator:
         key, restarts = jax.random.fold_in(Keys.of(seed).evaluation, step), 0
         task = (env_name or self._env_name, (seed, step), self._num_episodes)
 
-        obs = self._in_slots(self._workers.call("start", [task] * len(self._shares)))
+        def revived(worker: int, died: WorkerDied) -> np.ndarray:
+            """Replace a worker. Its slots' observations at the start of the episodes that they were playing."""
+            nonlocal restarts
+            share = self._shares[worker]
+            while True:
+                if (restarts := restarts + 1) > RESTARTS:
+                    raise died
+                self._workers.restart(worker)
+                elapsed[list(share)] = 0
+                try:
+                    numbers = {slot: int(episode[slot]) for slot in share}
+                    return self._workers.call_one(worker, "start", (*task, numbers))
+                except WorkerDied as again:
+                    died = again
+
+        first = self._workers.try_call("start", [task] * len(self._shares))
+        first = [revived(i, a) if isinstance(a, WorkerDied) else a for i, a in enumerate(first)]
+        obs = self._in_slots(first)
         while len(results) < self._num_episodes:
             if should_stop():
                 return None
@@ -103,12 +120,7 @@ class Evaluator:
             elapsed += 1
             for worker, (share, answer) in enumerate(zip(self._shares, answers, strict=True)):
                 if isinstance(answer, WorkerDied):
-                    if (restarts := restarts + 1) > RESTARTS:
-                        raise answer
-                    self._workers.restart(worker)
-                    numbers = {slot: int(episode[slot]) for slot in share}
-                    obs[list(share)] = self._workers.call_one(worker, "start", (*task, numbers))
-                    elapsed[list(share)] = 0
+                    obs[list(share)] = revived(worker, answer)
                     continue
                 obs[list(share)], finished = answer
                 for slot, result in finished:
@@ -175,6 +187,7 @@ class Background:
                 if isinstance(answer, BaseException):
                     raise answer
                 self.pending.pop(0)
+                self.episodes_done = 0
                 yield answer
 
     def _work(self) -> None:

@@ -73,20 +73,23 @@ class Flags:
             raise UserError(f"--seeds {' '.join(given[-1])}: give whole numbers, as in --seeds 0 1 2")
         return list(dict.fromkeys(int(word) for word in words))
 
-    def variants(self, fields: Mapping[str, Any]) -> "list[Flags]":
-        """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`. The first
-        flag varies slowest. A flag whose field is a tuple has one value, however many words that is."""
-        several = [
-            (place, words)
-            for place, (name, words) in enumerate(self._pairs)
-            if len(words) > 1 and name in fields and not str(fields[name].type).startswith("tuple")
-        ]
+    def variants(self, fields: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> "list[Flags]":
+        """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`, or
+        `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. A flag whose
+        field is a tuple has one value, however many words that is."""
+        kinds = {name: str(field.type) for name, field in fields.items()}
+        several: list[tuple[str, list[str]]] = []
+        for name, words in dict(self._pairs).items():
+            kind = kinds.get((aliases or {}).get(name, name), "tuple")
+            if "int" in kind or "float" in kind:
+                words = _numbers(words) or words
+            if len(words) > 1 and not kind.startswith("tuple"):
+                several.append((name, list(dict.fromkeys(words))))
         found = []
-        for chosen in itertools.product(*(list(dict.fromkeys(words)) for _, words in several)):
+        for chosen in itertools.product(*(words for _, words in several)):
+            one_each = {name: [word] for (name, _), word in zip(several, chosen, strict=True)}
             flags = copy.copy(self)
-            flags._pairs = list(self._pairs)
-            for (place, _), word in zip(several, chosen, strict=True):
-                flags._pairs[place] = (flags._pairs[place][0], [word])
+            flags._pairs = list((dict(self._pairs) | one_each).items())
             found.append(flags)
         return found
 

@@ -113,10 +113,10 @@ class Loop:
                     self._save()
                     saved_step = step
                 update_bar(step, line=self._due(step, c.eval_interval), **self._state(infos))
-        waited = bool(self._pending())
+        waiting = len(self._pending())
         self._wait_for_evaluations(0, received)
-        if waited or saved_step != step:  # what is pending has changed since, or a signal came after this step's turn
-            self._save()
+        if saved_step != step or waiting != len(self._pending()):  # the signal came after this step's turn, or what is
+            self._save()  # pending, and the clock, have changed since
         if received:
             folders = " ".join(str(member.run.folder) for member in self.members)
             name = signal.Signals(received[0]).name

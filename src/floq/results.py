@@ -64,7 +64,8 @@ def show_result(runs: Sequence[Run], display: Display) -> None:
         groups.setdefault(label, []).append(headline(evaluation)[1])
     name = headline(last[0])[0]
     rows = {label or name: _over_seeds(values) for label, values in groups.items()}
-    title = f"{len(runs)} runs of {first.config.task}" + (f": {name}" if len(groups) > 1 else "")
+    tasks = ", ".join(dict.fromkeys(run.config.task for run in runs))
+    title = f"{len(runs)} runs of {tasks}" + (f": {name}" if len(groups) > 1 else "")
     display.table(title, rows | {"protocol": protocol(first.config), "speed": f"{len(runs)} x {speed}"})
     for run in runs:
         display.note(f"  run         {run.folder}")

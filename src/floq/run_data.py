@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
         loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)
         tasks = dict[str | None, Splits](zip(ids, loaded, strict=True))
     data = tasks[names[0]]
+    for name in names[1:]:  # one copy of what they share, however they were read
+        shared = zip((data.train, data.validation), tasks[name][:2], strict=True)
+        train, validation = (one.with_labels(other.rewards, other.masks) for one, other in shared)
+        tasks[name] = Splits(train, validation, tasks[name].provenance)
     sizes = data.train.observations.shape[1], data.train.actions.shape[1]
     display.note(f"data    {data.provenance}")
     display.note(
@@ -97,19 +101,24 @@ def check_given(run: Run, given: Dataset | None) -> None:
         raise UserError(f"{run.folder} was given its data from Python: do so again, as in floq.resume(run_dir, data)")
 
 
-def note_values(agent: Agent, data: Splits, display: Display) -> None:
-    """Show the range in which a flow critic looks for values, and say so if the returns in the data do not fit it."""
+def note_values(agents: Sequence[Agent], data: Sequence[Splits], display: Display) -> None:
+    """Show the ranges in which flow critics look for values, and say so if the returns in the data do not fit one."""
+    for line in dict.fromkeys(line for pair in zip(agents, data, strict=True) for line in _values(*pair)):
+        display.note(line)
+
+
+def _values(agent: Agent, data: Splits) -> Iterator[str]:
     if "noise_coverage" not in agent.static.flat():
         return
     h, scale = agent.hypers, float(agent.hypers.reward_scale)
     rewards = tuple(scale * float(r) for r in (agent.value_range.r_min, agent.value_range.r_max))
     offset = float(agent.static.flat()["reward_offset"])
     values = ReturnRange.of((rewards[0], rewards[1]), float(h.discount), float(h.noise_coverage), offset)
-    display.note(f"values  {values} (from rewards within [{rewards[0]:.4g}, {rewards[1]:.4g}])")
+    yield f"values  {values} (from rewards within [{rewards[0]:.4g}, {rewards[1]:.4g}])"
     parts = [part.on_host() for part in (data.train, data.validation)]
     returns = np.concatenate([discounted_returns(rows, float(h.discount))[~rows.ends] for rows in parts])
     if complaint := values.complaint(scale * returns):
-        display.note(f"warning {complaint}")
+        yield f"warning {complaint}"
 
 
 def records(data: Splits) -> dict[str, Any]:

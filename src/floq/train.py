@@ -7,22 +7,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from floq import pictures, run_data
+from floq import checkpoint, pictures, run_data
 from floq.agent import Agent, Policy
+from floq.checkpoint import Checkpoint
 from floq.config import Config
 from floq.data.transitions import Dataset, Splits
 from floq.envs import dataset_name
-from floq.errors import UserError
+from floq.errors import Interrupted, UserError
 from floq.evaluate import Background, Evaluator
 from floq.fleet import Fleet, FleetData, use_all_cores
-from floq.folders import check_writable
+from floq.folders import check_writable, user_path
 from floq.held_out import HeldOutEvaluator
 from floq.loggers import cut_csv
 from floq.loop import Loop, Member, catch_signals
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
-from floq.weights import last_checkpoint, make_agent, restore, source_of_weights
+from floq.weights import make_agent, own_checkpoint, restore, source_of_weights
 
 
 def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
@@ -59,15 +60,24 @@ def train_fleet(
         The finished runs, in the order of `configs`.
     """
     display, groups = Display(show), fleets(configs)
+    if len(set(configs)) < len(configs):
+        raise UserError("two of these runs have the same settings and the same seed: leave one out")
     for config in configs:
         check_built(config)
         check_writable(Run.parent(config), "choose another --save_dir")
     use_all_cores(max(len(group) for group in groups))
+    configs = [_settled(config) for config in configs]
     if len(groups) > 1:
-        display.note(f"note    {len(groups)} programs, one after another: some settings shape the program")
+        display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
     finished: dict[int, Run] = {}
     for group in groups:
-        finished |= zip(group, _train_one_fleet([configs[i] for i in group], data, display, notes), strict=True)
+        try:
+            runs = _train_one_fleet([configs[i] for i in group], data, display, notes)
+        except Interrupted as stop:
+            if left := len(configs) - len(finished) - len(group):
+                raise Interrupted(f"{stop}; {left} runs of other programs were not begun", stop.signum) from stop
+            raise
+        finished |= zip(group, runs, strict=True)
     return [finished[i] for i in range(len(configs))]
 
 
@@ -118,19 +128,18 @@ def resume_fleet(
     Args, raises: see `resume`.
     """
     started, display = time.monotonic(), Display(show)
-    old = [Run.open(folder) for folder in run_dirs]
+    folders = list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs))
+    use_all_cores(len(folders))  # first of all: reading a checkpoint starts JAX
+    old = [Run.open(folder) for folder in folders]
     runs = [Run(run.folder, continued(run, offline_steps, online_steps)) for run in old]
     configs = [run.config for run in runs]
     for config in configs:
         check_built(config)
     if len(fleets(configs)) > 1:
-        raise UserError("these runs do not fit one program: resume them one by one")
-    saved = [last_checkpoint(run) for run in old]
-    steps = [int(s.agent.step) if s else 0 for s in saved]
-    step, total = steps[0], configs[0].offline_steps
-    if len(set(steps)) > 1:
-        listed = ", ".join(map(str, steps))
-        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
+        raise UserError("these runs differ in more than a fleet's may: resume them one by one")
+    saved = _common_checkpoints(old)
+    steps, total = [int(s.agent.step) if s else 0 for s in saved], configs[0].offline_steps
+    step = steps[0]
     if total < step or (total == step and old[0].config.offline_steps != step):
         raise UserError(f"--offline_steps={total}: the run is at step {step} already, give more")
     if all(run.is_finished for run in runs) and step == total:
@@ -140,7 +149,6 @@ def resume_fleet(
 
     for run in old:
         run_data.check_given(run, data)
-    use_all_cores(len(runs))
     with _held(runs), _episodes(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
         splits = [tasks[config.env_name] for config in configs]
@@ -150,18 +158,37 @@ def resume_fleet(
             if (before := old[0].records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
         agents = [
-            checkpoint.agent if checkpoint else _fresh_agent(config, split)
-            for checkpoint, config, split in zip(saved, configs, splits, strict=True)
+            found.agent if found else _fresh_agent(config, split)
+            for found, config, split in zip(saved, configs, splits, strict=True)
         ]
         for run, split in zip(runs, splits, strict=True):
             run.write_config(_records(split))
             (run.folder / "summary.json").unlink(missing_ok=True)
             for name in ("train.csv", "eval.csv"):
                 cut_csv(run.folder / name, step)
-        run_data.note_values(agents[0], splits[0], display)
+        run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
         pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
         return _carry_through(runs, agents, tasks, episodes, display, clocks, started, pending)
+
+
+def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
+    """The checkpoints of the newest step that all runs have; None for all if a run has none, and starts anew. They
+    differ where a fleet was killed while it saved.
+
+    Raises:
+        UserError: a run is past the others by more than a save.
+    """
+    folders = [run.folder / "checkpoints" for run in runs]
+    steps = [checkpoint.steps(folder) for folder in folders]
+    common = set(steps[0]).intersection(*steps)
+    newest = [found[-1] if found else 0 for found in steps]
+    if len(set(newest)) > 1 and max(newest) - max(common, default=0) > runs[0].config.save_interval:
+        listed = ", ".join(map(str, newest))
+        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
+    if not common:
+        return [None] * len(runs)
+    return [own_checkpoint(run, max(common)) for run in runs]
 
 
 def continued(run: Run, offline_steps: int | None, online_steps: int | None) -> Config:
@@ -189,12 +216,11 @@ def _train_one_fleet(
     configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str]
 ) -> list[Run]:
     started = time.monotonic()
-    configs = [_settled(config) for config in configs]
     with _episodes(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
         splits = [tasks[config.env_name] for config in configs]
         agents = [_fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
-        run_data.note_values(agents[0], splits[0], display)
+        run_data.note_values(agents, splits, display)
         for note in notes:
             display.note(f"note    {note}")
         runs = [Run.create(config, _records(split)) for config, split in zip(configs, splits, strict=True)]

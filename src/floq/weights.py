@@ -74,12 +74,10 @@ def source_of_weights(config: Config) -> Checkpoint | None:
     return checkpoint.load(Run.open(config.restore_path).folder / "checkpoints", config.restore_epoch)
 
 
-def last_checkpoint(run: Run) -> Checkpoint | None:
-    """The newest checkpoint, or None if the run was ended before its first."""
+def own_checkpoint(run: Run, step: int) -> Checkpoint:
+    """The run's checkpoint of that step. Raises UserError if it does not belong to the run's configuration."""
     folder = run.folder / "checkpoints"
-    if not checkpoint.steps(folder):
-        return None
-    saved = checkpoint.load(folder)
+    saved = checkpoint.load(folder, step)
     here, there = (config.to_json() for config in (run.config, saved.config))
     same = dict.fromkeys(STEP_COUNTS)
     if differ := differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
