@@ -159,12 +159,9 @@ def test_wrong_input_gets_one_line_and_exit_code_2(capsys, argv, message):
     assert message in captured.err
 
 
-def test_several_seeds_are_several_runs(capsys, dataset_dir, tmp_path):
+def test_several_seeds_in_any_spelling(capsys):
     assert dry_run(capsys, "--seeds", "3", "1", "3")["seeds"] == [3, 1]
     assert dry_run(capsys, "--seeds=(2,)")["seed"] == 2
-    flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--offline_steps=1"]
-    assert cli.run(["train", *flags, "--seeds", "0", "1"]) == 0
-    assert sorted(path.name[:5] for path in tmp_path.glob("floq/debug/*/*")) == ["sd000", "sd001"]
 
 
 def test_a_wrong_environment_leaves_nothing_behind(capsys, tmp_path):
