@@ -15,7 +15,7 @@ from floq.agent import Agent
 from floq.data.arrays import from_episodes
 from floq.data.transitions import Dataset
 from floq.errors import UserError
-from floq.evaluate import evaluate_run
+from floq.evaluate_run import evaluate_run
 from floq.held_out import ACTIONS, HeldOutEvaluator
 from floq.keys import Keys
 

@@ -11,7 +11,7 @@ import pytest
 
 from floq import checkpoint
 from floq.errors import UserError
-from floq.evaluate import evaluate_run
+from floq.evaluate_run import evaluate_run
 from floq.loggers import CsvLogger, read_csv
 from floq.run import Run
 

@@ -207,6 +207,6 @@ class Eval:
 
 def _eval(argv: list[str]) -> None:
     options = parse(Eval, argv, "floq eval", Eval.__doc__ or "")
-    from floq.evaluate import evaluate_run
+    from floq.evaluate_run import evaluate_run
 
     evaluate_run(**dataclasses.asdict(options))

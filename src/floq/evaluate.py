@@ -6,25 +6,18 @@ on the number of workers, nor on what was evaluated before.
 """
 
 import contextlib
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from floq import run_data
 from floq.agent import Policy
-from floq.data.transitions import Dataset
 from floq.envs import EnvSlots, EpisodeResult
-from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
-from floq.progress import Display
-from floq.results import described
-from floq.run import Run
 from floq.workers import WorkerDied, Workers, worker_count
 
 MAX_SLOTS = 10  # environments that play at once; fixed, so that the batch has one shape on every machine
@@ -225,45 +218,3 @@ def _act(policy: Policy, key, obs, episode, elapsed):
         return policy.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), elapsed))
 
     return jax.vmap(act)(obs, jnp.asarray(episode), jnp.asarray(elapsed))
-
-
-def evaluate_run(
-    run_dir: str,
-    step: int | None = None,
-    eval_episodes: int = 50,
-    seed: int | None = None,
-    success_timing: str | None = None,
-    workers: int | None = None,
-    data: Dataset | None = None,
-    show: bool = True,
-) -> Evaluation | HeldOut:
-    """Evaluate a checkpoint of a run again, and print the result.
-
-    With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
-    an environment it looks at the held-out data again, which must be what it was; `data` is that data if the run was
-    given it from Python.
-
-    Raises:
-        UserError: there is no such run or checkpoint, the data is another, or an option is out of range.
-    """
-    run = Run.open(run_dir)
-    seed = run.config.seed if seed is None else seed
-    changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
-    config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
-    agent, display = run.load_agent(step), Display(show)
-    if config.env_name is None:
-        run_data.check_given(run, data)
-        splits = run_data.load_data(config, display, data)
-        run_data.check_same(run, splits)
-        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, int(agent.step))
-    else:
-        with (
-            Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,
-            display.bar("evaluate", eval_episodes) as update,
-        ):
-            policy = on_cpu(agent.policy)
-            evaluation = evaluator(policy, seed, int(agent.step), on_progress=lambda done, _: update(done))
-    assert evaluation is not None
-    rows = described(config, evaluation.summary())
-    display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
-    return evaluation

@@ -17,6 +17,7 @@ from floq.errors import UserError
 from floq.folders import looks_like_path, user_path
 
 FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+GIVEN = "given from Python"  # how the provenance of data without a file begins
 
 
 class Opened(NamedTuple):
@@ -131,9 +132,6 @@ def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
     _check(Opened(data, True, "the given data"), sizes, env_name)
     train, validation, how = hold_out(data)
     return Splits.of(train, validation, f"{GIVEN}; {how}")
-
-
-GIVEN = "given from Python"
 
 
 def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> None:
