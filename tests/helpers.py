@@ -1,6 +1,7 @@
 """Small agents and scales that several tests share."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from floq.actors import FQLConfig
 from floq.config import AgentConfig
@@ -24,3 +25,14 @@ def agent_config(
     critic: FloqConfig | ScalarConfig | QuantileConfig = FLOQ, actor: FQLConfig = ACTOR, **settings
 ) -> AgentConfig:
     return AgentConfig(**({"batch_size": 8} | settings), critic=critic, actor=actor)
+
+
+def make_batch(size=8, seed=0) -> dict:
+    rng = np.random.default_rng(seed)
+    return {
+        "observations": jnp.asarray(rng.normal(size=(size, OBS)), jnp.float32),
+        "actions": jnp.asarray(rng.uniform(-1, 1, (size, ACT)), jnp.float32),
+        "next_observations": jnp.asarray(rng.normal(size=(size, OBS)), jnp.float32),
+        "rewards": jnp.asarray(rng.uniform(-1, 0, size), jnp.float32),
+        "masks": jnp.ones(size),
+    }

@@ -8,23 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ACT, ACTOR, FLOQ, OBS, QUANTILE, SCALAR, agent_config
+from helpers import ACT, ACTOR, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
 from floq.agent import ACTION_LIMIT, Agent, ObsStats
 from floq.config import UserError
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
-
-
-def make_batch(size=8, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        "observations": jnp.asarray(rng.normal(size=(size, OBS)), jnp.float32),
-        "actions": jnp.asarray(rng.uniform(-1, 1, (size, ACT)), jnp.float32),
-        "next_observations": jnp.asarray(rng.normal(size=(size, OBS)), jnp.float32),
-        "rewards": jnp.asarray(rng.uniform(-1, 0, size), jnp.float32),
-        "masks": jnp.ones(size),
-    }
 
 
 def make_agent(critic="floq", seed=0, **settings) -> Agent:

@@ -1,5 +1,6 @@
 """An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
 
+import dataclasses
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from floq.actors import ACTORS, Actor
 from floq.config import AgentConfig
 from floq.critics import CRITICS, Critic, ReturnScale
+from floq.precision import PUBLISHED, Precision, computing_copy, matmul_precision
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
@@ -66,8 +68,9 @@ class Policy(eqx.Module):
 class Agent(eqx.Module):
     """The whole state of a learner, with `update`, `act` and `value` as pure functions of it.
 
-    Every field but `static` is an array or a tree of arrays. `static` alone decides shapes and branches; the settings
-    that do neither are in `hypers`, and stand at their defaults in `static`.
+    Every field but the last two is an array or a tree of arrays. `static` alone decides shapes and branches; the
+    settings that do neither are in `hypers`, and stand at their defaults in `static`. `precision` is that of updates;
+    acting and reading out values is always done in float32.
     """
 
     params: Params
@@ -79,6 +82,7 @@ class Agent(eqx.Module):
     value_range: ValueRange
     obs_stats: ObsStats
     static: AgentConfig = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True, default=PUBLISHED)
 
     @classmethod
     def init(
@@ -90,6 +94,7 @@ class Agent(eqx.Module):
         *,
         reward_range: tuple[float, float] = (-1.0, 0.0),
         obs_stats: ObsStats | None = None,
+        precision: Precision = PUBLISHED,
     ) -> "Agent":
         """A fresh agent.
 
@@ -100,6 +105,7 @@ class Agent(eqx.Module):
             reward_range: smallest and largest reward of the data. floq draws its source noise and lays its histogram
                 accordingly, so it must fit the data.
             obs_stats: normalise observations with these; by default they are left alone.
+            precision: what updates compute in.
         """
         config = config or AgentConfig()
         hypers = config.flat()
@@ -122,6 +128,7 @@ class Agent(eqx.Module):
             value_range=ValueRange(scalar(min(0.0, r_min)), scalar(max(0.0, r_max))),
             obs_stats=obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
             static=config,
+            precision=precision,
         )
 
     @jax.jit
@@ -139,12 +146,12 @@ class Agent(eqx.Module):
         """
         target_key, critic_key, actor_key = jax.random.split(jax.random.fold_in(self.key, self.step), 3)
         batch = self._prepare(batch)
-        targets = self._targets(batch, target_key)
-
-        critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
-        (_, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
-        actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
-        (_, actor_info), actor_grads = actor_grad_fn(self.params.actor, batch, actor_key)
+        with matmul_precision(self.precision):
+            targets = self._targets(batch, target_key)
+            critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
+            (_, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
+            actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
+            (_, actor_info), actor_grads = actor_grad_fn(self.params.actor, batch, actor_key)
 
         grads = Params(critic_grads, actor_grads)
         steps, opt_state = optax.scale_by_adam().update(grads, self.opt_state)  # pyright: ignore[reportArgumentType]
@@ -155,17 +162,7 @@ class Agent(eqx.Module):
             self.target,
             self.params.critic.tracked(),
         )
-        agent = Agent(
-            params,
-            target,
-            opt_state,
-            self.key,
-            self.step + 1,
-            self.hypers,
-            self.value_range,
-            self.obs_stats,
-            self.static,
-        )
+        agent = dataclasses.replace(self, params=params, target=target, opt_state=opt_state, step=self.step + 1)
         return agent, critic_info | actor_info
 
     @jax.jit
@@ -173,9 +170,10 @@ class Agent(eqx.Module):
         """The scalars that `update` would log on this batch, without a step: for validation data. Consumes `key`."""
         target_key, critic_key, actor_key = jax.random.split(key, 3)
         batch = self._prepare(batch)
-        targets = self._targets(batch, target_key)
-        critic_info = self._critic_loss(self.params.critic, batch, targets, critic_key)[1]
-        return critic_info | self._actor_loss(self.params.actor, batch, actor_key)[1]
+        with matmul_precision(self.precision):
+            targets = self._targets(batch, target_key)
+            critic_info = self._critic_loss(self.params.critic, batch, targets, critic_key)[1]
+            return critic_info | self._actor_loss(self.params.actor, batch, actor_key)[1]
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
@@ -219,23 +217,27 @@ class Agent(eqx.Module):
         }
 
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
+        critic, actor = computing_copy((self.target, self.params.actor), self.precision)
+
         def target(reward, mask, next_obs, key):
-            policy = self.params.actor.act
-            return self.target.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
+            return critic.target(reward, self.hypers.discount * mask, next_obs, actor.act, self.scale, key)
 
         keys = jax.random.split(key, batch["rewards"].shape[0])
         return jax.vmap(target)(batch["rewards"], batch["masks"], batch["next_observations"], keys)
 
     def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
+        critic = computing_copy(critic, self.precision)
         keys = jax.random.split(key, targets.shape[0])
         loss = jax.vmap(lambda obs, act, y, key: critic.loss(obs, act, y, self.scale, key))
         losses, info = loss(batch["observations"], batch["actions"], targets, keys)
         return jnp.mean(losses), _named_means("critic", info)
 
     def _actor_loss(self, actor: Actor, batch: Batch, key: PRNGKeyArray):
+        actor, critic = computing_copy((actor, self.params.critic), self.precision)
+
         def loss(obs, act, key):
             act_key, value_key = jax.random.split(key)
-            value = lambda a: self.params.critic.actor_value(obs, a, self.scale, value_key)  # noqa: E731
+            value = lambda a: critic.actor_value(obs, a, self.scale, value_key)  # noqa: E731
             return actor.loss(obs, act, value, self.hypers.alpha, act_key)
 
         keys = jax.random.split(key, batch["actions"].shape[0])

@@ -110,7 +110,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / MANIFEST} is damaged ({error!r}): {remedy}") from error
 
-    template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent))
+    template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
     agent = _read(template, path / TENSORS, remedy)
     pending = {at: _read(template.policy, path / PENDING.format(at), remedy) for at in waiting}
     return Checkpoint(agent, config, sizes, clocks, pending)

@@ -17,6 +17,7 @@ from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
 from floq.errors import UserError, nearest
 from floq.folders import DATA_FILES, looks_like_path
+from floq.precision import PUBLISHED, Precision
 
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
@@ -199,6 +200,8 @@ class Config:
     """Dataset rewards are computed from the state before an action (pre, as published) or after it."""
     normalize_observations: bool = False
     """Give observations mean 0 and standard deviation 1."""
+    precision: Precision = PUBLISHED
+    """What updates compute in: tf32 is float32, its products in TF32 where a GPU has that (as published); f32; bf16."""
     agent: AgentConfig = field(default_factory=AgentConfig)
     """The agent and its settings."""
 

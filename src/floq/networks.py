@@ -2,6 +2,9 @@
 
 Every network is `body(entry(x))`: an entry layer that makes the first pre-activation, and a body that does the rest.
 The velocity field replaces the entry by a split one, because its share of (s, a) is constant along an integration.
+
+Hidden layers compute in the type of the matrices (`floq.precision` lowers it), the last one accumulates in float32: a
+value of -150 in bfloat16 would be rounded to whole numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +13,7 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 NORM_EPS = 1e-6  # Flax's default, which the published code relies on; Equinox's is 1e-5
@@ -22,7 +26,7 @@ def fan_avg_uniform(key: PRNGKeyArray, size_in: int, size_out: int) -> Float[Arr
 
 
 class Linear(eqx.Module):
-    """x W + b, with zero biases at the start."""
+    """x W + b in the type of W, with zero biases at the start."""
 
     weight: Float[Array, "size_in size_out"]
     bias: Float[Array, " size_out"]
@@ -31,8 +35,8 @@ class Linear(eqx.Module):
     def init(cls, key: PRNGKeyArray, size_in: int, size_out: int) -> "Linear":
         return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
 
-    def __call__(self, x: Float[Array, " size_in"]) -> Float[Array, " size_out"]:
-        return x @ self.weight + self.bias
+    def __call__(self, x: Float[Array, " size_in"], result_type: DTypeLike | None = None) -> Float[Array, " size_out"]:
+        return _product(x, self.weight, result_type, self.bias)
 
 
 class SplitLinear(eqx.Module):
@@ -49,15 +53,26 @@ class SplitLinear(eqx.Module):
 
     def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
         """The part that does not depend on y."""
-        return x @ self.weight_x + self.bias
+        return _product(x, self.weight_x, None, self.bias)
 
     def varying(self, y: Float[Array, " size_y"]) -> Float[Array, " size_out"]:
         """The part that does."""
-        return y @ self.weight_y
+        return _product(y, self.weight_y)
+
+
+def _product(
+    x: Float[Array, " size_in"],
+    weight: Float[Array, "size_in size_out"],
+    result_type: DTypeLike | None = None,
+    bias: Float[Array, " size_out"] | None = None,
+) -> Float[Array, " size_out"]:
+    """x W + b in the type of W; the result accumulated in another type on request."""
+    y = jnp.matmul(x.astype(weight.dtype), weight, preferred_element_type=result_type or weight.dtype)
+    return y if bias is None else y + bias.astype(y.dtype)
 
 
 class LayerNorm(eqx.Module):
-    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax."""
+    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax. Computes in float32."""
 
     scale: Float[Array, " size"]
     shift: Float[Array, " size"]
@@ -67,9 +82,10 @@ class LayerNorm(eqx.Module):
         return cls(jnp.ones(size), jnp.zeros(size))
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
-        mean = jnp.mean(x)
-        variance = jnp.maximum(jnp.mean(jnp.square(x)) - jnp.square(mean), 0.0)
-        return (x - mean) * jax.lax.rsqrt(variance + NORM_EPS) * self.scale + self.shift
+        exact = x.astype(jnp.float32)
+        mean = jnp.mean(exact)
+        variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(mean), 0.0)
+        return ((exact - mean) * jax.lax.rsqrt(variance + NORM_EPS) * self.scale + self.shift).astype(x.dtype)
 
 
 class Activation(eqx.Module):
@@ -106,9 +122,11 @@ class PlainBody(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
-        for activation, linear in zip(self.activations, self.linears, strict=True):
+        *hidden, head = zip(self.activations, self.linears, strict=True)
+        for activation, linear in hidden:
             x = linear(activation(x))
-        return x
+        activation, linear = head
+        return linear(activation(x), result_type=jnp.float32)
 
 
 class ResidualBody(eqx.Module):
@@ -139,7 +157,7 @@ class ResidualBody(eqx.Module):
             for linear, activation in block:
                 y = activation(linear(y))
             x = x + y
-        return self.head(x)
+        return self.head(x, result_type=jnp.float32)
 
 
 class MLP(eqx.Module):

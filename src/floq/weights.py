@@ -22,9 +22,8 @@ def make_agent(config: Config, train_data: Dataset) -> Agent:
     """The agent that a run with this configuration and this data starts from."""
     stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
     sizes = train_data.observations.shape[1], train_data.actions.shape[1]
-    reward_range = train_data.reward_range()
-    init = jax.jit(lambda key: Agent.init(key, *sizes, config.agent, reward_range=reward_range, obs_stats=stats))
-    return init(Keys.of(config.seed).agent)
+    own = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
+    return jax.jit(lambda key: Agent.init(key, *sizes, config.agent, **own))(Keys.of(config.seed).agent)
 
 
 def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
