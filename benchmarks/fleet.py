@@ -23,8 +23,9 @@ def measure(agent: str, size: int, layout: str, steps: int) -> None:
     """Run-updates per second of one fleet, in this process; the best of a few tries."""
     import jax
 
-    from floq.fleet import Fleet, FleetData, Layout, use_all_cores
+    from floq.fleet import Fleet, FleetData, Layout
     from floq.keys import Keys
+    from floq.machine import use_all_cores
     from floq.presets import configure
     from floq.weights import make_agent
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
 
   floq train               train an agent; with no arguments, the demonstration
   floq eval RUN_DIR        evaluate a checkpoint again
+  floq bench               what K and a fleet cost on this machine
   floq data collect NAME   make an OGBench dataset with its scripted expert
   floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
   floq data convert A B    write a dataset as an OGBench npz or for Minari
@@ -36,6 +37,7 @@ def run(argv: list[str]) -> int:
     commands: dict[tuple[str, ...], Callable[[list[str]], None]] = {
         ("train",): _train,
         ("eval",): _eval,
+        ("bench",): _bench,
         ("data", "collect"): collect_command,
         ("data", "inspect"): inspect_command,
         ("data", "convert"): convert_command,
@@ -74,6 +76,8 @@ class Resume:
     """New total of gradient steps on the dataset; by default the run's own."""
     online_steps: int | None = None
     """New total of environment steps after that."""
+    distributed: str | None = None
+    """Divide the runs over several hosts, as in training."""
     dry_run: bool = False
     """Print the resolved configuration."""
 
@@ -83,6 +87,7 @@ class Request(NamedTuple):
 
     configs: list[Any]
     dry_run: bool
+    distributed: str | None
     notes: list[str]
 
 
@@ -102,7 +107,8 @@ def _train(argv: list[str]) -> None:
         return _print_configs(request.configs)
     from floq.train import train_fleet
 
-    train_fleet(request.configs, notes=request.notes)
+    hosts = _start_jax(request.distributed, request.configs)
+    train_fleet(request.configs, notes=request.notes, hosts=hosts)
 
 
 def _resume(argv: list[str]) -> None:
@@ -124,7 +130,20 @@ def _resume(argv: list[str]) -> None:
     if options.dry_run:
         steps = options.offline_steps, options.online_steps
         return _print_configs([continued(Run.open(folder), *steps) for folder in folders])
-    resume_fleet(folders, offline_steps=options.offline_steps, online_steps=options.online_steps)
+    hosts = _start_jax(options.distributed)
+    resume_fleet(folders, offline_steps=options.offline_steps, online_steps=options.online_steps, hosts=hosts)
+
+
+def _start_jax(distributed: str | None = None, configs: Sequence[Any] = ()) -> Any:
+    """Have compiled programs kept between processes, and meet the other hosts if there are any; the first of them
+    brings the data of the runs."""
+    from floq.hosts import ALONE, meet
+    from floq.machine import keep_programs
+    from floq.progress import Display
+    from floq.run_data import fetch_missing
+
+    keep_programs()
+    return ALONE if distributed is None else meet(distributed, lambda: fetch_missing(configs, Display()))
 
 
 def _print_configs(configs: list[Any]) -> None:
@@ -143,14 +162,18 @@ def _print_configs(configs: list[Any]) -> None:
 
 
 def parse_train(argv: list[str]) -> Request:
-    """`floq train`'s arguments, resolved: a configuration for each combination of values where a flag has several."""
+    """`floq train`'s arguments, resolved."""
+    return resolve_train(Flags(argv))
+
+
+def resolve_train(flags: Flags) -> Request:
+    """The same of flags: a configuration for each combination of values where a flag has several."""
     from floq.config import AGENTS, PUBLISHED_ALIASES, Config, settings_type
     from floq.presets import PRESETS, configure, notice
 
-    flags = Flags(argv)
     agent = flags.take("agent", "floq")
     preset = flags.take("preset", None)
-    dry_run = flags.take_switch("dry_run")
+    dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
     seeds = flags.take_seeds()
     parts = {kind: flags.take(f"agent.{kind}", None) for kind in ("critic", "actor")}
     any_task = configure(agent=agent, preset=preset, **parts)
@@ -167,6 +190,7 @@ def parse_train(argv: list[str]) -> Request:
         f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
         f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
         "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
+        "--distributed=auto (on Slurm and the like) or ADDRESS:PORT/HOSTS/NUMBER divides the runs over several hosts, "
         "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run."
     )
     configs: list[Any] = []
@@ -181,7 +205,7 @@ def parse_train(argv: list[str]) -> Request:
         configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
     configs = list(dict.fromkeys(configs))
     notes = dict.fromkeys(notice(config.task, agent, preset) for config in configs)
-    return Request(configs, dry_run, [note for note in notes if note])
+    return Request(configs, dry_run, distributed, [note for note in notes if note])
 
 
 # --- floq eval ---
@@ -209,4 +233,40 @@ def _eval(argv: list[str]) -> None:
     options = parse(Eval, argv, "floq eval", Eval.__doc__ or "")
     from floq.evaluate_run import evaluate_run
 
+    _start_jax()
     evaluate_run(**dataclasses.asdict(options))
+
+
+# --- floq bench ---
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what K and the size of a fleet cost on this machine, against the monolithic critic, on random data of a
+    task's sizes. Every flag of floq train is understood: --env_name, --precision, --preset, --agent.block_width ..."""
+
+    ks: tuple[int, ...] = (1, 4, 8, 16)
+    """Numbers of integration steps."""
+    fleets: tuple[int, ...] = (1, 4, 8, 16)
+    """Numbers of runs."""
+    seconds: float = 2.0
+    """Each of the three tries of a row takes about this long."""
+    evaluate: bool = True
+    """Measure evaluation as well."""
+    out: str | None = None
+    """Write the rows to this CSV file."""
+
+
+def _bench(argv: list[str]) -> None:
+    flags, types = Flags(argv), {f.name: f for f in dataclasses.fields(Bench)}
+    own = flags.split(types)
+    options = parse(Bench, own.normalised(types), "floq bench", Bench.__doc__ or "")
+    for name in ("ks", "fleets"):
+        if not all(number > 0 for number in getattr(options, name)):
+            raise UserError(f"--{name}: give whole numbers greater than 0, as in --{name} 1 4 8 16")
+    request = resolve_train(flags)
+    if len(request.configs) > 1:
+        raise UserError("floq bench takes one value for each flag of floq train; --fleets says how many runs")
+    from floq.bench import bench
+
+    bench(request.configs[0], **dataclasses.asdict(options))

@@ -41,7 +41,7 @@ POSITIVE = (
     *("block_width", "block_depth", "num_transformations"),
     *("kappa", "num_tau_samples", "quantile_embed_dim"),
     *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes", "buffer_size"),
-    *("video_frame_skip", "frame_stack"),
+    *("video_frame_skip", "frame_stack", "batch_devices"),
 )
 NOT_NEGATIVE = ("alpha", "noise_coverage", "reward_offset", "online_steps", "video_episodes", "restore_epoch")
 
@@ -202,11 +202,16 @@ class Config:
     """Give observations mean 0 and standard deviation 1."""
     precision: Precision = PUBLISHED
     """What updates compute in: tf32 is float32, its products in TF32 where a GPU has that (as published); f32; bf16."""
+    batch_devices: int = 1
+    """Devices that share the batch of each run; the others train other runs."""
     agent: AgentConfig = field(default_factory=AgentConfig)
     """The agent and its settings."""
 
     def __post_init__(self) -> None:
         _check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
+        if self.agent.batch_size % self.batch_devices:
+            batch_size = self.agent.batch_size
+            raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
         if not (self.env_name or self.dataset):
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
 

@@ -5,7 +5,7 @@ import copy
 import io
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from floq.errors import UserError, nearest
@@ -72,6 +72,13 @@ class Flags:
         if not words or not all(re.fullmatch(r"\d+", word) for word in words):
             raise UserError(f"--seeds {' '.join(given[-1])}: give whole numbers, as in --seeds 0 1 2")
         return list(dict.fromkeys(int(word) for word in words))
+
+    def split(self, names: Iterable[str]) -> "Flags":
+        """The flags of these names, and a request for help, as flags of their own; they are forgotten here."""
+        own = copy.copy(self)
+        own._pairs = [pair for pair in self._pairs if pair[0] in names]
+        self._pairs = [pair for pair in self._pairs if pair[0] not in names]
+        return own
 
     def variants(self, fields: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> "list[Flags]":
         """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`, or

@@ -6,7 +6,8 @@ trajectories lie on the device once.
 
 How the axis is laid out depends on the backend, and only speed does. An accelerator wants few large kernels: the runs
 are vmapped. A CPU core wants small matrices that stay in its cache: runs follow one another, and the cores, each
-posing as a device, share the runs among them.
+posing as a device, share the runs among them. Several accelerators share the runs likewise; and several devices may
+share each run's batch, whose products the compiler then divides.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent import Agent, Info, zeros_like_info
 from floq.data.transitions import Batch, Dataset
-from floq.workers import cores
+from floq.errors import UserError
 
 RunKeys: TypeAlias = Key[Array, " runs"]
 
@@ -46,25 +47,41 @@ class FleetData(eqx.Module):
 
 
 class Layout(NamedTuple):
-    """How a fleet lies on the machine: the devices that share its runs, and whether those of one device are batched."""
+    """How a fleet lies on the machine: the devices, how many of them share each run's batch, and whether the runs of
+    one device are batched."""
 
     devices: tuple[Any, ...]
     batched: bool
+    batch_devices: int = 1
 
     @classmethod
-    def for_runs(cls, runs: int) -> "Layout":
-        """The layout that suits the backend."""
-        devices = jax.devices()
-        return cls(tuple(devices[: min(len(devices), runs)]), devices[0].platform != "cpu")
+    def for_runs(cls, runs: int, batch_devices: int = 1) -> "Layout":
+        """The layout that suits the backend.
+
+        Raises:
+            UserError: there are not as many devices as are to share a batch.
+        """
+        devices = jax.local_devices()
+        if batch_devices > len(devices):
+            raise UserError(f"--batch_devices={batch_devices}: there are {len(devices)} here")
+        places = min(len(devices) // batch_devices, runs)
+        return cls(tuple(devices[: places * batch_devices]), devices[0].platform != "cpu", batch_devices)
 
     @property
     def mesh(self) -> Mesh:
-        """The devices along the run axis."""
-        return Mesh(np.array(self.devices), ("runs",))
+        """The devices, along the run axis and along the batch."""
+        return Mesh(np.array(self.devices).reshape(-1, self.batch_devices), ("runs", "batch"))
 
     def slots(self, runs: int) -> int:
-        """The length of the run axis: as many on each device, so the last ones may be idle copies."""
-        return -(-runs // len(self.devices)) * len(self.devices)
+        """The length of the run axis: as many in each place, so the last ones may be idle copies."""
+        places = len(self.devices) // self.batch_devices
+        return -(-runs // places) * places
+
+    def divide_batch(self, batch: Batch) -> Batch:
+        """Lay the rows of a run's batch on the devices that share it."""
+        if self.batch_devices == 1:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
 
 
 class Fleet:
@@ -97,6 +114,7 @@ class Fleet:
         self._tasks = place([jnp.int32(task) for task in tasks])
         self._batch_keys, self._validation_keys = place(batch_keys), place(validation_keys)
         self._train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
+        self._program: Callable[..., Any] = partial(_train_steps, layout=self._layout)
 
     def __len__(self) -> int:
         return self._runs
@@ -118,10 +136,17 @@ class Fleet:
 
     def advance(self, num_steps: int) -> list[dict[str, float]]:
         """Train all runs for `num_steps` updates, in one device call. Returns each run's info of the last one."""
-        self._agents, info = _train_steps(
-            self._agents, self._tasks, self._batch_keys, self._train, jnp.int32(num_steps), self._layout
-        )
+        self._agents, info = self._program(*self._arguments(num_steps))
         return self._divided(info)
+
+    def compile(self) -> jax.stages.Compiled:
+        """Compile the program of `advance` now, and return it for its analyses."""
+        program = _train_steps.lower(*self._arguments(1), layout=self._layout).compile()
+        self._program = program
+        return program
+
+    def _arguments(self, num_steps: int) -> tuple[Any, ...]:
+        return self._agents, self._tasks, self._batch_keys, self._train, jnp.int32(num_steps)
 
     def validate(self) -> list[dict[str, float]]:
         """What `update` would log on one batch of held-out data, for each run."""
@@ -134,22 +159,12 @@ class Fleet:
         return [{name: float(values[run]) for name, values in host.items()} for run in range(self._runs)]
 
 
-def use_all_cores(runs: int) -> None:
-    """Let each core be a device of its own, where the backend is a CPU and several runs are to share it. It must come
-    before JAX is used in this process, and does nothing after."""
-    if runs > 1:
-        try:
-            jax.config.update("jax_num_cpu_devices", min(runs, cores()))
-        except RuntimeError:
-            return
-
-
-@partial(jax.jit, static_argnums=5, donate_argnums=0)
+@partial(jax.jit, static_argnames="layout", donate_argnums=0)
 def _train_steps(
     agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: FleetData, num_steps: Int[Array, ""], layout: Layout
 ):
     def train(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData, num_steps: Array):
-        return train_steps(agent, data.task(task), key, num_steps)
+        return train_steps(agent, data.task(task), key, num_steps, layout.divide_batch)
 
     return _for_each_run(train, layout, (agents, tasks, keys), (data, num_steps))
 
@@ -158,12 +173,19 @@ def _train_steps(
 def _validate(agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: FleetData, layout: Layout):
     def validate(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData):
         batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
-        return agent.evaluate_loss(sample_batch(agent, data.task(task), batch_key), loss_key)
+        batch = layout.divide_batch(sample_batch(agent, data.task(task), batch_key))
+        return agent.evaluate_loss(batch, loss_key)
 
     return _for_each_run(validate, layout, (agents, tasks, keys), (data,))
 
 
-def train_steps(agent: Agent, dataset: Dataset, batch_key: PRNGKeyArray, num_steps: Array) -> tuple[Agent, Info]:
+def train_steps(
+    agent: Agent,
+    dataset: Dataset,
+    batch_key: PRNGKeyArray,
+    num_steps: Array,
+    divide_batch: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[Agent, Info]:
     """`num_steps` updates of one run on batches of its dataset. Returns the agent and the last update's info.
 
     The batch of update number i is drawn with fold_in(batch_key, i), so the result does not depend on how the steps
@@ -172,7 +194,7 @@ def train_steps(agent: Agent, dataset: Dataset, batch_key: PRNGKeyArray, num_ste
 
     def step(_, carry):
         agent, _ = carry
-        return agent.update(sample_batch(agent, dataset, batch_key))
+        return agent.update(divide_batch(sample_batch(agent, dataset, batch_key)))
 
     info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
     return jax.lax.fori_loop(0, num_steps, step, (agent, info))
@@ -199,7 +221,12 @@ def _for_each_run(function: Callable[..., PyTree], layout: Layout, own: tuple, s
         return on_one_device(own, shared)
     divided, everywhere = PartitionSpec("runs"), PartitionSpec()
     return jax.shard_map(
-        on_one_device, mesh=layout.mesh, in_specs=(divided, everywhere), out_specs=divided, check_vma=False
+        on_one_device,
+        mesh=layout.mesh,
+        in_specs=(divided, everywhere),
+        out_specs=divided,
+        axis_names={"runs"},
+        check_vma=False,
     )(own, shared)
 
 

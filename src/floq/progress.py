@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +31,15 @@ class Display:
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, value)
+        self._console.print(table)
+
+    def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table with a header; the first column is text, the others are numbers."""
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1))
+        for number, name in enumerate(header):
+            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
         self._console.print(table)
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from floq import envs
 from floq.agent import Agent
 from floq.config import Config
 from floq.data import ogbench
@@ -19,11 +20,33 @@ from floq.data.recipes import with_validation
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.data.transitions import Dataset, Splits
 from floq.errors import UserError
-from floq.folders import user_path
+from floq.folders import looks_like_path, user_path
 from floq.progress import Display
 from floq.run import Run
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
+
+
+def fetch_missing(configs: Sequence[Config], display: Display) -> None:
+    """Bring the OGBench datasets of these runs that are not on disk, without reading any."""
+    for config in configs:
+        named = config.dataset or config.env_name or ""
+        if not looks_like_path(named) and envs.is_ogbench(named):
+            ogbench.find(envs.dataset_name(named), user_path(config.dataset_dir), _fetcher(config, display))
+
+
+def _fetcher(config: Config, display: Display) -> ogbench.Fetch:
+    """What brings a missing OGBench dataset, with a word about it."""
+
+    def fetch(name: str, directory: Path) -> None:
+        if name != DEMO_DATASET or config.dataset_mirror is not None:
+            display.note(f"downloading {name}")
+            return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
+        display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
+        with display.bar("collect", with_validation(DEMO_EPISODES)) as update:
+            collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
+
+    return fetch
 
 
 def load_data(config: Config, display: Display, given: Dataset | None = None) -> Splits:
@@ -41,15 +64,7 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
         given: use this instead of reading anything; a part of it is held out.
     """
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
-
-    def fetch(name: str, directory: Path) -> None:
-        if name != DEMO_DATASET or config.dataset_mirror is not None:
-            display.note(f"downloading {name}")
-            return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
-        display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
-        with display.bar("collect", with_validation(DEMO_EPISODES)) as update:
-            collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
-
+    fetch = _fetcher(config, display)
     if given is not None:
         rows = given.on_host()
         tasks = {name: given_splits(rows, name) for name in names}

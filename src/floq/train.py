@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from floq import checkpoint, pictures, run_data
 from floq.agent import Agent, Policy
@@ -15,15 +15,19 @@ from floq.data.transitions import Dataset, Splits
 from floq.envs import dataset_name
 from floq.errors import Interrupted, UserError
 from floq.evaluate import Background, Evaluator
-from floq.fleet import Fleet, FleetData, use_all_cores
+from floq.fleet import Fleet, FleetData, Layout
 from floq.folders import check_writable, user_path
 from floq.held_out import HeldOutEvaluator
+from floq.hosts import ALONE, Hosts
 from floq.loggers import cut_csv
 from floq.loop import Loop, Member, catch_signals
+from floq.machine import use_all_cores
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
 from floq.weights import make_agent, own_checkpoint, restore, source_of_weights
+
+T = TypeVar("T")
 
 
 def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
@@ -48,24 +52,31 @@ def train(config: Config, data: Dataset | None = None, *, show: bool = True, not
 
 
 def train_fleet(
-    configs: Sequence[Config], data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()
+    configs: Sequence[Config],
+    data: Dataset | None = None,
+    *,
+    show: bool = True,
+    notes: Sequence[str] = (),
+    hosts: Hosts = ALONE,
 ) -> list[Run]:
     """Train several agents, those of one program together: they may differ in seed, in the task over one dataset, and
     in traced settings (alpha, discount, lr, tau, noise_coverage, reward_scale). Others follow one another. Each leaves
     the folder that it would have left alone.
 
-    Args, raises: see `train`.
+    Args, raises: see `train`. With several `hosts`, each trains its share.
 
     Returns:
         The finished runs, in the order of `configs`.
     """
-    display, groups = Display(show), fleets(configs)
+    display = Display(show)
     if len(set(configs)) < len(configs):
         raise UserError("two of these runs have the same settings and the same seed: leave one out")
     for config in configs:
         check_built(config)
         check_writable(Run.parent(config), "choose another --save_dir")
-    use_all_cores(max(len(group) for group in groups))
+    configs = _share(configs, hosts, display)
+    groups = fleets(configs)
+    use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
     configs = [_settled(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
@@ -122,21 +133,26 @@ def resume_fleet(
     offline_steps: int | None = None,
     online_steps: int | None = None,
     show: bool = True,
+    hosts: Hosts = ALONE,
 ) -> list[Run]:
-    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step.
+    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
+    `hosts`, this holds for the share of each.
 
     Args, raises: see `resume`.
     """
     started, display = time.monotonic(), Display(show)
-    folders = list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs))
-    use_all_cores(len(folders))  # first of all: reading a checkpoint starts JAX
+    folders = _share(list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs)), hosts, display)
+    if not folders:
+        return []
     old = [Run.open(folder) for folder in folders]
+    use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
     runs = [Run(run.folder, continued(run, offline_steps, online_steps)) for run in old]
     configs = [run.config for run in runs]
     for config in configs:
         check_built(config)
     if len(fleets(configs)) > 1:
         raise UserError("these runs differ in more than a fleet's may: resume them one by one")
+    layout = Layout.for_runs(len(runs), configs[0].batch_devices)
     saved = _common_checkpoints(old)
     steps, total = [int(s.agent.step) if s else 0 for s in saved], configs[0].offline_steps
     step = steps[0]
@@ -169,7 +185,7 @@ def resume_fleet(
         run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
         pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
-        return _carry_through(runs, agents, tasks, episodes, display, clocks, started, pending)
+        return _carry_through(runs, agents, tasks, layout, episodes, display, clocks, started, pending)
 
 
 def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
@@ -215,7 +231,7 @@ def check_built(config: Config) -> None:
 def _train_one_fleet(
     configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str]
 ) -> list[Run]:
-    started = time.monotonic()
+    started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
     with _episodes(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
         splits = [tasks[config.env_name] for config in configs]
@@ -225,7 +241,15 @@ def _train_one_fleet(
             display.note(f"note    {note}")
         runs = [Run.create(config, _records(split)) for config, split in zip(configs, splits, strict=True)]
         with _held(runs):
-            return _carry_through(runs, agents, tasks, episodes, display, {}, started)
+            return _carry_through(runs, agents, tasks, layout, episodes, display, {}, started)
+
+
+def _share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
+    """This host's part of the runs."""
+    share = hosts.share(items)
+    if hosts.count > 1:
+        display.note(f"host    {hosts.index + 1} of {hosts.count}: {len(share)} of {len(items)} runs")
+    return share
 
 
 def _settled(config: Config) -> Config:
@@ -275,6 +299,7 @@ def _carry_through(
     runs: list[Run],
     agents: Sequence[Agent],
     tasks: dict[str | None, Splits],
+    layout: Layout,
     episodes: Background | None,
     display: Display,
     clocks: dict[str, float],
@@ -290,6 +315,7 @@ def _carry_through(
         FleetData.of([s.validation for s in splits]),
         [member.keys.batches for member in members],
         [member.keys.validation for member in members],
+        layout,
     )
     own = [tasks[run.config.env_name] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]

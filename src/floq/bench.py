@@ -1,0 +1,314 @@
+"""`floq bench`: what K and a fleet cost on this machine, in one table, against the monolithic critic.
+
+Random data of the task's sizes, the settings of the task. All agents of one fleet size are measured alternately, and
+the peak that they are compared with is measured in the same process.
+"""
+
+import csv
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from floq import envs
+from floq.agent import Agent, Policy
+from floq.analysis.cost import traced_flops, update_cost
+from floq.config import AgentConfig, Config, settings_type
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+from floq.evaluate import Evaluator, on_cpu
+from floq.fleet import Fleet, FleetData, Layout, sample_batch
+from floq.folders import check_writable, user_path
+from floq.keys import Keys
+from floq.machine import use_all_cores
+from floq.presets import configure
+from floq.progress import Display
+from floq.weights import make_agent
+from floq.workers import cores
+
+REPETITIONS = 3
+ROWS = 100_000  # of random data
+SQUARE = {"cpu": 2048, "gpu": 8192}  # size of the product that is taken for the peak
+
+
+class Measured(NamedTuple):
+    """One row of the table: a fleet of `runs` agents with the same K. Rates are per second, sizes in bytes."""
+
+    agent: str
+    k: int | None
+    runs: int
+    updates: float
+    run_updates: float
+    to_fql: float
+    flops: int
+    traced_flops: int
+    share_of_peak: float
+    memory: int
+    compile_seconds: float
+    job_seconds: float
+
+
+class Peaks(NamedTuple):
+    """Operations per second of products in the chosen precision: of large squares, and of the shapes that the critic's
+    hidden layers have for one run."""
+
+    square: float
+    layers: float
+
+
+class Episodes(NamedTuple):
+    """Evaluation episodes per second."""
+
+    batched: float
+    one_by_one: float
+
+
+def bench(
+    config: Config,
+    ks: Sequence[int] = (1, 4, 8, 16),
+    fleets: Sequence[int] = (1, 4, 8, 16),
+    seconds: float = 2.0,
+    evaluate: bool = True,
+    out: str | None = None,
+    show: bool = True,
+) -> list[Measured]:
+    """Measure, and print the table.
+
+    Args:
+        config: of a floq agent; its task gives the sizes of observations and actions.
+        ks, fleets: the numbers of integration steps and the sizes of fleets to go through.
+        seconds: how long each of the three tries of a row takes at least.
+        evaluate: measure evaluation as well. It needs the task's environment; so do the sizes.
+        out: write the rows as CSV to this file.
+        show: print.
+
+    Raises:
+        UserError: the agent's critic has no K, the environment is missing, or the file cannot be written.
+    """
+    display, path = Display(show), user_path(out) if out else None
+    if config.agent.critic_name != "floq":
+        raise UserError(f"floq bench varies K, and critic {config.agent.critic_name!r} has none: leave out --agent")
+    if config.env_name is None:
+        raise UserError("floq bench takes its sizes from a task: give --env_name")
+    if path:
+        check_writable(path.parent, "choose another --out")
+    use_all_cores(max(fleets) * config.batch_devices)
+    env = envs.make(config.env_name, config.success_timing)
+    sizes = envs.sizes(env)
+    data = random_data(*sizes.values())
+    device = jax.local_devices()[0]
+    machine = f"{len(jax.local_devices())} x {device.device_kind}, {platform.machine()}, {cores()} cores"
+    display.note(f"{date.today()}, {machine}")
+    display.note(f"{config.env_name}: {sizes['observations']} observations, {sizes['actions']} actions")
+    peaks = matmul_peaks(config)
+    display.note(
+        f"matrix products in {config.precision}: {_rate(peaks.square)} at {_square()} x {_square()}, "
+        f"{_rate(peaks.layers)} at the shape of a hidden layer"
+    )
+    episodes = None
+    if evaluate:
+        episodes = evaluation_rates(config, make_agent(config, data).policy, env)
+        ratio = episodes.batched / episodes.one_by_one
+        display.note(
+            f"evaluation: {episodes.batched:.2f} episodes/s, {episodes.one_by_one:.2f} one after another: {ratio:.1f}x"
+        )
+    rows: list[Measured] = []
+    total = len(fleets) * (len(ks) + 1)
+    with display.bar("bench", total) as update_bar:
+        for runs in fleets:
+            rows += measure(config, ks, runs, data, peaks, episodes, seconds)
+            update_bar(len(rows), runs=runs)
+            if path:
+                _write(path, rows)
+    steps = f"job: {config.offline_steps:,} updates"
+    if evaluate:
+        steps += f", {config.eval_episodes} episodes every {config.eval_interval:,}"
+    display.columns(f"{config.env_name}, {config.precision}; {steps}", HEADER, [_cells(row) for row in rows])
+    return rows
+
+
+def random_data(obs_size: int, act_size: int) -> Dataset:
+    """Random transitions; what they are does not matter for speed."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(1, ROWS + 1) % 1000 == 0
+    obs, act = rng.normal(size=(ROWS, obs_size)), rng.uniform(-1, 1, (ROWS, act_size))
+    return Dataset.from_rows(obs, act, -np.ones(ROWS), np.ones(ROWS), ends)
+
+
+def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None], Config]:
+    """The configurations to compare: floq with each K, and FQL with the same actor and the same widths."""
+    found: dict[tuple[str, int | None], Config] = {}
+    for k in ks:
+        critic = dataclasses.replace(config.agent.critic, critic_flow_steps=k)
+        found["floq", k] = dataclasses.replace(config, agent=dataclasses.replace(config.agent, critic=critic))
+    fields = {f.name for f in dataclasses.fields(settings_type("scalar", "fql"))}
+    shared = {name: value for name, value in config.agent.flat().items() if name in fields}
+    fql = configure(config.env_name, "fql").agent.flat() | shared
+    found["fql", None] = dataclasses.replace(config, agent=AgentConfig.from_flat("scalar", "fql", fql))
+    return found
+
+
+def measure(
+    config: Config,
+    ks: Sequence[int],
+    runs: int,
+    data: Dataset,
+    peaks: Peaks,
+    episodes: Episodes | None,
+    seconds: float,
+) -> list[Measured]:
+    """All rows of one fleet size, measured alternately; the best of a few tries."""
+    configs, both = contenders(config, ks), FleetData.of([data])
+    fleets: dict[Any, Fleet] = {}
+    compiling: dict[Any, float] = {}
+    memory: dict[Any, int] = {}
+    steps: dict[Any, int] = {}
+    for name, one in configs.items():
+        members = [dataclasses.replace(one, seed=seed) for seed in range(runs)]
+        agents, keys = [make_agent(c, data) for c in members], [Keys.of(c.seed) for c in members]
+        layout = Layout.for_runs(runs, config.batch_devices)
+        streams = [key.batches for key in keys], [key.validation for key in keys]
+        fleet = fleets[name] = Fleet(agents, [0] * runs, both, both, *streams, layout)
+        started = time.perf_counter()
+        used = fleet.compile().memory_analysis()
+        compiling[name] = time.perf_counter() - started
+        memory[name] = 0
+        if used is not None:
+            memory[name] = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
+            memory[name] -= used.alias_size_in_bytes
+        fleet.advance(1)
+        steps[name] = max(1, round(seconds / _seconds(lambda fleet=fleet: fleet.advance(1))))
+    best = dict.fromkeys(fleets, np.inf)
+    for _ in range(REPETITIONS):
+        for name, fleet in fleets.items():
+            spent = _seconds(lambda fleet=fleet, n=steps[name]: fleet.advance(n))
+            best[name] = min(best[name], spent / steps[name])
+    rows = []
+    for (agent, k), one in configs.items():
+        per_update = best[agent, k]
+        flops = update_cost(one.agent, data.observations.shape[1], data.actions.shape[1]).flops
+        rows.append(
+            Measured(
+                agent,
+                k,
+                runs,
+                1 / per_update,
+                runs / per_update,
+                per_update / best["fql", None],
+                flops,
+                _traced(fleets[agent, k].agent(0), data),
+                runs * flops / per_update / max(peaks),
+                memory[agent, k],
+                compiling[agent, k],
+                _job_seconds(one, runs, per_update, episodes),
+            )
+        )
+    return rows
+
+
+def matmul_peaks(config: Config) -> Peaks:
+    """How fast this machine multiplies matrices in the precision of the configuration."""
+    critic, dtype = config.agent.critic, jnp.bfloat16 if config.precision == "bf16" else jnp.float32
+    rows = config.agent.batch_size * critic.noise_samples
+    precision = "highest" if config.precision == "f32" else "default"
+    square = _product_rate(_square(), _square(), dtype, precision)
+    return Peaks(square, _product_rate(rows, critic.block_width, dtype, precision))
+
+
+def evaluation_rates(config: Config, policy: Policy, env: envs.SeededEnv) -> Episodes:
+    """Episodes per second, all at once and one after another, of a policy that has learned nothing: its episodes are
+    as long as the task allows."""
+    assert config.env_name is not None
+    policy = on_cpu(policy)
+    with Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator:
+        evaluator(policy, 0, 0)  # starts the workers and compiles
+        batched = config.eval_episodes / _seconds(lambda: evaluator(policy, 0, 1))
+    few = max(1, config.eval_episodes // 10)
+    _play(policy, env, 0)
+    one_by_one = few / _seconds(lambda: [_play(policy, env, episode) for episode in range(few)])
+    return Episodes(batched, one_by_one)
+
+
+def _play(policy: Policy, env: envs.SeededEnv, episode: int) -> None:
+    obs, ended, step = env.reset_with((0, episode)), False, 0
+    while not ended:
+        key = jax.random.fold_in(jax.random.key(episode), step)
+        obs, _, terminated, truncated, _ = env.step(np.asarray(policy.act(np.asarray(obs, np.float32), key)))
+        ended, step = terminated or truncated, step + 1
+
+
+def _product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
+    """Operations per second of x W for x of `rows` rows and a square W."""
+    repeat = max(1, int(2e9 // (2 * rows * width * width)))
+    weight = jax.random.normal(jax.random.key(0), (width, width), dtype) / width**0.5
+    x = jax.random.normal(jax.random.key(1), (rows, width), dtype)
+
+    @jax.jit
+    def products(x, weight):
+        return jax.lax.fori_loop(0, repeat, lambda _, x: jnp.matmul(x, weight, precision=precision), x)
+
+    run = lambda: jax.block_until_ready(products(x, weight))  # noqa: E731
+    run()
+    return 2 * rows * width * width * repeat / min(_seconds(run) for _ in range(5))
+
+
+def _square() -> int:
+    return SQUARE["cpu" if jax.default_backend() == "cpu" else "gpu"]
+
+
+def _traced(agent: Agent, data: Dataset) -> int:
+    batch = jax.eval_shape(lambda agent: sample_batch(agent, data, Keys.of(0).batches), agent)
+    return traced_flops(lambda agent, batch: agent.update(batch), agent, batch)
+
+
+def _job_seconds(config: Config, runs: int, per_update: float, episodes: Episodes | None) -> float:
+    """Of a whole training of all runs. Evaluation goes on beside an accelerator, and takes turns with it on a CPU."""
+    training = config.offline_steps * per_update
+    if episodes is None:
+        return training
+    evaluations = runs * (1 + config.offline_steps // config.eval_interval)
+    evaluating = evaluations * config.eval_episodes / episodes.batched
+    return training + evaluating if jax.default_backend() == "cpu" else max(training, evaluating)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+HEADER = "agent", "K", "runs", "updates/s", "run-upd/s", "to fql", "GFLOP", "% peak", "MB", "comp. s", "job h"
+
+
+def _cells(row: Measured) -> list[str]:
+    return [
+        row.agent,
+        "-" if row.k is None else str(row.k),
+        str(row.runs),
+        f"{row.updates:.4g}",
+        f"{row.run_updates:.4g}",
+        f"{row.to_fql:.2f}",
+        f"{row.flops / 1e9:.3g}",
+        f"{100 * row.share_of_peak:.0f}",
+        f"{row.memory / 1e6:.0f}",
+        f"{row.compile_seconds:.1f}",
+        f"{row.job_seconds / 3600:.2f}",
+    ]
+
+
+def _rate(flops: float) -> str:
+    return f"{flops / 1e12:.0f} TFLOP/s" if flops > 5e12 else f"{flops / 1e9:.0f} GFLOP/s"
+
+
+def _write(path: Path, rows: Sequence[Measured]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Measured._fields)
+        writer.writerows(rows)

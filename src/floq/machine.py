@@ -1,0 +1,57 @@
+"""What JAX is told about the machine before it starts: cores that pose as devices, and compiled programs to keep."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+from floq.workers import cores
+
+CACHE_BYTES = 2**30
+CACHED_FROM_SECONDS = 0.3  # what compiles faster is not worth a file
+
+
+def use_all_cores(devices: int) -> None:
+    """Let each core be a device of its own, where the backend is a CPU and so many devices have something to do. It
+    must come before JAX is used in this process, and does nothing after."""
+    if devices > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", min(devices, cores()))
+        except RuntimeError:
+            return
+
+
+def keep_programs() -> Path | None:
+    """Keep compiled programs on disk from now on, so that the next process starts quickly, and return the folder: that
+    of JAX_COMPILATION_CACHE_DIR if it is set, else one under the user's cache. None where that cannot be written.
+
+    A program compiled for one processor may be illegal on another, and homes are shared between machines, so the folder
+    is named after the processor's features.
+    """
+    if (chosen := jax.config.values["jax_compilation_cache_dir"]) is not None:
+        return Path(chosen)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = home / "floq" / "programs" / processor_digest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM_SECONDS)
+    return folder
+
+
+def processor_digest() -> str:
+    """8 hexadecimal digits that tell processors with different instructions apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kinds = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
+    described = "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
+    return hashlib.sha256(described.encode()).hexdigest()[:8]

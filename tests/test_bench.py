@@ -1,0 +1,59 @@
+"""`floq bench` as a user types it, on tiny networks."""
+
+import csv
+
+import pytest
+
+from floq import bench, cli
+from floq.analysis.cost import update_cost
+from floq.presets import configure
+
+TINY_NETWORKS = ["--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]
+TINY_NETWORKS += ["--agent.block_width=8", "--agent.block_depth=1"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(bench, "SQUARE", {"cpu": 64, "gpu": 64})
+    monkeypatch.setattr(bench, "ROWS", 2000)
+
+
+def test_the_table_and_the_file(quick, tmp_path, capsys):
+    out = tmp_path / "bench.csv"
+    words = ["--ks", "1", "3", "--fleets", "2", "--seconds", "0.01", "--eval_episodes=2", f"--out={out}"]
+    assert cli.run(["bench", *words, *TINY_NETWORKS, "--precision=bf16"]) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [(row["agent"], row["k"], row["runs"]) for row in rows] == [
+        ("floq", "1", "2"),
+        ("floq", "3", "2"),
+        ("fql", "", "2"),
+    ]
+    networks = {"batch_size": 8, "value_hidden_dims": (8,), "actor_hidden_dims": (8,)}
+    networks |= {"block_width": 8, "block_depth": 1, "critic_flow_steps": 3}
+    expected = update_cost(configure(agent="floq", **networks).agent, 2, 2).flops
+    assert int(rows[1]["flops"]) == int(rows[1]["traced_flops"]) == expected
+    for row in rows:
+        assert float(row["run_updates"]) == pytest.approx(2 * float(row["updates"]))
+        assert int(row["memory"]) > 0
+    assert float(rows[2]["to_fql"]) == 1
+    shown = capsys.readouterr().out
+    assert "one after another" in shown
+    assert "bf16" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ks", "0"], "--ks: give whole numbers greater than 0"),
+        (["--agent=fql"], "critic 'scalar' has none"),
+        (["--seeds", "0", "1"], "one value for each flag"),
+        (["--agent.alfa=3"], "did you mean '--agent.alpha'"),
+        (["--out=/dev/null/x.csv"], "choose another --out"),
+    ],
+)
+def test_wrong_input_gets_one_line(words, said, capsys):
+    assert cli.run(["bench", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,131 @@
+"""Several devices, several hosts, and programs that are kept: each in processes of its own, as JAX wants it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from floq import cli
+from floq.errors import UserError
+from floq.fleet import Layout
+from floq.hosts import Hosts, meet
+from floq.machine import processor_digest
+
+SHARED_BATCH = """
+import dataclasses, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+from floq.data.transitions import Dataset
+from floq.fleet import Fleet, FleetData, Layout
+from floq.keys import Keys
+from floq.presets import configure
+from floq.weights import make_agent
+
+rng = np.random.default_rng(0)
+rows = rng.normal(size=(60, 3)), rng.uniform(-1, 1, (60, 2)), -np.ones(60), np.ones(60), np.arange(1, 61) % 20 == 0
+data, small = Dataset.from_rows(*rows), {"value_hidden_dims": (8,), "actor_hidden_dims": (8,)}
+config = configure(agent="fql", batch_size=16, **small)
+
+def trained(runs, layout):
+    keys = [Keys.of(seed).batches for seed in range(runs)]
+    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in range(runs)]
+    fleet = Fleet(agents, [0] * runs, FleetData.of([data]), FleetData.of([data]), keys, keys, layout)
+    infos = fleet.advance(10)
+    program = fleet.compile().as_text()
+    return jax.device_get(fleet.agent(runs - 1).params), infos[-1], fleet.validate()[-1], program
+
+devices = tuple(jax.devices())
+for runs, layout in ((1, Layout(devices, False, 4)), (3, Layout(devices, True, 2))):
+    alone, divided = trained(runs, Layout(devices[:1], False)), trained(runs, layout)
+    for a, b in zip(*(jax.tree.leaves(found[:3]) for found in (alone, divided)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert "all-reduce" in divided[3] and "all-reduce" not in alone[3]  # gradients are summed over the devices
+    assert f"f32[{16 // layout.batch_devices},8]" in divided[3] or layout.batched
+"""
+
+
+def in_a_process(*words, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def output_of(process):
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out
+
+
+def test_devices_that_share_a_batch_train_what_one_does():
+    output_of(in_a_process("-c", SHARED_BATCH))
+
+
+def test_more_devices_than_there_are(dataset_dir, capsys):
+    with pytest.raises(UserError, match=r"--batch_devices=64: there are \d+ here"):
+        Layout.for_runs(1, 64)
+    flags = [*TINY, f"--dataset_dir={dataset_dir}", "--batch_devices=3"]
+    assert cli.run(["train", *flags]) == 2
+    assert "--batch_devices=3: does not divide --agent.batch_size=8" in capsys.readouterr().err
+
+
+def test_two_hosts_divide_the_runs(dataset_dir, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = ["-m", "floq", "train", *TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}"]
+    flags += ["--seeds", "0", "1", "2", "--eval_episodes=1"]
+    hosts = [in_a_process(*flags, f"--distributed=localhost:{port}/2/{number}") for number in range(2)]
+    shown = [output_of(host) for host in hosts]
+    for number, count in enumerate((1, 2)):
+        assert f"host    {number + 1} of 2: {count} of 3 runs" in shown[number]
+    runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("floq/debug/*/sd*/summary.json"))]
+    assert [run["runs_in_fleet"] for run in runs] == [1, 2, 2]
+    assert all(run["steps"] == 6 for run in runs)
+
+
+def test_every_run_has_one_host():
+    for count in (1, 2, 3, 5):
+        shares = [Hosts(index, count).share(range(4)) for index in range(count)]
+        assert [run for share in shares for run in share] == list(range(4))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("where", ["here", "localhost/2/0", "localhost:1/2/2", "localhost:1/2"])
+def test_hosts_that_make_no_sense(where):
+    with pytest.raises(UserError, match="ADDRESS:PORT/HOSTS/NUMBER"):
+        meet(where)
+
+
+KEEP = """
+import jax, jax.numpy as jnp
+from floq.machine import keep_programs
+folder = keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
+print(folder, len(list(folder.glob("*-cache"))))
+"""
+
+
+def test_programs_are_kept_for_this_kind_of_processor(tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    code = f"import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\n{KEEP}"
+    first, second = (output_of(in_a_process("-c", code, **environment)).split() for _ in range(2))
+    assert first == second  # the second process adds nothing
+    assert first[0] == str(tmp_path / "floq" / "programs" / processor_digest())
+    assert int(first[1]) > 0
+
+
+def test_what_the_user_chose_for_programs_stands(tmp_path):
+    out = output_of(in_a_process("-c", KEEP, JAX_COMPILATION_CACHE_DIR=str(tmp_path)))
+    assert out.split()[0] == str(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code = "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\nfrom floq.machine import keep_programs\n"
+    assert output_of(in_a_process("-c", code + "print(keep_programs())", XDG_CACHE_HOME=str(blocked))).strip() == "None"
