@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from floq import checkpoint, pictures, run_data
+from floq import checkpoint, kernels, pictures, run_data
 from floq.agent import Agent, Policy
 from floq.checkpoint import Checkpoint
 from floq.config import Config
@@ -215,7 +215,8 @@ def continued(run: Run, offline_steps: int | None, online_steps: int | None) -> 
 
 
 def check_built(config: Config) -> None:
-    """Raises UserError for settings that parse, as the published commands have them, but are not built yet."""
+    """Raises UserError for settings that parse, as the published commands have them, but are not built yet, or that
+    this machine cannot run."""
     pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": config.agent.encoder}
     for name, value in pixels.items():
         if value is not None:
@@ -226,6 +227,8 @@ def check_built(config: Config) -> None:
             raise UserError(f"--{name}={value}: online fine-tuning is not built yet; --{name}=0 trains offline")
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
+    if config.agent.flat().get("integration") == "fused":
+        kernels.check_machine()
 
 
 def _train_one_fleet(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from floq import kernels
 from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
 from floq.embeddings import TimeEmbedding, embed_time, histogram, scaled, time_embedding_size
 from floq.flow import NoiseScheme, flow_matching_loss, integrate, source_nodes, trajectory
@@ -55,6 +56,8 @@ class FloqConfig:
     distill_target: Literal["flow", "one_pass", "td"] = "flow"
     """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
     z_0 + v(0, z_0), which spares the integration; or the TD target."""
+    integration: Literal["plain", "fused"] = "plain"
+    """fused: targets and distilled values by one kernel in bfloat16, on Hopper GPUs; not measured on hardware yet."""
     train_at_zero_only: bool = False
     """Supervise the velocity at t = 0 only: the ablation without dense supervision; use it with critic_flow_steps=1."""
     embed_time: bool = True
@@ -81,6 +84,17 @@ class FloqConfig:
     """Residual blocks."""
     activate_before_layernorm: bool = True
     """In residual blocks: GELU before LayerNorm."""
+
+    def __post_init__(self) -> None:
+        if self.integration == "fused":
+            kernels.check_settings(
+                layer_norm=self.layer_norm,
+                residual=self.use_resnets,
+                histogram=self.use_prob_embed,
+                num_edges=self.num_bins,
+                time=self.time,
+                width=self.block_width,
+            )
 
     @property
     def time(self) -> TimeEmbedding:
@@ -229,9 +243,10 @@ class FloqCritic(Critic):
         }
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
-        """The mean over members and `noise_samples` source samples of the K-step integration."""
+        """The mean over members and `noise_samples` source samples of the K-step integration, the plain one: whatever
+        an agent was trained with, it can be read out anywhere."""
         z_0 = self._source(key, self.config.noise_samples, scale)
-        return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, num_steps))(z_0))
+        return jnp.mean(jax.vmap(lambda z: self._members_plainly_from(z, obs, act, scale, num_steps))(z_0))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
         """The mean member of the distilled critic."""
@@ -260,6 +275,19 @@ class FloqCritic(Critic):
     def _members_from(
         self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None
     ) -> Float[Array, " members"]:
-        """psi_e(1, z_0 | s, a) for every member e."""
+        """psi_e(1, z_0 | s, a) for every member e, as `integration` says."""
+        if self.config.integration == "plain":
+            return self._members_plainly_from(z_0, obs, act, scale, num_steps)
+        kernels.check_machine()
+        c, field = self.config, self.velocity
+        steps = c.critic_flow_steps if num_steps is None else num_steps
+        settings = kernels.Settings(steps, c.num_bins, c.sigma)
+        assert isinstance(field.body, PlainBody)  # the settings were checked
+        support = scale.support(c.reward_offset)
+        return kernels.integrate_fused(field.entry, field.body, jnp.concatenate([obs, act]), z_0, *support, settings)
+
+    def _members_plainly_from(
+        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None
+    ) -> Float[Array, " members"]:
         steps = self.config.critic_flow_steps if num_steps is None else num_steps
         return jax.vmap(lambda member: integrate(member.at(obs, act, scale), z_0, steps))(self.velocity)
