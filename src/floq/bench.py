@@ -218,8 +218,8 @@ def matmul_peaks(config: Config) -> Peaks:
     critic, dtype = config.agent.critic, jnp.bfloat16 if config.precision == "bf16" else jnp.float32
     rows = config.agent.batch_size * critic.noise_samples
     precision = "highest" if config.precision == "f32" else "default"
-    square = _product_rate(_square(), _square(), dtype, precision)
-    return Peaks(square, _product_rate(rows, critic.block_width, dtype, precision))
+    square = product_rate(_square(), _square(), dtype, precision)
+    return Peaks(square, product_rate(rows, critic.block_width, dtype, precision))
 
 
 def evaluation_rates(config: Config, policy: Policy, env: envs.SeededEnv) -> Episodes:
@@ -244,7 +244,7 @@ def _play(policy: Policy, env: envs.SeededEnv, episode: int) -> None:
         ended, step = terminated or truncated, step + 1
 
 
-def _product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
+def product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
     """Operations per second of x W for x of `rows` rows and a square W."""
     repeat = max(1, int(2e9 // (2 * rows * width * width)))
     weight = jax.random.normal(jax.random.key(0), (width, width), dtype) / width**0.5

@@ -129,6 +129,40 @@ class PlainBody(eqx.Module):
         return linear(activation(x), result_type=jnp.float32)
 
 
+class FoldedBody(eqx.Module):
+    """What a `PlainBody` with LayerNorm computes, in fewer passes over the activations.
+
+    With W' = diag(g) W less the mean of each of its columns, ((y - mean) / std * g + c) W + b = y W' / std + (b + c W):
+    what is left of a LayerNorm is the std of a row, and the product need not wait for it.
+    """
+
+    linears: tuple[Linear, ...]
+
+    @classmethod
+    def of(cls, body: PlainBody) -> "FoldedBody":
+        """Raises ValueError if the body has no LayerNorm."""
+        if any(activation.norm is None or not activation.norm_last for activation in body.activations):
+            raise ValueError("there is no LayerNorm to fold")
+        norms = [activation.norm for activation in body.activations]
+        return cls(tuple(_folded(norm, linear) for norm, linear in zip(norms, body.linears, strict=True) if norm))
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        for number, linear in enumerate(self.linears):
+            y = jax.nn.gelu(x, approximate=True)
+            exact = y.astype(jnp.float32)
+            variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(jnp.mean(exact)), 0.0)
+            is_head = number == len(self.linears) - 1
+            product = _product(y, linear.weight, jnp.float32 if is_head else None)
+            x = product * jax.lax.rsqrt(variance + NORM_EPS).astype(product.dtype) + linear.bias.astype(product.dtype)
+        return x
+
+
+def _folded(norm: LayerNorm, linear: Linear) -> Linear:
+    scaled = norm.scale[:, None] * linear.weight
+    weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)
+    return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(jnp.float32))
+
+
 class ResidualBody(eqx.Module):
     """`num_blocks` times x + block(x), each block `depth` layers of (linear, activation); then a linear head."""
 

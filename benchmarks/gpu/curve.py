@@ -1,0 +1,55 @@
+"""A learning curve of floq and FQL on a task of the paper, from data that is collected here.
+
+    python benchmarks/gpu/curve.py --out FOLDER [--env_name cube-single-play-singletask-v0] [--steps 40000] [--seeds 3]
+
+Collects the published number of episodes with all cores, trains a fleet of floq (published settings, bf16), one with
+`--preset fast` and one of FQL, with evaluations beside it, and writes one table and one picture. What is finished when
+the time is up stays.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from floq.envs import dataset_name
+
+FLEETS = {"floq": ["--agent=floq"], "floq fast": ["--agent=floq", "--preset=fast"], "fql": ["--agent=fql"]}
+CURVES = Path(__file__).parents[1] / "learning_curves.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "floq-curve", help="data and runs")
+    parser.add_argument("--env_name", default="cube-single-play-singletask-v0")
+    parser.add_argument("--episodes", type=int, help="collect fewer than published")
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--fleets", nargs="+", default=list(FLEETS), choices=FLEETS)
+    options, settings = parser.parse_known_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    name, data, exp = dataset_name(options.env_name), options.work / "data", options.work / "exp"
+    floq = [sys.executable, "-W", "ignore", "-m", "floq"]
+    if not (data / f"{name}.npz").exists():
+        episodes = [f"--episodes={options.episodes}"] if options.episodes else []
+        subprocess.run([*floq, "data", "collect", name, f"--dataset_dir={data}", *episodes], check=True)
+    seeds = [str(seed) for seed in range(options.seeds)]
+    intervals = {"eval_interval": 10, "log_interval": 20, "save_interval": 1}  # parts of the run
+    flags = [f"--{name}={max(1, options.steps // parts)}" for name, parts in intervals.items()]
+    flags += [f"--env_name={options.env_name}", f"--dataset_dir={data}", f"--save_dir={exp}", "--seeds", *seeds]
+    flags += [f"--offline_steps={options.steps}", "--precision=bf16"]
+    groups = []
+    for fleet in options.fleets:
+        group = fleet.replace(" ", "_")
+        shutil.rmtree(exp / "floq" / group, ignore_errors=True)  # of a curve before this one
+        subprocess.run([*floq, "train", *flags, f"--run_group={group}", *FLEETS[fleet], *settings], check=True)
+        groups.append(f"{fleet}={exp / 'floq' / group}")
+        table = [sys.executable, "-W", "ignore", str(CURVES), "--out", str(options.out / "curve.png"), *groups]
+        subprocess.run(table, check=True)
+
+
+if __name__ == "__main__":
+    main()

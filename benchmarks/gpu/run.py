@@ -1,0 +1,106 @@
+"""Everything that wants a GPU, in order of worth, in under 25 minutes, on a host without a network.
+
+    python benchmarks/gpu/run.py --out FOLDER [--steps correctness bench ...] [--list] [--tiny]
+
+Each step is a process with a time limit of its own. It writes its results and its log to the folder as it goes, and
+what a step has written stays if the time is up or the next one fails. `--tiny` rehearses the whole on any machine.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+PUBLISHED = ["--env_name=cube-double-play-singletask-v0", "--agent.block_depth=4"]  # the sizes of ANCHORS: 37 + 5
+TINY = [
+    *("--agent.batch_size=8", "--agent.actor_hidden_dims=(8,)", "--agent.value_hidden_dims=(8,)"),
+    *("--agent.block_width=64", "--agent.block_depth=2", "--agent.noise_samples=2"),
+]
+
+
+class Step(NamedTuple):
+    """A program, its arguments, those that make it small for the rehearsal, and its limit in seconds."""
+
+    program: list[str]
+    arguments: list[str]
+    tiny: list[str]
+    seconds: int
+
+
+def _bench(name: str, seconds: int, *arguments: str) -> Step:
+    usual = ["--precision=bf16", "--fleets", "1", "16", "--ks", "8", "--evaluate=False", f"--out={{out}}/{name}.csv"]
+    tiny = ["--ks", "1", "--fleets", "2", "--seconds", "0.01", "--evaluate=False", *TINY]
+    return Step(["-m", "floq", "bench"], [*PUBLISHED, *usual, *arguments], tiny, seconds)
+
+
+STEPS = {
+    "correctness": Step(
+        [str(HERE / "correctness.py")],
+        ["--out", "{out}/correctness.csv", *PUBLISHED],
+        ["--sizes", "3", "2", *TINY],
+        150,
+    ),
+    "bench": _bench("bench", 420, "--ks", "8", "1", "4", "16", "--fleets", "1", "4", "16", "--evaluate=True"),
+    "kernels": Step(
+        [str(HERE / "kernel_variants.py")],
+        ["--out", "{out}/kernels.csv", *PUBLISHED],
+        ["--runs", "2", "--sizes", "3", "2", "--seconds", "0.01", "--square", "64", *TINY],
+        150,
+    ),
+    "bench_fused": _bench("bench_fused", 120, "--agent.integration=fused"),
+    "bench_folded": _bench("bench_folded", 120, "--agent.integration=folded"),
+    "bench_fast": _bench("bench_fast", 100, "--preset=fast"),
+    "bench_tf32": _bench("bench_tf32", 100, "--precision=tf32"),
+    "curve": Step(
+        [str(HERE / "curve.py")],
+        ["--out", "{out}"],
+        [
+            *("--env_name=pointmaze-medium-navigate-singletask-v0", "--episodes=2", "--work={out}/work", "--steps=4"),
+            *("--seeds=1", "--fleets", "fql", "--eval_episodes=1", "--precision=f32", *TINY[:3]),
+        ],
+        330,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where results and logs go")
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS, metavar="STEP")
+    parser.add_argument("--list", action="store_true", help="name the steps and their limits, and stop")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a rehearsal")
+    options = parser.parse_args()
+    if options.list or options.out is None:
+        print("\n".join(f"{name:<14} {step.seconds:>4} s" for name, step in STEPS.items()))
+        sys.exit(None if options.list else "give --out FOLDER")
+    options.out.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment.setdefault("MUJOCO_GL", "disable")
+    failed = []
+    for name in options.steps:
+        step, started = STEPS[name], time.monotonic()
+        words = [*step.arguments, *(step.tiny if options.tiny else [])]
+        words = [word.replace("{out}", str(options.out)) for word in words]
+        log = options.out / f"{name}.log"
+        with open(log, "w") as file:
+            try:
+                command = [sys.executable, "-W", "ignore", *step.program, *words]
+                code = subprocess.run(
+                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=step.seconds, check=False
+                ).returncode
+                outcome = {0: "done", 2: "not on this machine"}.get(code, f"failed with exit code {code}")
+            except subprocess.TimeoutExpired:
+                outcome = f"stopped after its {step.seconds} s"
+        failed += [name] if outcome.startswith(("failed", "stopped")) else []
+        print(f"--- {name}: {outcome}, {time.monotonic() - started:.0f} s")
+        print(log.read_text().rstrip(), flush=True)
+    if failed:
+        sys.exit(f"not done: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
