@@ -200,7 +200,7 @@ def test_a_launch_fits_the_chip():
                 assert 2 * (acts + ring) + 2048 <= 227 * 1024
                 assert p.slab * p.slabs == width
                 assert p.stages >= 2
-    with pytest.raises(UserError, match=r"1300 numbers together, the kernel takes up to \d+; or use plain"):
+    with pytest.raises(UserError, match=r"1300 numbers together, the kernel takes up to \d+; use plain"):
         Plan.of(1, 2, 2048, 1300, 512, 4, 8, 51, 16.0)
 
 
@@ -210,8 +210,8 @@ def test_a_launch_fits_the_chip():
         ({"layer_norm": False}, "layer_norm=True"),
         ({"use_resnets": True}, "use_resnets=False"),
         ({"use_prob_embed": False}, "use_prob_embed=True"),
-        ({"num_bins": 65}, "num_bins=65 are too many, give up to 64"),
-        ({"embed_time": False}, "time_embedding=cos"),
+        ({"num_bins": 65}, "num_bins=65 are too many; give up to 64"),
+        ({"embed_time": False}, "not raw; give --agent.time_embedding=cos or use plain"),
         ({"time_embedding": "fourier"}, "not fourier"),
         ({"block_width": 100}, "block_width=100 does not fit"),
         ({"block_width": 1024}, "a multiple of 64 up to 512"),
@@ -228,7 +228,7 @@ def test_machines_that_lack_it(monkeypatch, capsys, tmp_path):
     flags = [f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}", "--agent.integration=fused"]
     assert cli.run(["train", *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "--agent.integration=fused: it needs a Hopper GPU (H100, H200) and this is cpu; or use plain" in line
+    assert "--agent.integration=fused: it needs a Hopper GPU (H100, H200) and this is cpu; use plain" in line
     assert cli.run(["train", *flags, "--agent.block_width=100"]) == 2
     assert "does not fit" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
