@@ -14,9 +14,10 @@ from floq import cli, kernels
 from floq.agent import Agent
 from floq.critics import FloqConfig, FloqCritic
 from floq.critics.floq import VelocityField
+from floq.embeddings import histogram
 from floq.errors import UserError
 from floq.flow import integrate
-from floq.kernels import plan
+from floq.kernels import hopper, plan
 from floq.kernels.plan import Plan
 
 SMALL = FloqConfig(block_width=64, block_depth=2, value_hidden_dims=(8,), noise_samples=2, critic_flow_steps=2)
@@ -92,6 +93,20 @@ def test_it_is_the_plain_integration(width, depth, inputs, processors, monkeypat
     assert_close(ours, reference, z_0[:, None])
 
 
+def test_its_parts_are_those_of_the_plain_one():
+    """To float32, where the whole only agrees to bfloat16: GELU, and the embeddings in the kernel's unit of z."""
+    u = jnp.linspace(-6.0, 6.0, 64)
+    np.testing.assert_allclose(hopper._gelu(u), jax.nn.gelu(u, approximate=True), atol=1e-6)
+    low, high, edges, sigma = jnp.float32(-101.0), jnp.float32(1.0), 41, 4.0
+    z, t = jnp.linspace(-300.0, 200.0, 64), jnp.float32(0.625)
+    unit = jnp.sqrt(2.0) * sigma * (high - low) / (edges - 1)
+    ours = hopper._embedding((low - z) / unit, t, hopper._column_numbers(interpret=True), edges - 1, sigma)
+    expected = jax.vmap(lambda z: histogram(z, low, high, edges, sigma))(z)
+    np.testing.assert_allclose(ours[:, :40], expected, atol=1e-4)  # far outside, differences of erf cancel in both
+    np.testing.assert_allclose(ours[:, 40], jnp.cos(t), rtol=1e-6)
+    assert not ours[:, 41:].any()
+
+
 def nested(one):
     """Over samples, which share an action; over the batch; over runs, which share nothing."""
     samples = jax.vmap(one, (None, None, 0, None))
@@ -121,6 +136,8 @@ def test_nested_vmaps_end_in_one_kernel():
     field, x, z_0, returns = (jax.tree.map(lambda leaf: leaf[0], argument) for argument in arguments)
     only_x = jax.vmap(on_the_chip, (None, 0, None, None))
     assert kernel_results(only_x, field, x, z_0[0, 0], returns) == [(2, 64)]
+    only_support = jax.vmap(on_the_chip, (None, None, None, 0))
+    assert kernel_results(only_support, field, x[0], z_0[0, 0], arguments[3]) == [(4, 64)]
     runs_within_rows = jax.vmap(jax.vmap(on_the_chip, (0, None, None, 0)), (None, 0, 0, None))
     assert kernel_results(runs_within_rows, arguments[0], x, z_0[:, 0], arguments[3]) == [(4, 64)]
 
@@ -200,7 +217,7 @@ def test_a_launch_fits_the_chip():
                 assert 2 * (acts + ring) + 2048 <= 227 * 1024
                 assert p.slab * p.slabs == width
                 assert p.stages >= 2
-    with pytest.raises(UserError, match=r"1300 numbers together, the kernel takes up to \d+; or use plain"):
+    with pytest.raises(UserError, match=r"1300 numbers together, the kernel takes up to \d+; use plain"):
         Plan.of(1, 2, 2048, 1300, 512, 4, 8, 51, 16.0)
 
 
@@ -210,8 +227,8 @@ def test_a_launch_fits_the_chip():
         ({"layer_norm": False}, "layer_norm=True"),
         ({"use_resnets": True}, "use_resnets=False"),
         ({"use_prob_embed": False}, "use_prob_embed=True"),
-        ({"num_bins": 65}, "num_bins=65 are too many, give up to 64"),
-        ({"embed_time": False}, "time_embedding=cos"),
+        ({"num_bins": 65}, "num_bins=65 are too many; give up to 64"),
+        ({"embed_time": False}, "not raw; give --agent.time_embedding=cos or use plain"),
         ({"time_embedding": "fourier"}, "not fourier"),
         ({"block_width": 100}, "block_width=100 does not fit"),
         ({"block_width": 1024}, "a multiple of 64 up to 512"),
@@ -228,7 +245,7 @@ def test_machines_that_lack_it(monkeypatch, capsys, tmp_path):
     flags = [f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}", "--agent.integration=fused"]
     assert cli.run(["train", *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "--agent.integration=fused: it needs a Hopper GPU (H100, H200) and this is cpu; or use plain" in line
+    assert "--agent.integration=fused: it needs a Hopper GPU (H100, H200) and this is cpu; use plain" in line
     assert cli.run(["train", *flags, "--agent.block_width=100"]) == 2
     assert "does not fit" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

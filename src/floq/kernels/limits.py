@@ -21,17 +21,17 @@ def check_settings(*, layer_norm: bool, residual: bool, histogram: bool, num_edg
         width: of all hidden layers.
     """
     if not layer_norm:
-        _refuse("LayerNorm is part of the kernel, give --agent.layer_norm=True")
+        _refuse("LayerNorm is part of the kernel", "give --agent.layer_norm=True")
     if residual:
-        _refuse("the kernel has no residual blocks, give --agent.use_resnets=False")
+        _refuse("the kernel has no residual blocks", "give --agent.use_resnets=False")
     if not histogram:
-        _refuse("the kernel embeds z as a histogram, give --agent.use_prob_embed=True")
+        _refuse("the kernel embeds z as a histogram", "give --agent.use_prob_embed=True")
     if num_edges > TILE:
-        _refuse(f"--agent.num_bins={num_edges} are too many, give up to {TILE}")
+        _refuse(f"--agent.num_bins={num_edges} are too many", f"give up to {TILE}")
     if time != "cos":
-        _refuse(f"the kernel embeds t as its cosine, not {time}: give --agent.time_embedding=cos")
+        _refuse(f"the kernel embeds t as its cosine, not {time}", "give --agent.time_embedding=cos")
     if width % TILE or width > MAX_WIDTH:
-        _refuse(f"--agent.block_width={width} does not fit, give a multiple of {TILE} up to {MAX_WIDTH}")
+        _refuse(f"--agent.block_width={width} does not fit", f"give a multiple of {TILE} up to {MAX_WIDTH}")
 
 
 def check_inputs(inputs: int, most: int) -> None:
@@ -45,11 +45,11 @@ def check_machine() -> None:
     first, after = RELEASES
     if not first <= jax.__version_info__ < after:
         known = f"from {'.'.join(map(str, first))} on, before {'.'.join(map(str, after[:2]))}"
-        _refuse(f"jax {jax.__version__} may not know the kernel's interface, install one {known}")
+        _refuse(f"jax {jax.__version__} may not know the kernel's interface", f"install one {known}")
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":
         _refuse(f"it needs a Hopper GPU (H100, H200) and this is {device.device_kind}")
 
 
-def _refuse(reason: str) -> NoReturn:
-    raise UserError(f"--agent.integration=fused: {reason}; or use plain")
+def _refuse(reason: str, remedy: str | None = None) -> NoReturn:
+    raise UserError(f"--agent.integration=fused: {reason}; {f'{remedy} or ' if remedy else ''}use plain")
