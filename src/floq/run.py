@@ -6,7 +6,6 @@ import platform
 import re
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from floq.envs import is_singletask
 from floq.errors import UserError
 from floq.folders import exclusive, make_folder, user_path
 from floq.loggers import read_csv
+from floq.versions import version
 
 RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the configuration
 PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")

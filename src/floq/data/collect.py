@@ -13,7 +13,6 @@ import platform
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from floq.data.experts import Rows
 from floq.data.recipes import Recipe, recipe, with_validation
 from floq.errors import UserError
 from floq.folders import exclusive
+from floq.versions import version
 from floq.workers import Workers, worker_count
 
 

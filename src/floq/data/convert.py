@@ -6,7 +6,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from floq.data.arrays import Trajectories, bounds
 from floq.data.validate import check_rows
 from floq.errors import UserError
 from floq.folders import check_writable, looks_like_path, remove_empty, user_path
+from floq.versions import version
 
 MINARI_ID = r"([-\w]+/)*[-\w]+-v\d+"
 
