@@ -12,6 +12,7 @@ from helpers import ACT, FLOQ, OBS, QUANTILE, SCALAR, scale
 
 from floq.critics import FloqCritic, QuantileCritic, ScalarCritic
 from floq.critics.base import aggregate
+from floq.errors import UserError
 from floq.flow import source_nodes
 from floq.networks import ResidualBody
 
@@ -41,9 +42,10 @@ def test_the_scale_of_returns():
 
 
 @pytest.mark.parametrize("how", ["mean", "min"])
+@pytest.mark.parametrize("integration", ["plain", "folded"])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_target_against_the_oracle(how, steps):
-    critic = floq_critic(q_agg=how, critic_flow_steps=steps)
+def test_target_against_the_oracle(how, steps, integration):
+    critic = floq_critic(q_agg=how, critic_flow_steps=steps, integration=integration)
     next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
     ours = critic.tracked().target_at(jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
     reduce = {"mean": np.mean, "min": np.min}[how]
@@ -161,6 +163,11 @@ def test_distillation_teaches_the_distilled_critic_alone():
     flow = jax.grad(part)(critic, "floq_loss")
     assert all(not leaf.any() for leaf in jax.tree.leaves(flow.distilled))
     assert any(leaf.any() for leaf in jax.tree.leaves(flow.velocity))
+
+
+def test_folding_needs_layer_norms():
+    with pytest.raises(UserError, match=r"integration=folded: .* use plain"):
+        dataclasses.replace(FLOQ, integration="folded", layer_norm=False)
 
 
 def test_the_targets_integration_may_have_its_own_number_of_steps():

@@ -7,7 +7,17 @@ import numpy as np
 import oracle
 import pytest
 
-from floq.networks import MLP, Activation, LayerNorm, Linear, PlainBody, ResidualBody, SplitLinear, ensemble
+from floq.networks import (
+    MLP,
+    Activation,
+    FoldedBody,
+    LayerNorm,
+    Linear,
+    PlainBody,
+    ResidualBody,
+    SplitLinear,
+    ensemble,
+)
 
 
 def key():
@@ -97,3 +107,14 @@ def test_a_vmapped_ensemble_equals_a_looped_one():
 def test_all_leaves_are_arrays():
     for net in (MLP.init(key(), 3, (8,), 2, layer_norm=True), ResidualBody.init(key(), 8, 2, 1, 1, True, False)):
         assert all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(net))
+
+
+def test_folded_layer_norms_compute_the_same():
+    body = PlainBody.init(jax.random.key(0), (16, 12, 8), 2, layer_norm=True)
+    leaves, structure = jax.tree.flatten(body)
+    rng = np.random.default_rng(0)
+    body = jax.tree.unflatten(structure, [leaf + rng.normal(0, 0.3, leaf.shape) for leaf in leaves])
+    x = jnp.asarray(rng.normal(0.5, 2.0, (20, 16)), jnp.float32)
+    np.testing.assert_allclose(jax.vmap(FoldedBody.of(body))(x), jax.vmap(body)(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no LayerNorm"):
+        FoldedBody.of(PlainBody.init(jax.random.key(0), (8,), 1, layer_norm=False))

@@ -144,7 +144,7 @@ class FoldedBody(eqx.Module):
         if any(activation.norm is None or not activation.norm_last for activation in body.activations):
             raise ValueError("there is no LayerNorm to fold")
         norms = [activation.norm for activation in body.activations]
-        return cls(tuple(_folded(norm, linear) for norm, linear in zip(norms, body.linears, strict=True) if norm))
+        return cls(tuple(folded(norm, linear) for norm, linear in zip(norms, body.linears, strict=True) if norm))
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         for number, linear in enumerate(self.linears):
@@ -157,7 +157,8 @@ class FoldedBody(eqx.Module):
         return x
 
 
-def _folded(norm: LayerNorm, linear: Linear) -> Linear:
+def folded(norm: LayerNorm, linear: Linear) -> Linear:
+    """The layer after a LayerNorm, such that it wants its input divided by the std of a row and nothing else."""
     scaled = norm.scale[:, None] * linear.weight
     weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)
     return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(jnp.float32))

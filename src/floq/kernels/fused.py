@@ -9,7 +9,7 @@ from jaxtyping import Array, BFloat16, Float, PyTree
 
 from floq.kernels.limits import TILE
 from floq.kernels.plan import Plan
-from floq.networks import PlainBody, SplitLinear
+from floq.networks import PlainBody, SplitLinear, folded
 
 
 class Settings(NamedTuple):
@@ -125,15 +125,14 @@ def _pack(
     """One network as the kernel reads it: its matrices, one below the other; its biases and the head's weights; the
     head's bias. The head is multiplied by `scale`.
 
-    A LayerNorm with scale g and shift c is part of the product after it. With W' = diag(g) W less the mean of each of
-    its columns, ((y - mean) / std * g + c) W + b = y W' / std + (b + c W): the kernel needs only the std of a row.
+    LayerNorms are folded into the products after them (see `FoldedBody`): the kernel needs only the std of a row.
     """
     tiled = lambda weight: jnp.pad(weight, ((0, -weight.shape[0] % TILE), (0, 0)))  # noqa: E731
     weights, biases = [tiled(entry.weight_y), tiled(entry.weight_x)], [entry.bias]
     for activation, linear in zip(body.activations, body.linears, strict=True):
         assert activation.norm is not None, "checked with the settings"
-        scaled = activation.norm.scale[:, None] * linear.weight
-        weights.append(scaled - jnp.mean(scaled, axis=0, keepdims=True))
-        biases.append(linear.bias + activation.norm.shift @ linear.weight)
+        without_norm = folded(activation.norm, linear)
+        weights.append(without_norm.weight)
+        biases.append(without_norm.bias)
     head, head_bias = weights.pop()[:, 0] * scale, biases.pop()[0] * scale
     return jnp.concatenate(weights).astype(jnp.bfloat16), jnp.stack([*biases, head]), head_bias
