@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     groups = {}
     for pair in options.groups:
-        name, equals, folder = pair.partition("=")
+        name, equals, folder = pair.rpartition("=")
         if not equals:
             sys.exit(f"{pair}: write NAME=FOLDER")
         groups[name] = read_group(Path(folder))

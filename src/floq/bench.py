@@ -155,6 +155,14 @@ def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None]
     return found
 
 
+def fleet_of(config: Config, runs: int, data: Dataset) -> Fleet:
+    """A fleet of fresh agents that differ in their seeds."""
+    both, seeds = FleetData.of([data]), range(runs)
+    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in seeds]
+    batches, validations = [Keys.of(seed).batches for seed in seeds], [Keys.of(seed).validation for seed in seeds]
+    return Fleet(agents, [0] * runs, both, both, batches, validations, Layout.for_runs(runs, config.batch_devices))
+
+
 def measure(
     config: Config,
     ks: Sequence[int],
@@ -165,17 +173,13 @@ def measure(
     seconds: float,
 ) -> list[Measured]:
     """All rows of one fleet size, measured alternately; the best of a few tries."""
-    configs, both = contenders(config, ks), FleetData.of([data])
+    configs = contenders(config, ks)
     fleets: dict[Any, Fleet] = {}
     compiling: dict[Any, float] = {}
     memory: dict[Any, int] = {}
     steps: dict[Any, int] = {}
     for name, one in configs.items():
-        members = [dataclasses.replace(one, seed=seed) for seed in range(runs)]
-        agents, keys = [make_agent(c, data) for c in members], [Keys.of(c.seed) for c in members]
-        layout = Layout.for_runs(runs, config.batch_devices)
-        streams = [key.batches for key in keys], [key.validation for key in keys]
-        fleet = fleets[name] = Fleet(agents, [0] * runs, both, both, *streams, layout)
+        fleet = fleets[name] = fleet_of(one, runs, data)
         started = time.perf_counter()
         used = fleet.compile().memory_analysis()
         compiling[name] = time.perf_counter() - started
@@ -184,11 +188,11 @@ def measure(
             memory[name] = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
             memory[name] -= used.alias_size_in_bytes
         fleet.advance(1)
-        steps[name] = max(1, round(seconds / _seconds(lambda fleet=fleet: fleet.advance(1))))
+        steps[name] = max(1, round(seconds / seconds_of(lambda fleet=fleet: fleet.advance(1))))
     best = dict.fromkeys(fleets, np.inf)
     for _ in range(REPETITIONS):
         for name, fleet in fleets.items():
-            spent = _seconds(lambda fleet=fleet, n=steps[name]: fleet.advance(n))
+            spent = seconds_of(lambda fleet=fleet, n=steps[name]: fleet.advance(n))
             best[name] = min(best[name], spent / steps[name])
     rows = []
     for (agent, k), one in configs.items():
@@ -229,10 +233,10 @@ def evaluation_rates(config: Config, policy: Policy, env: envs.SeededEnv) -> Epi
     policy = on_cpu(policy)
     with Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator:
         evaluator(policy, 0, 0)  # starts the workers and compiles
-        batched = config.eval_episodes / _seconds(lambda: evaluator(policy, 0, 1))
+        batched = config.eval_episodes / seconds_of(lambda: evaluator(policy, 0, 1))
     few = max(1, config.eval_episodes // 10)
     _play(policy, env, 0)
-    one_by_one = few / _seconds(lambda: [_play(policy, env, episode) for episode in range(few)])
+    one_by_one = few / seconds_of(lambda: [_play(policy, env, episode) for episode in range(few)])
     return Episodes(batched, one_by_one)
 
 
@@ -256,7 +260,7 @@ def product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
 
     run = lambda: jax.block_until_ready(products(x, weight))  # noqa: E731
     run()
-    return 2 * rows * width * width * repeat / min(_seconds(run) for _ in range(5))
+    return 2 * rows * width * width * repeat / min(seconds_of(run) for _ in range(5))
 
 
 def _square() -> int:
@@ -278,7 +282,7 @@ def _job_seconds(config: Config, runs: int, per_update: float, episodes: Episode
     return training + evaluating if jax.default_backend() == "cpu" else max(training, evaluating)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds_of(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

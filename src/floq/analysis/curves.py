@@ -95,11 +95,17 @@ def compared_curves(
             ax.plot(steps, success.T, color=colour, alpha=0.35, linewidth=0.8)
             mean = success.mean(axis=0)
             ax.plot(
-                steps, mean, "o-", color=colour, markersize=4, label=f"{name}, {len(success)} seeds: {mean[-1]:.0%}"
+                steps,
+                mean,
+                "o-",
+                color=colour,
+                markersize=4,
+                label=f"{name}: {mean[-1]:.0%} at the end, {len(success)} seeds",
             )
-        ax.set(title=title, xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.05))
+        ax.set(xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.05))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.legend(loc="upper left", title="at the last evaluation", alignment="left")
+        ax.set_title(title, pad=16 * len(groups) + 8)  # the legend lies between the title and the curves
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2)
         note = f"thin: seeds; shaded: 95% interval of their mean; {protocol}"
         ax.text(0.0, -0.19, note, transform=ax.transAxes, fontsize=8, color="#666666", va="top")
