@@ -1,53 +1,64 @@
 """What one update costs: floq as published, with `--preset fast`, and FQL, alternately in one process.
 
-    python benchmarks/update_cost.py [--env_name scene-play-singletask-v0] [--steps 5]
+    python benchmarks/update_cost.py [--env_name scene-play-singletask-v0] [--sizes 37 5] [--steps 5] [--runs 1]
 
-Published network sizes on random data of cube-double's sizes. Prints milliseconds per update, the best of three tries,
-and each as a ratio to FQL.
+Random data; network sizes and other settings of the task, but in the row "published" K = 8 and eight iid source samples
+everywhere. Prints milliseconds per update, the best of three tries, and each as a ratio to FQL, in time and in the
+operations that the formula counts.
 """
 
 import argparse
-import os
+import dataclasses
 import platform
-import time
 from datetime import date
 
 import numpy as np
 
-from floq.data.transitions import Dataset
-from floq.fleet import Fleet, FleetData
-from floq.keys import Keys
+from floq.analysis.cost import update_cost
+from floq.bench import fleet_of, random_data, seconds_of
+from floq.machine import use_all_cores
 from floq.presets import configure
-from floq.weights import make_agent
+from floq.workers import cores
 
-ROWS, OBS, ACT, REPETITIONS = 20_000, 37, 5, 3
-AGENTS = {"floq, published": ("floq", None), "floq, fast": ("floq", "fast"), "fql": ("fql", None)}
+REPETITIONS = 3
+PUBLISHED = {
+    "critic_flow_steps": 8,
+    "noise_samples": 8,
+    "target_noise_samples": None,
+    "distill_noise_samples": None,
+    "noise_scheme": "iid",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env_name", default="scene-play-singletask-v0", help="whose settings")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs=2, default=(37, 5), help="numbers in an observation and an action")
+    parser.add_argument("--steps", type=int, default=5, help="updates of a try")
+    parser.add_argument("--runs", type=int, default=1, help="size of the fleets")
     options = parser.parse_args()
-    rng, keys = np.random.default_rng(0), Keys.of(0)
-    ends = np.arange(1, ROWS + 1) % 1001 == 0
-    obs, act = rng.normal(size=(ROWS, OBS)), rng.uniform(-1, 1, (ROWS, ACT))
-    data = Dataset.from_rows(obs, act, -np.ones(ROWS), np.ones(ROWS), ends)
-    both, fleets = FleetData.of([data]), {}
-    for name, (agent, preset) in AGENTS.items():
-        config = configure(options.env_name, agent, preset=preset)
-        fleets[name] = Fleet([make_agent(config, data)], [0], both, both, [keys.batches], [keys.validation])
-        fleets[name].advance(1)  # compile
+    use_all_cores(options.runs)
+    data = random_data(*options.sizes)
+    configs = {
+        "floq, published": configure(options.env_name, **PUBLISHED),
+        "floq, fast": configure(options.env_name, preset="fast"),
+        "fql": configure(options.env_name, "fql"),
+    }
+    fleets = {name: fleet_of(config, options.runs, data) for name, config in configs.items()}
+    for fleet in fleets.values():
+        fleet.advance(1)  # compile
     best = dict.fromkeys(fleets, np.inf)
     for _ in range(REPETITIONS):
         for name, fleet in fleets.items():
-            started = time.perf_counter()
-            fleet.advance(options.steps)
-            best[name] = min(best[name], (time.perf_counter() - started) / options.steps)
-    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, settings of {options.env_name}")
-    print(f"{'agent':<18} {'ms per update':>14} {'to fql':>7}")
+            spent = seconds_of(lambda fleet=fleet: fleet.advance(options.steps)) / options.steps
+            best[name] = min(best[name], spent)
+    work = {name: update_cost(config.agent, *options.sizes).flops for name, config in configs.items()}
+    print(f"{date.today()}, {platform.machine()}, {cores()} cores, {options.env_name}, {options.runs} runs")
+    print(f"{'agent':<16} {'K':>3} {'ms':>9} {'to fql':>7} {'GFLOP':>8} {'to fql':>7}")
     for name, seconds in best.items():
-        print(f"{name:<18} {1e3 * seconds:>14.0f} {seconds / best['fql']:>7.2f}")
+        k = dataclasses.asdict(configs[name].agent.critic).get("critic_flow_steps", "-")
+        time, flops = f"{1e3 * seconds:>9.2f} {seconds / best['fql']:>7.2f}", options.runs * work[name] / 1e9
+        print(f"{name:<16} {k:>3} {time} {flops:>8.3g} {work[name] / work['fql']:>7.2f}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ TINY_NETWORKS += ["--agent.block_width=8", "--agent.block_depth=1"]
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(bench, "SQUARE", {"cpu": 64, "gpu": 64})
+    monkeypatch.setattr(bench, "OPERATIONS", {"cpu": 1e6, "gpu": 1e6})
     monkeypatch.setattr(bench, "ROWS", 2000)
 
 

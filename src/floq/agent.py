@@ -38,12 +38,23 @@ class Hypers(NamedTuple):
     noise_coverage: Float[Array, ""]
     reward_scale: Float[Array, ""]
 
+    @classmethod
+    def of(cls, config: AgentConfig) -> "Hypers":
+        """Those of a configuration."""
+        settings = config.flat()
+        return cls(*(_scalar(settings.get(name, 0.0)) for name in cls._fields))
+
 
 class ValueRange(NamedTuple):
     """Smallest and largest reward of the data, both widened to contain 0. From the data, so traced."""
 
     r_min: Float[Array, ""]
     r_max: Float[Array, ""]
+
+    @classmethod
+    def of(cls, r_min: float, r_max: float) -> "ValueRange":
+        """That of data with rewards from `r_min` to `r_max`."""
+        return cls(_scalar(min(0.0, r_min)), _scalar(max(0.0, r_max)))
 
 
 class ObsStats(NamedTuple):
@@ -107,25 +118,22 @@ class Agent(eqx.Module):
             obs_stats: normalise observations with these; by default they are left alone.
             precision: what updates compute in.
         """
-        config = config or AgentConfig()
-        hypers = config.flat()
-        config = config.compiled()
+        given = config or AgentConfig()
+        config = given.compiled()
         init_key, run_key = jax.random.split(key)
         critic_key, actor_key = jax.random.split(init_key)
         params = Params(
             CRITICS[config.critic_name][1].init(critic_key, obs_size, act_size, config.critic),
             ACTORS[config.actor_name][1].init(actor_key, obs_size, act_size, config.actor),
         )
-        scalar = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-        r_min, r_max = reward_range
         return cls(
             params=params,
             target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
             opt_state=optax.scale_by_adam().init(params),  # pyright: ignore[reportArgumentType]
             key=run_key,
             step=jnp.zeros((), jnp.int32),
-            hypers=Hypers(*(scalar(hypers.get(name, 0.0)) for name in Hypers._fields)),
-            value_range=ValueRange(scalar(min(0.0, r_min)), scalar(max(0.0, r_max))),
+            hypers=Hypers.of(given),
+            value_range=ValueRange.of(*reward_range),
             obs_stats=obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
             static=config,
             precision=precision,
@@ -245,6 +253,10 @@ class Agent(eqx.Module):
         q_loss = -jnp.mean(terms.q) * jax.lax.stop_gradient(actor.q_scale(terms.q))
         total = jnp.mean(terms.behaviour) + q_loss
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
+
+
+def _scalar(x: float) -> Float[Array, ""]:
+    return jnp.asarray(x, jnp.float32)
 
 
 def _named_means(prefix: str, info: dict[str, Any]) -> Info:

@@ -36,6 +36,7 @@ from floq.workers import cores
 REPETITIONS = 3
 ROWS = 100_000  # of random data
 SQUARE = {"cpu": 2048, "gpu": 8192}  # size of the product that is taken for the peak
+OPERATIONS = {"cpu": 5e9, "gpu": 2e13}  # in one try of a product, so that starting it takes no part
 
 
 class Measured(NamedTuple):
@@ -250,7 +251,7 @@ def _play(policy: Policy, env: envs.SeededEnv, episode: int) -> None:
 
 def product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
     """Operations per second of x W for x of `rows` rows and a square W."""
-    repeat = max(1, int(2e9 // (2 * rows * width * width)))
+    repeat = max(1, int(OPERATIONS[_backend()] // (2 * rows * width * width)))
     weight = jax.random.normal(jax.random.key(0), (width, width), dtype) / width**0.5
     x = jax.random.normal(jax.random.key(1), (rows, width), dtype)
 
@@ -264,7 +265,11 @@ def product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
 
 
 def _square() -> int:
-    return SQUARE["cpu" if jax.default_backend() == "cpu" else "gpu"]
+    return SQUARE[_backend()]
+
+
+def _backend() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
 def _traced(agent: Agent, data: Dataset) -> int:

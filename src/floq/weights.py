@@ -1,18 +1,21 @@
 """Where the agent of a run comes from: fresh, from the run's own checkpoint, or from another run."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from floq import checkpoint
-from floq.agent import Agent, ObsStats, ValueRange
+from floq.agent import Agent, Hypers, ObsStats, ValueRange
 from floq.checkpoint import Checkpoint
-from floq.config import Config
+from floq.config import AgentConfig, Config
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 from floq.keys import Keys
+from floq.precision import Precision
 from floq.run import Run
 
 STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
@@ -20,10 +23,18 @@ STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
     """The agent that a run with this configuration and this data starts from."""
-    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
     sizes = train_data.observations.shape[1], train_data.actions.shape[1]
-    own = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
-    return jax.jit(lambda key: Agent.init(key, *sizes, config.agent, **own))(Keys.of(config.seed).agent)
+    agent = _fresh(Keys.of(config.seed).agent, *sizes, config.agent.compiled(), config.precision)
+    own: dict[str, Any] = {"hypers": Hypers.of(config.agent), "value_range": ValueRange.of(*train_data.reward_range())}
+    if config.normalize_observations:
+        own["obs_stats"] = ObsStats(*train_data.obs_stats())
+    return dataclasses.replace(agent, **own)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _fresh(key: PRNGKeyArray, obs_size: int, act_size: int, config: AgentConfig, precision: Precision) -> Agent:
+    """One program for all runs of a fleet: what is traced in an agent is filled in afterwards."""
+    return Agent.init(key, obs_size, act_size, config, precision=precision)
 
 
 def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
