@@ -17,10 +17,11 @@ from typing import Any
 import jax
 
 from floq.analysis.cost import update_cost
-from floq.bench import fleet_of, random_data, seconds_of
+from floq.bench import fleet_of, random_data
 from floq.cli import parse_train
 from floq.config import Config
 from floq.machine import use_all_cores
+from floq.speed import seconds_of
 from floq.workers import cores
 
 REPETITIONS = 3

@@ -15,9 +15,10 @@ from datetime import date
 import numpy as np
 
 from floq.analysis.cost import update_cost
-from floq.bench import fleet_of, random_data, seconds_of
+from floq.bench import fleet_of, random_data
 from floq.machine import use_all_cores
 from floq.presets import configure
+from floq.speed import seconds_of
 from floq.workers import cores
 
 REPETITIONS = 3

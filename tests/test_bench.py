@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from floq import bench, cli
+from floq import bench, cli, speed
 from floq.analysis.cost import update_cost
 from floq.presets import configure
 
@@ -14,13 +14,13 @@ TINY_NETWORKS += ["--agent.block_width=8", "--agent.block_depth=1"]
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "SQUARE", {"cpu": 64, "gpu": 64})
-    monkeypatch.setattr(bench, "OPERATIONS", {"cpu": 1e6, "gpu": 1e6})
+    monkeypatch.setattr(speed, "SQUARE", {"cpu": 64, "gpu": 64})
+    monkeypatch.setattr(speed, "OPERATIONS", {"cpu": 1e6, "gpu": 1e6})
     monkeypatch.setattr(bench, "ROWS", 2000)
 
 
 def test_the_table_and_the_file(quick, tmp_path, capsys):
-    out = tmp_path / "bench.csv"
+    out = tmp_path / "new" / "bench.csv"
     words = ["--ks", "1", "3", "--fleets", "2", "--seconds", "0.01", "--eval_episodes=2", f"--out={out}"]
     assert cli.run(["bench", *words, *TINY_NETWORKS, "--precision=bf16"]) == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))
@@ -51,6 +51,14 @@ def test_the_table_and_the_file(quick, tmp_path, capsys):
         (["--seeds", "0", "1"], "one value for each flag"),
         (["--agent.alfa=3"], "did you mean '--agent.alpha'"),
         (["--out=/dev/null/x.csv"], "choose another --out"),
+        (["--out=/tmp"], "this is a folder, name a file"),
+        (["--ks"], "--ks: give whole numbers"),
+        (["--ks", "one"], "--ks"),
+        (["--seconds=nan"], "must be greater than 0, and finite"),
+        (["--agent.critic_flow_steps=3"], "name them with --ks"),
+        (["--distributed=auto"], "leave it out"),
+        (["--batch_devices=64"], "give at most as many"),
+        (["--p_aug=0.5"], "pixel tasks are not built yet"),
     ],
 )
 def test_wrong_input_gets_one_line(words, said, capsys):
@@ -58,3 +66,20 @@ def test_wrong_input_gets_one_line(words, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_dry_run_measures_nothing(capsys):
+    assert cli.run(["bench", "--dry_run", "--precision=bf16"]) == 0
+    assert '"precision": "bf16"' in capsys.readouterr().out
+
+
+def test_tries_take_as_long_as_asked():
+    """However long starting takes: here ten milliseconds, and a tenth of one for each repetition."""
+    slept = []
+    clock = iter([0.0, 0.0101, 1.0, 1.0102, 2.0, 2.0104, 3.0, 3.0108, 4.0, 4.0116, 5.0, 5.0132, 6.0, 6.0164])
+    clock = iter([*clock, 7.0, 7.0228, 8.0, 8.0356, 9.0, 9.0612])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed.time, "perf_counter", lambda: next(clock))
+        found = speed.repetitions_for(slept.append, 0.2)
+    assert slept == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert found == round(512 * 0.2 / 0.0612)

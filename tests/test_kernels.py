@@ -242,7 +242,7 @@ def test_settings_that_it_lacks(setting, remedy):
 
 def test_machines_that_lack_it(monkeypatch, capsys, tmp_path):
     """Said before data is read or a folder is made. What was trained elsewhere can still be read out here."""
-    flags = [f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}", "--agent.integration=fused"]
+    flags = [f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}", "--precision=bf16", "--agent.integration=fused"]
     assert cli.run(["train", *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "--agent.integration=fused: it needs a Hopper GPU (H100, H200) and this is cpu; use plain" in line

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import TINY
 
-from floq import cli
+from floq import cli, workers
 from floq.errors import UserError
 from floq.fleet import Layout
 from floq.hosts import Hosts, meet
@@ -43,7 +43,8 @@ for runs, layout in ((1, Layout(devices, False, 4)), (3, Layout(devices, True, 2
     for a, b in zip(*(jax.tree.leaves(found[:3]) for found in (alone, divided)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     assert "all-reduce" in divided[3] and "all-reduce" not in alone[3]  # gradients are summed over the devices
-    assert f"f32[{16 // layout.batch_devices},8]" in divided[3] or layout.batched
+    rows, copies = 16 // layout.batch_devices, "2," if layout.batched else ""  # two of three runs lie on one pair
+    assert f"f32[{copies}{rows},8]" in divided[3] and f"f32[{copies}16,8]" not in divided[3]
 """
 
 
@@ -63,12 +64,67 @@ def output_of(process):
     return out
 
 
+def outputs_of(*words, hosts):
+    """What several hosts print; none is left behind if one fails."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [in_a_process(*words, f"--distributed=localhost:{port}/{hosts}/{number}") for number in range(hosts)]
+    try:
+        return [output_of(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+MEET = """
+import sys, time
+from floq.hosts import meet
+
+def first():
+    if {seconds} < 0:
+        raise RuntimeError("no disk")
+    time.sleep({seconds})
+
+try:
+    hosts = meet(sys.argv[-1].partition("=")[2], first)
+    print("met", hosts.index, hosts.count)
+except Exception as error:
+    print(type(error).__name__, error)
+import jax
+print(jax.process_count(), len(jax.devices()), float(jax.jit(lambda x: x + 1)(1.0)))  # JAX goes on alone
+"""
+
+
+def test_hosts_wait_for_the_first_and_hear_if_it_fails():
+    assert outputs_of("-c", MEET.format(seconds=-1), hosts=2) == [
+        "RuntimeError no disk\n1 1 2.0\n",
+        "UserError the first host has failed: no disk\n1 1 2.0\n",
+    ]
+
+
+@pytest.mark.slow
+def test_hosts_wait_for_as_long_as_the_first_needs():
+    assert outputs_of("-c", MEET.format(seconds=45), hosts=2) == ["met 0 2\n1 1 2.0\n", "met 1 2\n1 1 2.0\n"]
+
+
+def test_cores_within_a_container(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(workers, "CPU_QUOTA", quota)
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: range(64))
+    assert workers.cores() == 64
+    quota.write_text("150000 100000\n")
+    assert workers.cores() == 2
+    quota.write_text("max 100000\n")
+    assert workers.cores() == 64
+
+
 def test_devices_that_share_a_batch_train_what_one_does():
     output_of(in_a_process("-c", SHARED_BATCH))
 
 
 def test_more_devices_than_there_are(dataset_dir, capsys):
-    with pytest.raises(UserError, match=r"--batch_devices=64: there are \d+ here"):
+    with pytest.raises(UserError, match=r"--batch_devices=64: this process has \d+ .* give at most as many"):
         Layout.for_runs(1, 64)
     flags = [*TINY, f"--dataset_dir={dataset_dir}", "--batch_devices=3"]
     assert cli.run(["train", *flags]) == 2
@@ -76,13 +132,9 @@ def test_more_devices_than_there_are(dataset_dir, capsys):
 
 
 def test_two_hosts_divide_the_runs(dataset_dir, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     flags = ["-m", "floq", "train", *TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}"]
     flags += ["--seeds", "0", "1", "2", "--eval_episodes=1"]
-    hosts = [in_a_process(*flags, f"--distributed=localhost:{port}/2/{number}") for number in range(2)]
-    shown = [output_of(host) for host in hosts]
+    shown = outputs_of(*flags, hosts=2)
     for number, count in enumerate((1, 2)):
         assert f"host    {number + 1} of 2: {count} of 3 runs" in shown[number]
     runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("floq/debug/*/sd*/summary.json"))]

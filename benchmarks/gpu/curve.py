@@ -1,10 +1,10 @@
 """A learning curve of floq and FQL on a task of the paper, from data that is collected here.
 
-    python benchmarks/gpu/curve.py --out FOLDER [--env_name cube-single-play-singletask-v0] [--steps 40000] [--seeds 3]
+    python benchmarks/gpu/curve.py --out FOLDER [--env_name cube-single-play-singletask-v0] [--steps 20000] [--seeds 3]
 
-Collects the published number of episodes with all cores, trains a fleet of floq (published settings, bf16), one with
-`--preset fast` and one of FQL, with evaluations beside it, and writes one table and one picture. What is finished when
-the time is up stays.
+Collects as many episodes as all cores make in about a minute (the published number at most), trains a fleet of floq
+(published settings, bf16), one with `--preset fast` and one of FQL, evaluations beside them, and writes a table and a
+picture after each. What is finished when the time is up stays.
 """
 
 import argparse
@@ -14,7 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from floq.data.recipes import recipe
 from floq.envs import dataset_name
+from floq.workers import cores
+
+EPISODES_PER_CORE = 30  # of 1,000 steps: about a minute of a cube or a puzzle
 
 FLEETS = {"floq": ["--agent=floq"], "floq fast": ["--agent=floq", "--preset=fast"], "fql": ["--agent=fql"]}
 CURVES = Path(__file__).parents[1] / "learning_curves.py"
@@ -25,8 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "floq-curve", help="data and runs")
     parser.add_argument("--env_name", default="cube-single-play-singletask-v0")
-    parser.add_argument("--episodes", type=int, help="collect fewer than published")
-    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--episodes", type=int, help="to collect")
+    parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fleets", nargs="+", default=list(FLEETS), choices=FLEETS)
     options, settings = parser.parse_known_args()
@@ -34,8 +38,8 @@ def main() -> None:
     name, data, exp = dataset_name(options.env_name), options.work / "data", options.work / "exp"
     floq = [sys.executable, "-W", "ignore", "-m", "floq"]
     if not (data / f"{name}.npz").exists():
-        episodes = [f"--episodes={options.episodes}"] if options.episodes else []
-        subprocess.run([*floq, "data", "collect", name, f"--dataset_dir={data}", *episodes], check=True)
+        episodes = options.episodes or min(recipe(name).episodes, EPISODES_PER_CORE * cores())
+        subprocess.run([*floq, "data", "collect", name, f"--dataset_dir={data}", f"--episodes={episodes}"], check=True)
     seeds = [str(seed) for seed in range(options.seeds)]
     intervals = {"eval_interval": 10, "log_interval": 20, "save_interval": 1}  # parts of the run
     flags = [f"--{name}={max(1, options.steps // parts)}" for name, parts in intervals.items()]

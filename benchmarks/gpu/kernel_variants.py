@@ -20,13 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from floq.bench import product_rate
 from floq.cli import parse_train
 from floq.critics import FloqCritic, ReturnScale
 from floq.errors import UserError
 from floq.kernels import fused
 from floq.kernels.plan import Plan
 from floq.precision import computing_copy
+from floq.speed import product_rate
 
 REPETITIONS = 4
 
@@ -86,7 +86,7 @@ def main() -> None:
     options, settings = parser.parse_known_args()
     (config,) = parse_train(settings).configs
     critic = config.agent.critic
-    peak = product_rate(options.square, options.square, jnp.bfloat16, "default")
+    peak = product_rate(options.square, options.square, "bf16")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, peak {peak / 1e12:.3g} TFLOP/s in bfloat16")
     ways: list[tuple[str, str, Any]] = [("plain", "plain", None), ("folded", "folded", None), ("fused", "fused", None)]
     for warpgroups, stages in ((1, 2), (1, 4), (1, 6), (2, 2), (2, 3)):

@@ -7,7 +7,9 @@ what a step has written stays if the time is up or the next one fails. `--tiny` 
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+NOT_HERE = "it needs a Hopper GPU"  # what the fused kernel says elsewhere
+GRACE_SECONDS = 10
 PUBLISHED = ["--env_name=cube-double-play-singletask-v0", "--agent.block_depth=4"]  # the sizes of ANCHORS: 37 + 5
 TINY = [
     *("--agent.batch_size=8", "--agent.actor_hidden_dims=(8,)", "--agent.value_hidden_dims=(8,)"),
@@ -67,6 +71,27 @@ STEPS = {
 }
 
 
+def carry_out(words: list[str], log: Path, environment: dict[str, str], seconds: int) -> str:
+    """Run a step, with all the processes that it starts, for as long as it may; what came of it."""
+    with open(log, "w") as file:
+        command = [sys.executable, "-W", "ignore", *words]
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)  # a training writes a checkpoint and goes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            return f"stopped after its {seconds} s"
+    if code == 2 and NOT_HERE in log.read_text():
+        return "not on this machine"
+    return "done" if code == 0 else f"failed with exit code {code}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where results and logs go")
@@ -86,15 +111,7 @@ def main() -> None:
         words = [*step.arguments, *(step.tiny if options.tiny else [])]
         words = [word.replace("{out}", str(options.out)) for word in words]
         log = options.out / f"{name}.log"
-        with open(log, "w") as file:
-            try:
-                command = [sys.executable, "-W", "ignore", *step.program, *words]
-                code = subprocess.run(
-                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=step.seconds, check=False
-                ).returncode
-                outcome = {0: "done", 2: "not on this machine"}.get(code, f"failed with exit code {code}")
-            except subprocess.TimeoutExpired:
-                outcome = f"stopped after its {step.seconds} s"
+        outcome = carry_out([*step.program, *words], log, environment, step.seconds)
         failed += [name] if outcome.startswith(("failed", "stopped")) else []
         print(f"--- {name}: {outcome}, {time.monotonic() - started:.0f} s")
         print(log.read_text().rstrip(), flush=True)

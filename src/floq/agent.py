@@ -73,7 +73,8 @@ class Policy(eqx.Module):
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
-        return self.actor.act((obs - self.obs_stats.mean) / self.obs_stats.std, key)
+        with matmul_precision("f32"):
+            return self.actor.act((obs - self.obs_stats.mean) / self.obs_stats.std, key)
 
 
 class Agent(eqx.Module):
@@ -200,7 +201,8 @@ class Agent(eqx.Module):
 
         One observation and one action; vmap for many. Consumes `key`.
         """
-        return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
+        with matmul_precision("f32"):
+            return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
 
     @property
     def scale(self) -> ReturnScale:
@@ -210,7 +212,8 @@ class Agent(eqx.Module):
 
     def actor_value(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
         """The Q that the actor climbs; for floq the distilled critic. One observation and one action."""
-        return self.params.critic.actor_value(self.normalize(obs), act, self.scale, key)
+        with matmul_precision("f32"):
+            return self.params.critic.actor_value(self.normalize(obs), act, self.scale, key)
 
     def normalize(self, obs: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
         """An observation as the networks see it."""

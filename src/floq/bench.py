@@ -14,33 +14,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from floq import envs
-from floq.agent import Agent, Policy
+from floq.agent import Agent
 from floq.analysis.cost import traced_flops, update_cost
 from floq.config import AgentConfig, Config, settings_type
 from floq.data.transitions import Dataset
 from floq.errors import UserError
-from floq.evaluate import Evaluator, on_cpu
 from floq.fleet import Fleet, FleetData, Layout, sample_batch
 from floq.folders import check_writable, user_path
 from floq.keys import Keys
 from floq.machine import use_all_cores
 from floq.presets import configure
 from floq.progress import Display
+from floq.speed import (
+    Episodes,
+    Peaks,
+    evaluation_rates,
+    matmul_peaks,
+    repetitions_for,
+    seconds_of,
+    square_size,
+)
+from floq.train import check_built
 from floq.weights import make_agent
 from floq.workers import cores
 
 REPETITIONS = 3
 ROWS = 100_000  # of random data
-SQUARE = {"cpu": 2048, "gpu": 8192}  # size of the product that is taken for the peak
-OPERATIONS = {"cpu": 5e9, "gpu": 2e13}  # in one try of a product, so that starting it takes no part
 
 
 class Measured(NamedTuple):
-    """One row of the table: a fleet of `runs` agents with the same K. Rates are per second, sizes in bytes."""
+    """One row of the table: a fleet of `runs` agents with the same K. Rates are per second, sizes in bytes, of all
+    devices together. `traced_flops` does not see into the fused kernel."""
 
     agent: str
     k: int | None
@@ -54,21 +61,6 @@ class Measured(NamedTuple):
     memory: int
     compile_seconds: float
     job_seconds: float
-
-
-class Peaks(NamedTuple):
-    """Operations per second of products in the chosen precision: of large squares, and of the shapes that the critic's
-    hidden layers have for one run."""
-
-    square: float
-    layers: float
-
-
-class Episodes(NamedTuple):
-    """Evaluation episodes per second."""
-
-    batched: float
-    one_by_one: float
 
 
 def bench(
@@ -85,22 +77,33 @@ def bench(
     Args:
         config: of a floq agent; its task gives the sizes of observations and actions.
         ks, fleets: the numbers of integration steps and the sizes of fleets to go through.
-        seconds: how long each of the three tries of a row takes at least.
+        seconds: how long each of the three tries of a row takes, about.
         evaluate: measure evaluation as well. It needs the task's environment; so do the sizes.
         out: write the rows as CSV to this file.
         show: print.
 
     Raises:
-        UserError: the agent's critic has no K, the environment is missing, or the file cannot be written.
+        UserError: the agent's critic has no K, an argument is out of range, the environment is missing, or the file
+            cannot be written.
     """
     display, path = Display(show), user_path(out) if out else None
+    for name, numbers in (("ks", ks), ("fleets", fleets)):
+        if not numbers or min(numbers) < 1:
+            raise UserError(f"--{name}: give whole numbers greater than 0, as in --{name} 1 4 8 16")
+    if not 0 < seconds < np.inf:
+        raise UserError(f"--seconds={seconds}: must be greater than 0, and finite")
     if config.agent.critic_name != "floq":
         raise UserError(f"floq bench varies K, and critic {config.agent.critic_name!r} has none: leave out --agent")
     if config.env_name is None:
         raise UserError("floq bench takes its sizes from a task: give --env_name")
     if path:
+        if path.is_dir():
+            raise UserError(f"--out={out}: this is a folder, name a file")
         check_writable(path.parent, "choose another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
     use_all_cores(max(fleets) * config.batch_devices)
+    Layout.for_runs(max(fleets), config.batch_devices)
+    check_built(config)
     env = envs.make(config.env_name, config.success_timing)
     sizes = envs.sizes(env)
     data = random_data(*sizes.values())
@@ -109,8 +112,9 @@ def bench(
     display.note(f"{date.today()}, {machine}")
     display.note(f"{config.env_name}: {sizes['observations']} observations, {sizes['actions']} actions")
     peaks = matmul_peaks(config)
+    square, precision = square_size(), _precision(config)
     display.note(
-        f"matrix products in {config.precision}: {_rate(peaks.square)} at {_square()} x {_square()}, "
+        f"matrix products in {precision}, one device: {_rate(peaks.square)} at {square} x {square}, "
         f"{_rate(peaks.layers)} at the shape of a hidden layer"
     )
     episodes = None
@@ -120,18 +124,21 @@ def bench(
         display.note(
             f"evaluation: {episodes.batched:.2f} episodes/s, {episodes.one_by_one:.2f} one after another: {ratio:.1f}x"
         )
+    env.close()
     rows: list[Measured] = []
     total = len(fleets) * (len(ks) + 1)
     with display.bar("bench", total) as update_bar:
         for runs in fleets:
-            rows += measure(config, ks, runs, data, peaks, episodes, seconds)
+            done = len(rows)
+            prepared = lambda count, done=done, runs=runs: update_bar(done + count // 2, runs=runs)  # noqa: E731
+            rows += measure(config, ks, runs, data, peaks, episodes, seconds, prepared)
             update_bar(len(rows), runs=runs)
             if path:
                 _write(path, rows)
     steps = f"job: {config.offline_steps:,} updates"
     if evaluate:
         steps += f", {config.eval_episodes} episodes every {config.eval_interval:,}"
-    display.columns(f"{config.env_name}, {config.precision}; {steps}", HEADER, [_cells(row) for row in rows])
+    display.columns(f"{config.env_name}, {precision}; {steps}", HEADER, [_cells(row) for row in rows])
     return rows
 
 
@@ -172,8 +179,10 @@ def measure(
     peaks: Peaks,
     episodes: Episodes | None,
     seconds: float,
+    prepared: Callable[[int], object] = lambda count: None,
 ) -> list[Measured]:
-    """All rows of one fleet size, measured alternately; the best of a few tries."""
+    """All rows of one fleet size, measured alternately; the best of a few tries. Their fleets are in memory together;
+    `prepared` is called with the number of those that are."""
     configs = contenders(config, ks)
     fleets: dict[Any, Fleet] = {}
     compiling: dict[Any, float] = {}
@@ -187,14 +196,17 @@ def measure(
         memory[name] = 0
         if used is not None:
             memory[name] = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
-            memory[name] -= used.alias_size_in_bytes
+            memory[name] = fleet.devices * (memory[name] - used.alias_size_in_bytes)  # it is said of one device
         fleet.advance(1)
-        steps[name] = max(1, round(seconds / seconds_of(lambda fleet=fleet: fleet.advance(1))))
+        steps[name] = repetitions_for(fleet.advance, seconds)
+        prepared(len(fleets))
     best = dict.fromkeys(fleets, np.inf)
     for _ in range(REPETITIONS):
         for name, fleet in fleets.items():
             spent = seconds_of(lambda fleet=fleet, n=steps[name]: fleet.advance(n))
             best[name] = min(best[name], spent / steps[name])
+    # The cores that pose as devices of a CPU share one peak; accelerators have one each.
+    peak = max(peaks) * (1 if jax.default_backend() == "cpu" else fleets["fql", None].devices)
     rows = []
     for (agent, k), one in configs.items():
         per_update = best[agent, k]
@@ -209,67 +221,13 @@ def measure(
                 per_update / best["fql", None],
                 flops,
                 _traced(fleets[agent, k].agent(0), data),
-                runs * flops / per_update / max(peaks),
+                runs * flops / per_update / peak,
                 memory[agent, k],
                 compiling[agent, k],
                 _job_seconds(one, runs, per_update, episodes),
             )
         )
     return rows
-
-
-def matmul_peaks(config: Config) -> Peaks:
-    """How fast this machine multiplies matrices in the precision of the configuration."""
-    critic, dtype = config.agent.critic, jnp.bfloat16 if config.precision == "bf16" else jnp.float32
-    rows = config.agent.batch_size * critic.noise_samples
-    precision = "highest" if config.precision == "f32" else "default"
-    square = product_rate(_square(), _square(), dtype, precision)
-    return Peaks(square, product_rate(rows, critic.block_width, dtype, precision))
-
-
-def evaluation_rates(config: Config, policy: Policy, env: envs.SeededEnv) -> Episodes:
-    """Episodes per second, all at once and one after another, of a policy that has learned nothing: its episodes are
-    as long as the task allows."""
-    assert config.env_name is not None
-    policy = on_cpu(policy)
-    with Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator:
-        evaluator(policy, 0, 0)  # starts the workers and compiles
-        batched = config.eval_episodes / seconds_of(lambda: evaluator(policy, 0, 1))
-    few = max(1, config.eval_episodes // 10)
-    _play(policy, env, 0)
-    one_by_one = few / seconds_of(lambda: [_play(policy, env, episode) for episode in range(few)])
-    return Episodes(batched, one_by_one)
-
-
-def _play(policy: Policy, env: envs.SeededEnv, episode: int) -> None:
-    obs, ended, step = env.reset_with((0, episode)), False, 0
-    while not ended:
-        key = jax.random.fold_in(jax.random.key(episode), step)
-        obs, _, terminated, truncated, _ = env.step(np.asarray(policy.act(np.asarray(obs, np.float32), key)))
-        ended, step = terminated or truncated, step + 1
-
-
-def product_rate(rows: int, width: int, dtype: Any, precision: str) -> float:
-    """Operations per second of x W for x of `rows` rows and a square W."""
-    repeat = max(1, int(OPERATIONS[_backend()] // (2 * rows * width * width)))
-    weight = jax.random.normal(jax.random.key(0), (width, width), dtype) / width**0.5
-    x = jax.random.normal(jax.random.key(1), (rows, width), dtype)
-
-    @jax.jit
-    def products(x, weight):
-        return jax.lax.fori_loop(0, repeat, lambda _, x: jnp.matmul(x, weight, precision=precision), x)
-
-    run = lambda: jax.block_until_ready(products(x, weight))  # noqa: E731
-    run()
-    return 2 * rows * width * width * repeat / min(seconds_of(run) for _ in range(5))
-
-
-def _square() -> int:
-    return SQUARE[_backend()]
-
-
-def _backend() -> str:
-    return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
 def _traced(agent: Agent, data: Dataset) -> int:
@@ -285,12 +243,6 @@ def _job_seconds(config: Config, runs: int, per_update: float, episodes: Episode
     evaluations = runs * (1 + config.offline_steps // config.eval_interval)
     evaluating = evaluations * config.eval_episodes / episodes.batched
     return training + evaluating if jax.default_backend() == "cpu" else max(training, evaluating)
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 HEADER = "agent", "K", "runs", "updates/s", "run-upd/s", "to fql", "GFLOP", "% peak", "MB", "comp. s", "job h"
@@ -310,6 +262,11 @@ def _cells(row: Measured) -> list[str]:
         f"{row.compile_seconds:.1f}",
         f"{row.job_seconds / 3600:.2f}",
     ]
+
+
+def _precision(config: Config) -> str:
+    """The precision by its name; a CPU has no TF32."""
+    return "f32" if config.precision == "tf32" and jax.default_backend() == "cpu" else config.precision
 
 
 def _rate(flops: float) -> str:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from floq.cli_data import collect_command, convert_command, inspect_command
 from floq.errors import Interrupted, UserError, nearest
-from floq.flags import Flags, parse
+from floq.flags import Flags, described, parse
 
 USAGE = """\
 floq: reinforcement learning with a Q-function that is integrated, not looked up
@@ -123,14 +123,14 @@ def _resume(argv: list[str]) -> None:
             )
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
-    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", Resume.__doc__ or "")
+    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", described(Resume))
     from floq.run import Run
     from floq.train import continued, resume_fleet
 
     if options.dry_run:
         steps = options.offline_steps, options.online_steps
         return _print_configs([continued(Run.open(folder), *steps) for folder in folders])
-    hosts = _start_jax(options.distributed)
+    hosts = _start_jax(options.distributed, [Run.open(folder).config for folder in folders])
     resume_fleet(folders, offline_steps=options.offline_steps, online_steps=options.online_steps, hosts=hosts)
 
 
@@ -143,7 +143,10 @@ def _start_jax(distributed: str | None = None, configs: Sequence[Any] = ()) -> A
     from floq.run_data import fetch_missing
 
     keep_programs()
-    return ALONE if distributed is None else meet(distributed, lambda: fetch_missing(configs, Display()))
+    if distributed is None:
+        return ALONE
+    display = Display()
+    return meet(distributed, lambda: fetch_missing(configs, display), display.note)
 
 
 def _print_configs(configs: list[Any]) -> None:
@@ -230,7 +233,7 @@ class Eval:
 
 
 def _eval(argv: list[str]) -> None:
-    options = parse(Eval, argv, "floq eval", Eval.__doc__ or "")
+    options = parse(Eval, argv, "floq eval", described(Eval))
     from floq.evaluate_run import evaluate_run
 
     _start_jax()
@@ -243,7 +246,8 @@ def _eval(argv: list[str]) -> None:
 @dataclass(frozen=True)
 class Bench:
     """Measure what K and the size of a fleet cost on this machine, against the monolithic critic, on random data of a
-    task's sizes. Every flag of floq train is understood: --env_name, --precision, --preset, --agent.block_width ..."""
+    task's sizes. The flags of floq train say what is measured: --env_name, --precision, --preset, --agent.block_width
+    and the others that floq train --help explains."""
 
     ks: tuple[int, ...] = (1, 4, 8, 16)
     """Numbers of integration steps."""
@@ -260,13 +264,16 @@ class Bench:
 def _bench(argv: list[str]) -> None:
     flags, types = Flags(argv), {f.name: f for f in dataclasses.fields(Bench)}
     own = flags.split(types)
-    options = parse(Bench, own.normalised(types), "floq bench", Bench.__doc__ or "")
-    for name in ("ks", "fleets"):
-        if not all(number > 0 for number in getattr(options, name)):
-            raise UserError(f"--{name}: give whole numbers greater than 0, as in --{name} 1 4 8 16")
+    options = parse(Bench, own.normalised(types), "floq bench", described(Bench))
+    if "agent.critic_flow_steps" in flags.names():
+        raise UserError("--agent.critic_flow_steps: floq bench goes through several K, name them with --ks")
     request = resolve_train(flags)
+    if request.distributed:
+        raise UserError("--distributed: floq bench measures one machine; leave it out")
     if len(request.configs) > 1:
         raise UserError("floq bench takes one value for each flag of floq train; --fleets says how many runs")
+    if request.dry_run:
+        return _print_configs(request.configs)
     from floq.bench import bench
 
     bench(request.configs[0], **dataclasses.asdict(options))

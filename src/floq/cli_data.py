@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from floq.errors import Interrupted
-from floq.flags import parse
+from floq.flags import described, parse
 from floq.folders import check_writable, user_path
 
 
@@ -28,7 +28,7 @@ class Collect:
 
 
 def collect_command(argv: list[str]) -> None:
-    options = parse(Collect, argv, "floq data collect", Collect.__doc__ or "")
+    options = parse(Collect, argv, "floq data collect", described(Collect))
 
     from floq.data.collect import collect
     from floq.data.recipes import recipe, with_validation
@@ -76,7 +76,7 @@ class Inspect:
 
 
 def inspect_command(argv: list[str]) -> None:
-    options = parse(Inspect, argv, "floq data inspect", Inspect.__doc__ or "")
+    options = parse(Inspect, argv, "floq data inspect", described(Inspect))
     import numpy as np
 
     from floq.analysis.dataset import dataset_picture
@@ -120,7 +120,7 @@ class Convert:
 
 
 def convert_command(argv: list[str]) -> None:
-    options = parse(Convert, argv, "floq data convert", Convert.__doc__ or "")
+    options = parse(Convert, argv, "floq data convert", described(Convert))
     from floq.data.convert import check_target, convert
     from floq.data.open import open_dataset
     from floq.progress import Display

@@ -2,8 +2,8 @@
 
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise by the step within the
 episode on top, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing nor
-on the number of workers, nor on what was evaluated before. The batch has spare rows, so that its shape is the same on
-machines with few cores and with many.
+on the number of workers, nor on what was evaluated before. The batch always has as many rows, most of them spare on a
+machine with few cores, so that its shape is the same everywhere.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from floq.envs import EnvSlots, EpisodeResult
 from floq.keys import Keys
 from floq.workers import WorkerDied, Workers, cores, worker_count
 
-SLOTS = 10, 64  # environments that play at once: one per core, but not fewer or more than these
-ROWS = 16  # of the policy's batch, or the next power of two where there are more slots
+ROWS = 64  # of the policy's batch
+LEAST_SLOTS = 10  # environments that play at once: one per core, but not fewer than these, or more than rows
 RESTARTS = 3  # workers that may die in one evaluation before it is given up
 
 
@@ -53,8 +53,7 @@ class Evaluator:
 
     def __init__(self, env_name: str, success_timing: str | None, num_episodes: int, workers: int | None = None):
         self._env_name, self._num_episodes = env_name, num_episodes
-        self._num_slots = min(num_episodes, max(SLOTS[0], min(SLOTS[1], cores())))
-        self._num_rows = max(ROWS, 1 << (self._num_slots - 1).bit_length())
+        self._num_slots = min(num_episodes, max(LEAST_SLOTS, cores()), ROWS)
         count = worker_count(workers, self._num_slots)
         self._shares = [range(i, self._num_slots, count) for i in range(count)]
         self._workers = Workers(
@@ -85,8 +84,8 @@ class Evaluator:
         A worker that dies is replaced, and the episodes that it was playing begin again.
         """
         results: dict[int, EpisodeResult] = {}
-        episode = np.arange(self._num_rows)
-        elapsed = np.zeros(self._num_rows, np.int64)
+        episode = np.arange(ROWS)
+        elapsed = np.zeros(ROWS, np.int64)
         key, restarts = jax.random.fold_in(Keys.of(seed).evaluation, step), 0
         task = (env_name or self._env_name, (seed, step), self._num_episodes)
 
@@ -127,7 +126,7 @@ class Evaluator:
         return Evaluation(step, tuple(results[i] for i in range(self._num_episodes)))
 
     def _in_slots(self, shares: Sequence[np.ndarray]) -> np.ndarray:
-        obs = np.zeros((self._num_rows, *shares[0].shape[1:]), np.float32)
+        obs = np.zeros((ROWS, *shares[0].shape[1:]), np.float32)
         for share, rows in zip(self._shares, shares, strict=True):
             obs[list(share)] = rows
         return obs

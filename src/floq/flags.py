@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import re
@@ -126,6 +127,11 @@ def _numbers(values: list[str]) -> list[str]:
     return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]
 
 
+def described(command: type) -> str:
+    """What a command's help says: the docstring of its options, without the indentation of the source."""
+    return inspect.cleandoc(command.__doc__ or "")
+
+
 def parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
     """Let tyro parse, and shrink what it prints about an error to one line."""
     import tyro
@@ -150,11 +156,11 @@ def parse(command: type[T], argv: list[str], prog: str, description: str, defaul
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro's framed complaint says above its first rule; where the terminal has no box characters, the title and
-    a rule stand above that."""
+    """What tyro's framed complaint says above its first rule; where the frame is drawn without box characters, the
+    title and a rule stand above that."""
     is_rule = lambda line: bool(line) and set(line) <= {"─", "-"}  # noqa: E731
     lines = [line.strip("│ ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
-    if len(lines) > 1 and is_rule(lines[1]):
+    if "╭" not in box and len(lines) > 1 and is_rule(lines[1]):
         lines = lines[2:]
     end = next((i for i, line in enumerate(lines) if is_rule(line)), len(lines))
     return " ".join(lines[:end])

@@ -63,7 +63,8 @@ class Layout(NamedTuple):
         """
         devices = jax.local_devices()
         if batch_devices > len(devices):
-            raise UserError(f"--batch_devices={batch_devices}: there are {len(devices)} here")
+            there = f"this process has {len(devices)} (the cores of a CPU count if JAX was not in use before)"
+            raise UserError(f"--batch_devices={batch_devices}: {there}, give at most as many")
         places = min(len(devices) // batch_devices, runs)
         return cls(tuple(devices[: places * batch_devices]), devices[0].platform != "cpu", batch_devices)
 
@@ -118,6 +119,11 @@ class Fleet:
 
     def __len__(self) -> int:
         return self._runs
+
+    @property
+    def devices(self) -> int:
+        """On how many devices it lies."""
+        return len(self._layout.devices)
 
     @property
     def step(self) -> int:

@@ -6,18 +6,20 @@ own runs with it.
 """
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
-from jax.extend.backend import clear_backends
+from jax._src.distributed import global_state  # nothing public tells who one is without starting a backend
 
 from floq.errors import UserError
 
 T = TypeVar("T")
 FORM = "auto on a cluster that JAX knows (Slurm, MPI, Kubernetes), or ADDRESS:PORT/HOSTS/NUMBER"
+FIRST_IS_DONE, ALL_KNOW = "floq/first_is_done", "floq/all_know"
+POLL_SECONDS, PART_SECONDS = 5, 300
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,20 @@ class Hosts:
         return list(items[start:end])
 
 
-def meet(where: str, first_does: Callable[[], object] = lambda: None) -> Hosts:
-    """Meet the other processes, wait until the first has done something, and part. JAX begins anew after it.
+def meet(
+    where: str, first_does: Callable[[], object] = lambda: None, note: Callable[[str], object] = lambda text: None
+) -> Hosts:
+    """Meet the other processes, wait until the first has done something, and part. No backend of JAX is started.
+
+    JAX waits five minutes for hosts that do not come, and then aborts the process; nothing can be caught.
 
     Args:
         where: "auto", or "ADDRESS:PORT/HOSTS/NUMBER" with the address of host number 0.
-        first_does: called on host 0, while the others wait. It should leave no arrays behind.
+        first_does: called on host 0, while the others wait for as long as it takes.
+        note: called with a line about what is waited for.
 
     Raises:
-        UserError: `where` has neither form, there is no such cluster, or the others do not come.
+        UserError: `where` has neither form, there is no such cluster, or host 0 has failed.
     """
     found = re.fullmatch(r"([^/]+:\d+)/(\d+)/(\d+)", where)
     if where != "auto" and (found is None or int(found[3]) >= int(found[2])):
@@ -50,19 +57,50 @@ def meet(where: str, first_does: Callable[[], object] = lambda: None) -> Hosts:
         if found is None:
             jax.distributed.initialize()
         else:
+            note(
+                f"host    {int(found[3]) + 1} of {found[2]}: waiting for the others at {found[1]}, five minutes at most"
+            )
             jax.distributed.initialize(found[1], int(found[2]), int(found[3]))
-        hosts = Hosts(jax.process_index(), jax.process_count())
     except (ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"--distributed={where}: the hosts did not meet ({first}); give {FORM}") from error
+    hosts, client = Hosts(global_state.process_id, global_state.num_processes or 1), global_state.client
+    assert client is not None
     try:
         if hosts.index == 0:
-            first_does()
+            _announce(client, first_does)
+        else:
+            note("host    waiting for the first to bring the data")
+            _await_first(client)
     finally:
-        multihost_utils.sync_global_devices("the first host is done")
+        client.wait_at_barrier(ALL_KNOW, 1000 * PART_SECONDS)
         jax.distributed.shutdown()
-        clear_backends()  # they know of the other hosts; those of training should not
+        global_state.process_id, global_state.num_processes = 0, 1  # from here on, JAX is alone
     return hosts
+
+
+def _announce(client: Any, first_does: Callable[[], object]) -> None:
+    """Do what the first host does, and tell the others how it went."""
+    try:
+        first_does()
+    except BaseException as error:
+        client.key_value_set(FIRST_IS_DONE, f"failed: {error}")
+        raise
+    client.key_value_set(FIRST_IS_DONE, "done")
+
+
+def _await_first(client: Any) -> None:
+    while True:
+        asked = time.monotonic()
+        try:
+            answer = client.blocking_key_value_get(FIRST_IS_DONE, 1000 * POLL_SECONDS)
+        except Exception:
+            if time.monotonic() - asked < POLL_SECONDS / 2:
+                raise  # not that it took too long: the first host is gone
+            continue
+        if answer != "done":
+            raise UserError(f"the first host has {answer}")
+        return
 
 
 ALONE = Hosts()

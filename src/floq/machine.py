@@ -32,11 +32,11 @@ def keep_programs() -> Path | None:
     """
     if (chosen := jax.config.values["jax_compilation_cache_dir"]) is not None:
         return Path(chosen)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = home / "floq" / "programs" / processor_digest()
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folder = home / "floq" / "programs" / processor_digest()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # it cannot be written, or there is no home
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return None

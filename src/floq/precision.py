@@ -14,7 +14,8 @@ PUBLISHED: Precision = "tf32"
 
 
 def matmul_precision(precision: Precision):
-    """A context in which float32 products are traced in that precision. Processors without TF32 take float32."""
+    """A context in which float32 products are traced in that precision. Processors without TF32 take float32; products
+    of bfloat16 stay what they are."""
     return jax.default_matmul_precision("float32" if precision == "f32" else "tensorfloat32")
 
 
@@ -23,5 +24,5 @@ def computing_copy(tree: PyTree, precision: Precision) -> PyTree:
     ones; otherwise the tree itself."""
     if precision != "bf16":
         return tree
-    is_matrix = lambda path: path[-1].name.startswith("weight")  # noqa: E731
+    is_matrix = lambda path: getattr(path[-1], "name", "").startswith("weight")  # noqa: E731
     return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(jnp.bfloat16) if is_matrix(path) else x, tree)

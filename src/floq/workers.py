@@ -6,6 +6,7 @@ are spawned, never forked, since a process that runs JAX must not be forked, and
 
 import atexit
 import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -14,9 +15,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from floq.errors import UserError
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in so many microseconds
 
 
 class WorkerError(RuntimeError):
@@ -156,8 +160,13 @@ def worker_count(wanted: int | None, most: int) -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, by its affinity and by the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or the quota is "max"
+        return count
 
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
