@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
-# Programs are compiled once for all tests, their subprocesses and the next run: that is most of the suite's time.
+# Compiling is most of the suite's time, and tests compute little: the least optimisation costs them nothing.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+# Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
