@@ -308,8 +308,10 @@ def test_experts_are_those_of_the_recipe():
     assert recipe("scene-noisy-v0").expert is ManipulationExpert
 
 
-def test_ctrl_c_keeps_finished_episodes_and_says_so(short_maze, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_keeps_finished_episodes_and_says_so(short_maze, tmp_path, monkeypatch, capsys, request):
     signal_after = iter([False, True])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupt(path, rows):
         np.savez(path, **rows)

@@ -131,6 +131,7 @@ def test_more_devices_than_there_are(dataset_dir, capsys):
     assert "--batch_devices=3: does not divide --agent.batch_size=8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_hosts_divide_the_runs(dataset_dir, tmp_path):
     flags = ["-m", "floq", "train", *TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}"]
     flags += ["--seeds", "0", "1", "2", "--eval_episodes=1"]

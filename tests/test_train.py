@@ -86,7 +86,13 @@ def floq_train(*flags) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize(("agent", "signum", "code"), [("fql", signal.SIGINT, 130), ("floq", signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("agent", "signum", "code"),
+    [
+        ("fql", signal.SIGINT, 130),
+        pytest.param("floq", signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_leaves_a_checkpoint_and_another_process_goes_on_from_it(dataset_dir, tmp_path, agent, signum, code):
     """As a user does it, across processes; the end is that of an undisturbed process, byte by byte."""
     own = ["--agent.block_width=8", "--agent.block_depth=1"] if agent == "floq" else []
