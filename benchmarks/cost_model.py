@@ -1,6 +1,7 @@
 """How the time of an update grows with K, M, E, width, batch and fleet size, beside what the model counts.
 
     python benchmarks/cost_model.py [--seconds 0.5] [--sizes 37 5] [any setting of floq train]
+    python benchmarks/cost_model.py --count      # measures nothing: what an update comes to at published sizes
 
 One dial at a time is turned from a middle setting (K = 4, M = 4, E = 2, width 256, batch 128, one run). Prints
 milliseconds per update of the fleet, GFLOP by formula, and what both come to: GFLOP/s. `time` and `work` are ratios to
@@ -16,15 +17,15 @@ from typing import Any
 
 import jax
 
-from floq.analysis.cost import update_cost
+from floq.analysis.cost import FLOAT, update_cost
 from floq.bench import fleet_of, random_data
 from floq.cli import parse_train
-from floq.config import Config
+from floq.config import AgentConfig, Config
 from floq.machine import use_all_cores
-from floq.speed import seconds_of
+from floq.presets import configure
+from floq.speed import best_in_turn, repetitions_for
 from floq.workers import cores
 
-REPETITIONS = 3
 MIDDLE: dict[str, Any] = {"critic_flow_steps": 4, "noise_samples": 4, "flow_num_ensembles": 2, "block_width": 256}
 MIDDLE_BATCH = 128
 DIALS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -51,11 +52,26 @@ def settings(config: Config) -> Iterator[tuple[str, int, Config, int]]:
             yield dial, value, dataclasses.replace(config, agent=agent), runs
 
 
+def count(obs_size: int, act_size: int) -> None:
+    """Print operations and bytes of an update with published networks."""
+    agents = {f"floq, K = {k}": AgentConfig.from_flat("floq", "fql", {"critic_flow_steps": k}) for k in (1, 4, 8, 16)}
+    agents["floq, K = 8, fast"] = configure("scene-play-singletask-v0", preset="fast").agent
+    agents = {"fql": AgentConfig.from_flat("scalar", "fql", {})} | agents
+    costs = {name: update_cost(agent, obs_size, act_size) for name, agent in agents.items()}
+    print(f"{'agent':<18} {'GFLOP':>7} {'to fql':>7} {'hidden, GB':>11} {'Adam and average, GB':>21}")
+    for name, cost in costs.items():
+        ratio, hidden = cost.flops / costs["fql"].flops, FLOAT * cost.hidden / 1e9
+        print(f"{name:<18} {cost.flops / 1e9:>7.1f} {ratio:>7.1f} {hidden:>11.2f} {cost.optimiser_bytes / 1e9:>21.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each try")
     parser.add_argument("--sizes", type=int, nargs=2, default=(37, 5), help="numbers in an observation and an action")
+    parser.add_argument("--count", action="store_true", help="print the model of the published sizes, and stop")
     options, words = parser.parse_known_args()
+    if options.count:
+        return count(*options.sizes)
     use_all_cores(max(DIALS["runs"][1]))
     (given,) = parse_train(["--env_name=cube-double-play-singletask-v0", "--agent.block_depth=4", *words]).configs
     critic = dataclasses.replace(given.agent.critic, **MIDDLE)
@@ -72,14 +88,8 @@ def main() -> None:
     for dial, value, changed, runs in settings(config):
         fleet = fleet_of(changed, runs, data)
         fleet.advance(1)
-        fleets, best = {"middle": middle, "changed": fleet}, {"middle": float("inf"), "changed": float("inf")}
-        steps = {
-            name: max(1, round(options.seconds / seconds_of(lambda f=f: f.advance(1)))) for name, f in fleets.items()
-        }
-        for _ in range(REPETITIONS):
-            for name, f in fleets.items():
-                spent = seconds_of(lambda f=f, n=steps[name]: f.advance(n)) / steps[name]
-                best[name] = min(best[name], spent)
+        calls = {"middle": middle.advance, "changed": fleet.advance}
+        best = best_in_turn(calls, {name: repetitions_for(call, options.seconds) for name, call in calls.items()})
         flops, time = work(changed, runs), best["changed"]
         ratios = f"{time / best['middle']:>6.2f} {flops / work(config, 1):>6.2f}"
         print(

@@ -1,90 +1,82 @@
 """What a fleet costs: run-updates per second over its size, against the same runs one by one.
 
-    python benchmarks/fleet.py [--sizes 1 2 4 8] [--agent floq fql] [--steps 300]
+    python benchmarks/fleet.py [--sizes 1 2 4 8] [--agents floq fql] [--steps 300] [settings of both agents]
 
 Each line is a process of its own, since the number of devices is fixed when JAX starts. `host loop` is one run with one
-device call per step; `alone` one run in the compiled loop; a fleet's line gives what all its runs make together, and
-that as a ratio to `alone`. Settings and sizes of the demonstration.
+device call per step; `alone` one run in the compiled loop; `cores share the batch` the same with all cores as
+`--batch_devices`; a fleet's line gives what all its runs make together, and that as a ratio to `alone`. Settings and
+sizes are those of the demonstration where none are given.
 """
 
 import argparse
-import dataclasses
 import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import date
 
-REPETITIONS = 3
+TRIES = 3
 
 
-def measure(agent: str, size: int, layout: str, steps: int) -> None:
+def measure(agent: str, size: int, layout: str, steps: int, settings: list[str]) -> None:
     """Run-updates per second of one fleet, in this process; the best of a few tries."""
     import jax
 
-    from floq.fleet import Fleet, FleetData, Layout
+    from floq.bench import fleet_of, random_data
+    from floq.cli import parse_train
+    from floq.fleet import Layout
     from floq.keys import Keys
     from floq.machine import use_all_cores
-    from floq.presets import configure
+    from floq.speed import best_in_turn
     from floq.weights import make_agent
+    from floq.workers import cores
 
-    if layout == "shared":
-        use_all_cores(size)
-    from training_loop import host_loop, random_dataset
+    use_all_cores({"shared": size, "batch": cores()}.get(layout, 1))
+    from training_loop import host_loop
 
-    data, config = random_dataset(), configure(agent=agent)
-    keys = [Keys.of(seed).batches for seed in range(size)]
-    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in range(size)]
+    (config,), data = parse_train([f"--agent={agent}", *settings]).configs, random_data(2, 2)
+    first = jax.devices()[:1]
     if layout == "host":
-        run = lambda n: jax.block_until_ready(host_loop(jax.tree.map(jax.numpy.copy, agents[0]), data, keys[0], n))  # noqa: E731
+        fresh, key = make_agent(config, data), Keys.of(0).batches
+        run = lambda n: jax.block_until_ready(host_loop(jax.tree.map(jax.numpy.copy, fresh), data, key, n))  # noqa: E731
     else:
-        chosen = None if layout == "shared" else Layout((jax.devices()[0],), layout == "vmapped")
-        both = FleetData.of([data])
-        run = Fleet(agents, [0] * size, both, both, keys, keys, chosen).advance
+        layouts = {"vmapped": Layout(tuple(first), True), "mapped": Layout(tuple(first), False)}
+        layouts["batch"] = Layout(tuple(jax.devices()), False, len(jax.devices()))
+        run = fleet_of(config, size, data, layouts.get(layout)).advance
     run(1)  # compile
-    best = 0.0
-    for _ in range(REPETITIONS):
-        started = time.perf_counter()
-        run(steps)
-        best = max(best, size * steps / (time.perf_counter() - started))
-    print(best)
+    print(size / best_in_turn({"": run}, {"": steps}, TRIES)[""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--agent", nargs="+", default=["floq", "fql"])
+    parser.add_argument("--agents", nargs="+", default=["floq", "fql"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options, settings = parser.parse_known_args()
     if options.measure:
         agent, size, layout = options.measure
-        return measure(agent, int(size), layout, options.steps)
+        return measure(agent, int(size), layout, options.steps, settings)
 
     def rate(agent: str, size: int, layout: str) -> float:
         command = [sys.executable, "-W", "ignore", __file__, "--measure", agent, str(size), layout]
         done = subprocess.run(
-            [*command, "--steps", str(options.steps)], check=True, capture_output=True, text=True, cwd=os.getcwd()
+            [*command, "--steps", str(options.steps), *settings], check=True, stdout=subprocess.PIPE, text=True
         )
         return float(done.stdout)
 
-    print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.steps} updates, best of {REPETITIONS}"
-    )
+    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.steps} updates, best of {TRIES}")
     print(f"{'agent':<6} {'runs':>4}  {'layout':<22} {'run-updates/s':>13} {'to alone':>8}")
-    for agent in options.agent:
-        alone = rate(agent, 1, "mapped")
-        rows = [(1, "host", "host loop", rate(agent, 1, "host")), (1, "mapped", "alone", alone)]
+    for agent in options.agents:
+        rows = [(1, "mapped", "alone"), (1, "host", "host loop"), (1, "batch", "cores share the batch")]
         for size in options.sizes:
             if size > 1:
-                for layout, name in (
-                    ("shared", "cores share the runs"),
-                    ("mapped", "one after another"),
-                    ("vmapped", "vmapped"),
-                ):
-                    rows.append((size, layout, name, rate(agent, size, layout)))
-        for size, _, name, found in rows:
+                rows.append((size, "shared", "cores share the runs"))
+                rows += [(size, "mapped", "one after another"), (size, "vmapped", "vmapped")]
+        alone = None
+        for size, layout, name in rows:
+            found = rate(agent, size, layout)
+            alone = alone or found
             print(f"{agent:<6} {size:>4}  {name:<22} {found:>13.0f} {found / alone:>8.2f}", flush=True)
 
 

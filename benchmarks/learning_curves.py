@@ -3,7 +3,8 @@
     python benchmarks/learning_curves.py --out curves.png "flow critic=exp/floq/a" "monolithic critic=exp/floq/b"
 
 Each NAME=FOLDER is a group: all finished runs below that folder. Prints the mean over seeds with its 95% Student
-interval at every evaluation that all runs of the group have, and what the last evaluations pooled say.
+interval at every evaluation that all runs of the group have, each seed's mean over them, when it first reached 0.9, and
+what the last evaluations pooled say.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import numpy as np
 from floq.analysis.curves import compared_curves
 from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.run import Run, protocol
+
+GOOD = 0.9  # success
 
 
 def read_group(folder: Path) -> tuple[list[float], np.ndarray, list[Run]]:
@@ -48,6 +51,10 @@ def main() -> None:
             low, high = mean_interval(column)
             seeds = " ".join(f"{value:.2f}" for value in column)
             print(f"{step:>8.0f}  {column.mean():.2f}  [{low:.2f}, {high:.2f}]  {seeds}")
+        after = success[:, 1:] if steps[0] == 1 else success  # the evaluation of step 1 is of an untrained policy
+        print(f"mean over evaluations: {after.mean():.2f}; seeds {' '.join(f'{x:.2f}' for x in after.mean(axis=1))}")
+        reached = [next((step for step, x in zip(steps, curve, strict=True) if x >= GOOD), np.nan) for curve in success]
+        print(f"first at {GOOD} or more: {np.mean(reached):.0f}; seeds {' '.join(f'{x:.0f}' for x in reached)}")
         episodes = runs[0].config.eval_episodes * len(runs)
         low, high = wilson_interval(round(success[:, -1].sum() * runs[0].config.eval_episodes), episodes)
         print(

@@ -15,22 +15,13 @@ from functools import partial
 import jax
 import numpy as np
 
-from floq.data.transitions import Dataset
+from floq.bench import random_data
 from floq.fleet import Fleet, FleetData, sample_batch
 from floq.keys import Keys
 from floq.presets import configure
 from floq.weights import make_agent
 
-ROWS, REPETITIONS = 200_000, 3
-
-
-def random_dataset() -> Dataset:
-    """Numbers of the demonstration's shape; what they are does not matter for speed."""
-    rng = np.random.default_rng(0)
-    ends = np.arange(1, ROWS + 1) % 1001 == 0
-    return Dataset.from_rows(
-        rng.normal(size=(ROWS, 2)), rng.uniform(-1, 1, (ROWS, 2)), -np.ones(ROWS), np.ones(ROWS), ends
-    )
+REPETITIONS = 3
 
 
 def scanned(agent, dataset, key, steps):
@@ -57,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     steps = parser.parse_args().steps
-    dataset, keys = random_dataset(), Keys.of(0)
+    dataset, keys = random_data(2, 2), Keys.of(0)
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {jax.devices()[0].device_kind}, {steps} steps"
     )

@@ -2,9 +2,9 @@
 
     python benchmarks/update_cost.py [--env_name scene-play-singletask-v0] [--sizes 37 5] [--steps 5] [--runs 1]
 
-Random data; network sizes and other settings of the task, but in the row "published" K = 8 and eight iid source samples
-everywhere. Prints milliseconds per update, the best of three tries, and each as a ratio to FQL, in time and in the
-operations that the formula counts.
+Random data; network sizes and other settings of the task, but K = 8 and eight iid source samples in the first three
+rows. Prints milliseconds per update, the best of three tries, and each as a ratio to FQL, in time and in the
+operations that the formula counts; and what they come to, operations per second.
 """
 
 import argparse
@@ -12,16 +12,13 @@ import dataclasses
 import platform
 from datetime import date
 
-import numpy as np
-
 from floq.analysis.cost import update_cost
 from floq.bench import fleet_of, random_data
 from floq.machine import use_all_cores
 from floq.presets import configure
-from floq.speed import seconds_of
+from floq.speed import best_in_turn
 from floq.workers import cores
 
-REPETITIONS = 3
 PUBLISHED = {
     "critic_flow_steps": 8,
     "noise_samples": 8,
@@ -42,24 +39,23 @@ def main() -> None:
     data = random_data(*options.sizes)
     configs = {
         "floq, published": configure(options.env_name, **PUBLISHED),
+        "    in bf16": configure(options.env_name, precision="bf16", **PUBLISHED),
+        "    folded": configure(options.env_name, integration="folded", **PUBLISHED),
         "floq, fast": configure(options.env_name, preset="fast"),
         "fql": configure(options.env_name, "fql"),
     }
     fleets = {name: fleet_of(config, options.runs, data) for name, config in configs.items()}
     for fleet in fleets.values():
         fleet.advance(1)  # compile
-    best = dict.fromkeys(fleets, np.inf)
-    for _ in range(REPETITIONS):
-        for name, fleet in fleets.items():
-            spent = seconds_of(lambda fleet=fleet: fleet.advance(options.steps)) / options.steps
-            best[name] = min(best[name], spent)
+    calls = {name: fleet.advance for name, fleet in fleets.items()}
+    best = best_in_turn(calls, {name: options.steps for name in fleets})
     work = {name: update_cost(config.agent, *options.sizes).flops for name, config in configs.items()}
     print(f"{date.today()}, {platform.machine()}, {cores()} cores, {options.env_name}, {options.runs} runs")
-    print(f"{'agent':<16} {'K':>3} {'ms':>9} {'to fql':>7} {'GFLOP':>8} {'to fql':>7}")
+    print(f"{'agent':<16} {'K':>3} {'ms':>9} {'to fql':>7} {'GFLOP':>8} {'to fql':>7} {'GFLOP/s':>8}")
     for name, seconds in best.items():
         k = dataclasses.asdict(configs[name].agent.critic).get("critic_flow_steps", "-")
         time, flops = f"{1e3 * seconds:>9.2f} {seconds / best['fql']:>7.2f}", options.runs * work[name] / 1e9
-        print(f"{name:<16} {k:>3} {time} {flops:>8.3g} {work[name] / work['fql']:>7.2f}")
+        print(f"{name:<16} {k:>3} {time} {flops:>8.3g} {work[name] / work['fql']:>7.2f} {flops / seconds:>8.0f}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from floq.data.transitions import Batch
 from floq.errors import UserError
 from floq.fleet import sample_batch
 from floq.keys import Keys
-from floq.precision import computing_copy
+from floq.precision import computing_copy, matmul_precision
 from floq.weights import make_agent
 
 HEAD = 30.0
@@ -51,7 +51,8 @@ def outcome(agent: Agent, batch: Batch) -> Outcome:
         return critic.target(reward, agent.hypers.discount * mask, next_obs, actor.act, agent.scale, key)
 
     keys = jax.random.split(jax.random.key(7), batch["rewards"].shape[0])
-    targets = jax.jit(jax.vmap(target))(batch["rewards"], batch["masks"], batch["next_observations"], keys)
+    with matmul_precision(agent.precision):
+        targets = jax.jit(jax.vmap(target))(batch["rewards"], batch["masks"], batch["next_observations"], keys)
     after, info = agent.update(batch)
     moments: Any = after.opt_state
     parts = {

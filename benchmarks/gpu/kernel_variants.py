@@ -11,7 +11,6 @@ import argparse
 import csv
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +25,9 @@ from floq.errors import UserError
 from floq.kernels import fused
 from floq.kernels.plan import Plan
 from floq.precision import computing_copy
-from floq.speed import product_rate
+from floq.speed import best_in_turn, product_rate, repetitions_for
 
-REPETITIONS = 4
+TRIES = 4
 
 
 def integration(config: Any, runs: int, sizes: tuple[int, int], way: str) -> Callable[[], jax.Array]:
@@ -55,14 +54,8 @@ def integration(config: Any, runs: int, sizes: tuple[int, int], way: str) -> Cal
 
 def best_seconds(call: Callable[[], Any], least: float) -> float:
     call()  # compile
-    best = float("inf")
-    for _ in range(REPETITIONS):
-        started, calls = time.perf_counter(), 0
-        while calls == 0 or time.perf_counter() - started < least:
-            call()
-            calls += 1
-        best = min(best, (time.perf_counter() - started) / calls)
-    return best
+    repeat = lambda n: [call() for _ in range(n)]  # noqa: E731
+    return best_in_turn({"": repeat}, {"": repetitions_for(repeat, least)}, TRIES)[""]
 
 
 def with_plan(warpgroups: int, stages: int) -> Callable[..., Any]:

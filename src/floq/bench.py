@@ -31,17 +31,16 @@ from floq.progress import Display
 from floq.speed import (
     Episodes,
     Peaks,
+    best_in_turn,
     evaluation_rates,
     matmul_peaks,
     repetitions_for,
-    seconds_of,
     square_size,
 )
 from floq.train import check_built
 from floq.weights import make_agent
 from floq.workers import cores
 
-REPETITIONS = 3
 ROWS = 100_000  # of random data
 
 
@@ -102,7 +101,7 @@ def bench(
         check_writable(path.parent, "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
     use_all_cores(max(fleets) * config.batch_devices)
-    Layout.for_runs(max(fleets), config.batch_devices)
+    Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
     check_built(config)
     env = envs.make(config.env_name, config.success_timing)
     sizes = envs.sizes(env)
@@ -163,12 +162,13 @@ def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None]
     return found
 
 
-def fleet_of(config: Config, runs: int, data: Dataset) -> Fleet:
+def fleet_of(config: Config, runs: int, data: Dataset, layout: Layout | None = None) -> Fleet:
     """A fleet of fresh agents that differ in their seeds."""
+    layout = layout or Layout.for_runs(runs, config.batch_devices)
     both, seeds = FleetData.of([data]), range(runs)
     agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in seeds]
     batches, validations = [Keys.of(seed).batches for seed in seeds], [Keys.of(seed).validation for seed in seeds]
-    return Fleet(agents, [0] * runs, both, both, batches, validations, Layout.for_runs(runs, config.batch_devices))
+    return Fleet(agents, [0] * runs, both, both, batches, validations, layout)
 
 
 def measure(
@@ -200,11 +200,7 @@ def measure(
         fleet.advance(1)
         steps[name] = repetitions_for(fleet.advance, seconds)
         prepared(len(fleets))
-    best = dict.fromkeys(fleets, np.inf)
-    for _ in range(REPETITIONS):
-        for name, fleet in fleets.items():
-            spent = seconds_of(lambda fleet=fleet, n=steps[name]: fleet.advance(n))
-            best[name] = min(best[name], spent / steps[name])
+    best = best_in_turn({name: fleet.advance for name, fleet in fleets.items()}, steps)
     # The cores that pose as devices of a CPU share one peak; accelerators have one each.
     peak = max(peaks) * (1 if jax.default_backend() == "cpu" else fleets["fql", None].devices)
     rows = []

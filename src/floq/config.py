@@ -209,17 +209,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
-        if isinstance(self.agent, AgentConfig):  # the command line puts its own flat settings here, for a moment
-            self._check_agent()
         if self.agent.batch_size % self.batch_devices:
             batch_size = self.agent.batch_size
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
         if not (self.env_name or self.dataset):
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
-
-    def _check_agent(self) -> None:
-        if self.agent.flat().get("integration") == "fused" and self.precision != "bf16":
-            raise UserError("--agent.integration=fused computes in bfloat16: give --precision=bf16, or use plain")
 
     @property
     def task(self) -> str:

@@ -82,10 +82,16 @@ class LayerNorm(eqx.Module):
         return cls(jnp.ones(size), jnp.zeros(size))
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
-        exact = x.astype(jnp.float32)
-        mean = jnp.mean(exact)
-        variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(mean), 0.0)
-        return ((exact - mean) * jax.lax.rsqrt(variance + NORM_EPS) * self.scale + self.shift).astype(x.dtype)
+        mean, rstd = _moments(x)
+        return ((x.astype(jnp.float32) - mean) * rstd * self.scale + self.shift).astype(x.dtype)
+
+
+def _moments(x: Float[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean of x and one over its standard deviation, in float32."""
+    exact = x.astype(jnp.float32)
+    mean = jnp.mean(exact)
+    variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(mean), 0.0)
+    return mean, jax.lax.rsqrt(variance + NORM_EPS)
 
 
 class Activation(eqx.Module):
@@ -149,11 +155,9 @@ class FoldedBody(eqx.Module):
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         for number, linear in enumerate(self.linears):
             y = jax.nn.gelu(x, approximate=True)
-            exact = y.astype(jnp.float32)
-            variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(jnp.mean(exact)), 0.0)
             is_head = number == len(self.linears) - 1
             product = _product(y, linear.weight, jnp.float32 if is_head else None)
-            x = product * jax.lax.rsqrt(variance + NORM_EPS).astype(product.dtype) + linear.bias.astype(product.dtype)
+            x = product * _moments(y)[1].astype(product.dtype) + linear.bias.astype(product.dtype)
         return x
 
 

@@ -1,9 +1,10 @@
 """How fast things are here: calls, matrix products, evaluation episodes."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from floq.agent import Policy
 from floq.config import Config
 from floq.evaluate import Evaluator, on_cpu
 from floq.precision import Precision
+
+Name = TypeVar("Name")
 
 SQUARE = {"cpu": 2048, "gpu": 8192}  # size of the product that is taken for the peak
 OPERATIONS = {"cpu": 5e9, "gpu": 2e13}  # in one try of a product, so that starting it takes no part
@@ -50,6 +53,18 @@ def repetitions_for(call: Callable[[int], Any], seconds: float) -> int:
         n *= 2
         spent = seconds_of(partial(call, n))
     return max(1, round(n * seconds / spent))
+
+
+def best_in_turn(
+    calls: Mapping[Name, Callable[[int], Any]], repetitions: Mapping[Name, int], tries: int = 3
+) -> dict[Name, float]:
+    """Seconds per repetition of each `call(n)`: the best of a few tries, in which the calls take turns, so that what
+    else the machine does hits all of them alike."""
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(tries):
+        for name, call in calls.items():
+            best[name] = min(best[name], seconds_of(partial(call, repetitions[name])) / repetitions[name])
+    return best
 
 
 def matmul_peaks(config: Config) -> Peaks:

@@ -228,6 +228,8 @@ def check_built(config: Config) -> None:
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
     if config.agent.flat().get("integration") == "fused":
+        if config.precision != "bf16":
+            raise UserError("--agent.integration=fused computes in bfloat16: give --precision=bf16, or use plain")
         kernels.check_machine()
 
 
