@@ -77,6 +77,7 @@ def scaled_setting(config: AgentConfig, by: By) -> str:
 
 def count(config: AgentConfig, obs_size: int, act_size: int, what: What) -> int:
     """What `matched` makes equal: the critic's parameters, or the operations of an update."""
+    config = config.compiled()  # traced settings change no count: agents that differ in those alone are counted once
     if config.flat().get("integration") == "fused":  # the kernel's products are the plain ones, but cannot be counted
         config = _with(config, {"integration": "plain"})
     if what == "params":
