@@ -1,5 +1,6 @@
 """`floq train --match` as a user types it. Observations and actions of the demonstration have two numbers each."""
 
+import importlib
 import json
 from typing import Any
 
@@ -36,7 +37,8 @@ def test_equal_parameters_by_hand(capsys):
     assert PARAMETERS == 1240
     assert config["agent"]["value_hidden_dims"] == [103]
     assert said == "floq: --match=params: value_hidden_dims (103,), 1,238 critic parameters, floq has 1,240\n"
-    as_typed = configure(agent="fql", **SMALL | {"value_hidden_dims": (103,)}).to_json()
+    settings: dict[str, Any] = SMALL | {"value_hidden_dims": (103,)}
+    as_typed = configure(agent="fql", **settings).to_json()
     assert config == json.loads(json.dumps(as_typed))  # and nothing else
 
 
@@ -96,7 +98,8 @@ def test_sizes_come_from_the_data_where_there_is_no_environment(capsys, tmp_path
 
 def test_a_run_is_given_what_was_found(capsys, monkeypatch):
     given = {}
-    monkeypatch.setattr("floq.train.train_fleet", lambda configs, **options: given.update(options, configs=configs))
+    module = importlib.import_module("floq.train")  # `floq.train` is the function
+    monkeypatch.setattr(module, "train_fleet", lambda configs, **options: given.update(options, configs=configs))
     monkeypatch.setattr("floq.cli._start_jax", lambda *_: None)
     assert cli.run(["train", *WORDS]) == 0
     (config,) = given["configs"]

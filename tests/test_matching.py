@@ -58,7 +58,6 @@ def test_equal_parameters_by_hand(critic, settings, by, setting, value, paramete
 @pytest.mark.parametrize(
     ("critic", "by", "setting"),
     [
-        ("scalar", "width", "value_hidden_dims"),
         ("scalar", "members", "value_num_ensembles"),
         ("quantile", "width", "value_hidden_dims"),
     ],
