@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from floq.analysis.cost import FLOAT, update_cost
+from floq.analysis.cost_model import FLOAT, update_cost
 from floq.bench import fleet_of, random_data
 from floq.cli import parse_train
 from floq.config import AgentConfig, Config

@@ -12,7 +12,7 @@ import dataclasses
 import platform
 from datetime import date
 
-from floq.analysis.cost import update_cost
+from floq.analysis.cost_model import update_cost
 from floq.bench import fleet_of, random_data
 from floq.machine import use_all_cores
 from floq.presets import configure

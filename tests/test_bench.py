@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from floq import bench, cli, speed
-from floq.analysis.cost import update_cost
+from floq.analysis.cost_model import update_cost
 from floq.presets import configure
 
 TINY_NETWORKS = ["--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]

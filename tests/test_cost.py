@@ -1,14 +1,21 @@
 """The formula for what an update costs, against the program that JAX traces, product by product."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import make_batch
 
+from floq.actors import ACTORS
 from floq.agent import Agent
-from floq.analysis.cost import traced_flops, update_cost
-from floq.config import AgentConfig
+from floq.analysis.cost import cost_of, critic_parameters, traced_flops
+from floq.analysis.cost_model import has_formula, update_cost
+from floq.config import AgentConfig, settings_type
+from floq.critics import CRITICS
 
 OBS, ACT = 3, 2
 ACTOR = {"batch_size": 8, "actor_hidden_dims": (8, 12), "value_hidden_dims": (8, 9)}
@@ -31,10 +38,41 @@ CONFIGS = {
 def test_formula_and_program_agree(name):
     critic, settings = CONFIGS[name]
     config = AgentConfig.from_flat(critic, "fql", settings)
+    formula, traced = update_cost(config, OBS, ACT), cost_of(config, OBS, ACT)
+    assert has_formula(config)
+    assert (formula.flops, formula.parameters) == (traced.update_flops, traced.parameters)
     agent = jax.eval_shape(lambda: Agent.init(jax.random.key(0), OBS, ACT, config))
-    cost = update_cost(config, OBS, ACT)
-    assert cost.flops == traced_flops(lambda agent, batch: agent.update(batch), agent, make_batch(8))
-    assert cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(agent.params))
+    assert traced.update_flops == traced_flops(lambda agent, batch: agent.update(batch), agent, make_batch(8))
+    assert traced.critic_parameters == critic_parameters(config, OBS, ACT)
+    # The one-step policy alone acts: 5 -> 8 -> 12 -> 2.
+    assert traced.action_flops == 2 * (5 * 8 + 8 * 12 + 12 * 2)
+    actor = [(5, 8), (8, 12), (12, 2)], [(6, 8), (8, 12), (12, 2)]  # the behaviour flow takes the time too
+    norms = 2 * 2 * (8 + 12) if config.actor.actor_layer_norm else 0
+    assert traced.parameters - traced.critic_parameters == sum((a + 1) * b for net in actor for a, b in net) + norms
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+@pytest.mark.parametrize("critic", CRITICS)
+def test_any_critic_with_any_actor_is_counted(critic, actor):
+    """Twice the batch is twice the work, and the parameters stay."""
+    settings = {"value_hidden_dims": (8,), "actor_hidden_dims": (8,), "block_width": 8, "block_depth": 1}
+    known = settings_type(critic, actor).__dataclass_fields__
+    settings = {name: value for name, value in settings.items() if name in known}
+    costs = [cost_of(AgentConfig.from_flat(critic, actor, settings | {"batch_size": b}), OBS, ACT) for b in (8, 16)]
+    assert costs[1].update_flops == 2 * costs[0].update_flops
+    assert costs[1]._replace(update_flops=0) == costs[0]._replace(update_flops=0)
+    assert 0 < costs[0].critic_parameters < costs[0].parameters
+    assert 0 < costs[0].action_flops < costs[0].update_flops
+
+
+def test_counting_starts_no_accelerator():
+    """Not even a CPU: here JAX is told of a platform that does not exist, and the first computation would fail."""
+    code = "from floq.analysis.cost import cost_of; import floq; print(cost_of(floq.AgentConfig(), 3, 2))"
+    environment = os.environ | {"JAX_PLATFORMS": "nonesuch"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout == f"{cost_of(AgentConfig(), 3, 2)}\n", done.stderr
+    code = "import jax; jax.numpy.ones(3)"  # it would
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=environment).returncode
 
 
 def test_the_published_sizes_come_to_what_the_anchors_say():
@@ -51,8 +89,12 @@ def test_xla_counts_the_same_where_no_loop_repeats():
     config = AgentConfig.from_flat("floq", "fql", settings)
     agent = Agent.init(jax.random.key(0), OBS, ACT, config)
     compiled = jax.jit(lambda agent, batch: agent.update(batch)).lower(agent, make_batch(64)).compile()
-    counted, formula = compiled.cost_analysis()["flops"], update_cost(config, OBS, ACT).flops
+    counted, formula = (compiled.cost_analysis() or {})["flops"], update_cost(config, OBS, ACT).flops
     assert formula < counted < 1.5 * formula  # XLA counts activations and the optimiser on top
+    assert cost_of(config, OBS, ACT).update_flops == formula
+    compiled = jax.jit(lambda agent, obs: agent.act(obs, agent.key)).lower(agent, jnp.ones(OBS)).compile()
+    counted, traced = (compiled.cost_analysis() or {})["flops"], cost_of(config, OBS, ACT).action_flops
+    assert traced < counted < 1.5 * traced
 
 
 def test_loops_count_as_often_as_they_run():
@@ -61,5 +103,7 @@ def test_loops_count_as_often_as_they_run():
     repeated = lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=5)[0]  # noqa: E731
     assert traced_flops(repeated, x) == 5 * product
     assert traced_flops(lambda x: jax.vmap(jnp.matmul)(x, x), np.ones((3, 4, 4))) == 3 * product
+    costly, cheap = (lambda x: x @ x @ x), (lambda x: x)
+    assert traced_flops(lambda x: jax.lax.cond(x.sum() > 0, cheap, costly, x), x) == 2 * product
     with pytest.raises(ValueError, match="repetitions"):
         traced_flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), x)

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 
 from floq import envs
-from floq.agent import Agent
-from floq.analysis.cost import traced_flops, update_cost
+from floq.analysis.cost import cost_of
+from floq.analysis.cost_model import has_formula, update_cost
 from floq.config import AgentConfig, Config, settings_type
 from floq.data.transitions import Dataset
 from floq.errors import UserError
-from floq.fleet import Fleet, FleetData, Layout, sample_batch
+from floq.fleet import Fleet, FleetData, Layout
 from floq.folders import check_writable, user_path
 from floq.keys import Keys
 from floq.machine import use_all_cores
@@ -46,7 +46,8 @@ ROWS = 100_000  # of random data
 
 class Measured(NamedTuple):
     """One row of the table: a fleet of `runs` agents with the same K. Rates are per second, sizes in bytes, of all
-    devices together. `traced_flops` does not see into the fused kernel."""
+    devices together. `flops` is by formula where there is one, else as traced; `traced_flops` does not see into the
+    fused kernel."""
 
     agent: str
     k: int | None
@@ -206,7 +207,9 @@ def measure(
     rows = []
     for (agent, k), one in configs.items():
         per_update = best[agent, k]
-        flops = update_cost(one.agent, data.observations.shape[1], data.actions.shape[1]).flops
+        sizes = data.observations.shape[1], data.actions.shape[1]
+        traced = cost_of(one.agent, *sizes).update_flops
+        flops = update_cost(one.agent, *sizes).flops if has_formula(one.agent) else traced
         rows.append(
             Measured(
                 agent,
@@ -216,7 +219,7 @@ def measure(
                 runs / per_update,
                 per_update / best["fql", None],
                 flops,
-                _traced(fleets[agent, k].agent(0), data),
+                traced,
                 runs * flops / per_update / peak,
                 memory[agent, k],
                 compiling[agent, k],
@@ -224,11 +227,6 @@ def measure(
             )
         )
     return rows
-
-
-def _traced(agent: Agent, data: Dataset) -> int:
-    batch = jax.eval_shape(lambda agent: sample_batch(agent, data, Keys.of(0).batches), agent)
-    return traced_flops(lambda agent, batch: agent.update(batch), agent, batch)
 
 
 def _job_seconds(config: Config, runs: int, per_update: float, episodes: Episodes | None) -> float:

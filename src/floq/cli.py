@@ -4,12 +4,13 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from floq.cli_data import collect_command, convert_command, inspect_command
+from floq.cli_train import parse_train, resolve_train
 from floq.errors import Interrupted, UserError, nearest
 from floq.flags import Flags, described, parse
 
@@ -80,15 +81,6 @@ class Resume:
     """Divide the runs over several hosts, as in training."""
     dry_run: bool = False
     """Print the resolved configuration."""
-
-
-class Request(NamedTuple):
-    """What `floq train` is asked to do: train these configurations, or just show them."""
-
-    configs: list[Any]
-    dry_run: bool
-    distributed: str | None
-    notes: list[str]
 
 
 def _train(argv: list[str]) -> None:
@@ -162,53 +154,6 @@ def _print_configs(configs: list[Any]) -> None:
     if isinstance(shown["seed"], list):
         shown = {"seeds" if name == "seed" else name: value for name, value in shown.items()}
     print(json.dumps(shown, indent=2))
-
-
-def parse_train(argv: list[str]) -> Request:
-    """`floq train`'s arguments, resolved."""
-    return resolve_train(Flags(argv))
-
-
-def resolve_train(flags: Flags) -> Request:
-    """The same of flags: a configuration for each combination of values where a flag has several."""
-    from floq.config import AGENTS, PUBLISHED_ALIASES, Config, settings_type
-    from floq.presets import PRESETS, configure, notice
-
-    agent = flags.take("agent", "floq")
-    preset = flags.take("preset", None)
-    dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
-    seeds = flags.take_seeds()
-    parts = {kind: flags.take(f"agent.{kind}", None) for kind in ("critic", "actor")}
-    any_task = configure(agent=agent, preset=preset, **parts)
-    critic, actor = any_task.agent.critic_name, any_task.agent.actor_name
-    settings = settings_type(critic, actor)
-    types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
-    types |= {f"agent.{f.name}": f for f in dataclasses.fields(settings)}
-    aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in PUBLISHED_ALIASES.get(critic, {}).items()}
-    command = dataclasses.make_dataclass(
-        "Train", [("agent", settings, field(default=settings(**any_task.agent.flat())))], bases=(Config,), frozen=True
-    )
-    description = (
-        "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
-        f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
-        f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
-        "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
-        "--distributed=auto (on Slurm and the like) or ADDRESS:PORT/HOSTS/NUMBER divides the runs over several hosts, "
-        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run."
-    )
-    configs: list[Any] = []
-    for variant in flags.variants(types, aliases):
-        # Flags refine the preset that the environment and the agent select: parse them with that as the default.
-        base = configure(variant.peek("env_name"), agent, preset=preset, dataset=variant.peek("dataset"), **parts)
-        run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
-        default = command(**run, agent=settings(**base.agent.flat()))
-        parsed = parse(command, variant.normalised(types, aliases), "floq train", description, default)
-        values = {name: getattr(parsed, name) for name in run}
-        config = Config(**values, agent=type(base.agent).from_flat(critic, actor, dataclasses.asdict(parsed.agent)))
-        configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
-    configs = list(dict.fromkeys(configs))
-    notes = dict.fromkeys(notice(config.task, agent, preset) for config in configs)
-    return Request(configs, dry_run, distributed, [note for note in notes if note])
 
 
 # --- floq eval ---

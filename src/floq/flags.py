@@ -81,6 +81,12 @@ class Flags:
         self._pairs = [pair for pair in self._pairs if pair[0] not in names]
         return own
 
+    def keeping(self, names: Iterable[str], aliases: Mapping[str, str]) -> "Flags":
+        """A copy with the flags of these names alone, under whichever alias."""
+        kept = copy.copy(self)
+        kept._pairs = [pair for pair in self._pairs if aliases.get(pair[0], pair[0]) in names]
+        return kept
+
     def variants(self, fields: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> "list[Flags]":
         """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`, or
         `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. A flag whose

@@ -1,149 +1,92 @@
-"""What an update costs: operations and bytes, by formula from the settings, and as counted in the traced program.
+"""What any agent costs, counted in its program as JAX traces it: for whichever critic and actor, with no formula.
 
-The formula is the model that the documentation reasons with; that the two agree to the last product is tested.
+Nothing is computed or allocated, and no accelerator is started. Matrix products are counted, two operations for each
+multiplication and addition. A loop counts as often as it runs, a choice at its most expensive branch. What a custom
+call does is not seen: the fused kernel of `floq.kernels` counts as nothing near its products.
+
+`analysis.cost_model` has the formula for the published agents, which says where the operations are.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from floq.agent import Agent
 from floq.config import AgentConfig
-from floq.critics import FloqConfig, QuantileConfig, ScalarConfig
-from floq.embeddings import time_embedding_size
-
-FLOAT = 4  # bytes
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one update of one run.
+class Cost(NamedTuple):
+    """What an agent comes to.
 
-    flops: of matrix products, two for each multiplication and addition. parameters: learned numbers. hidden: numbers
-    that hidden layers put out, forward and backward. optimiser_bytes: what Adam and the target network's average read
-    and write.
+    parameters, critic_parameters: learned numbers, of critic and actor, and of the critic alone; target networks are
+    copies and do not count. update_flops: operations of one update of one run. action_flops: of one action for one
+    observation.
     """
 
-    flops: int
     parameters: int
-    hidden: int
-
-    @property
-    def optimiser_bytes(self) -> int:
-        """Parameters, both moments and the average are read and written, the gradients read: nine numbers each."""
-        return 9 * FLOAT * self.parameters
+    critic_parameters: int
+    update_flops: int
+    action_flops: int
 
 
-class _Layers:
-    """A stack of linear layers, and what it costs per row to run or to train it. In a residual one the entry is not
-    followed by a LayerNorm."""
-
-    def __init__(self, sizes: Sequence[int], norm: bool, residual: bool = False):
-        normed = sizes[2 if residual else 1 : -1] if norm else ()
-        self.parameters = sum((a + 1) * b for a, b in pairwise(sizes)) + 2 * sum(normed)
-        self.forward = 2 * sum(a * b for a, b in pairwise(sizes))
-        self.entry = 2 * sizes[0] * sizes[1]
-        self.hidden = sum(sizes[1:-1])
-
-    @property
-    def to_inputs(self) -> int:
-        """Forward, and the gradient with respect to the inputs."""
-        return 2 * self.forward
-
-    @property
-    def to_weights(self) -> int:
-        """Forward, and the gradient with respect to the weights, which the inputs' is not part of."""
-        return 3 * self.forward - self.entry
-
-
-def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
-    """The cost of `Agent.update` for one run, by formula.
+@functools.lru_cache(maxsize=256)
+def cost_of(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
+    """The cost of an agent with any critic and any actor.
 
     Args:
-        config: a floq, scalar or quantile critic with the fql actor.
-        obs_size, act_size: how many numbers an observation and an action have.
+        config: the agent.
+        obs_size, act_size: how many numbers an observation and an action of the environment have.
 
     Raises:
-        ValueError: there is no formula for such an agent.
+        ValueError: the program has a loop whose number of repetitions is not known.
     """
-    if type(config.critic) not in _CRITICS or config.actor_name != "fql":
-        raise ValueError(f"no formula for critic {config.critic_name!r} with actor {config.actor_name!r}")
-    a, both = config.actor, obs_size + act_size
-    flow = _Layers((both + 1, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
-    one_step = _Layers((both, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
-    critic = _CRITICS[type(config.critic)](config.critic, both, one_step)
-    actor_flops = flow.to_weights + a.actor_flow_steps * flow.forward + one_step.to_weights + one_step.forward
-    actor_hidden = (2 + a.actor_flow_steps) * flow.hidden + 3 * one_step.hidden
+    agent, act_size = _untrained(config, obs_size, act_size)
+    observations, actions, scalars = ((config.batch_size, *size) for size in ((obs_size,), (act_size,), ()))
+    batch = {
+        "observations": _array(observations),
+        "actions": _array(actions),
+        "next_observations": _array(observations),
+        "next_actions": _array(actions),
+        "rewards": _array(scalars),
+        "masks": _array(scalars),
+        "terminals": _array(scalars),
+    }
+    act = lambda agent, obs: agent.act(obs, agent.key)  # noqa: E731
     return Cost(
-        config.batch_size * (critic.flops + actor_flops),
-        critic.parameters + flow.parameters + one_step.parameters,
-        config.batch_size * (critic.hidden + actor_hidden),
+        _size(agent.params),
+        _size(agent.params.critic),
+        traced_flops(lambda agent, batch: agent.update(batch), agent, batch),
+        traced_flops(act, agent, _array((obs_size,))),
     )
 
 
-def _floq(c: FloqConfig, both: int, one_step: _Layers) -> Cost:
-    z_size = (c.num_bins - 1 if c.use_prob_embed else 1) + time_embedding_size(c.time, c.time_embed_dim)
-    hidden = 1 + c.block_depth * c.num_transformations if c.use_resnets else c.block_depth
-    field = _Layers((both + z_size, *(c.block_width,) * hidden, 1), c.layer_norm, c.use_resnets)
-    distilled = _Layers((both, *c.value_hidden_dims, 1), c.layer_norm)
-    fixed = 2 * both * c.block_width  # the share of (s, a) in the first layer: once per integration
-    velocity = field.forward - fixed
-    target_samples = c.target_noise_samples or c.noise_samples
-    target_steps = target_samples * (c.target_flow_steps or c.critic_flow_steps)
-    distill_samples = c.distill_noise_samples or c.noise_samples
-    distill_steps = {"flow": c.critic_flow_steps, "one_pass": 1, "td": 0}[c.distill_target] * distill_samples
-    # In the loss z_t and t are given, so the first layer's share of them passes no gradient on.
-    varying = 2 * z_size * c.block_width
-    loss = 2 * fixed + c.noise_samples * (3 * velocity - varying)
-    integrations = fixed * (target_samples + (distill_steps > 0)) + velocity * (target_steps + distill_steps)
-    members, heads = c.flow_num_ensembles, c.distill_num_ensembles
-    return Cost(
-        target_samples * one_step.forward
-        + members * (loss + integrations)
-        + heads * (distilled.to_weights + distilled.to_inputs),
-        members * field.parameters + heads * distilled.parameters,
-        target_samples * one_step.hidden
-        + members * field.hidden * (2 * c.noise_samples + target_steps + distill_steps)
-        + heads * 4 * distilled.hidden,
-    )
+@functools.lru_cache(maxsize=256)
+def critic_parameters(config: AgentConfig, obs_size: int, act_size: int) -> int:
+    """`cost_of(...).critic_parameters` alone, in hundredths of a second."""
+    return _size(_untrained(config, obs_size, act_size)[0].params.critic)
 
 
-def _scalar(c: ScalarConfig, both: int, one_step: _Layers) -> Cost:
-    if c.use_resnets:
-        sizes = (both, *(c.block_width,) * (1 + c.block_depth * c.num_transformations), 1)
-    else:
-        sizes = (both, *c.value_hidden_dims, 1)
-    return _looked_up(_Layers(sizes, c.layer_norm, c.use_resnets), c.value_num_ensembles, 1, one_step)
+def _untrained(config: AgentConfig, obs_size: int, act_size: int) -> tuple[Agent, int]:
+    """The shapes of an agent, and how many numbers its networks take for an action: a chunk of actions is one."""
+    width = getattr(config, "action_chunk", 1) * act_size
+    return jax.eval_shape(lambda: Agent.init(jax.random.key(0), obs_size, width, config)), width
 
 
-def _quantile(c: QuantileConfig, both: int, one_step: _Layers) -> Cost:
-    inputs = both + (c.quantile_embed_dim if c.embed_quantile else 1)
-    net = _Layers((inputs, *c.value_hidden_dims, 1), c.layer_norm)
-    return _looked_up(net, c.value_num_ensembles, c.num_tau_samples, one_step)
+def _array(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _looked_up(net: _Layers, members: int, samples: int, one_step: _Layers) -> Cost:
-    """A critic that evaluates its networks once per sample for target, loss and actor."""
-    return Cost(
-        samples * (one_step.forward + members * (net.forward + net.to_weights + net.to_inputs)),
-        members * net.parameters,
-        samples * (one_step.hidden + members * 5 * net.hidden),
-    )
-
-
-_CRITICS: dict[type, Callable[[Any, int, _Layers], Cost]] = {
-    FloqConfig: _floq,
-    ScalarConfig: _scalar,
-    QuantileConfig: _quantile,
-}
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def traced_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Of the matrix products in `function(*args)` as JAX traces it; what a loop repeats counts as often as it does.
-    (XLA's own `cost_analysis` counts the body of a loop once.)
+    """Of the matrix products in `function(*args)` as JAX traces it; of `args` only the shapes matter. (XLA's own
+    `cost_analysis` counts the body of a loop once.)
 
     Raises:
         ValueError: a loop's number of repetitions is not known.
@@ -154,19 +97,21 @@ def traced_flops(function: Callable[..., Any], *args: Any) -> int:
 def _flops(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        name = equation.primitive.name
+        if name == "dot_general":
             ((contracted, _), _) = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod([shape[axis] for axis in contracted])
             continue
-        inner = sum(_flops(part) for part in _parts(equation))
-        if inner and equation.primitive.name == "while":
+        parts = [_flops(part) for part in _parts(equation)]
+        if any(parts) and name == "while":
             raise ValueError("a loop whose number of repetitions is not known")
-        total += inner * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        inner = max(parts) if name == "cond" else sum(parts)
+        total += inner * (equation.params["length"] if name == "scan" else 1)
     return total
 
 
-def _parts(equation: Any):
+def _parts(equation: Any) -> Iterator[Any]:
     """The programs within an equation."""
     is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")  # noqa: E731
     for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):

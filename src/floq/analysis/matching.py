@@ -1,0 +1,136 @@
+"""Make a baseline as large or as costly as another agent: the width, or the number of members, that comes nearest.
+
+A flow critic spends more than a monolithic one of the same width. A comparison that gives both the same parameters, or
+the same operations per update, says what the flow adds beyond them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Literal, TypeAlias
+
+from floq.analysis.cost import cost_of, critic_parameters
+from floq.config import AgentConfig
+from floq.errors import UserError
+
+What: TypeAlias = Literal["params", "flops"]
+By: TypeAlias = Literal["width", "members"]
+
+
+def matched(
+    baseline: AgentConfig,
+    reference: AgentConfig,
+    obs_size: int,
+    act_size: int,
+    what: What,
+    by: By = "width",
+) -> AgentConfig:
+    """`baseline` with a critic whose count comes nearest to that of `reference`; nothing else in it changes.
+
+    Args:
+        baseline, reference: agents, each with any critic and any actor.
+        obs_size, act_size: how many numbers an observation and an action of the environment have.
+        what: is to be equal: "params", the learned numbers of the critics; "flops", the operations of an update of the
+            whole agents, each with its own batch size.
+        by: "width" scales all hidden layers of the critic by one factor; "members" sets the size of its ensemble. Of
+            the floq critic these are the velocity fields, and the distilled critic stays as it is.
+
+    Raises:
+        UserError: the critic has no such setting, or even its smallest value is too much.
+    """
+    setting = scaled_setting(baseline, by)
+    goal, start = count(reference, obs_size, act_size, what), getattr(baseline.critic, setting)
+
+    def candidate(number: int) -> AgentConfig:
+        return _with(baseline, {setting: _scaled(start, number)})
+
+    def counted(number: int) -> int:
+        return count(candidate(number), obs_size, act_size, what)
+
+    if counted(1) > goal:
+        unit = {"params": "critic parameters", "flops": "operations per update"}[what]
+        raise UserError(
+            f"even {setting}={_scaled(start, 1)} comes to {counted(1):,} {unit}, and {goal:,} are to be matched: give "
+            "the baseline fewer layers or members, or the reference more"
+        )
+    return candidate(_nearest(counted, goal, _largest(start)))
+
+
+def scaled_setting(config: AgentConfig, by: By) -> str:
+    """The setting of the critic that `matched` changes.
+
+    Raises:
+        UserError: it has none.
+    """
+    critic = config.critic
+    names = {f.name for f in dataclasses.fields(critic)}
+    is_flow = "flow_num_ensembles" in names  # its `value_hidden_dims` are those of the distilled critic
+    if by == "members":
+        setting = "flow_num_ensembles" if is_flow else "value_num_ensembles"
+    else:
+        setting = "block_width" if is_flow or getattr(critic, "use_resnets", False) else "value_hidden_dims"
+    if setting not in names:
+        raise UserError(f"critic {config.critic_name!r} cannot be scaled by {by}: it has no setting {setting}")
+    return setting
+
+
+def count(config: AgentConfig, obs_size: int, act_size: int, what: What) -> int:
+    """What `matched` makes equal: the critic's parameters, or the operations of an update."""
+    config = config.compiled()  # traced settings change no count: agents that differ in those alone are counted once
+    if config.flat().get("integration") == "fused":  # the kernel's products are the plain ones, but cannot be counted
+        config = _with(config, {"integration": "plain"})
+    if what == "params":
+        return critic_parameters(config, obs_size, act_size)
+    return cost_of(config, obs_size, act_size).update_flops
+
+
+def _with(config: AgentConfig, changes: dict[str, Any]) -> AgentConfig:
+    return dataclasses.replace(config, critic=dataclasses.replace(config.critic, **changes))
+
+
+def _largest(setting: int | tuple[int, ...]) -> int:
+    return max(setting) if isinstance(setting, tuple) else setting
+
+
+def _scaled(setting: int | tuple[int, ...], largest: int) -> int | tuple[int, ...]:
+    """The setting scaled such that its largest number is `largest`, each number at least 1."""
+    if not isinstance(setting, tuple):
+        return largest
+    return tuple(max(1, round(Fraction(number * largest, max(setting)))) for number in setting)
+
+
+def _nearest(count: Callable[[int], int], goal: int, start: int) -> int:
+    """The positive integer whose count is nearest to `goal`, the smaller of two that are equally near.
+
+    Args:
+        count: grows, about quadratically, and is at most `goal` at 1; it is expensive to call.
+        start: where to begin.
+    """
+    known = {1: count(1)}
+    high = max(2, start)
+    while known.setdefault(high, count(high)) < goal:
+        high = max(2 * high, _solved(known, goal) + 1 if len(known) > 2 else 0)
+    low = max(number for number, value in known.items() if value <= goal)
+    # The parabola is exact where all layers are equally wide; every fourth time halve, in case it leads nowhere.
+    guesses = 0
+    while high - low > 1:
+        guess = _solved(known, goal) if len(known) > 2 and guesses % 4 < 3 else (low + high) // 2
+        guess = min(max(guess, low + 1), high - 1)
+        known[guess] = count(guess)
+        low, high = (guess, high) if known[guess] <= goal else (low, guess)
+        guesses += 1
+    return min((low, high), key=lambda number: (abs(known[number] - goal), number))
+
+
+def _solved(known: dict[int, int], goal: int) -> int:
+    """Where the parabola through the three counts nearest to the goal reaches it, rounded down; the line through two of
+    them if it is no rising one."""
+    (x0, y0), (x1, y1), (x2, y2) = sorted(known.items(), key=lambda point: abs(point[1] - goal))[:3]
+    slope = Fraction(y1 - y0, x1 - x0)
+    bend = (Fraction(y2 - y0, x2 - x0) - slope) / (x2 - x1)
+    linear = slope - bend * (x0 + x1)
+    inside = linear**2 - 4 * bend * (y0 - linear * x0 - bend * x0**2 - goal)
+    if bend > 0 and inside >= 0:
+        return math.floor((math.sqrt(inside) - float(linear)) / float(2 * bend))
+    return x0 + math.floor((goal - y0) / slope) if slope > 0 else 0

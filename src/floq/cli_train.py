@@ -1,0 +1,110 @@
+"""The flags of `floq train`, resolved to the configurations of runs."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from floq.flags import Flags, parse
+
+
+class Request(NamedTuple):
+    """What `floq train` is asked to do: train these configurations, or just show them."""
+
+    configs: list[Any]
+    dry_run: bool
+    distributed: str | None
+    notes: list[str]
+
+
+class AgentFlags:
+    """The flags that `floq train` has with one agent, and the configuration that they come to."""
+
+    def __init__(self, agent: str, preset: str | None, critic: str | None = None, actor: str | None = None):
+        """Args: see `presets.configure`."""
+        from floq.config import PUBLISHED_ALIASES, Config, settings_type
+        from floq.presets import configure
+
+        self.agent, self.preset, self._parts = agent, preset, {"critic": critic, "actor": actor}
+        any_task = configure(agent=agent, preset=preset, critic=critic, actor=actor).agent
+        self.critic, self.actor = any_task.critic_name, any_task.actor_name
+        self._settings = settings_type(self.critic, self.actor)
+        self.types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
+        self.types |= {f"agent.{f.name}": f for f in dataclasses.fields(self._settings)}
+        published = PUBLISHED_ALIASES.get(self.critic, {})
+        self.aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in published.items()}
+        default = dataclasses.field(default=self._settings(**any_task.flat()))
+        self._command = dataclasses.make_dataclass(
+            "Train", [("agent", self._settings, default)], bases=(Config,), frozen=True
+        )
+
+    def config(self, flags: Flags, aliases: dict[str, str] | None = None) -> Any:
+        """The configuration of a run. Flags refine the preset that the environment and the agent select."""
+        from floq.config import Config
+        from floq.presets import configure
+
+        given = {name: flags.peek(name) for name in ("env_name", "dataset")}
+        base = configure(given["env_name"], self.agent, preset=self.preset, dataset=given["dataset"], **self._parts)
+        run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
+        default = self._command(**run, agent=self._settings(**base.agent.flat()))
+        words = flags.normalised(self.types, aliases or self.aliases)
+        parsed: Any = parse(self._command, words, "floq train", _description(), default)
+        values = {name: getattr(parsed, name) for name in run}
+        agent = type(base.agent).from_flat(self.critic, self.actor, dataclasses.asdict(parsed.agent))
+        return Config(**values, agent=agent)
+
+
+def _description() -> str:
+    from floq.config import AGENTS
+    from floq.presets import PRESETS
+
+    return (
+        "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
+        f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
+        f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
+        "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
+        "--distributed=auto (on Slurm and the like) or ADDRESS:PORT/HOSTS/NUMBER divides the runs over several hosts, "
+        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run. "
+        "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
+        "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
+        "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
+        "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
+        "there is none."
+    )
+
+
+def parse_train(argv: list[str]) -> Request:
+    """`floq train`'s arguments, resolved."""
+    return resolve_train(Flags(argv))
+
+
+def resolve_train(flags: Flags) -> Request:
+    """The same of flags: a configuration for each combination of values where a flag has several."""
+    from floq.cli_match import Match
+    from floq.presets import notice
+
+    name, preset = flags.take("agent", "floq"), flags.take("preset", None)
+    dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
+    seeds, match = flags.take_seeds(), Match.taken_from(flags)
+    own = AgentFlags(name, preset, flags.take("agent.critic", None), flags.take("agent.actor", None))
+    if match:
+        match.check(own.critic)
+    # The floq agent with the same actor, and without a family's settings if the baseline does without.
+    floq = AgentFlags("agents/floq.py" if "/" in name else "floq", preset, actor=own.actor) if match else None
+    configs: list[Any] = []
+    notes: dict[str | None, None] = {}
+    for variant in flags.variants((floq.types if floq else {}) | own.types, own.aliases):
+        reference = None
+        if match and floq:
+            theirs = variant.keeping(floq.types, own.aliases)
+            variant.split(floq.types.keys() - own.types.keys())  # these describe floq alone
+            reference = floq.config(theirs, own.aliases)
+        config = own.config(variant)
+        if match and reference:
+            config, found = match.apply(config, reference.agent)
+            notes[found] = None
+        configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
+    configs = list(dict.fromkeys(configs))
+    for config in configs:
+        # A preset that changes floq has its effect, if only on what is matched.
+        changed = match and preset and notice(config.task, "floq", preset) is None
+        notes[notice(config.task, name, None if changed else preset)] = None
+    return Request(configs, dry_run, distributed, [note for note in notes if note])
