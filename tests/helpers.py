@@ -1,11 +1,13 @@
 """Small agents and scales that several tests share."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
 from floq.actors import FQLConfig
 from floq.config import AgentConfig
-from floq.critics import FloqConfig, QuantileConfig, ReturnScale, ScalarConfig
+from floq.critics import CategoricalConfig, FloqConfig, QuantileConfig, ReturnScale, ScalarConfig
 
 WIDTH = 16
 FLOQ = FloqConfig(
@@ -13,6 +15,7 @@ FLOQ = FloqConfig(
 )
 SCALAR = ScalarConfig(value_hidden_dims=(WIDTH, WIDTH))
 QUANTILE = QuantileConfig(value_hidden_dims=(WIDTH, WIDTH), num_tau_samples=3, quantile_embed_dim=8)
+CATEGORICAL = CategoricalConfig(value_hidden_dims=(WIDTH, WIDTH))
 ACTOR = FQLConfig(actor_hidden_dims=(WIDTH, WIDTH), actor_flow_steps=4)
 OBS, ACT = 3, 2
 
@@ -21,9 +24,7 @@ def scale(r_min=-1.0, r_max=0.0, discount=0.99, noise_coverage=0.1) -> ReturnSca
     return ReturnScale(*(jnp.float32(x) for x in (r_min, r_max, discount, noise_coverage)))
 
 
-def agent_config(
-    critic: FloqConfig | ScalarConfig | QuantileConfig = FLOQ, actor: FQLConfig = ACTOR, **settings
-) -> AgentConfig:
+def agent_config(critic: Any = FLOQ, actor: Any = ACTOR, **settings) -> AgentConfig:
     return AgentConfig(**({"batch_size": 8} | settings), critic=critic, actor=actor)
 
 

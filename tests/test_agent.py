@@ -10,7 +10,7 @@ import optax
 import pytest
 from helpers import ACT, ACTOR, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
-from floq.agent import ACTION_LIMIT, Agent, ObsStats
+from floq.agent import ACTION_LIMIT, Agent, ObsStats, Params
 from floq.config import UserError
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
@@ -18,6 +18,11 @@ CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
 
 def make_agent(critic="floq", seed=0, **settings) -> Agent:
     return Agent.init(jax.random.key(seed), OBS, ACT, agent_config(CRITICS[critic], **settings))
+
+
+def moments(agent) -> Params:
+    """Adam's first moments."""
+    return Params(*(state.mu for state in agent.opt_state))
 
 
 def distance(a, b) -> float:
@@ -67,7 +72,7 @@ def test_a_traced_learning_rate_equals_optax_adam():
         before = agent
         agent, _ = agent.update(batch)
         # the gradient, from the first moment: m' = 0.9 m + 0.1 g
-        grads = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, agent.opt_state.mu, before.opt_state.mu)  # type: ignore[attr-defined]
+        grads = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, moments(agent), moments(before))
         updates, state = adam.update(grads, state)
         params = optax.apply_updates(params, updates)
     assert distance(params, agent.params) < 1e-5
@@ -98,7 +103,7 @@ def test_vmapped_agents_equal_looped_ones(critic):
         assert distance(pick(fleet.params), single.params) == 0
         after, _ = single.update(batch)
         assert distance(pick(updated.target), after.target) < 1e-5
-        moved = jax.tree.map(lambda a, b: a - b, after.opt_state.mu, pick(updated.opt_state.mu))  # type: ignore[attr-defined]
+        moved = jax.tree.map(lambda a, b: a - b, moments(after), pick(moments(updated)))
         assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moved)) < 1e-3
 
 
@@ -162,8 +167,8 @@ def test_critic_and_actor_get_the_gradients_of_their_own_losses_alone(critic):
     targets = jax.lax.stop_gradient(agent._targets(prepared, target_key))
     critic_grads = jax.grad(lambda c: agent._critic_loss(c, prepared, targets, critic_key)[0])(agent.params.critic)
     actor_grads = jax.grad(lambda a: agent._actor_loss(a, prepared, actor_key)[0])(agent.params.actor)
-    moments = agent.update(batch)[0].opt_state.mu  # type: ignore[attr-defined]
-    for moment, grads in ((moments.critic, critic_grads), (moments.actor, actor_grads)):
+    after = moments(agent.update(batch)[0])
+    for moment, grads in ((after.critic, critic_grads), (after.actor, actor_grads)):
         for m, g in zip(jax.tree.leaves(moment), jax.tree.leaves(grads), strict=True):
             np.testing.assert_allclose(m, 0.1 * g, rtol=1e-3, atol=1e-4 * float(jnp.abs(g).max()) + 1e-7)
 

@@ -306,7 +306,7 @@ def test_aggregation():
     values = jnp.array([1.0, 4.0])
     assert aggregate(values, "mean") == 2.5
     assert aggregate(values, "min") == 1.0
-    with pytest.raises(ValueError, match="choose mean or min"):
+    with pytest.raises(ValueError, match="choose mean, min or lcb"):
         aggregate(values, "max")
 
 

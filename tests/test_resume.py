@@ -209,7 +209,7 @@ def test_restore_path_starts_a_new_run_from_weights(dataset_dir, tmp_path):
     assert new.folder != old.folder
     for a, b in zip(jax.tree.leaves(agent.params), jax.tree.leaves(weights.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert int(agent.opt_state.count) == int(weights.opt_state.count) + 2
+    assert int(agent.opt_state.critic.count) == int(weights.opt_state.critic.count) + 2
     assert float(agent.hypers.lr) == pytest.approx(1e-30)
     # Two steps of the average take the target towards those weights: (1 - tau)^2 of the distance is left.
     left = (1 - new.config.agent.tau) ** 2

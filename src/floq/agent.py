@@ -1,7 +1,8 @@
 """An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
 
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -9,15 +10,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from floq.actors import ACTORS, Actor
+from floq.actors import ACTORS, Actor, Value
 from floq.config import AgentConfig
 from floq.critics import CRITICS, Critic, ReturnScale
+from floq.errors import UserError
 from floq.precision import PUBLISHED, Precision, computing_copy, matmul_precision
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
 
+Tree = TypeVar("Tree")
+
+ADAM = optax.scale_by_adam()
 ACTION_LIMIT = 1 - 1e-5  # dataset actions are clipped to this, as published
+DIAGNOSED = 128  # transitions from which a critic's diagnosis is made, at most
 
 
 class Params(NamedTuple):
@@ -25,6 +31,18 @@ class Params(NamedTuple):
 
     critic: Critic
     actor: Actor
+
+
+class OptStates(NamedTuple):
+    """Adam's state for each part: the actor may take fewer steps than the critic."""
+
+    critic: optax.OptState
+    actor: optax.OptState
+
+    @classmethod
+    def init(cls, params: Params) -> "OptStates":
+        """Before the first step."""
+        return cls(*(ADAM.init(part) for part in params))  # pyright: ignore[reportArgumentType]
 
 
 class Hypers(NamedTuple):
@@ -65,16 +83,40 @@ class ObsStats(NamedTuple):
 
 
 class Policy(eqx.Module):
-    """What it takes to act: small beside the agent, so it can be kept for an evaluation that comes later."""
+    """What it takes to act: small beside the agent, so it can be kept for an evaluation that comes later. An actor that
+    ranks actions brings the critic along."""
 
     actor: Actor
+    critic: Critic | None
+    scale: ReturnScale | None
     obs_stats: ObsStats
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
         with matmul_precision("f32"):
-            return self.actor.act((obs - self.obs_stats.mean) / self.obs_stats.std, key)
+            return chosen(
+                self.actor.act, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key
+            )
+
+
+def chosen(
+    verb: Callable[[Array, Value, PRNGKeyArray], Array],
+    critic: Critic | None,
+    scale: ReturnScale | None,
+    obs: Float[Array, " obs"],
+    key: PRNGKeyArray,
+) -> Float[Array, " act"]:
+    """What an actor's verb, `act` or `target_act`, chooses. With a critic it may ask for values, of all candidates with
+    the same random numbers; without one it never does."""
+    if critic is None or scale is None:
+        return verb(obs, _never_asked, key)
+    act_key, value_key = jax.random.split(key)
+    return verb(obs, lambda act: critic.actor_value(obs, act, scale, value_key), act_key)
+
+
+def _never_asked(act: Float[Array, " act"]) -> Float[Array, ""]:
+    raise AssertionError("an actor that asks for values says so in `ranks`")
 
 
 class Agent(eqx.Module):
@@ -87,7 +129,8 @@ class Agent(eqx.Module):
 
     params: Params
     target: Critic
-    opt_state: optax.OptState
+    target_actor: Actor | None  # None where TD targets act with the actor itself
+    opt_state: OptStates
     key: PRNGKeyArray  # never changes: the randomness of update number i is fold_in(key, i)
     step: Int[Array, ""]
     hypers: Hypers
@@ -130,7 +173,8 @@ class Agent(eqx.Module):
         return cls(
             params=params,
             target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
-            opt_state=optax.scale_by_adam().init(params),  # pyright: ignore[reportArgumentType]
+            target_actor=jax.tree.map(jnp.copy, params.actor.tracked()),
+            opt_state=OptStates.init(params),
             key=run_key,
             step=jnp.zeros((), jnp.int32),
             hypers=Hypers.of(given),
@@ -148,7 +192,8 @@ class Agent(eqx.Module):
             batch: `observations`, `actions`, `next_observations` of shape (batch, size); `rewards` and `masks` of
                 shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
                 discounted sum of n rewards, `next_observations` lies n steps on, and `masks` carries the further
-                powers of the discount (see `floq.data.Dataset.sample`).
+                powers of the discount (see `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an
+                actor that reads the next action.
 
         Returns:
             The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
@@ -159,20 +204,47 @@ class Agent(eqx.Module):
             targets = self._targets(batch, target_key)
             critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
             (_, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
-            actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
-            (_, actor_info), actor_grads = actor_grad_fn(self.params.actor, batch, actor_key)
+        critic, critic_state = self._adam(self.params.critic, critic_grads, self.opt_state.critic)
 
-        grads = Params(critic_grads, actor_grads)
-        steps, opt_state = optax.scale_by_adam().update(grads, self.opt_state)  # pyright: ignore[reportArgumentType]
-        params = jax.tree.map(lambda p, s: p - self.hypers.lr * s, self.params, steps)
-        # The published average takes in the parameters from before this step, not after it.
-        target = jax.tree.map(
-            lambda slow, fast: (1 - self.hypers.tau) * slow + self.hypers.tau * fast,
-            self.target,
-            self.params.critic.tracked(),
+        def move(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info]:
+            """A step of the actor, and of the target copies. The published average takes in the parameters from before
+            this step, not after it."""
+            with matmul_precision(self.precision):
+                actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
+                (_, info), grads = actor_grad_fn(self.params.actor, batch, actor_key)
+            actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
+            target = self._averaged(self.target, self.params.critic.tracked())
+            return (actor, state, target, self._averaged(self.target_actor, self.params.actor.tracked())), info
+
+        def stay(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info]:
+            with matmul_precision(self.precision):
+                info = self._actor_loss(self.params.actor, batch, actor_key)[1]
+            return (self.params.actor, self.opt_state.actor, self.target, self.target_actor), info
+
+        interval = self.params.actor.update_interval
+        if interval == 1:
+            moved, actor_info = move(None)
+        else:
+            moved, actor_info = jax.lax.cond((self.step + 1) % interval == 0, move, stay, None)
+        actor, actor_state, target, target_actor = moved
+        agent = dataclasses.replace(
+            self,
+            params=Params(critic, actor),
+            target=target,
+            target_actor=target_actor,
+            opt_state=OptStates(critic_state, actor_state),
+            step=self.step + 1,
         )
-        agent = dataclasses.replace(self, params=params, target=target, opt_state=opt_state, step=self.step + 1)
         return agent, critic_info | actor_info
+
+    def _adam(self, params: Tree, grads: Tree, state: optax.OptState) -> tuple[Tree, optax.OptState]:
+        steps, state = ADAM.update(grads, state)  # pyright: ignore[reportArgumentType]
+        return jax.tree.map(lambda p, s: p - self.hypers.lr * s, params, steps), state
+
+    def _averaged(self, slow: Tree, fast: Tree) -> Tree:
+        """A step of the target copy `slow` towards `fast`."""
+        tau = self.hypers.tau
+        return jax.tree.map(lambda slow, fast: (1 - tau) * slow + tau * fast, slow, fast)
 
     @jax.jit
     def evaluate_loss(self, batch: Batch, key: PRNGKeyArray) -> Info:
@@ -185,6 +257,24 @@ class Agent(eqx.Module):
             return critic_info | self._actor_loss(self.params.actor, batch, actor_key)[1]
 
     @jax.jit
+    def diagnose(self, batch: Batch, key: PRNGKeyArray) -> Info:
+        """What the critic shows about itself on (the first rows of) a batch: `critic/...`, as each critic explains it
+        in `diagnose`; and of the features that its last layer reads, averaged over the members, `feature_norm`, their
+        mean length, and `feature_rank`, the effective rank of the batch of them (exponential of the entropy of the
+        singular values, Roy & Vetterli 2007). Consumes `key`."""
+        batch = self._prepare(batch)
+        obs, act = (batch[name][:DIAGNOSED] for name in ("observations", "actions"))
+        critic, scale = self.params.critic, self.scale
+        with matmul_precision("f32"):
+            keys = jax.random.split(key, obs.shape[0])
+            info = jax.vmap(lambda obs, act, key: critic.diagnose(obs, act, scale, key))(obs, act, keys)
+            features = jax.vmap(lambda obs, act: critic.features(obs, act, scale), out_axes=1)(obs, act)
+        if features is not None:  # (members, batch, features)
+            info["feature_norm"] = jnp.linalg.norm(features, axis=-1)
+            info["feature_rank"] = jax.vmap(_effective_rank)(features)
+        return _named_means("critic", info)
+
+    @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
         return self.policy.act(obs, key)
@@ -192,7 +282,9 @@ class Agent(eqx.Module):
     @property
     def policy(self) -> Policy:
         """The part of the agent that acts."""
-        return Policy(self.params.actor, self.obs_stats)
+        ranks = self.params.actor.ranks
+        critic, scale = (self.params.critic, self.scale) if ranks else (None, None)
+        return Policy(self.params.actor, critic, scale, self.obs_stats)
 
     def value(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray, num_steps: int | None = None
@@ -228,13 +320,29 @@ class Agent(eqx.Module):
         }
 
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
-        critic, actor = computing_copy((self.target, self.params.actor), self.precision)
+        acting = self.params.actor if self.target_actor is None else self.target_actor
+        critic, online, actor = computing_copy((self.target, self.params.critic, acting), self.precision)
+        ranker = online if actor.ranks else None  # the online critic chooses, its target copy judges
+        policy = lambda obs, key: chosen(actor.target_act, ranker, self.scale, obs, key)  # noqa: E731
 
         def target(reward, mask, next_obs, key):
-            return critic.target(reward, self.hypers.discount * mask, next_obs, actor.act, self.scale, key)
+            return critic.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
 
-        keys = jax.random.split(key, batch["rewards"].shape[0])
-        return jax.vmap(target)(batch["rewards"], batch["masks"], batch["next_observations"], keys)
+        rewards = batch["rewards"]
+        if actor.penalises:
+            key, penalty_key = jax.random.split(key)
+            rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
+        keys = jax.random.split(key, rewards.shape[0])
+        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], keys)
+
+    def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
+        """What the actor has subtracted from the values of the next states."""
+        if actor.reads_next_action and not {"next_actions", "terminals"} <= batch.keys():
+            raise UserError("this actor compares with the data's next action: the batch needs next_actions, terminals")
+        next_acts = batch.get("next_actions", batch["actions"])
+        known = 1.0 - batch.get("terminals", jnp.zeros(next_acts.shape[0]))
+        keys = jax.random.split(key, next_acts.shape[0])
+        return jax.vmap(actor.target_penalty)(batch["next_observations"], next_acts, known, keys)
 
     def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
         critic = computing_copy(critic, self.precision)
@@ -256,6 +364,12 @@ class Agent(eqx.Module):
         q_loss = -jnp.mean(terms.q) * jax.lax.stop_gradient(actor.q_scale(terms.q))
         total = jnp.mean(terms.behaviour) + q_loss
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
+
+
+def _effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""]:
+    singular = jnp.linalg.svd(features, compute_uv=False)
+    shares = singular / (jnp.sum(singular) + 1e-12)
+    return jnp.exp(jnp.sum(jax.scipy.special.entr(shares)))
 
 
 def _scalar(x: float) -> Float[Array, ""]:

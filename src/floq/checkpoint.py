@@ -18,7 +18,7 @@ from floq.agent import Agent, Policy
 from floq.config import Config
 from floq.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, PENDING, MANIFEST = "state.safetensors", "pending-{}.safetensors", "manifest.json"
 
 T = TypeVar("T")

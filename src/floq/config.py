@@ -23,7 +23,7 @@ AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quanti
 """The published agents, as (critic, actor)."""
 
 _FQL_NAMES = {"flow_steps": "actor_flow_steps"}
-PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES}
+PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical": _FQL_NAMES}
 """By critic: the published names of settings that floq renamed."""
 
 SEEDS = 2**32  # how many seeds the random streams tell apart
@@ -35,15 +35,21 @@ POSITIVE = (
         "noise_samples",
         "target_noise_samples",
         "distill_noise_samples",
+        "distill_flow_steps",
+        "acting_flow_steps",
+        "actor_noise_samples",
         "actor_flow_steps",
     ),
     *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
     *("block_width", "block_depth", "num_transformations"),
-    *("kappa", "num_tau_samples", "quantile_embed_dim"),
+    *("kappa", "num_tau_samples", "quantile_embed_dim", "num_candidates", "target_candidates", "actor_freq"),
     *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes", "buffer_size"),
     *("video_frame_skip", "frame_stack", "batch_devices"),
 )
-NOT_NEGATIVE = ("alpha", "noise_coverage", "reward_offset", "online_steps", "video_episodes", "restore_epoch")
+NOT_NEGATIVE = (
+    *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "actor_head_scale", "temperature", "rho"),
+    *("noise_coverage", "reward_offset", "online_steps", "video_episodes", "restore_epoch"),
+)
 
 
 @dataclass(frozen=True)
@@ -284,5 +290,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
     for name in ("tau", "p_aug"):
         require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
+    if settings.get("rho") and settings["q_agg"] != "lcb":
+        raise UserError(f"rho={settings['rho']}: only q_agg=lcb subtracts deviations, give that too")
     if settings.get("time_embedding") == "fourier":
         require("time_embed_dim", lambda x: x % 2 == 0, "even, a Fourier embedding pairs cosines with sines")

@@ -155,7 +155,7 @@ class Fleet:
         return self._agents, self._tasks, self._batch_keys, self._train, jnp.int32(num_steps)
 
     def validate(self) -> list[dict[str, float]]:
-        """What `update` would log on one batch of held-out data, for each run."""
+        """What `update` would log on one batch of held-out data, and the critic's diagnosis there, for each run."""
         return self._divided(
             _validate(self._agents, self._tasks, self._validation_keys, self._validation, self._layout)
         )
@@ -178,9 +178,9 @@ def _train_steps(
 @partial(jax.jit, static_argnums=4)
 def _validate(agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: FleetData, layout: Layout):
     def validate(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData):
-        batch_key, loss_key = jax.random.split(jax.random.fold_in(key, agent.step))
+        batch_key, loss_key, diagnosis_key = jax.random.split(jax.random.fold_in(key, agent.step), 3)
         batch = layout.divide_batch(sample_batch(agent, data.task(task), batch_key))
-        return agent.evaluate_loss(batch, loss_key)
+        return agent.evaluate_loss(batch, loss_key) | agent.diagnose(batch, diagnosis_key)
 
     return _for_each_run(validate, layout, (agents, tasks, keys), (data,))
 

@@ -128,11 +128,13 @@ class PlainBody(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
-        *hidden, head = zip(self.activations, self.linears, strict=True)
-        for activation, linear in hidden:
+        return self.linears[-1](self.features(x), result_type=jnp.float32)
+
+    def features(self, x: Float[Array, " width"]) -> Float[Array, " features"]:
+        """What the head reads."""
+        for activation, linear in zip(self.activations[:-1], self.linears[:-1], strict=True):
             x = linear(activation(x))
-        activation, linear = head
-        return linear(activation(x), result_type=jnp.float32)
+        return self.activations[-1](x)
 
 
 class FoldedBody(eqx.Module):
@@ -191,12 +193,16 @@ class ResidualBody(eqx.Module):
         return cls(blocks, Linear.init(head_key, width, size_out))
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        return self.head(self.features(x), result_type=jnp.float32)
+
+    def features(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        """What the head reads."""
         for block in self.blocks:
             y = x
             for linear, activation in block:
                 y = activation(linear(y))
             x = x + y
-        return self.head(x, result_type=jnp.float32)
+        return x
 
 
 class MLP(eqx.Module):
@@ -215,6 +221,10 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Float[Array, " size_in"]) -> Float[Array, " size_out"]:
         return self.body(self.entry(x))
+
+    def features(self, x: Float[Array, " size_in"]) -> Float[Array, " features"]:
+        """What the last layer reads."""
+        return self.body.features(self.entry(x))
 
 
 def ensemble(init: Callable[[PRNGKeyArray], Module], key: PRNGKeyArray, num: int) -> Module:

@@ -134,7 +134,8 @@ def configure(
         env_name: the task; by default the demonstration task, or none if there is a `dataset`.
         agent: a name in `AGENTS`. The path form of the published commands, `agents/floq.py`, means that file's
             defaults without the family's settings.
-        critic, actor: replace that part of the agent; the family's settings still apply where the new part has them.
+        critic, actor: replace that part of the agent; the family's settings still apply where the new part has them,
+            except alpha: another actor's has another unit.
         preset: a name in `PRESETS`.
         settings: any setting of the run or of the agent, by its flat name.
 
@@ -160,6 +161,8 @@ def configure(
         layers.append(preset_for(preset, name, task) or layers[0])
     run_names = {f.name for f in dataclasses.fields(Config)} - {"agent", "env_name"}
     has = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
+    if actor != AGENTS[name][1]:
+        has -= {"alpha"}  # the family's weighs another actor's loss, in units of its own
     run: dict[str, Any] = {}
     flat: dict[str, Any] = {}
     for layer in layers:

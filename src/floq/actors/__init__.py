@@ -1,8 +1,29 @@
 """Actors by name. A new one is a file with the verbs of `base.Actor` and a line here."""
 
 from floq.actors.base import Actor, ActorLoss, Value
+from floq.actors.best_of_n import BestOfNActor, BestOfNConfig
+from floq.actors.deterministic import DeterministicActor, DeterministicConfig
 from floq.actors.fql import FQLActor, FQLConfig
+from floq.actors.gaussian import GaussianActor, GaussianConfig
 
-ACTORS = {"fql": (FQLConfig, FQLActor)}
+ACTORS = {
+    "fql": (FQLConfig, FQLActor),
+    "gaussian": (GaussianConfig, GaussianActor),
+    "deterministic": (DeterministicConfig, DeterministicActor),
+    "best_of_n": (BestOfNConfig, BestOfNActor),
+}
 
-__all__ = ["ACTORS", "Actor", "ActorLoss", "FQLActor", "FQLConfig", "Value"]
+__all__ = [
+    "ACTORS",
+    "Actor",
+    "ActorLoss",
+    "BestOfNActor",
+    "BestOfNConfig",
+    "DeterministicActor",
+    "DeterministicConfig",
+    "FQLActor",
+    "FQLConfig",
+    "GaussianActor",
+    "GaussianConfig",
+    "Value",
+]

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.actors.base import Actor, ActorLoss, Value
-from floq.flow import integrate
+from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
+from floq.actors.behaviour import BehaviourFlow
 from floq.networks import MLP
 
 
@@ -38,7 +38,7 @@ class FQLConfig:
 class FQLActor(Actor):
     """Behaviour flow and one-step policy."""
 
-    flow: MLP  # (s, a_t, t) -> velocity of the behaviour flow
+    flow: BehaviourFlow
     one_step: MLP  # (s, noise) -> action
     act_size: int = eqx.field(static=True)
     config: FQLConfig = eqx.field(static=True)
@@ -49,44 +49,35 @@ class FQLActor(Actor):
         c = config or FQLConfig()
         flow_key, one_step_key = jax.random.split(key)
         return cls(
-            MLP.init(flow_key, obs_size + act_size + 1, c.actor_hidden_dims, act_size, c.actor_layer_norm),
+            BehaviourFlow.init(flow_key, obs_size, act_size, c.actor_hidden_dims, c.actor_layer_norm),
             MLP.init(one_step_key, obs_size + act_size, c.actor_hidden_dims, act_size, c.actor_layer_norm),
             act_size,
             c,
         )
 
-    def act(self, obs, key):
+    def act(self, obs, value: Value, key):
         noise = jax.random.normal(key, (self.act_size,))
         return jnp.clip(self._one_step(obs, noise), -1.0, 1.0)
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
         x_0_key, t_key, noise_key, mse_key = jax.random.split(key, 4)
-
-        # The behaviour flow learns the straight path from noise x_0 to the data's action x_1.
-        x_0, t = jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key)
-        x_t = (1 - t) * x_0 + t * act
-        bc_flow_loss = jnp.mean(jnp.square(self._velocity(obs, x_t, t) - (act - x_0)))
+        bc_flow_loss = self.flow.loss(obs, act, jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key))
 
         # The one-step policy lands where the flow lands, and climbs Q from there.
         noise = jax.random.normal(noise_key, act.shape)
         frozen = jax.lax.stop_gradient(self)
-        flow_act = integrate(lambda x, t: frozen._velocity(obs, x, t), noise, self.config.actor_flow_steps)
+        flow_act = frozen.flow.act(obs, noise, self.config.actor_flow_steps)
         one_step_act = self._one_step(obs, noise)
-        distill_loss = jnp.mean(jnp.square(one_step_act - jnp.clip(flow_act, -1.0, 1.0)))
+        distill_loss = jnp.mean(jnp.square(one_step_act - flow_act))
         q = value(jnp.clip(one_step_act, -1.0, 1.0))
 
-        mse = jnp.mean(jnp.square(self.act(obs, mse_key) - act))
+        mse = jnp.mean(jnp.square(self.act(obs, value, mse_key) - act))
         info = {"bc_flow_loss": bc_flow_loss, "distill_loss": distill_loss, "q": q, "mse": mse}
         return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
 
     def q_scale(self, q):
         """1, or one over the batch's mean |Q|."""
-        return 1.0 / (jnp.mean(jnp.abs(q)) + 1e-8) if self.config.normalize_q_loss else jnp.ones(())
-
-    def _velocity(
-        self, obs: Float[Array, " obs"], x: Float[Array, " act"], t: Float[Array, ""]
-    ) -> Float[Array, " act"]:
-        return self.flow(jnp.concatenate([obs, x, t[None]]))
+        return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
 
     def _one_step(self, obs: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
         return self.one_step(jnp.concatenate([obs, noise]))

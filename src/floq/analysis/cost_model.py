@@ -59,7 +59,10 @@ class _Layers:
 
 def has_formula(config: AgentConfig) -> bool:
     """Whether `update_cost` knows such an agent."""
-    return type(config.critic) in _CRITICS and config.actor_name == "fql"
+    c = config.critic
+    if isinstance(c, FloqConfig) and (c.solver, c.actor_climbs, c.distill_flow_steps) != ("euler", "distilled", None):
+        return False
+    return type(c) in _CRITICS and config.actor_name == "fql"
 
 
 def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> UpdateModel:

@@ -1,7 +1,9 @@
 """Critics by name. A new one is a file with the verbs of `base.Critic` and a line here."""
 
 from floq.critics.base import Critic, Policy, ReturnScale
-from floq.critics.floq import FloqConfig, FloqCritic
+from floq.critics.categorical import CategoricalConfig, CategoricalCritic
+from floq.critics.floq import FloqCritic
+from floq.critics.floq_settings import FloqConfig
 from floq.critics.quantile import QuantileConfig, QuantileCritic
 from floq.critics.scalar import ScalarConfig, ScalarCritic
 
@@ -9,10 +11,13 @@ CRITICS = {
     "floq": (FloqConfig, FloqCritic),
     "scalar": (ScalarConfig, ScalarCritic),
     "quantile": (QuantileConfig, QuantileCritic),
+    "categorical": (CategoricalConfig, CategoricalCritic),
 }
 
 __all__ = [
     "CRITICS",
+    "CategoricalConfig",
+    "CategoricalCritic",
     "Critic",
     "FloqConfig",
     "FloqCritic",

@@ -2,11 +2,12 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
 Policy: TypeAlias = Callable[[Float[Array, " obs"], PRNGKeyArray], Float[Array, " act"]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
 
@@ -35,7 +36,8 @@ class ReturnScale(NamedTuple):
 
 
 class Critic(eqx.Module):
-    """A Q-function with four verbs, each written for one transition; the caller vmaps over the batch.
+    """A Q-function with four verbs, each written for one transition; the caller vmaps over the batch. Two more, for
+    diagnosis, have defaults.
 
     A critic knows no actor: whoever calls `target` passes the policy to be evaluated.
     """
@@ -91,16 +93,33 @@ class Critic(eqx.Module):
     def actor_value(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
     ) -> Float[Array, ""]:
-        """The Q that an actor climbs: cheap to differentiate with respect to `act`."""
+        """The Q that an actor climbs, differentiable with respect to `act`."""
+
+    def diagnose(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
+    ) -> Info:
+        """What the critic shows about itself at one state-action, to be averaged and logged. Consumes `key`."""
+        return {}
+
+    def features(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
+    ) -> Float[Array, "members features"] | None:
+        """What the last layer of each member reads, from which its rank is judged; None if there is no such thing."""
+        return None
 
 
-def aggregate(values: Float[Array, " members"], how: str) -> Float[Array, ""]:
-    """One number for an ensemble: the published `q_agg`, mean or min.
+def aggregate(values: Float[Array, " members"], how: str, rho: float = 0.0) -> Float[Array, ""]:
+    """One number for an ensemble: the published `q_agg`, mean or min; or their mean less `rho` standard deviations
+    (lower confidence bound, as in arXiv 2110.01548).
 
     Raises:
-        ValueError: `how` is neither.
+        ValueError: `how` is none of mean, min and lcb.
     """
-    reductions: dict[str, Any] = {"mean": lambda v: v.mean(), "min": lambda v: v.min()}
+    reductions: dict[str, Any] = {
+        "mean": lambda v: v.mean(),
+        "min": lambda v: v.min(),
+        "lcb": lambda v: v.mean() - rho * v.std(),
+    }
     if how not in reductions:
-        raise ValueError(f"q_agg {how!r}: choose mean or min")
+        raise ValueError(f"q_agg {how!r}: choose mean, min or lcb")
     return reductions[how](values)

@@ -8,8 +8,6 @@ Source: arXiv 2509.06863, sections 4.1 to 4.3. Two networks:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -18,93 +16,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq import kernels
 from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
-from floq.embeddings import TimeEmbedding, embed_time, histogram, scaled, time_embedding_size
-from floq.errors import UserError
-from floq.flow import NoiseScheme, flow_matching_loss, integrate, source_nodes, trajectory
+from floq.critics.floq_settings import FloqConfig
+from floq.embeddings import embed_time, histogram, scaled, time_embedding_size
+from floq.flow import Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
-
-
-@dataclass(frozen=True)
-class FloqConfig:
-    """Settings of the floq critic; the defaults are the published ones."""
-
-    traced_settings: ClassVar[tuple[str, ...]] = ("noise_coverage",)
-
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Hidden layers of the distilled critic."""
-    layer_norm: bool = True
-    """LayerNorm in the velocity field and in the distilled critic."""
-    q_agg: Literal["mean", "min"] = "mean"
-    """How the TD target combines the velocity fields of the ensemble."""
-    flow_num_ensembles: int = 2
-    """Velocity fields in the ensemble (E)."""
-    distill_num_ensembles: int = 2
-    """Members of the distilled critic."""
-    noise_samples: int = 8
-    """Source samples per transition in the loss, and by default wherever else noise is drawn (M)."""
-    target_noise_samples: int | None = None
-    """Source samples of the TD target, each with an action of its own; by default `noise_samples`."""
-    distill_noise_samples: int | None = None
-    """Source samples of the value that is distilled; by default the very samples of the loss, as published."""
-    noise_coverage: float = 0.1
-    """Share of the return range that source noise covers (c)."""
-    noise_scheme: NoiseScheme = "iid"
-    """How source noise is drawn. Published: iid."""
-    critic_flow_steps: int = 8
-    """Euler steps per integration (K): the dial for critic capacity."""
-    target_flow_steps: int | None = None
-    """Euler steps of the TD target's integration; by default `critic_flow_steps`, as published."""
-    distill_target: Literal["flow", "one_pass", "td"] = "flow"
-    """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
-    z_0 + v(0, z_0), which spares the integration; or the TD target."""
-    integration: Literal["plain", "folded", "fused"] = "plain"
-    """How targets and distilled values are integrated. folded: LayerNorm as part of the product after it, equal up to
-    rounding. fused: one kernel in bfloat16, on Hopper GPUs; not measured on hardware yet."""
-    train_at_zero_only: bool = False
-    """Supervise the velocity at t = 0 only: the ablation without dense supervision; use it with critic_flow_steps=1."""
-    embed_time: bool = True
-    """Published switch: True feeds cos(t), False raw t. `time_embedding` overrules it."""
-    time_embedding: TimeEmbedding | None = None
-    """How t enters the velocity field; by default as `embed_time` says."""
-    time_embed_dim: int = 64
-    """Size of the Fourier embedding of t."""
-    use_prob_embed: bool = True
-    """z enters as a smoothed histogram; otherwise as one number scaled to [0, 1]."""
-    num_bins: int = 51
-    """Edges of that histogram (one more than its bins)."""
-    sigma: float = 16.0
-    """Its smoothing, in bin widths."""
-    reward_offset: float = 0.01
-    """Widens the histogram's support by this much reward on both sides."""
-    block_width: int = 512
-    """Width of the velocity field."""
-    block_depth: int = 4
-    """Its hidden layers; with `use_resnets`, hidden layers per residual block."""
-    use_resnets: bool = False
-    """Residual velocity field."""
-    num_transformations: int = 1
-    """Residual blocks."""
-    activate_before_layernorm: bool = True
-    """In residual blocks: GELU before LayerNorm."""
-
-    def __post_init__(self) -> None:
-        if self.integration == "fused":
-            kernels.check_settings(
-                layer_norm=self.layer_norm,
-                residual=self.use_resnets,
-                histogram=self.use_prob_embed,
-                num_edges=self.num_bins,
-                time=self.time,
-                width=self.block_width,
-            )
-        if self.integration == "folded" and (self.use_resnets or not self.layer_norm):
-            raise UserError(
-                "--agent.integration=folded: it folds the LayerNorms of a plain network, and this has none; use plain"
-            )
-
-    @property
-    def time(self) -> TimeEmbedding:
-        return self.time_embedding or ("cos" if self.embed_time else "raw")
 
 
 class VelocityField(eqx.Module):
@@ -140,25 +55,31 @@ class VelocityField(eqx.Module):
     ) -> Callable[[Float[Array, ""], Float[Array, ""]], Float[Array, ""]]:
         """The velocity as a function of (z, t) alone; what depends on (s, a) is computed once, here. `folded` computes
         the same in fewer passes, which pays off where no gradient is wanted."""
-        c, body = self.config, self.body
+        body = self.body
         if folded and isinstance(body, PlainBody):
             body = FoldedBody.of(body)
         fixed = self.entry.fixed(jnp.concatenate([obs, act]))
+        return lambda z, t: body(fixed + self.entry.varying(self._embedded(z, t, scale)))[0]
+
+    def features(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, z: Array, t: Array
+    ) -> Float[Array, " features"]:
+        """What the last layer reads at (z, t)."""
+        fixed = self.entry.fixed(jnp.concatenate([obs, act]))
+        return self.body.features(fixed + self.entry.varying(self._embedded(z, t, scale)))
+
+    def _embedded(self, z: Float[Array, ""], t: Float[Array, ""], scale: ReturnScale) -> Float[Array, " embedded"]:
+        c = self.config
         low, high = scale.support(c.reward_offset)
-
-        def velocity(z: Float[Array, ""], t: Float[Array, ""]) -> Float[Array, ""]:
-            z_input = histogram(z, low, high, c.num_bins, c.sigma) if c.use_prob_embed else scaled(z, low, high)
-            t_input = embed_time(t, c.time, c.time_embed_dim)
-            return body(fixed + self.entry.varying(jnp.concatenate([z_input, t_input])))[0]
-
-        return velocity
+        z_input = histogram(z, low, high, c.num_bins, c.sigma) if c.use_prob_embed else scaled(z, low, high)
+        return jnp.concatenate([z_input, embed_time(t, c.time, c.time_embed_dim)])
 
 
 class FloqCritic(Critic):
     """Ensemble of velocity fields and the distilled critic that the actor climbs."""
 
     velocity: VelocityField  # stacked over the ensemble
-    distilled: MLP | None  # stacked over its members; None in a target network, which has no use for it
+    distilled: MLP | None  # stacked over its members; None where nobody climbs it, as in a target network
     config: FloqConfig = eqx.field(static=True)
 
     @classmethod
@@ -166,15 +87,10 @@ class FloqCritic(Critic):
         """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
         c = config or FloqConfig()
         velocity_key, distilled_key = jax.random.split(key)
-        return cls(
-            ensemble(lambda k: VelocityField.init(k, obs_size, act_size, c), velocity_key, c.flow_num_ensembles),
-            ensemble(
-                lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, 1, c.layer_norm),
-                distilled_key,
-                c.distill_num_ensembles,
-            ),
-            c,
-        )
+        field = lambda k: VelocityField.init(k, obs_size, act_size, c)  # noqa: E731
+        head = lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
+        distilled = ensemble(head, distilled_key, c.distill_num_ensembles) if c.actor_climbs == "distilled" else None
+        return cls(ensemble(field, velocity_key, c.flow_num_ensembles), distilled, c)
 
     def tracked(self) -> "FloqCritic":
         return FloqCritic(self.velocity, None, self.config)
@@ -198,8 +114,8 @@ class FloqCritic(Critic):
         """y = r + g mask mean_j agg_e psi_e(1, z_j | s', a_j), the TD target of eq. 5 for given draws."""
 
         def value_of_sample(act: Float[Array, " act"], z: Float[Array, ""]) -> Float[Array, ""]:
-            steps = self.config.target_flow_steps
-            return aggregate(self._members_from(z, next_obs, act, scale, steps), self.config.q_agg)
+            values = self._members_from(z, next_obs, act, scale, self.config.target_flow_steps)
+            return aggregate(values, self.config.q_agg, self.config.rho)
 
         return reward + bootstrap * jnp.mean(jax.vmap(value_of_sample)(next_acts, z_0))
 
@@ -222,9 +138,10 @@ class FloqCritic(Critic):
         t: Float[Array, " samples"],
         distill_z_0: Float[Array, " distill_samples"],
     ) -> tuple[Float[Array, ""], Info]:
-        """Flow matching (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over members, plus the
-        distillation of the value that the online flow reaches from `distill_z_0`, or of what `distill_target` says."""
-        assert self.distilled is not None, "a target network has no loss"
+        """Flow matching (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over members, plus, if
+        there is a distilled critic, its loss: towards the value that the online flow reaches from `distill_z_0`, or
+        what `distill_target` says. Without one, `q` is the one-pass read-out, which costs little."""
+        c = self.config
 
         def flow_loss(member: VelocityField) -> Float[Array, ""]:
             velocity = member.at(obs, act, scale)
@@ -232,24 +149,27 @@ class FloqCritic(Critic):
 
         floq_loss = jnp.mean(jax.vmap(flow_loss)(self.velocity))
 
-        distilled = self._distilled_members(obs, act)
-        if self.config.distill_target == "td":
-            distilled_loss, value, variance = jnp.mean(jnp.square(distilled - target)), jnp.mean(distilled), jnp.nan
+        distilled = None if self.distilled is None else self._distilled_members(obs, act)
+        if distilled is not None and c.distill_target == "td":
+            learned, value, variance = target, jnp.mean(distilled), jnp.nan
         else:
             frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
-            steps = 1 if self.config.distill_target == "one_pass" else None
-            flow_returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale, steps))(distill_z_0)
-            value, variance = jnp.mean(flow_returns), jnp.mean(jnp.var(flow_returns, axis=0))  # over (samples, members)
-            distilled_loss = jnp.mean(jnp.square(distilled - value))
-
-        return floq_loss + distilled_loss, {
-            "critic_loss": floq_loss + distilled_loss,
+            in_one_pass = distilled is None or c.distill_target == "one_pass"
+            steps, solver = (1, "euler") if in_one_pass else (c.distill_flow_steps, c.solver)
+            returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale, steps, solver))(distill_z_0)
+            learned = value = jnp.mean(returns)  # over (samples, members)
+            variance = jnp.mean(jnp.var(returns, axis=0))
+        info = {
             "floq_loss": floq_loss,
-            "distilled_critic_loss": distilled_loss,
             "q": value,
             "var_flow_returns": jnp.asarray(variance),
             "td_error": jnp.abs(target - value),
         }
+        if distilled is None:
+            return floq_loss, info | {"critic_loss": floq_loss}
+        distilled_loss = jnp.mean(jnp.square(distilled - learned))
+        total = floq_loss + distilled_loss
+        return total, info | {"critic_loss": total, "distilled_critic_loss": distilled_loss}
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """The mean over members and `noise_samples` source samples of the K-step integration, the plain one: whatever
@@ -258,20 +178,67 @@ class FloqCritic(Critic):
         return jnp.mean(jax.vmap(lambda z: self._members_plainly_from(z, obs, act, scale, num_steps))(z_0))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
-        """The mean member of the distilled critic."""
-        return jnp.mean(self._distilled_members(obs, act))
+        """The mean member of the distilled critic; or of the flow from `actor_noise_samples` source samples, integrated
+        in `acting_flow_steps` or read out in one pass."""
+        c = self.config
+        if c.actor_climbs == "distilled":
+            return jnp.mean(self._distilled_members(obs, act))
+        z_0 = self._source(key, c.actor_noise_samples, scale)
+        if c.actor_climbs == "one_pass":
+            return jnp.mean(jax.vmap(lambda z: self._members_in_one_pass(z, obs, act, scale))(z_0))
+        return jnp.mean(jax.vmap(lambda z: self._members_plainly_from(z, obs, act, scale, c.acting_flow_steps))(z_0))
 
     def trajectories(
         self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None
     ) -> Float[Array, "members samples steps"]:
         """Every stop z(0), z(1/K), ..., z(1) of every member from every source sample, for pictures and analysis."""
-        steps = self.config.critic_flow_steps if num_steps is None else num_steps
+        c = self.config
+        steps = c.critic_flow_steps if num_steps is None else num_steps
 
         def of_member(member: VelocityField):
             velocity = member.at(obs, act, scale)
-            return jax.vmap(lambda z: trajectory(velocity, z, steps))(z_0)
+            return jax.vmap(lambda z: trajectory(velocity, z, steps, c.solver))(z_0)
 
         return jax.vmap(of_member)(self.velocity)
+
+    def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
+        """What the flow does between noise and value, over `noise_samples` source samples; in units of return.
+
+        z0_spread: standard deviation of the value over source samples. member_spread: over members. curvature: mean
+        distance of a path from its chord. contraction: mean of dv/dz along the paths, negative where errors shrink;
+        the ideal flow to one value has -1 / (1 - t). one_pass_gap: mean distance of z_0 + v(0, z_0) from where the path
+        ends. outside_histogram: share of the stops outside the support of z's histogram. value_after_i: mean z after
+        step i; where it settles early, later steps recover little.
+        """
+        c = self.config
+        z_0 = self._source(key, c.noise_samples, scale)
+        low, high = scale.support(c.reward_offset)
+        times = jnp.arange(c.critic_flow_steps) / c.critic_flow_steps
+
+        def of_member(member: VelocityField) -> tuple[Float[Array, "samples stops"], Float[Array, "samples steps"]]:
+            velocity = member.at(obs, act, scale)
+            paths = jax.vmap(lambda z: trajectory(velocity, z, c.critic_flow_steps, c.solver))(z_0)
+            slopes = jax.vmap(jax.vmap(jax.grad(velocity)), (0, None))(paths[:, :-1], times)
+            return paths, slopes
+
+        paths, slopes = jax.vmap(of_member)(self.velocity)  # (members, samples, stops)
+        ends = paths[..., -1]
+        one_pass = jax.vmap(lambda z: self._members_in_one_pass(z, obs, act, scale))(z_0).T
+        after = jnp.mean(paths, axis=(0, 1))
+        return {
+            "z0_spread": jnp.mean(jnp.std(ends, axis=1)),
+            "member_spread": jnp.std(jnp.mean(ends, axis=1)),
+            "curvature": jnp.mean(jax.vmap(jax.vmap(curvature))(paths)),
+            "contraction": jnp.mean(slopes),
+            "one_pass_gap": jnp.mean(jnp.abs(one_pass - ends)),
+            "outside_histogram": jnp.mean((paths < low) | (paths > high)),
+            **{f"value_after_{i}": after[i] for i in range(c.critic_flow_steps + 1)},
+        }
+
+    def features(self, obs, act, scale: ReturnScale):
+        """At the start of the flow, from the middle of the noise interval."""
+        z = scale.noise(jnp.float32(0.5))
+        return jax.vmap(lambda member: member.features(obs, act, scale, z, jnp.float32(0.0)))(self.velocity)
 
     def _source(self, key: PRNGKeyArray, samples: int, scale: ReturnScale) -> Float[Array, " samples"]:
         """Source noise z(0)."""
@@ -282,21 +249,39 @@ class FloqCritic(Critic):
         return jax.vmap(lambda member: member(jnp.concatenate([obs, act]))[0])(self.distilled)
 
     def _members_from(
-        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None
+        self,
+        z_0: Float[Array, ""],
+        obs,
+        act,
+        scale: ReturnScale,
+        num_steps: int | None = None,
+        solver: Solver | None = None,
     ) -> Float[Array, " members"]:
-        """psi_e(1, z_0 | s, a) for every member e, as `integration` says."""
-        if self.config.integration != "fused":
-            return self._members_plainly_from(z_0, obs, act, scale, num_steps, self.config.integration == "folded")
+        """psi_e(1, z_0 | s, a) for every member e, as `integration` says; for use where no gradient is wanted."""
+        c = self.config
+        if c.integration != "fused":
+            return self._members_plainly_from(z_0, obs, act, scale, num_steps, solver, c.integration == "folded")
         kernels.check_machine()
-        c, field = self.config, self.velocity
-        steps = c.critic_flow_steps if num_steps is None else num_steps
+        field, steps = self.velocity, c.critic_flow_steps if num_steps is None else num_steps
         settings = kernels.Settings(steps, c.num_bins, c.sigma)
         assert isinstance(field.body, PlainBody)  # the settings were checked
         support = scale.support(c.reward_offset)
         return kernels.integrate_fused(field.entry, field.body, jnp.concatenate([obs, act]), z_0, *support, settings)
 
     def _members_plainly_from(
-        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None, folded: bool = False
+        self,
+        z_0: Float[Array, ""],
+        obs,
+        act,
+        scale: ReturnScale,
+        num_steps: int | None = None,
+        solver: Solver | None = None,
+        folded: bool = False,
     ) -> Float[Array, " members"]:
         steps = self.config.critic_flow_steps if num_steps is None else num_steps
-        return jax.vmap(lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps))(self.velocity)
+        solver = solver or self.config.solver
+        return jax.vmap(lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver))(self.velocity)
+
+    def _members_in_one_pass(self, z_0: Float[Array, ""], obs, act, scale: ReturnScale) -> Float[Array, " members"]:
+        """z_0 + v_e(0, z_0 | s, a): where the first step points."""
+        return self._members_plainly_from(z_0, obs, act, scale, 1, "euler")

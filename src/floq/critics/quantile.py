@@ -6,14 +6,14 @@ without a learned projection, and the error is squared.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate
 from floq.networks import MLP, ensemble
 
 
@@ -27,8 +27,10 @@ class QuantileConfig:
     """Hidden layers of each member."""
     layer_norm: bool = True
     """LayerNorm after each activation."""
-    q_agg: Literal["mean", "min"] = "mean"
-    """How the TD target combines the members, quantile by quantile."""
+    q_agg: Aggregation = "mean"
+    """How the TD target combines the members, quantile by quantile: mean, min, or mean less rho deviations (lcb)."""
+    rho: float = 0.0
+    """Standard deviations that q_agg=lcb subtracts."""
     value_num_ensembles: int = 2
     """Members of the ensemble."""
     num_tau_samples: int = 8
@@ -75,9 +77,10 @@ class QuantileCritic(Critic):
         taus: Float[Array, " samples"],
     ) -> Float[Array, " samples"]:
         """y_j = r + g mask agg_e Z_e(s', a_j, tau_j): one target per sample, not their mean."""
+        c = self.config
 
         def value_of_sample(act: Float[Array, " act"], tau: Float[Array, ""]) -> Float[Array, ""]:
-            return aggregate(self._members(next_obs, act, tau), self.config.q_agg)
+            return aggregate(self._members(next_obs, act, tau), c.q_agg, c.rho)
 
         return reward + bootstrap * jax.vmap(value_of_sample)(next_acts, taus)
 
@@ -111,12 +114,29 @@ class QuantileCritic(Critic):
         """The same mean."""
         return self.read_out(obs, act, scale, key)
 
+    def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
+        """quantile_spread, member_spread: standard deviation of the value over quantiles, and over the members."""
+        values = jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key))  # (samples, members)
+        return {
+            "quantile_spread": jnp.mean(jnp.std(values, axis=0)),
+            "member_spread": jnp.std(jnp.mean(values, axis=0)),
+        }
+
+    def features(self, obs, act, scale: ReturnScale):
+        """At the median."""
+        return jax.vmap(lambda member: member.features(self._input(obs, act, jnp.float32(0.5))))(self.net)
+
     def _taus(self, key: PRNGKeyArray) -> Float[Array, " samples"]:
         return jax.random.uniform(key, (self.config.num_tau_samples,))
 
     def _members(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], tau: Float[Array, ""]
     ) -> Float[Array, " members"]:
+        return jax.vmap(lambda member: member(self._input(obs, act, tau))[0])(self.net)
+
+    def _input(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], tau: Float[Array, ""]
+    ) -> Float[Array, " inputs"]:
         c = self.config
         tau_input = jnp.cos(jnp.pi * jnp.arange(1, c.quantile_embed_dim + 1) * tau) if c.embed_quantile else tau[None]
-        return jax.vmap(lambda member: member(jnp.concatenate([obs, act, tau_input]))[0])(self.net)
+        return jnp.concatenate([obs, act, tau_input])

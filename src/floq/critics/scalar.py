@@ -4,14 +4,14 @@ Source: FQL (arXiv 2502.02538), section 4.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate
 from floq.networks import MLP, Linear, ResidualBody, ensemble
 
 
@@ -25,8 +25,10 @@ class ScalarConfig:
     """Hidden layers of each member."""
     layer_norm: bool = True
     """LayerNorm after each activation."""
-    q_agg: Literal["mean", "min"] = "mean"
-    """How the TD target combines the members."""
+    q_agg: Aggregation = "mean"
+    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb)."""
+    rho: float = 0.0
+    """Standard deviations that q_agg=lcb subtracts."""
     value_num_ensembles: int = 2
     """Members of the ensemble."""
     use_resnets: bool = False
@@ -76,7 +78,8 @@ class ScalarCritic(Critic):
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
         """y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy."""
-        return reward + bootstrap * aggregate(self._members(next_obs, policy(next_obs, key)), self.config.q_agg)
+        c = self.config
+        return reward + bootstrap * aggregate(self._members(next_obs, policy(next_obs, key)), c.q_agg, c.rho)
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
         """Mean squared error over members."""
@@ -94,6 +97,13 @@ class ScalarCritic(Critic):
     def actor_value(self, obs, act, scale: ReturnScale, key):
         """The mean member."""
         return jnp.mean(self._members(obs, act))
+
+    def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
+        """member_spread: standard deviation of Q over the members."""
+        return {"member_spread": jnp.std(self._members(obs, act))}
+
+    def features(self, obs, act, scale: ReturnScale):
+        return jax.vmap(lambda member: member.features(jnp.concatenate([obs, act])))(self.net)
 
     def _members(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, " members"]:
         return jax.vmap(lambda member: member(jnp.concatenate([obs, act]))[0])(self.net)

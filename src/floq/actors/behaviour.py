@@ -1,0 +1,38 @@
+"""A flow policy that imitates the data's actions: what FQL distils and what best-of-N samples from."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.flow import integrate
+from floq.networks import MLP
+
+
+class BehaviourFlow(eqx.Module):
+    """A velocity field over actions, learned by flow matching from Gaussian noise (t = 0) to the data's actions."""
+
+    net: MLP  # (s, a_t, t) -> velocity
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_size: int, act_size: int, hidden_dims: Sequence[int], layer_norm: bool
+    ) -> "BehaviourFlow":
+        """Consumes `key`."""
+        return cls(MLP.init(key, obs_size + act_size + 1, hidden_dims, act_size, layer_norm))
+
+    def velocity(self, obs: Float[Array, " obs"], x: Float[Array, " act"], t: Float[Array, ""]) -> Float[Array, " act"]:
+        """Where an action on its way is carried."""
+        return self.net(jnp.concatenate([obs, x, t[None]]))
+
+    def loss(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], x_0: Float[Array, " act"], t: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Flow matching on the straight path from the noise `x_0` to the data's action, averaged over its numbers."""
+        x_t = (1 - t) * x_0 + t * act
+        return jnp.mean(jnp.square(self.velocity(obs, x_t, t) - (act - x_0)))
+
+    def act(self, obs: Float[Array, " obs"], noise: Float[Array, " act"], num_steps: int) -> Float[Array, " act"]:
+        """The action to which `noise` is carried in `num_steps` Euler steps, clipped to [-1, 1]."""
+        return jnp.clip(integrate(lambda x, t: self.velocity(obs, x, t), noise, num_steps), -1.0, 1.0)

@@ -1,0 +1,68 @@
+"""No actor training: sample actions from a flow that imitates the data, and take the one that the critic likes best.
+
+Source: implicit diffusion Q-learning's policy (arXiv 2304.10573) and its flow version in FQL (arXiv 2502.02538).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.actors.base import Actor, ActorLoss, Value
+from floq.actors.behaviour import BehaviourFlow
+
+
+@dataclass(frozen=True)
+class BestOfNConfig:
+    """Settings of best-of-N sampling."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ()
+
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of the behaviour flow."""
+    actor_layer_norm: bool = False
+    """LayerNorm in it."""
+    actor_flow_steps: int = 10
+    """Euler steps of the behaviour flow."""
+    num_candidates: int = 32
+    """Actions to choose from (N)."""
+    target_candidates: int | None = None
+    """Actions to choose from in TD targets; by default `num_candidates`. More of them overestimate more."""
+
+
+class BestOfNActor(Actor):
+    """The best of N actions of the behaviour flow."""
+
+    ranks: ClassVar[bool] = True
+
+    flow: BehaviourFlow
+    act_size: int = eqx.field(static=True)
+    config: BestOfNConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: BestOfNConfig | None = None
+    ) -> "BestOfNActor":
+        """A network for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        c = config or BestOfNConfig()
+        return cls(BehaviourFlow.init(key, obs_size, act_size, c.actor_hidden_dims, c.actor_layer_norm), act_size, c)
+
+    def act(self, obs, value: Value, key):
+        return self._best_of(self.config.num_candidates, obs, value, key)
+
+    def target_act(self, obs, value: Value, key):
+        return self._best_of(self.config.target_candidates or self.config.num_candidates, obs, value, key)
+
+    def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
+        """Flow matching alone: nothing climbs Q. The logged `q` is that of the data's action."""
+        x_0_key, t_key = jax.random.split(key)
+        bc_flow_loss = self.flow.loss(obs, act, jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key))
+        return ActorLoss(bc_flow_loss, jnp.zeros(()), {"bc_flow_loss": bc_flow_loss, "q": value(act)})
+
+    def _best_of(self, num: int, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
+        noise = jax.random.normal(key, (num, self.act_size))
+        acts = jax.vmap(lambda n: self.flow.act(obs, n, self.config.actor_flow_steps))(noise)
+        return acts[jnp.argmax(jax.vmap(value)(acts))]

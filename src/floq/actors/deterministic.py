@@ -1,0 +1,97 @@
+"""A deterministic policy that climbs Q and stays close to the data, in the style of ReBRAC.
+
+Source: TD3+BC (arXiv 2106.06860) and ReBRAC (arXiv 2305.09836). ReBRAC's tricks are settings: a penalty on leaving the
+data in the actor (`alpha`) and another in the critic's target (`alpha_critic`), Q normalised by its magnitude, noise on
+the target's action, a slow copy of the actor, an actor that moves in every other update. Its LayerNorm and its minimum
+over two critics are settings of the critic.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
+from floq.networks import MLP
+
+
+@dataclass(frozen=True)
+class DeterministicConfig:
+    """Settings of the deterministic policy."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of the policy."""
+    actor_layer_norm: bool = False
+    """LayerNorm in it."""
+    alpha: float = 0.1
+    """Weight of behaviour cloning in the actor's loss: the squared distance from the data's action."""
+    alpha_critic: float = 0.0
+    """Weight of the same distance at the next state, which is subtracted from the TD target's value."""
+    normalize_q_loss: bool = True
+    """Divide the Q term by the batch's mean |Q|."""
+    actor_noise: float = 0.2
+    """Standard deviation of the noise on the TD target's action."""
+    actor_noise_clip: float = 0.5
+    """Largest magnitude of that noise."""
+    actor_freq: int = 2
+    """The actor and the target networks move in one of so many updates."""
+    target_actor: bool = True
+    """TD targets act with a slow copy of the actor."""
+    actor_head_scale: float = 0.01
+    """Scale of the policy's last layer at the start."""
+
+
+class DeterministicActor(Actor):
+    """tanh of a network."""
+
+    net: MLP  # s -> action before tanh
+    config: DeterministicConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: DeterministicConfig | None = None
+    ) -> "DeterministicActor":
+        """A network for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        c = config or DeterministicConfig()
+        net = MLP.init(key, obs_size, c.actor_hidden_dims, act_size, c.actor_layer_norm)
+        head = lambda net: net.body.linears[-1].weight  # noqa: E731
+        return cls(eqx.tree_at(head, net, c.actor_head_scale * head(net)), c)
+
+    def act(self, obs, value: Value, key):
+        return jnp.tanh(self.net(obs))
+
+    def target_act(self, obs, value: Value, key):
+        c, act = self.config, jnp.tanh(self.net(obs))
+        noise = c.actor_noise * jax.random.normal(key, act.shape)
+        return jnp.clip(act + jnp.clip(noise, -c.actor_noise_clip, c.actor_noise_clip), -1.0, 1.0)
+
+    @property
+    def reads_next_action(self) -> bool:
+        return self.config.alpha_critic > 0
+
+    def target_penalty(self, obs, act, known, key):
+        """alpha_critic * |a' - act|^2, for a' as in the target."""
+        distance = self.target_act(obs, lambda act: jnp.zeros(()), key) - act
+        return known * self.config.alpha_critic * jnp.sum(jnp.square(distance))
+
+    def tracked(self) -> "DeterministicActor | None":
+        return self if self.config.target_actor else None
+
+    @property
+    def update_interval(self) -> int:
+        return self.config.actor_freq
+
+    def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
+        own: Float[Array, " act"] = jnp.tanh(self.net(obs))
+        squared = jnp.square(own - act)
+        q = value(own)
+        return ActorLoss(alpha * jnp.sum(squared), q, {"bc_loss": jnp.sum(squared), "q": q, "mse": jnp.mean(squared)})
+
+    def q_scale(self, q):
+        """1, or one over the batch's mean |Q|."""
+        return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())

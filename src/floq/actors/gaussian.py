@@ -1,0 +1,124 @@
+"""A Gaussian policy squashed by tanh, held close to the data by its likelihood, or kept random by its entropy.
+
+Source: SAC (arXiv 1812.05905) for the policy, the temperature and the soft value; behaviour cloning as a term beside Q.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
+from floq.errors import UserError
+from floq.networks import MLP
+
+LOG_STD_RANGE = (-5.0, 2.0)
+LIMIT = 1 - 1e-5  # of actions whose likelihood is asked for: tanh never reaches 1
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """Settings of the tanh-Gaussian policy. Offline it wants alpha, online rather entropy."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of the policy."""
+    actor_layer_norm: bool = False
+    """LayerNorm in it."""
+    alpha: float = 1.0
+    """Weight of behaviour cloning, the negative log-likelihood of the data's action per number of the action."""
+    normalize_q_loss: bool = False
+    """Divide the Q term by the batch's mean |Q|."""
+    temperature: float = 0.0
+    """Weight of the policy's entropy; where it starts, if it is learned."""
+    learn_temperature: bool = False
+    """Adapt the temperature such that the entropy stays at target_entropy."""
+    target_entropy: float = -0.5
+    """Wanted entropy, in nats per number of the action."""
+    entropy_backup: bool = False
+    """Count the entropy of the next action as reward in the TD target."""
+
+    def __post_init__(self) -> None:
+        if self.learn_temperature and self.temperature <= 0:
+            raise UserError(f"--agent.temperature={self.temperature}: to learn it, start above 0, say at 1")
+
+
+class GaussianActor(Actor):
+    """tanh(N(mean(s), std(s))). Acting takes the mode of the Gaussian, TD targets and the loss sample it."""
+
+    net: MLP  # s -> (mean, log std), laid end to end
+    log_temperature: Float[Array, ""] | None  # only where it is learned
+    config: GaussianConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: GaussianConfig | None = None
+    ) -> "GaussianActor":
+        """A network for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        c = config or GaussianConfig()
+        net = MLP.init(key, obs_size, c.actor_hidden_dims, 2 * act_size, c.actor_layer_norm)
+        return cls(net, jnp.asarray(math.log(c.temperature)) if c.learn_temperature else None, c)
+
+    def act(self, obs, value: Value, key):
+        return jnp.tanh(self._moments(obs)[0])
+
+    def target_act(self, obs, value: Value, key):
+        return self._sample(obs, key)[0]
+
+    @property
+    def penalises(self) -> bool:
+        return self.config.entropy_backup
+
+    def target_penalty(self, obs, act, known, key):
+        """temperature * log pi(a' | s') of an action a' of the policy."""
+        return self._temperature() * self._sample(obs, key)[1]
+
+    def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
+        sampled, log_prob = self._sample(obs, key)
+        bc_log_prob = self.log_prob(obs, act) / act.shape[0]
+        temperature, entropy = self._temperature(), -log_prob / act.shape[0]
+        behaviour = -alpha * bc_log_prob + jax.lax.stop_gradient(temperature) * log_prob
+        if self.config.learn_temperature:
+            behaviour += temperature * jax.lax.stop_gradient(entropy - self.config.target_entropy)
+        q = value(sampled)
+        mse = jnp.mean(jnp.square(jnp.tanh(self._moments(obs)[0]) - act))
+        info = {"bc_log_prob": bc_log_prob, "entropy": entropy, "temperature": temperature, "q": q, "mse": mse}
+        return ActorLoss(behaviour, q, info)
+
+    def q_scale(self, q):
+        """1, or one over the batch's mean |Q|."""
+        return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
+
+    def log_prob(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, ""]:
+        """log pi(act | obs), summed over the numbers of the action, in nats."""
+        mean, log_std = self._moments(obs)
+        return _log_prob(mean, log_std, jnp.arctanh(jnp.clip(act, -LIMIT, LIMIT)))
+
+    def _sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> tuple[Float[Array, " act"], Float[Array, ""]]:
+        """An action of the policy and its log-likelihood, both differentiable."""
+        mean, log_std = self._moments(obs)
+        before_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        return jnp.tanh(before_tanh), _log_prob(mean, log_std, before_tanh)
+
+    def _moments(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+        mean, log_std = jnp.split(self.net(obs), 2)
+        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+
+    def _temperature(self) -> Float[Array, ""]:
+        if self.log_temperature is None:
+            return jnp.asarray(self.config.temperature, jnp.float32)
+        return jnp.exp(self.log_temperature)
+
+
+def _log_prob(
+    mean: Float[Array, " act"], log_std: Float[Array, " act"], before_tanh: Float[Array, " act"]
+) -> Float[Array, ""]:
+    """Of tanh(x) for x ~ N(mean, std): the Gaussian's density less log(1 - tanh(x)^2), such that nothing overflows."""
+    gaussian = jax.scipy.stats.norm.logpdf(before_tanh, mean, jnp.exp(log_std))
+    squashing = 2 * (jnp.log(2.0) - before_tanh - jax.nn.softplus(-2 * before_tanh))
+    return jnp.sum(gaussian - squashing)

@@ -1,0 +1,116 @@
+"""The categorical critic: an ensemble of networks from (s, a) to a histogram over returns, trained by cross-entropy.
+
+Source: HL-Gauss, "Stop Regressing" (arXiv 2403.03950). It is the control for floq's histogram: here the histogram is
+what the network puts out, there it is how z enters. The number of bins is floq's; the smoothing is that paper's, since
+the mean of a histogram as wide as floq's would be drawn to the middle of the support.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate
+from floq.embeddings import histogram
+from floq.networks import MLP, ensemble
+
+
+@dataclass(frozen=True)
+class CategoricalConfig:
+    """Settings of the categorical critic."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ()
+
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of each member."""
+    layer_norm: bool = True
+    """LayerNorm after each activation."""
+    q_agg: Aggregation = "mean"
+    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb)."""
+    rho: float = 0.0
+    """Standard deviations that q_agg=lcb subtracts."""
+    value_num_ensembles: int = 2
+    """Members of the ensemble."""
+    num_bins: int = 51
+    """Edges of the histogram (one more than its bins)."""
+    sigma: float = 0.75
+    """Smoothing of the target, in bin widths; HL-Gauss's own."""
+    reward_offset: float = 0.05
+    """Widens the support by this much reward on both sides: two bins, so that the extreme returns fit with their
+    smoothing. (floq: 0.01.)"""
+
+
+class CategoricalCritic(Critic):
+    """Ensemble of networks that put out the logits of a histogram; Q is its mean."""
+
+    net: MLP  # stacked over the ensemble
+    config: CategoricalConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: CategoricalConfig | None = None
+    ) -> "CategoricalCritic":
+        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        c = config or CategoricalConfig()
+        member = lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, c.num_bins - 1, c.layer_norm)  # noqa: E731
+        return cls(ensemble(member, key, c.value_num_ensembles), c)
+
+    def tracked(self) -> "CategoricalCritic":
+        return self
+
+    def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
+        """y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy: a number, which the loss smooths."""
+        c = self.config
+        values = self._members(next_obs, policy(next_obs, key), scale)
+        return reward + bootstrap * aggregate(values, c.q_agg, c.rho)
+
+    def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
+        """Cross-entropy of each member to the smoothed target, averaged over members."""
+        c = self.config
+        low, high = scale.support(c.reward_offset)
+        wanted = histogram(jax.lax.stop_gradient(target), low, high, c.num_bins, c.sigma)
+        log_masses = jax.nn.log_softmax(self._logits(obs, act))
+        loss = -jnp.mean(log_masses @ wanted)
+        q = jnp.mean(self._members(obs, act, scale))
+        return loss, {"critic_loss": loss, "q": q, "td_error": jnp.abs(target - q)}
+
+    def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
+        """The mean member. There is nothing to integrate, so `num_steps` must be left out."""
+        if num_steps is not None:
+            raise ValueError("a categorical critic is looked up, not integrated: num_steps does not apply")
+        return jnp.mean(self._members(obs, act, scale))
+
+    def actor_value(self, obs, act, scale: ReturnScale, key):
+        """The mean member."""
+        return jnp.mean(self._members(obs, act, scale))
+
+    def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
+        """member_spread: standard deviation of Q over the members. return_spread: that of the histogram.
+        mass_at_ends: share of it in the first and the last bin, where the support may be too narrow."""
+        masses = jax.nn.softmax(self._logits(obs, act))
+        centres, values = self._centres(scale), self._members(obs, act, scale)
+        variance = jnp.maximum(masses @ jnp.square(centres) - jnp.square(values), 0.0)
+        return {
+            "member_spread": jnp.std(values),
+            "return_spread": jnp.mean(jnp.sqrt(variance)),
+            "mass_at_ends": jnp.mean(masses[:, 0] + masses[:, -1]),
+        }
+
+    def features(self, obs, act, scale: ReturnScale):
+        return jax.vmap(lambda member: member.features(jnp.concatenate([obs, act])))(self.net)
+
+    def _members(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
+    ) -> Float[Array, " members"]:
+        return jax.nn.softmax(self._logits(obs, act)) @ self._centres(scale)
+
+    def _logits(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, "members bins"]:
+        return jax.vmap(lambda member: member(jnp.concatenate([obs, act])))(self.net)
+
+    def _centres(self, scale: ReturnScale) -> Float[Array, " bins"]:
+        low, high = scale.support(self.config.reward_offset)
+        bins = self.config.num_bins - 1
+        return low + (high - low) * (jnp.arange(bins) + 0.5) / bins
