@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floq.data.transitions import Dataset
+from floq.data.transitions import Dataset, draw_steps
 from floq.errors import UserError
 
 G = 0.9
@@ -84,6 +84,53 @@ def test_sampling_is_uniform_over_transitions_and_follows_its_key():
     assert counts[1].min() > 850
     again = data.sample(jax.random.key(0), 6000)
     np.testing.assert_array_equal(batch["observations"], again["observations"])
+
+
+def test_sampled_numbers_of_steps_have_the_weights_of_the_lambda_return():
+    """Far from any end: m steps with probability (1 - lambda) lambda^(m-1), the longest with what is left."""
+    draws, n_step, td_lambda = 40_000, 4, 0.7
+    batch = dataset([3000]).sample(jax.random.key(0), draws, n_step, G, td_lambda)
+    steps = np.asarray(batch["next_observations"] - batch["observations"])[:, 0]
+    inside = steps[np.asarray(batch["terminals"]) == 0].astype(int)
+    expected = [(1 - td_lambda) * td_lambda ** (m - 1) for m in range(1, n_step)] + [td_lambda ** (n_step - 1)]
+    np.testing.assert_allclose(np.bincount(inside)[1:] / len(inside), expected, atol=5 * 0.5 / draws**0.5)
+    np.testing.assert_allclose(batch["masks"], G ** (steps - 1), rtol=1e-5)
+
+
+def lambda_return(row, steps, td_lambda, data, values):
+    """The truncated lambda-return by its recursion, in plain Python."""
+    bootstrap = values[row + 1]
+    if steps > 1 and not data.ends[row + 1]:
+        bootstrap = (1 - td_lambda) * bootstrap + td_lambda * lambda_return(row + 1, steps - 1, td_lambda, data, values)
+    return data.rewards[row] + G * data.masks[row] * bootstrap
+
+
+@pytest.mark.parametrize("td_lambda", [0.3, 0.9])
+def test_the_expected_target_is_the_lambda_return(td_lambda):
+    """With trajectories that end within the five steps, cut off or terminated, also before their end."""
+    rng, lengths, n_step = np.random.default_rng(0), [7, 2, 4], 5
+    masks = np.ones(13)
+    masks[[3, 7]] = 0
+    data = dataset(lengths, rng.normal(size=13), masks)
+    values, host = rng.normal(size=13), data.on_host()
+    batch = data.sample(jax.random.key(1), 60_000, n_step, G, td_lambda)
+    starts, following = (np.asarray(batch[f"{key}observations"])[:, 0].astype(int) for key in ("", "next_"))
+    targets = np.asarray(batch["rewards"]) + G * np.asarray(batch["masks"]) * values[following]
+    for row in np.asarray(data.starts):
+        of_row = targets[starts == row]
+        expected = lambda_return(row, n_step, td_lambda, host, values)
+        error = of_row.std() / len(of_row) ** 0.5
+        assert of_row.mean() == pytest.approx(expected, abs=5 * error + 1e-4)
+
+
+def test_lambda_zero_is_one_step_and_lambda_one_is_n_steps():
+    data = dataset([5, 6, 3])
+    for td_lambda, n_step in ((0.0, 1), (1.0, 4)):
+        plain = data.sample(jax.random.key(0), 50, n_step, G)
+        batch = data.sample(jax.random.key(0), 50, 4, G, td_lambda)
+        for name, values in plain.items():
+            np.testing.assert_array_equal(batch[name], values)
+        np.testing.assert_array_equal(draw_steps(jax.random.key(0), 50, 4, td_lambda), n_step)
 
 
 def test_statistics():

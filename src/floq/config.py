@@ -62,6 +62,8 @@ class LearningSettings:
     """Rate at which the target network follows."""
     n_step: int = 1
     """Steps of reward in a TD target."""
+    td_lambda: float = 1.0
+    """Below 1, each TD target draws its steps from 1 to n_step: on average it is the lambda-return; 0 is one step."""
     reward_scale: float = 1.0
     """Multiplies every reward."""
     encoder: str | None = None
@@ -281,7 +283,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
         require(name, lambda x: x >= 0, "at least 0")
     require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
     require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")
-    for name in ("tau", "p_aug"):
+    for name in ("tau", "td_lambda", "p_aug"):
         require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
     if settings.get("time_embedding") == "fourier":

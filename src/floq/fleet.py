@@ -210,7 +210,7 @@ def sample_batch(agent: Agent, dataset: Dataset, key: PRNGKeyArray) -> Batch:
     """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
     static = agent.static
     step_key = jax.random.fold_in(key, agent.step)
-    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount)
+    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount, static.td_lambda)
 
 
 def _for_each_run(function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple) -> PyTree:

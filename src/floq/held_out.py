@@ -86,8 +86,9 @@ class HeldOutEvaluator:
 
 @jax.jit
 def _td_error(agent: Agent, data: Dataset, key):
+    static = agent.static
     batch_key, loss_key = jax.random.split(key)
-    batch = data.sample(batch_key, agent.static.batch_size, agent.static.n_step, agent.hypers.discount)
+    batch = data.sample(batch_key, static.batch_size, static.n_step, agent.hypers.discount, static.td_lambda)
     return agent.evaluate_loss(batch, loss_key)["critic/td_error"]
 
 

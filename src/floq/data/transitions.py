@@ -89,14 +89,38 @@ class Dataset(eqx.Module):
         return self.starts.shape[0]
 
     def sample(
-        self, key: PRNGKeyArray, batch_size: int, n_step: int = 1, discount: float | Float[Array, ""] = 1.0
+        self,
+        key: PRNGKeyArray,
+        batch_size: int,
+        n_step: int = 1,
+        discount: float | Float[Array, ""] = 1.0,
+        td_lambda: float = 1.0,
     ) -> Batch:
-        """`batch_size` transitions, uniformly with replacement. Consumes `key`; works inside jit."""
-        index = jax.random.randint(key, (batch_size,), 0, len(self))
-        return jax.vmap(lambda row: self.transition(row, n_step, discount))(self.starts[index])
+        """`batch_size` transitions, uniformly with replacement. Consumes `key`; works inside jit.
 
-    def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
-        """The n-step transition that starts at `row`, with the published keys.
+        With `td_lambda` below 1 each transition draws its number of steps: m with probability (1 - lambda)
+        lambda^(m-1) for m < `n_step`, and `n_step` with what is left. The expected m-step target is the lambda-return,
+        truncated after `n_step` steps.
+        """
+        if td_lambda == 0:
+            n_step = 1
+        if td_lambda == 1 or n_step == 1:
+            index = jax.random.randint(key, (batch_size,), 0, len(self))
+            return jax.vmap(lambda row: self.transition(row, n_step, discount))(self.starts[index])
+        index_key, steps_key = jax.random.split(key)
+        index = jax.random.randint(index_key, (batch_size,), 0, len(self))
+        steps = draw_steps(steps_key, batch_size, n_step, td_lambda)
+        return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(self.starts[index], steps)
+
+    def transition(
+        self,
+        row: Int[Array, ""],
+        n_step: int,
+        discount: float | Float[Array, ""],
+        steps: Int[Array, ""] | None = None,
+    ) -> dict[str, Array]:
+        """The n-step transition that starts at `row`, with the published keys; `steps`, if given, are how many of the
+        n it takes.
 
         It walks up to `n_step` rows on and stops early at a true termination (mask 0) and at the end of its
         trajectory. After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks`
@@ -108,6 +132,8 @@ class Dataset(eqx.Module):
         masks = self.masks[rows]
         goes_on = masks * ~self.ends[rows + 1]  # whether the walk may take another step after this one
         taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(goes_on)[:-1]])  # whether it takes this one at all
+        if steps is not None:
+            taken = taken * (jnp.arange(n_step) < steps)
         powers = discount ** jnp.arange(n_step)
         last = jnp.sum(taken).astype(jnp.int32) - 1
         return {
@@ -139,6 +165,13 @@ class Dataset(eqx.Module):
         """Mean and standard deviation of the observations; a constant column gets standard deviation 1."""
         std = jnp.std(self.observations, axis=0)
         return jnp.mean(self.observations, axis=0), jnp.where(std < 1e-6, 1.0, std)
+
+
+def draw_steps(key: PRNGKeyArray, count: int, n_step: int, td_lambda: float) -> Int[Array, " {count}"]:
+    """How many steps each of `count` targets takes for TD(lambda): more than m with probability lambda^m, and at most
+    `n_step`. Consumes `key`."""
+    longer = td_lambda ** jnp.arange(1, n_step)
+    return 1 + jax.vmap(lambda u: jnp.sum(u < longer))(jax.random.uniform(key, (count,)))
 
 
 class Splits(NamedTuple):
