@@ -195,6 +195,7 @@ def test_settings_that_only_scale_share_one_program():
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"action_chunk": 0}, "action_chunk=0: must be greater than 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

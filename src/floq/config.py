@@ -28,7 +28,7 @@ PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES}
 
 SEEDS = 2**32  # how many seeds the random streams tell apart
 POSITIVE = (
-    *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
+    *("lr", "batch_size", "n_step", "action_chunk", "reward_scale", "sigma", "time_embed_dim"),
     *(
         "critic_flow_steps",
         "target_flow_steps",
@@ -61,9 +61,11 @@ class LearningSettings:
     tau: float = 0.005
     """Rate at which the target network follows."""
     n_step: int = 1
-    """Steps of reward in a TD target."""
+    """Steps of reward in a TD target; with action_chunk, so many chunks."""
     td_lambda: float = 1.0
     """Below 1, each TD target draws its steps from 1 to n_step: on average it is the lambda-return; 0 is one step."""
+    action_chunk: int = 1
+    """Actions that the actor decides on, the critic judges and the environment executes at once (Q-chunking)."""
     reward_scale: float = 1.0
     """Multiplies every reward."""
     encoder: str | None = None
@@ -96,10 +98,11 @@ class AgentConfig(LearningSettings):
         return dataclasses.replace(_untraced(self), critic=_untraced(self.critic), actor=_untraced(self.actor))
 
     def networks(self) -> dict[str, Any]:
-        """The settings of critic and actor that are compiled in, side by side: those that shape the networks are among
-        them, those of learning are not."""
+        """The settings of critic and actor that are compiled in, side by side, and `action_chunk`: those that shape the
+        networks are among them, those of learning are not."""
         compiled = self.compiled()
-        return dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
+        own = dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
+        return own | {"action_chunk": self.action_chunk}
 
     def flat(self) -> dict[str, Any]:
         """All settings side by side under their published names."""

@@ -64,13 +64,14 @@ def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
 
     Args:
         config: a floq, scalar or quantile critic with the fql actor.
-        obs_size, act_size: how many numbers an observation and an action have.
+        obs_size, act_size: how many numbers an observation and a single action have.
 
     Raises:
         ValueError: there is no formula for such an agent.
     """
     if type(config.critic) not in _CRITICS or config.actor_name != "fql":
         raise ValueError(f"no formula for critic {config.critic_name!r} with actor {config.actor_name!r}")
+    act_size *= config.action_chunk
     a, both = config.actor, obs_size + act_size
     flow = _Layers((both + 1, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
     one_step = _Layers((both, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
