@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from episodes import write_folder
-from helpers import agent_config
+from helpers import SCALAR, agent_config
 
 import floq
 from floq import cli, pictures
@@ -95,9 +95,9 @@ def test_trajectories_that_are_too_short_get_one_line(tmp_path, capsys):
 
 
 def test_a_users_own_loop():
-    """What an agent with chunks wants of the data, as the README shows it."""
+    """What an agent with chunks wants of the data, as the README says."""
     data = Dataset.from_episodes(logs(30)).for_chunks(3)
-    agent = Agent.init(jax.random.key(0), 3, 3 * 1, agent_config(action_chunk=3))
+    agent = Agent.init(jax.random.key(0), 3, 3 * 1, agent_config(SCALAR, action_chunk=3))
     batch = data.sample(jax.random.key(1), 8, n_step=2, discount=agent.hypers.discount, action_chunk=3)
     agent, info = agent.update(batch)
     assert np.isfinite(float(info["critic/q"]))
