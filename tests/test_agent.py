@@ -195,9 +195,12 @@ def test_settings_that_only_scale_share_one_program():
     [
         ({"discount": 1.0}, "discount=1.0"),
         ({"tau": 1.5}, "tau=1.5"),
+        ({"td_lambda": 1.5}, "td_lambda=1.5: must be between 0 and 1"),
+        ({"td_lambda": -0.1}, "td_lambda=-0.1"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"action_chunk": 0}, "action_chunk=0: must be greater than 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

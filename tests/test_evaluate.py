@@ -1,13 +1,17 @@
 """Evaluation depends on seed, step and policy, and on nothing else. On a task whose returns show every difference."""
 
+import os
+import signal
+
 import jax
 import numpy as np
 import pytest
 from helpers import agent_config
 
 from floq.agent import Agent
-from floq.envs import EpisodeResult
+from floq.envs import EpisodeResult, make
 from floq.evaluate import Evaluation, Evaluator
+from floq.keys import Keys
 
 EPISODES = 13  # more than there are slots, so that slots play several
 
@@ -47,6 +51,51 @@ def test_seed_step_and_episode_matter(results):
 
 def test_every_episode_is_played_to_its_end(results):
     assert [e.length for e in results[1, 0, 5].episodes] == [200] * EPISODES
+
+
+CHUNK = 3  # does not divide the 200 steps of an episode
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    """A policy that decides on three torques at once, and its episodes with one worker."""
+    policy = Agent.init(jax.random.key(0), 3, CHUNK, agent_config(action_chunk=CHUNK)).policy
+    with Evaluator("Pendulum-v1", None, EPISODES, 1, CHUNK) as evaluate:
+        return policy, evaluate(policy, 0, 5).episodes
+
+
+def test_a_chunk_is_executed_to_its_end(chunks):
+    """Against a walk in plain Python, for the first episode and for one that a slot plays after another."""
+    policy, episodes = chunks
+    env, key = make("Pendulum-v1"), jax.random.fold_in(Keys.of(0).evaluation, 5)
+    act = jax.jit(
+        lambda obs, episode, step: policy.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), step))
+    )
+    for episode in (0, EPISODES - 1):
+        obs, total = env.reset_with((0, 5, episode)), 0.0
+        for start in range(0, 200, CHUNK):
+            for torque in np.asarray(act(np.asarray(obs, np.float32), episode, start))[: 200 - start]:
+                obs, reward, *_ = env.step(np.array([torque]))
+                total += float(reward)
+        assert episodes[episode].episode_return == pytest.approx(total, rel=1e-3)
+
+
+def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
+    policy, episodes = chunks
+    calls = []
+    with Evaluator("Pendulum-v1", None, EPISODES, 2, CHUNK) as evaluate:
+        two = evaluate(policy, 0, 5).episodes
+        assert [e.episode_return for e in two] == [e.episode_return for e in episodes]
+
+        def kill_late():
+            calls.append(0)
+            if len(calls) == 251:  # in the midst of a chunk of the second episodes
+                os.kill(evaluate._workers._processes[0].pid, signal.SIGKILL)
+                evaluate._workers._processes[0].join()
+            return False
+
+        again = evaluate(policy, 0, 5, should_stop=kill_late)
+    assert [e.episode_return for e in again.episodes] == [e.episode_return for e in episodes]
 
 
 def test_an_evaluation_can_be_abandoned():

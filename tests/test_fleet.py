@@ -43,12 +43,12 @@ def tasks():
     return [first, first.relabelled(rng.uniform(-3, 0, ROWS), rng.integers(0, 2, ROWS))]
 
 
-def members(critic):
+def members(critic, **common):
     """Three runs that differ in seed, task and traced settings."""
     for seed, task, settings in ((0, 0, {}), (1, 1, {"discount": 0.9}), (1, 0, {"alpha": 3.0, "lr": 1e-3})):
         actor = dataclasses.replace(ACTOR, **{k: v for k, v in settings.items() if k == "alpha"})
         shared = {k: v for k, v in settings.items() if k != "alpha"}
-        yield task, Config(agent=agent_config(critic, actor, n_step=2, **shared), seed=seed)
+        yield task, Config(agent=agent_config(critic, actor, n_step=2, **shared, **common), seed=seed)
 
 
 def trained(tasks, chosen, steps, layout=None):
@@ -78,9 +78,13 @@ def test_a_fleet_equals_its_runs_one_by_one(tasks, critic, batched):
         assert held_out[number] == pytest.approx(alone.validate()[0], rel=1e-3, abs=1e-4)
 
 
-def test_a_fleet_draws_the_batches_of_its_runs(tasks):
-    """Bit for bit: keys are folded by the step, whatever else is in the program."""
-    runs = list(members(SCALAR))
+@pytest.mark.parametrize("settings", [{}, {"action_chunk": 3, "td_lambda": 0.5}], ids=["plain", "chunks"])
+def test_a_fleet_draws_the_batches_of_its_runs(tasks, settings):
+    """Bit for bit: keys are folded by the step, whatever else is in the program. Chunks start in other rows of each
+    task, since they may where it terminates."""
+    runs = list(members(SCALAR, **settings))
+    tasks = [task.for_chunks(settings.get("action_chunk", 1)) for task in tasks]
+    assert (len(tasks[0]) == len(tasks[1])) == (not settings)
     agents = [make_agent(config, tasks[task]) for task, config in runs]
     data = FleetData.of(tasks)
     numbers = jax.numpy.array([task for task, _ in runs])

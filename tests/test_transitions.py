@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floq.data.transitions import Dataset
+from floq.data.transitions import Dataset, draw_steps
 from floq.errors import UserError
 
 G = 0.9
@@ -84,6 +84,146 @@ def test_sampling_is_uniform_over_transitions_and_follows_its_key():
     assert counts[1].min() > 850
     again = data.sample(jax.random.key(0), 6000)
     np.testing.assert_array_equal(batch["observations"], again["observations"])
+
+
+def test_sampled_numbers_of_steps_have_the_weights_of_the_lambda_return():
+    """Far from any end: m steps with probability (1 - lambda) lambda^(m-1), the longest with what is left."""
+    draws, n_step, td_lambda = 40_000, 4, 0.7
+    batch = dataset([3000]).sample(jax.random.key(0), draws, n_step, G, td_lambda)
+    steps = np.asarray(batch["next_observations"] - batch["observations"])[:, 0]
+    inside = steps[np.asarray(batch["terminals"]) == 0].astype(int)
+    expected = [(1 - td_lambda) * td_lambda ** (m - 1) for m in range(1, n_step)] + [td_lambda ** (n_step - 1)]
+    np.testing.assert_allclose(np.bincount(inside)[1:] / len(inside), expected, atol=5 * 0.5 / draws**0.5)
+    np.testing.assert_allclose(batch["masks"], G ** (steps - 1), rtol=1e-5)
+
+
+def lambda_return(row, steps, td_lambda, data, values):
+    """The truncated lambda-return by its recursion, in plain Python."""
+    bootstrap = values[row + 1]
+    if steps > 1 and not data.ends[row + 1]:
+        bootstrap = (1 - td_lambda) * bootstrap + td_lambda * lambda_return(row + 1, steps - 1, td_lambda, data, values)
+    return data.rewards[row] + G * data.masks[row] * bootstrap
+
+
+@pytest.mark.parametrize("td_lambda", [0.3, 0.9])
+def test_the_expected_target_is_the_lambda_return(td_lambda):
+    """With trajectories that end within the five steps, cut off or terminated, also before their end."""
+    rng, lengths, n_step = np.random.default_rng(0), [7, 2, 4], 5
+    masks = np.ones(13)
+    masks[[3, 7]] = 0
+    data = dataset(lengths, rng.normal(size=13), masks)
+    values, host = rng.normal(size=13), data.on_host()
+    batch = data.sample(jax.random.key(1), 60_000, n_step, G, td_lambda)
+    starts, following = (np.asarray(batch[f"{key}observations"])[:, 0].astype(int) for key in ("", "next_"))
+    targets = np.asarray(batch["rewards"]) + G * np.asarray(batch["masks"]) * values[following]
+    for row in np.asarray(data.starts):
+        of_row = targets[starts == row]
+        expected = lambda_return(row, n_step, td_lambda, host, values)
+        error = of_row.std() / len(of_row) ** 0.5
+        assert of_row.mean() == pytest.approx(expected, abs=5 * error + 1e-4)
+
+
+def test_lambda_zero_is_one_step_and_lambda_one_is_n_steps():
+    data = dataset([5, 6, 3])
+    for td_lambda, n_step in ((0.0, 1), (1.0, 4)):
+        plain = data.sample(jax.random.key(0), 50, n_step, G)
+        batch = data.sample(jax.random.key(0), 50, 4, G, td_lambda)
+        for name, values in plain.items():
+            np.testing.assert_array_equal(batch[name], values)
+        np.testing.assert_array_equal(draw_steps(jax.random.key(0), 50, 4, td_lambda), n_step)
+
+
+# --- chunks of actions ---
+
+
+@pytest.fixture(scope="module")
+def short():
+    """Three trajectories, rows 0 to 4, 5 to 7 and 8 to 11: the first is cut off, the second terminates with its last
+    transition, the third in row 9 and goes on. No row's action may be read that is the last of its trajectory."""
+    masks = np.ones(12)
+    masks[[6, 9]] = 0
+    rows, ends = np.arange(12.0)[:, None], np.isin(np.arange(12), (4, 7, 11))
+    return Dataset.from_rows(rows, np.where(ends[:, None], 99, -rows), np.arange(12.0), masks, ends).for_chunks(3)
+
+
+def test_chunks_by_hand(short):
+    batch = all_transitions(short)
+    np.testing.assert_array_equal(short.starts, [0, 1, 5, 6, 8, 9])
+    chunks = [[0, 1, 2], [1, 2, 3], [5, 6, 6], [6, 6, 6], [8, 9, 10], [9, 10, 10]]
+    np.testing.assert_array_equal(batch["actions"], -np.array(chunks))
+    rewards = [0 + G + 2 * G**2, 1 + 2 * G + 3 * G**2, 5 + 6 * G, 6, 8 + 9 * G, 9]
+    np.testing.assert_allclose(batch["rewards"], rewards, rtol=1e-6)
+    np.testing.assert_array_equal(batch["next_observations"][:, 0], [3, 4, 7, 7, 10, 10])
+    np.testing.assert_allclose(batch["masks"], [G**2, G**2, 0, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(batch["terminals"], [0, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(batch["next_actions"][0], [-3, -3, -3])
+    assert jnp.abs(batch["next_actions"]).max() < 99
+
+
+def test_two_chunks_by_hand(short):
+    """Six steps: from row 0 four are left."""
+    batch = all_transitions(short, 2)
+    np.testing.assert_allclose(batch["rewards"][0], 0 + G + 2 * G**2 + 3 * G**3, rtol=1e-6)
+    np.testing.assert_allclose(batch["masks"][0], G**3, rtol=1e-6)
+    np.testing.assert_array_equal(batch["next_observations"][:, 0], [4, 4, 7, 7, 10, 10])
+    np.testing.assert_array_equal(batch["actions"], all_transitions(short)["actions"])
+
+
+def test_the_next_action_is_the_datas_own():
+    batch = all_transitions(dataset([5, 3]))
+    np.testing.assert_array_equal(batch["next_actions"][:, 0], [-1, -2, -3, -3, -6, -6])
+    later = all_transitions(dataset([9]).for_chunks(2))
+    np.testing.assert_array_equal(later["next_actions"][:4], -np.array([[2, 3], [3, 4], [4, 5], [5, 6]]))
+
+
+@pytest.mark.parametrize(("action_chunk", "n_step"), [(2, 1), (3, 1), (2, 3), (4, 2)])
+def test_chunks_equal_a_walk_in_plain_python(action_chunk, n_step):
+    rng = np.random.default_rng(action_chunk)
+    lengths = rng.integers(1, 9, 12)
+    plain = dataset(lengths, rng.normal(size=sum(lengths)), rng.uniform(size=sum(lengths)) > 0.15)
+    data, host, found = plain.for_chunks(action_chunk), plain.on_host(), []
+    for start in np.asarray(plain.starts):
+        end = start + np.argmax(host.ends[start:])
+        total, row, mask = 0.0, start, 1.0
+        while row < end and row - start < action_chunk * n_step and mask:
+            total, mask = total + G ** (row - start) * host.rewards[row], host.masks[row]
+            row += 1
+        if start + action_chunk <= end or not host.masks[start:end].all():
+            actions = [-min(start + i, end - 1) for i in range(action_chunk)]
+            found.append([start, *actions, total, row, G ** (row - start - 1) * mask])
+    batch = all_transitions(data, n_step)
+    columns = [batch[key] for key in ("observations", "actions", "rewards", "next_observations", "masks")]
+    columns = [np.asarray(x).reshape(len(data), -1) for x in columns]
+    np.testing.assert_allclose(np.concatenate(columns, axis=1), found, rtol=1e-4, atol=1e-5)
+
+
+def test_the_drawn_number_of_steps_counts_chunks():
+    data = dataset([3000]).for_chunks(3)
+    batch = data.sample(jax.random.key(0), 500, 2, G, td_lambda=0.5, action_chunk=3)
+    steps = np.asarray(batch["next_observations"] - batch["observations"])[:, 0]
+    inside = steps[np.asarray(batch["terminals"]) == 0]
+    assert set(inside) == {3, 6}
+    assert 0.4 < (inside == 3).mean() < 0.6
+
+
+def test_what_does_not_depend_on_chunks(short):
+    plain = short.for_chunks(1)
+    assert len(plain) == 9
+    assert plain.fingerprint() == short.fingerprint()
+    assert plain.reward_range() == short.reward_range() == (0, 10)  # row 10 starts no chunk, and is in one
+
+
+def test_chunks_start_where_the_tasks_own_terminations_are(short):
+    other = short.relabelled(np.zeros(12), np.arange(12) != 3)
+    np.testing.assert_array_equal(other.starts, [0, 1, 2, 3, 8])
+    assert other.observations is short.observations
+
+
+def test_chunks_that_do_not_fit(short):
+    with pytest.raises(UserError, match=r"no trajectory is as long as --agent\.action_chunk=5: give a smaller one"):
+        dataset([5, 2]).for_chunks(5)
+    with pytest.raises(UserError, match=r"action_chunk=1: .* have 3, sample from dataset.for_chunks\(1\)"):
+        short.sample(jax.random.key(0), 4)
 
 
 def test_statistics():

@@ -93,7 +93,8 @@ class Policy(eqx.Module):
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
+        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
+        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
         with matmul_precision("f32"):
             return chosen(
                 self.actor.act, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key
@@ -155,7 +156,8 @@ class Agent(eqx.Module):
 
         Args:
             key: its only source of randomness; the same key gives the same agent.
-            obs_size, act_size: how many numbers an observation and an action have. Actions live in [-1, 1].
+            obs_size, act_size: how many numbers an observation and an action have; of a whole chunk of actions where
+                they come in chunks. Actions live in [-1, 1].
             config: which critic and actor, and their settings.
             reward_range: smallest and largest reward of the data. floq draws its source noise and lays its histogram
                 accordingly, so it must fit the data.
@@ -276,7 +278,8 @@ class Agent(eqx.Module):
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`."""
+        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
+        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
         return self.policy.act(obs, key)
 
     @property

@@ -165,7 +165,7 @@ def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None]
 
 def fleet_of(config: Config, runs: int, data: Dataset, layout: Layout | None = None) -> Fleet:
     """A fleet of fresh agents that differ in their seeds."""
-    layout = layout or Layout.for_runs(runs, config.batch_devices)
+    layout, data = layout or Layout.for_runs(runs, config.batch_devices), data.for_chunks(config.agent.action_chunk)
     both, seeds = FleetData.of([data]), range(runs)
     agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in seeds]
     batches, validations = [Keys.of(seed).batches for seed in seeds], [Keys.of(seed).validation for seed in seeds]
@@ -184,7 +184,7 @@ def measure(
 ) -> list[Measured]:
     """All rows of one fleet size, measured alternately; the best of a few tries. Their fleets are in memory together;
     `prepared` is called with the number of those that are."""
-    configs = contenders(config, ks)
+    configs, data = contenders(config, ks), data.for_chunks(config.agent.action_chunk)
     fleets: dict[Any, Fleet] = {}
     compiling: dict[Any, float] = {}
     memory: dict[Any, int] = {}

@@ -28,7 +28,7 @@ PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical"
 
 SEEDS = 2**32  # how many seeds the random streams tell apart
 POSITIVE = (
-    *("lr", "batch_size", "n_step", "reward_scale", "sigma", "time_embed_dim"),
+    *("lr", "batch_size", "n_step", "action_chunk", "reward_scale", "sigma", "time_embed_dim"),
     *(
         "critic_flow_steps",
         "target_flow_steps",
@@ -67,7 +67,11 @@ class LearningSettings:
     tau: float = 0.005
     """Rate at which the target network follows."""
     n_step: int = 1
-    """Steps of reward in a TD target."""
+    """Steps of reward in a TD target; with action_chunk, so many chunks."""
+    td_lambda: float = 1.0
+    """Below 1, each TD target draws its steps from 1 to n_step: on average it is the lambda-return; 0 is one step."""
+    action_chunk: int = 1
+    """Actions that the actor decides on, the critic judges and the environment executes at once (Q-chunking)."""
     reward_scale: float = 1.0
     """Multiplies every reward."""
     encoder: str | None = None
@@ -100,10 +104,11 @@ class AgentConfig(LearningSettings):
         return dataclasses.replace(_untraced(self), critic=_untraced(self.critic), actor=_untraced(self.actor))
 
     def networks(self) -> dict[str, Any]:
-        """The settings of critic and actor that are compiled in, side by side: those that shape the networks are among
-        them, those of learning are not."""
+        """The settings of critic and actor that are compiled in, side by side, and `action_chunk`: those that shape the
+        networks are among them, those of learning are not."""
         compiled = self.compiled()
-        return dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
+        own = dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
+        return own | {"action_chunk": self.action_chunk}
 
     def flat(self) -> dict[str, Any]:
         """All settings side by side under their published names."""
@@ -287,7 +292,7 @@ def _check_ranges(settings: dict[str, Any]) -> None:
         require(name, lambda x: x >= 0, "at least 0")
     require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
     require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")
-    for name in ("tau", "p_aug"):
+    for name in ("tau", "td_lambda", "p_aug"):
         require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
     if settings.get("rho") and settings["q_agg"] != "lcb":

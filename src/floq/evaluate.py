@@ -2,7 +2,8 @@
 
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise by the step within the
 episode on top, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing nor
-on the number of workers, nor on what was evaluated before. The batch always has as many rows, most of them spare on a
+on the number of workers, nor on what was evaluated before. A chunk of actions is executed to its end before the policy
+is asked again. The batch always has as many rows, most of them spare on a
 machine with few cores, so that its shape is the same everywhere.
 """
 
@@ -49,10 +50,18 @@ class Evaluator:
         success_timing: see `envs.make`.
         num_episodes: episodes of an evaluation.
         workers: processes; by default one per core.
+        action_chunk: actions that the policies decide on at once.
     """
 
-    def __init__(self, env_name: str, success_timing: str | None, num_episodes: int, workers: int | None = None):
-        self._env_name, self._num_episodes = env_name, num_episodes
+    def __init__(
+        self,
+        env_name: str,
+        success_timing: str | None,
+        num_episodes: int,
+        workers: int | None = None,
+        action_chunk: int = 1,
+    ):
+        self._env_name, self._num_episodes, self._action_chunk = env_name, num_episodes, action_chunk
         self._num_slots = min(num_episodes, max(LEAST_SLOTS, cores()), ROWS)
         count = worker_count(workers, self._num_slots)
         self._shares = [range(i, self._num_slots, count) for i in range(count)]
@@ -106,11 +115,15 @@ class Evaluator:
 
         first = self._workers.try_call("start", [task] * len(self._shares))
         first = [revived(i, a) if isinstance(a, WorkerDied) else a for i, a in enumerate(first)]
-        obs = self._in_slots(first)
+        obs, plan = self._in_slots(first), None
         while len(results) < self._num_episodes:
             if should_stop():
                 return None
-            actions = np.asarray(_act(policy, key, obs, episode, elapsed))
+            at = elapsed % self._action_chunk  # in the plan of each slot
+            if plan is None or (at[: self._num_slots] == 0).any():
+                fresh = np.asarray(_act(policy, key, obs, episode, elapsed)).reshape(ROWS, self._action_chunk, -1)
+                plan = fresh if plan is None else np.where((at == 0)[:, None, None], fresh, plan)
+            actions = plan[np.arange(ROWS), at]
             answers = self._workers.try_call("step", [(actions[list(share)],) for share in self._shares])
             elapsed += 1
             for worker, (share, answer) in enumerate(zip(self._shares, answers, strict=True)):

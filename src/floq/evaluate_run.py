@@ -43,7 +43,9 @@ def evaluate_run(
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, int(agent.step))
     else:
         with (
-            Evaluator(config.env_name, config.success_timing, eval_episodes, workers) as evaluator,
+            Evaluator(
+                config.env_name, config.success_timing, eval_episodes, workers, config.agent.action_chunk
+            ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):
             policy = on_cpu(agent.policy)

@@ -10,6 +10,7 @@ posing as a device, share the runs among them. Several accelerators share the ru
 share each run's batch, whose products the compiler then divides.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -34,16 +35,27 @@ class FleetData(eqx.Module):
     trajectories: Dataset
     rewards: Float[Array, "tasks rows"]
     masks: Float[Array, "tasks rows"]
+    starts: Int[Array, "tasks transitions"] | None = None  # where they differ from task to task, filled up with zeros
+    counts: Int[Array, " tasks"] | None = None  # of `starts`
 
     @classmethod
     def of(cls, tasks: Sequence[Dataset]) -> "FleetData":
         """From one dataset for each task, all over the same trajectories."""
         rewards, masks = (jnp.stack([getattr(task, key) for task in tasks]) for key in ("rewards", "masks"))
-        return cls(tasks[0], rewards, masks)
+        first = tasks[0]
+        # Chunks of actions start where they reach a termination, and each task has its own.
+        if first.action_chunk == 1 or all(np.array_equal(first.starts, task.starts) for task in tasks[1:]):
+            return cls(first, rewards, masks)
+        counts = [len(task) for task in tasks]
+        starts = [jnp.pad(task.starts, (0, max(counts) - len(task))) for task in tasks]
+        return cls(first, rewards, masks, jnp.stack(starts), jnp.array(counts))
 
     def task(self, number: Int[Array, ""]) -> Dataset:
         """The dataset of one task."""
-        return self.trajectories.with_labels(self.rewards[number], self.masks[number])
+        task = self.trajectories.with_labels(self.rewards[number], self.masks[number])
+        if self.starts is None or self.counts is None:
+            return task
+        return dataclasses.replace(task, starts=self.starts[number], num_starts=self.counts[number])
 
 
 class Layout(NamedTuple):
@@ -210,7 +222,8 @@ def sample_batch(agent: Agent, dataset: Dataset, key: PRNGKeyArray) -> Batch:
     """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
     static = agent.static
     step_key = jax.random.fold_in(key, agent.step)
-    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount)
+    sizes = static.batch_size, static.n_step
+    return dataset.sample(step_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
 
 
 def _for_each_run(function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple) -> PyTree:

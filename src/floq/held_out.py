@@ -86,8 +86,10 @@ class HeldOutEvaluator:
 
 @jax.jit
 def _td_error(agent: Agent, data: Dataset, key):
+    static = agent.static
     batch_key, loss_key = jax.random.split(key)
-    batch = data.sample(batch_key, agent.static.batch_size, agent.static.n_step, agent.hypers.discount)
+    sizes = static.batch_size, static.n_step
+    batch = data.sample(batch_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
     return agent.evaluate_loss(batch, loss_key)["critic/td_error"]
 
 

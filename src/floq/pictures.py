@@ -58,10 +58,13 @@ def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 
     obs, elapsed, done = env.reset_with((run.config.seed,)), 0, False
+    chunk, plan = agent.static.action_chunk, []
     walk, success = [np.array(maze.get_xy())], False
     while not done:
-        action = np.asarray(_greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed)))
-        obs, _, terminated, truncated, info = env.step(action)
+        if elapsed % chunk == 0:
+            decided = _greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed))
+            plan = np.split(np.asarray(decided), chunk)
+        obs, _, terminated, truncated, info = env.step(plan[elapsed % chunk])
         walk.append(np.array(maze.get_xy()))
         elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
 
@@ -105,7 +108,7 @@ def draw_flow(run: Run, agent: Agent, data: Dataset) -> None:
 def _by_value(agent: Agent, data: Dataset, key):
     """Some transitions of the dataset, and their order by Q."""
     batch_key, value_key = jax.random.split(key)
-    batch = data.sample(batch_key, FAN_CANDIDATES)
+    batch = data.sample(batch_key, FAN_CANDIDATES, action_chunk=agent.static.action_chunk)
     keys = jax.random.split(value_key, FAN_CANDIDATES)
     q = jax.vmap(agent.value)(batch["observations"], batch["actions"], keys)
     return batch, jnp.argsort(q)

@@ -80,6 +80,8 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
         shared = zip((data.train, data.validation), tasks[name][:2], strict=True)
         train, validation = (one.with_labels(other.rewards, other.masks) for one, other in shared)
         tasks[name] = Splits(train, validation, tasks[name].provenance)
+    tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
+    data = tasks[names[0]]
     sizes = data.train.observations.shape[1], data.train.actions.shape[1]
     display.note(f"data    {data.provenance}")
     display.note(

@@ -105,18 +105,21 @@ def evaluation_rates(config: Config, policy: Policy, env: envs.SeededEnv) -> Epi
     as long as the task allows."""
     assert config.env_name is not None
     policy = on_cpu(policy)
-    with Evaluator(config.env_name, config.success_timing, config.eval_episodes) as evaluator:
+    chunk = config.agent.action_chunk
+    with Evaluator(config.env_name, config.success_timing, config.eval_episodes, action_chunk=chunk) as evaluator:
         evaluator(policy, 0, 0)  # starts the workers and compiles
         batched = config.eval_episodes / seconds_of(lambda: evaluator(policy, 0, 1))
     few = max(1, config.eval_episodes // 10)
-    _play(policy, env, 0)
-    one_by_one = few / seconds_of(lambda: [_play(policy, env, episode) for episode in range(few)])
+    _play(policy, env, 0, chunk)
+    one_by_one = few / seconds_of(lambda: [_play(policy, env, episode, chunk) for episode in range(few)])
     return Episodes(batched, one_by_one)
 
 
-def _play(policy: Policy, env: envs.SeededEnv, episode: int) -> None:
-    obs, ended, step = env.reset_with((0, episode)), False, 0
+def _play(policy: Policy, env: envs.SeededEnv, episode: int, action_chunk: int) -> None:
+    obs, ended, step, plan = env.reset_with((0, episode)), False, 0, []
     while not ended:
-        key = jax.random.fold_in(jax.random.key(episode), step)
-        obs, _, terminated, truncated, _ = env.step(np.asarray(policy.act(np.asarray(obs, np.float32), key)))
+        if step % action_chunk == 0:
+            key = jax.random.fold_in(jax.random.key(episode), step)
+            plan = np.split(np.asarray(policy.act(np.asarray(obs, np.float32), key)), action_chunk)
+        obs, _, terminated, truncated, _ = env.step(plan[step % action_chunk])
         ended, step = terminated or truncated, step + 1

@@ -25,7 +25,7 @@ from floq.machine import use_all_cores
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
-from floq.weights import make_agent, own_checkpoint, restore, source_of_weights
+from floq.weights import make_agent, network_sizes, own_checkpoint, restore, source_of_weights
 
 T = TypeVar("T")
 
@@ -294,7 +294,7 @@ def _episodes(configs: Sequence[Config]) -> Iterator[Background | None]:
         yield None
         return
     with (
-        Evaluator(c.env_name, c.success_timing, c.eval_episodes) as evaluator,
+        Evaluator(c.env_name, c.success_timing, c.eval_episodes, action_chunk=c.agent.action_chunk) as evaluator,
         Background(evaluator, [config.seed for config in configs], names) as background,
     ):
         yield background
@@ -324,7 +324,7 @@ def _carry_through(
     )
     own = [tasks[run.config.env_name] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
-    sizes = own[0].train.observations.shape[1], own[0].train.actions.shape[1]
+    sizes = network_sizes(runs[0].config, own[0].train)
     loop = Loop(members, fleet, evaluator, sizes, display, clocks, started)
     for run in runs:
         display.note(f"run     {run.folder}")

@@ -23,12 +23,17 @@ STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
     """The agent that a run with this configuration and this data starts from."""
-    sizes = train_data.observations.shape[1], train_data.actions.shape[1]
+    sizes = network_sizes(config, train_data)
     agent = _fresh(Keys.of(config.seed).agent, *sizes, config.agent.compiled(), config.precision)
     own: dict[str, Any] = {"hypers": Hypers.of(config.agent), "value_range": ValueRange.of(*train_data.reward_range())}
     if config.normalize_observations:
         own["obs_stats"] = ObsStats(*train_data.obs_stats())
     return dataclasses.replace(agent, **own)
+
+
+def network_sizes(config: Config, data: Dataset) -> tuple[int, int]:
+    """How many numbers an observation has, and what is decided at once: an action, or a chunk of them."""
+    return data.observations.shape[1], config.agent.action_chunk * data.actions.shape[1]
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))

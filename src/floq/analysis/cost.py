@@ -23,8 +23,8 @@ class Cost(NamedTuple):
     """What an agent comes to.
 
     parameters, critic_parameters: learned numbers, of critic and actor, and of the critic alone; target networks are
-    copies and do not count. update_flops: operations of one update of one run. action_flops: of one action for one
-    observation.
+    copies and do not count. update_flops: operations of one update of one run. action_flops: of one decision for one
+    observation, an action or a chunk of them.
     """
 
     parameters: int
@@ -72,7 +72,7 @@ def critic_parameters(config: AgentConfig, obs_size: int, act_size: int) -> int:
 
 def _untrained(config: AgentConfig, obs_size: int, act_size: int) -> tuple[Agent, int]:
     """The shapes of an agent, and how many numbers its networks take for an action: a chunk of actions is one."""
-    width = getattr(config, "action_chunk", 1) * act_size
+    width = config.action_chunk * act_size
     return jax.eval_shape(lambda: Agent.init(jax.random.key(0), obs_size, width, config)), width
 
 

@@ -77,7 +77,7 @@ def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> UpdateMode
     """
     if not has_formula(config):
         raise ValueError(f"no formula for critic {config.critic_name!r} with actor {config.actor_name!r}")
-    act_size *= getattr(config, "action_chunk", 1)
+    act_size *= config.action_chunk
     a, both = config.actor, obs_size + act_size
     flow = _Layers((both + 1, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
     one_step = _Layers((both, *a.actor_hidden_dims, act_size), a.actor_layer_norm)

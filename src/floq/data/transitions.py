@@ -23,6 +23,8 @@ class Dataset(eqx.Module):
 
     A transition starts at any row but the last of its trajectory, and its next observation is the row after it. The
     last row of a trajectory carries only an observation; its action, reward and mask are never read.
+
+    In a dataset `for_chunks(h)` a transition takes h actions at once, which lie end to end in one vector.
     """
 
     observations: Float[Array, "rows obs"]
@@ -31,6 +33,8 @@ class Dataset(eqx.Module):
     masks: Float[Array, " rows"]
     ends: Bool[Array, " rows"]  # the last row of a trajectory
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
+    num_starts: Int[Array, ""] | None = None  # how many of `starts` count, where the others fill it up
+    action_chunk: int = eqx.field(static=True, default=1)  # the actions of a transition
 
     @classmethod
     def from_rows(cls, observations: Any, actions: Any, rewards: Any, masks: Any, ends: Any) -> "Dataset":
@@ -50,7 +54,8 @@ class Dataset(eqx.Module):
         starts = np.flatnonzero(~host["ends"]).astype(np.int32)
         if not len(starts):
             raise UserError("the dataset has no transition: every row is marked as the end of a trajectory")
-        return cls(**{key: jnp.asarray(x) for key, x in host.items()}, starts=jnp.asarray(starts))
+        placed: dict[str, Any] = {key: jnp.asarray(x) for key, x in host.items()}
+        return cls(**placed, starts=jnp.asarray(starts))
 
     @classmethod
     def from_arrays(
@@ -79,45 +84,113 @@ class Dataset(eqx.Module):
         """
         labels = {"rewards": np.asarray(rewards, np.float32), "masks": np.asarray(masks, np.float32)}
         check_rows(labels | {"ends": np.asarray(self.ends)})
-        return self.with_labels(**{key: jnp.asarray(x) for key, x in labels.items()})
+        labelled = self.with_labels(**{key: jnp.asarray(x) for key, x in labels.items()})
+        return labelled if self.action_chunk == 1 else labelled._starting_for(self.action_chunk)
 
     def with_labels(self, rewards: Float[Array, " rows"], masks: Float[Array, " rows"]) -> "Dataset":
-        """The same, unchecked, for arrays on the device."""
+        """The same, unchecked, for arrays on the device; transitions start where they did."""
         return replace(self, rewards=rewards, masks=masks)
+
+    def for_chunks(self, action_chunk: int) -> "Dataset":
+        """The same data with transitions of `action_chunk` actions: those start where so many lie within the
+        trajectory, or where it truly terminates (mask 0) before. Everything else is shared with this dataset.
+
+        Raises:
+            UserError: there is no such row.
+        """
+        return self if action_chunk == self.action_chunk else self._starting_for(action_chunk)
+
+    def _starting_for(self, action_chunk: int) -> "Dataset":
+        starts = chunk_starts(np.asarray(self.masks), np.asarray(self.ends), action_chunk)
+        if not len(starts):
+            raise UserError(f"no trajectory is as long as --agent.action_chunk={action_chunk}: give a smaller one")
+        return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk)
 
     def __len__(self) -> int:
         return self.starts.shape[0]
 
     def sample(
-        self, key: PRNGKeyArray, batch_size: int, n_step: int = 1, discount: float | Float[Array, ""] = 1.0
+        self,
+        key: PRNGKeyArray,
+        batch_size: int,
+        n_step: int = 1,
+        discount: float | Float[Array, ""] = 1.0,
+        td_lambda: float = 1.0,
+        action_chunk: int = 1,
     ) -> Batch:
-        """`batch_size` transitions, uniformly with replacement. Consumes `key`; works inside jit."""
-        index = jax.random.randint(key, (batch_size,), 0, len(self))
-        return jax.vmap(lambda row: self.transition(row, n_step, discount))(self.starts[index])
+        """`batch_size` transitions, uniformly with replacement. Consumes `key`; works inside jit.
 
-    def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
-        """The n-step transition that starts at `row`, with the published keys.
+        With an `action_chunk` above 1, which the dataset must be made `for_chunks` of, `actions` holds so many actions
+        laid end to end, and `n_step` counts chunks.
+
+        With `td_lambda` below 1 each transition draws its number of steps: m with probability (1 - lambda)
+        lambda^(m-1) for m < `n_step`, and `n_step` with what is left. The expected m-step target is the lambda-return,
+        truncated after `n_step` steps.
+
+        Raises:
+            UserError: the dataset's transitions do not have `action_chunk` actions.
+        """
+        if action_chunk != self.action_chunk:
+            raise UserError(
+                f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
+                f"sample from dataset.for_chunks({action_chunk})"
+            )
+        count = len(self) if self.num_starts is None else self.num_starts
+        if td_lambda == 0:
+            n_step = 1
+        if td_lambda == 1 or n_step == 1:
+            index = jax.random.randint(key, (batch_size,), 0, count)
+            return jax.vmap(lambda row: self.transition(row, n_step, discount))(self.starts[index])
+        index_key, steps_key = jax.random.split(key)
+        index = jax.random.randint(index_key, (batch_size,), 0, count)
+        steps = draw_steps(steps_key, batch_size, n_step, td_lambda)
+        return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(self.starts[index], steps)
+
+    def transition(
+        self,
+        row: Int[Array, ""],
+        n_step: int,
+        discount: float | Float[Array, ""],
+        steps: Int[Array, ""] | None = None,
+    ) -> dict[str, Array]:
+        """The n-step transition that starts at `row`, with the published keys and `next_actions`; `steps`, if given,
+        are how many of the n it takes. In a dataset for chunks of h actions both count chunks.
 
         It walks up to `n_step` rows on and stops early at a true termination (mask 0) and at the end of its
         trajectory. After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks`
         = discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step target. With
         `n_step` 1 this is the plain transition. `terminals` is 1 if the walk reached the end of its trajectory.
+
+        `next_actions` is what the data did in s_m. It means nothing where the walk reached the end of its trajectory
+        (`terminals` 1) or a true termination (`masks` 0). A chunk goes on over a termination inside it, since no
+        reward from there counts, and where it reaches beyond its trajectory the last action repeats.
         """
-        rows = row + jnp.arange(n_step)
+        length = n_step * self.action_chunk
+        rows = row + jnp.arange(length)
         rows = jnp.minimum(rows, self.ends.shape[0] - 1)
         masks = self.masks[rows]
         goes_on = masks * ~self.ends[rows + 1]  # whether the walk may take another step after this one
         taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(goes_on)[:-1]])  # whether it takes this one at all
-        powers = discount ** jnp.arange(n_step)
+        if steps is not None:
+            taken = taken * (jnp.arange(length) < steps * self.action_chunk)
+        powers = discount ** jnp.arange(length)
         last = jnp.sum(taken).astype(jnp.int32) - 1
         return {
             "observations": self.observations[row],
-            "actions": self.actions[row],
+            "actions": self._actions_from(row),
             "next_observations": self.observations[row + last + 1],
+            "next_actions": self._actions_from(row + last + 1),
             "rewards": jnp.sum(taken * powers * self.rewards[rows]),
             "masks": powers[last] * masks[last],
             "terminals": self.ends[row + last + 1].astype(jnp.float32),
         }
+
+    def _actions_from(self, row: Int[Array, ""]) -> Float[Array, " chunk"]:
+        """The actions of a chunk that starts at `row`, end to end; at a last row, which has none, that before it."""
+        offsets = jnp.arange(self.action_chunk)
+        rows = jnp.minimum(row + offsets, self.ends.shape[0] - 1)
+        there = jnp.sum(jnp.cumprod(~self.ends[rows])).astype(jnp.int32)  # how many actions the trajectory still has
+        return self.actions[row + jnp.minimum(offsets, there - 1)].reshape(-1)
 
     def on_host(self) -> Trajectories:
         """The trajectories as NumPy arrays."""
@@ -125,7 +198,7 @@ class Dataset(eqx.Module):
 
     def reward_range(self) -> tuple[float, float]:
         """Smallest and largest reward of all transitions."""
-        rewards = self.rewards[self.starts]
+        rewards = np.asarray(self.rewards)[~np.asarray(self.ends)]
         return float(rewards.min()), float(rewards.max())
 
     def fingerprint(self) -> str:
@@ -133,12 +206,29 @@ class Dataset(eqx.Module):
         checksum = 0
         for array in (self.observations, self.actions, self.rewards, self.masks, self.ends):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-        return f"{len(self)}-{checksum:08x}"
+        return f"{int((~np.asarray(self.ends)).sum())}-{checksum:08x}"
 
     def obs_stats(self) -> tuple[Float[Array, " obs"], Float[Array, " obs"]]:
         """Mean and standard deviation of the observations; a constant column gets standard deviation 1."""
         std = jnp.std(self.observations, axis=0)
         return jnp.mean(self.observations, axis=0), jnp.where(std < 1e-6, 1.0, std)
+
+
+def chunk_starts(
+    masks: Float[np.ndarray, " rows"], ends: Bool[np.ndarray, " rows"], action_chunk: int
+) -> Int[np.ndarray, " transitions"]:
+    """The rows from which `action_chunk` steps lie within the trajectory, or fewer up to a true termination."""
+    rows = np.arange(len(ends), dtype=np.int32)
+    following = lambda marked: np.minimum.accumulate(np.where(marked, rows, len(ends))[::-1])[::-1]  # noqa: E731
+    last, terminated = following(ends), following((masks == 0) & ~ends)  # the next such row, this one or a later one
+    return rows[~ends & ((rows + action_chunk <= last) | (terminated < last))]
+
+
+def draw_steps(key: PRNGKeyArray, count: int, n_step: int, td_lambda: float) -> Int[Array, " {count}"]:
+    """How many steps each of `count` targets takes for TD(lambda): more than m with probability lambda^m, and at most
+    `n_step`. Consumes `key`."""
+    longer = td_lambda ** jnp.arange(1, n_step)
+    return 1 + jax.vmap(lambda u: jnp.sum(u < longer))(jax.random.uniform(key, (count,)))
 
 
 class Splits(NamedTuple):
@@ -152,3 +242,9 @@ class Splits(NamedTuple):
     def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":
         """From trajectories on the host."""
         return cls(Dataset.from_rows(*train), Dataset.from_rows(*validation), provenance)
+
+    def for_chunks(self, action_chunk: int) -> "Splits":
+        """The same data with transitions of so many actions. Raises UserError as `Dataset.for_chunks` does."""
+        return self._replace(
+            train=self.train.for_chunks(action_chunk), validation=self.validation.for_chunks(action_chunk)
+        )
