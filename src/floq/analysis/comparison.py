@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from floq.analysis.statistics import (
     Estimate,
@@ -198,7 +198,7 @@ def draw(path: Path, found: Comparison, title: str, curves: bool = True) -> None
     note = _footnote(found, columns > 1, bool(tasks), int(15.5 * width))
     height = sum(heights) + 0.9 + 0.17 * note.count("\n")
     with figure(path, width, height, rows, columns, gridspec_kw={"height_ratios": heights}) as (fig, axes):
-        _draw_title(fig, title, colours if coloured else {}, 2 * columns)
+        _draw_title(fig, title, colours if coloured else {}, int(13 * width))
         for ax, task in zip(axes, tasks, strict=False):
             _draw_curves(ax, task, found, colours)
         _draw_dots(axes[len(tasks)], found, colours)
@@ -209,15 +209,17 @@ def draw(path: Path, found: Comparison, title: str, curves: bool = True) -> None
         fig.supxlabel(note, x=0.012, ha="left", fontsize=8, color="#666666")
 
 
-def _draw_title(fig: Figure, title: str, colours: dict[str, str], columns: int) -> None:
-    """The title, which heads the legend if there is one: the layout would put a title of the figure on top of it."""
+def _draw_title(fig: Figure, title: str, colours: dict[str, str], width: int) -> None:
+    """The title, which heads the legend if there is one: the layout would put a title of the figure on top of it. The
+    legend has as many rows as it needs in a figure that is `width` letters wide."""
     if not colours:
         fig.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=13)
         return
+    rows = math.ceil(len(colours) * (max(map(len, colours)) + 6) / width)
     fig.legend(
         handles=[Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour in colours.items()],
         loc="outside upper left",
-        ncols=min(len(colours), columns),
+        ncols=math.ceil(len(colours) / rows),
         title=title,
         title_fontproperties={"weight": "bold", "size": 13},
         alignment="left",
@@ -275,7 +277,8 @@ def _draw_dots(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
     ax.set_title("area under curve (filled), last (hollow)", fontsize=10)
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _draw_profiles(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
