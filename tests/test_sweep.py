@@ -23,10 +23,10 @@ seeds = [0, 1]
 data = {{ {MAZE_DATA} = 2 }}
 [settings]
 offline_steps = 6
-log_interval = 2
-eval_interval = 2
+log_interval = 3
+eval_interval = 3
 save_interval = 3
-eval_episodes = 2
+eval_episodes = 1
 "agent.batch_size" = 8
 "agent.value_hidden_dims" = [8]
 "agent.actor_hidden_dims" = [8]
@@ -34,6 +34,7 @@ eval_episodes = 2
 "agent.block_width" = 8
 "agent.block_depth" = 1
 "agent.critic_flow_steps" = 2
+"agent.noise_samples" = 1
 """
 FILE = """
 title = "Two critics"
@@ -108,7 +109,7 @@ def test_what_a_sweep_leaves_behind(out):
     evaluations = rows(out / "critics.csv")
     first = {"experiment": "critics", "budget": "laptop", "group": "flow", "task": TASK, "seed": "0", "step": "1"}
     assert {name: evaluations[0][name] for name in first} == first
-    assert [int(row["step"]) for row in evaluations] == [1, 2, 4, 6] * 4
+    assert [int(row["step"]) for row in evaluations] == [1, 3, 6] * 4
     by_run = {(run.config.agent.critic_name, str(run.config.seed)): run for run in runs}
     summaries = rows(out / "critics-runs.csv")
     assert len(summaries) == 4
@@ -124,7 +125,7 @@ def test_what_a_sweep_leaves_behind(out):
         assert float(row["auc"]) == area_under_curve(columns["step"][1:], success[1:])
         assert (row["steps"], row["parameters"], row["runs_in_fleet"]) == ("6", "1234", "2")
         assert (float(row["update_gflop"]), float(row["action_mflop"])) == (2, 3)
-        assert (row["eval_episodes"], row["success_timing"]) == ("2", "post")
+        assert (row["eval_episodes"], row["success_timing"]) == ("1", "post")
         assert float(row["validation/critic/td_error"]) > 0
         assert (row["validation/critic/var_flow_returns"] == "") == (row["group"] == "monolithic")
     table = (out / "critics.md").read_text()
@@ -154,15 +155,15 @@ def test_a_second_run_trains_nothing_and_a_deleted_one_is_trained_alone(out, wor
 def test_an_unfinished_fleet_goes_on(out, words, trained, monkeypatch):
     """From its checkpoint at step 3, to the same result."""
     before = (out / "critics.csv").read_bytes()
-    left = [folder for folder in folders(out) if Run.open(folder).config.agent.critic_name == "floq"]
+    left = [folder for folder in folders(out) if Run.open(folder).config.agent.critic_name == "scalar"]
     for folder in left:
         (folder / "summary.json").unlink()
         shutil.rmtree(folder / "checkpoints" / "6")
     resumed, resume_fleet = [], sweep.resume_fleet
     monkeypatch.setattr(sweep, "resume_fleet", lambda runs, **how: resumed.append(runs) or resume_fleet(runs, **how))
     assert cli.run(words) == 0
-    assert trained == [[("floq", 0), ("floq", 1)]]
-    assert resumed == [left]
+    assert trained == [[("scalar", 0), ("scalar", 1)]]
+    assert [sorted(runs) for runs in resumed] == [left]
     assert len(folders(out)) == 4
     assert (out / "critics.csv").read_bytes() == before
 
@@ -305,7 +306,7 @@ def test_compare():
         comparison.compare(["one"], "one", [{"group": "one"}], [{"group": "one"}])
 
 
-@pytest.mark.parametrize("count", [0, 1, 8, 9])
+@pytest.mark.parametrize("count", [0, 2, 9])
 def test_figures_of_few_and_many_groups(count, tmp_path):
     groups = {f"group {number} & co_{number}": [[0.1 * number, 0.05], [0.0, 0.3]] for number in range(count)}
     found = comparison.compare(list(groups), "group 0 & co_0", *made_up(groups))
