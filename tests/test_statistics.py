@@ -1,9 +1,21 @@
 """Intervals against known numbers."""
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
 
-from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.analysis.statistics import (
+    area_under_curve,
+    iqm,
+    iqm_interval,
+    mean_interval,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+    wilson_interval,
+)
 
 
 def test_wilson_interval_of_45_in_50():
@@ -27,3 +39,96 @@ def test_mean_interval_by_hand():
     assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
     assert mean_interval([0.5]) == (-float("inf"), float("inf"))
+
+
+# --- scores of several runs on several tasks ---
+
+
+def test_iqm_by_hand():
+    """Of eight numbers the middle four; of nine, where a quarter is two and a bit, the middle five."""
+    assert iqm([[9.0, 1.0, 2.0, 3.0], [4.0, 100.0, -50.0, 5.0]]) == pytest.approx((2 + 3 + 4 + 5) / 4)
+    assert iqm([[0.0, 0.0, 1.0], [2.0, 3.0, 4.0, 5.0, 9.0, 9.0]]) == pytest.approx((1 + 2 + 3 + 4 + 5) / 5)
+    assert iqm([[0.25]]) == 0.25
+    for count in range(1, 20):
+        runs = np.random.default_rng(count).normal(size=count)
+        assert iqm([runs]) == pytest.approx(stats.trim_mean(runs, 0.25))
+
+
+def test_the_bootstrap_against_all_resamples():
+    """Two tasks of two and three runs: 4 x 27 equally probable resamples, whose quantiles are known."""
+    scores = [[0.0, 1.0], [0.0, 2.0, 7.0]]
+
+    def mean_of_means(*tasks, axis):
+        return np.mean([runs.mean(axis=axis) for runs in tasks], axis=0)
+
+    everything = [
+        (np.mean(first) + np.mean(second)) / 2
+        for first in itertools.product(scores[0], repeat=2)
+        for second in itertools.product(scores[1], repeat=3)
+    ]
+    low, high = stratified_bootstrap(scores, mean_of_means, confidence=0.8)
+    assert low == pytest.approx(np.quantile(everything, 0.1), abs=0.1)
+    assert high == pytest.approx(np.quantile(everything, 0.9), abs=0.1)
+
+
+def test_the_bootstrap_stays_within_tasks():
+    """Runs that agree within each task leave nothing open, however far apart the tasks are."""
+    assert iqm_interval([[0.0, 0.0], [1.0, 1.0, 1.0]]) == pytest.approx((2 / 3, 2 / 3))
+
+
+def test_the_bootstrap_repeats_and_says_nothing_of_one_run():
+    scores = [np.random.default_rng(0).uniform(size=9)]
+    assert iqm_interval(scores) == iqm_interval(scores)
+    mean = lambda runs, axis: runs.mean(axis=axis)  # noqa: E731
+    assert stratified_bootstrap(scores, mean) != stratified_bootstrap(scores, mean, seed=1)
+    assert iqm_interval([[0.1, 0.4], [0.9]]) == (-np.inf, np.inf)
+
+
+def test_probability_of_improvement_by_hand():
+    """Task one: of six pairs three are won and two tied, 4/6. Task two: all four are won."""
+    x, y = [[1.0, 2.0, 3.0], [5.0, 6.0]], [[1.0, 3.0], [0.0, 1.0]]
+    found = probability_of_improvement(x, y)
+    first = (0.5 + 0 + 1 + 0 + 1 + 0.5) / 6
+    assert found.value == pytest.approx((first + 1) / 2)
+    assert found.low < found.value < found.high <= 1
+    assert probability_of_improvement(y, x).value == pytest.approx(1 - found.value)
+    assert probability_of_improvement([[1.0]], [[0.0, 2.0]]) == (0.5, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="2 and of 1 tasks"):
+        probability_of_improvement(x, y[:1])
+
+
+def test_probability_of_improvement_is_mann_whitneys_u():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 4, 9).astype(float), rng.integers(0, 4, 7).astype(float)
+    u = stats.mannwhitneyu(x, y, method="asymptotic").statistic
+    assert probability_of_improvement([x], [y]).value == pytest.approx(u / 63)
+
+
+def test_probability_of_improvement_resamples_both():
+    """One of two runs against the same two: by all 16 resamples, 0 has probability 1/16, so has 1."""
+    scores = [[0.0, 1.0]]
+    assert probability_of_improvement(scores, scores, confidence=0.9)[1:] == (0.0, 1.0)
+    assert probability_of_improvement(scores, scores, confidence=0.6)[1:] == (0.25, 0.75)
+
+
+def test_performance_profile_by_hand():
+    """Tasks weigh the same, though the second has more runs; a run at the threshold is not above it."""
+    found = performance_profile([[0.0, 1.0], [0.5, 0.5, 0.5, 1.0]], [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(found.share, [(1 / 2 + 1) / 2, (1 / 2 + 1 / 4) / 2, 0])
+    # Above 0: the first task's share is 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4, the second's always 1.
+    np.testing.assert_allclose((found.low[0], found.high[0]), (0.5, 1.0))
+    assert (found.low[2], found.high[2]) == (0, 0)
+    alone = performance_profile([[0.3]], [0.2, 0.4])
+    np.testing.assert_array_equal(alone.share, [1, 0])
+    assert np.isneginf(alone.low).all()
+    assert np.isposinf(alone.high).all()
+
+
+def test_area_under_curve_by_hand():
+    """Over unequal intervals: 0.5 on average over one step, 1 over three."""
+    assert area_under_curve([0.0, 1.0, 4.0], [0.0, 1.0, 1.0]) == pytest.approx((0.5 + 3) / 4)
+    assert area_under_curve([1000.0, 2000.0], [0.2, 0.4]) == pytest.approx(0.3)
+    assert area_under_curve([7.0], [0.2]) == 0.2
+    for steps, values in (([0.0, 0.0], [1.0, 1.0]), ([0.0, 1.0], [1.0]), ([], [])):
+        with pytest.raises(ValueError, match="increasing steps"):
+            area_under_curve(steps, values)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from floq.cli_data import collect_command, convert_command, inspect_command
+from floq.cli_sweep import sweep_command
 from floq.cli_train import parse_train, resolve_train
-from floq.errors import Interrupted, UserError, nearest
+from floq.errors import Failed, Interrupted, UserError, nearest
 from floq.flags import Flags, described, parse
 
 USAGE = """\
@@ -20,6 +21,7 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
   floq train               train an agent; with no arguments, the demonstration
   floq eval RUN_DIR        evaluate a checkpoint again
   floq bench               what K and a fleet cost on this machine
+  floq sweep FILE          train what an experiment file compares, and draw what came of it
   floq data collect NAME   make an OGBench dataset with its scripted expert
   floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
   floq data convert A B    write a dataset as an OGBench npz or for Minari
@@ -39,6 +41,7 @@ def run(argv: list[str]) -> int:
         ("train",): _train,
         ("eval",): _eval,
         ("bench",): _bench,
+        ("sweep",): sweep_command,
         ("data", "collect"): collect_command,
         ("data", "inspect"): inspect_command,
         ("data", "convert"): convert_command,
@@ -57,6 +60,9 @@ def run(argv: list[str]) -> int:
     except UserError as error:
         print(f"floq: {error}", file=sys.stderr)
         return 2
+    except Failed as error:
+        print(f"floq: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("floq: stopped", file=sys.stderr)
         return 130

@@ -9,6 +9,11 @@ class UserError(Exception):
     prints it without a traceback and exits with code 2."""
 
 
+class Failed(Exception):
+    """A part of the work failed, the rest is done. The message is one line that says which and why; the command line
+    prints it and exits with code 1."""
+
+
 class Interrupted(Exception):
     """A signal ended a run. `signum` is its number; the message says where the checkpoint is."""
 

@@ -42,11 +42,16 @@ def _fetcher(config: Config, display: Display) -> ogbench.Fetch:
         if name != DEMO_DATASET or config.dataset_mirror is not None:
             display.note(f"downloading {name}")
             return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
-        display.note(f"collecting {DEMO_EPISODES} episodes of {name} with OGBench's scripted expert, once")
-        with display.bar("collect", with_validation(DEMO_EPISODES)) as update:
-            collect(name, directory, episodes=DEMO_EPISODES, on_progress=lambda done, _: update(done))
+        collect_shown(name, directory, DEMO_EPISODES, display)
 
     return fetch
+
+
+def collect_shown(name: str, directory: Path, episodes: int, display: Display) -> None:
+    """Collect a dataset that is missing, with a word about it and a bar. Args, raises: see `floq.data.collect`."""
+    display.note(f"collecting {episodes} episodes of {name} with OGBench's scripted expert, once")
+    with display.bar("collect", with_validation(episodes)) as update:
+        collect(name, directory, episodes=episodes, on_progress=lambda done, _: update(done))
 
 
 def load_data(config: Config, display: Display, given: Dataset | None = None) -> Splits:

@@ -56,6 +56,7 @@ def train_fleet(
     data: Dataset | None = None,
     *,
     show: bool = True,
+    draw: bool = True,
     notes: Sequence[str] = (),
     hosts: Hosts = ALONE,
 ) -> list[Run]:
@@ -63,7 +64,7 @@ def train_fleet(
     in traced settings (alpha, discount, lr, tau, noise_coverage, reward_scale). Others follow one another. Each leaves
     the folder that it would have left alone.
 
-    Args, raises: see `train`. With several `hosts`, each trains its share.
+    Args, raises: see `train`. With several `hosts`, each trains its share. Without `draw` there are no pictures.
 
     Returns:
         The finished runs, in the order of `configs`.
@@ -83,7 +84,7 @@ def train_fleet(
     finished: dict[int, Run] = {}
     for group in groups:
         try:
-            runs = _train_one_fleet([configs[i] for i in group], data, display, notes)
+            runs = _train_one_fleet([configs[i] for i in group], data, display, notes, draw)
         except Interrupted as stop:
             if left := len(configs) - len(finished) - len(group):
                 raise Interrupted(f"{stop}; {left} runs of other programs were not begun", stop.signum) from stop
@@ -133,10 +134,11 @@ def resume_fleet(
     offline_steps: int | None = None,
     online_steps: int | None = None,
     show: bool = True,
+    draw: bool = True,
     hosts: Hosts = ALONE,
 ) -> list[Run]:
     """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
-    `hosts`, this holds for the share of each.
+    `hosts`, this holds for the share of each. Without `draw` there are no pictures.
 
     Args, raises: see `resume`.
     """
@@ -185,7 +187,7 @@ def resume_fleet(
         run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
         pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
-        return _carry_through(runs, agents, tasks, layout, episodes, display, clocks, started, pending)
+        return _carry_through(runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw)
 
 
 def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
@@ -234,7 +236,7 @@ def check_built(config: Config) -> None:
 
 
 def _train_one_fleet(
-    configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str]
+    configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str], draw: bool
 ) -> list[Run]:
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
     with _episodes(configs) as episodes:
@@ -246,7 +248,7 @@ def _train_one_fleet(
             display.note(f"note    {note}")
         runs = [Run.create(config, _records(split)) for config, split in zip(configs, splits, strict=True)]
         with _held(runs):
-            return _carry_through(runs, agents, tasks, layout, episodes, display, {}, started)
+            return _carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 
 def _share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
@@ -310,6 +312,7 @@ def _carry_through(
     clocks: dict[str, float],
     started: float,
     pending: Sequence[dict[int, Policy]] = (),
+    draw: bool = True,
 ) -> list[Run]:
     """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
     members, splits = [Member(run) for run in runs], list(tasks.values())
@@ -331,9 +334,11 @@ def _carry_through(
     with catch_signals() as received:
         loop.go(received, pending)
     summaries = [loop.summary(number) for number in range(len(runs))]
-    display.note("drawing the pictures")
+    if draw:
+        display.note("drawing the pictures")
     for run, agent, split, summary in zip(runs, loop.agents(), own, summaries, strict=True):
-        pictures.draw(run, agent, split.train)
+        if draw:
+            pictures.draw(run, agent, split.train)
         run.write_json("summary.json", summary)
     show_result(runs, display)
     return runs

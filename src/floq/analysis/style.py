@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 INK, FAINT = "#222222", "#9a9a9a"
 BLUE, ORANGE = "#2166ac", "#d6604d"
-COLOURS = (BLUE, ORANGE, "#4d9221", "#762a83", "#8c510a", "#01665e")
+COLOURS = (BLUE, ORANGE, "#4d9221", "#762a83", "#8c510a", "#01665e", "#de77ae", "#e0a010")
 RC: Any = {
     "font.size": 10,
     "axes.titlesize": 11,

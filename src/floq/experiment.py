@@ -1,0 +1,333 @@
+"""Experiments as files: the groups to compare, and the budget they are compared on. Reads and checks; trains nothing.
+
+An experiment names groups of settings; a budget, in `budgets/NAME.toml` beside it, says on which tasks, with which
+seeds and for how many steps. Settings are flags of `floq train` by their names. What is more specific wins: the
+budget's `[settings]`, its `[agents.CRITIC]`, its `[tasks_settings.FAMILY]`, the experiment's `[BUDGET.settings]`, and
+last the group's own. All of them go before the presets of the agent.
+"""
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from floq.actors import ACTORS
+from floq.config import PUBLISHED_ALIASES, SEEDS, Config, settings_type
+from floq.critics import CRITICS
+from floq.errors import UserError, nearest
+from floq.folders import user_path
+from floq.presets import configure, family
+
+PROJECT = "sweep"
+OWN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
+OWN |= {"restore_path", "restore_epoch", "agent"}
+"""Settings of a run that the plan decides."""
+
+Settings = dict[str, Any]
+
+
+class Layer(NamedTuple):
+    """Settings, and where they were written."""
+
+    where: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in task and seed only. With `match`, the agent is resized until it costs what the group
+    `match_to` costs."""
+
+    name: str
+    agent: str = "floq"
+    critic: str | None = None
+    actor: str | None = None
+    settings: Settings = field(default_factory=dict)
+    match: Literal["flops", "params"] | None = None
+    match_to: str | None = None
+    match_by: Literal["width", "members"] | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an experiment may cost. `data`: by dataset, the episodes to collect if it is missing."""
+
+    path: Path
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    data: dict[str, int]
+    settings: Settings
+    agents: dict[str, Settings]
+    tasks_settings: dict[str, Settings]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, the groups whose comparison answers it, and the tasks and seeds of the budget it was read for."""
+
+    path: Path
+    title: str
+    question: str
+    reference: str
+    curves: bool
+    groups: tuple[Group, ...]
+    budget: Budget
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def read_experiment(path: Path | str, budget: str) -> Experiment:
+    """Read an experiment and the budget of that name beside it.
+
+    Raises:
+        UserError: a file is missing or wrong; the message begins with its name.
+    """
+    path = user_path(path)
+    table = _read(path)
+    known_budgets = sorted(file.stem for file in (path.parent / "budgets").glob("*.toml"))
+    if budget not in known_budgets:
+        there = " or ".join(known_budgets) or "none is there"
+        raise UserError(f"--budget={budget}: no {path.parent / 'budgets' / budget}.toml; choose {there}")
+    limits = read_budget(path.parent / "budgets" / f"{budget}.toml")
+    _check_keys(path, table, ["title", "question", "reference", "curves", "groups", *known_budgets])
+    tables = _list(path, "groups", table.get("groups", []), dict)
+    groups = tuple(_group(path, number, one) for number, one in enumerate(tables, 1))
+    if not groups:
+        raise UserError(f"{path}: no groups to compare: write at least one [[groups]] with a name")
+    names = [group.name for group in groups]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: two groups are called {twice[0]!r}: give each a name of its own")
+    reference = _value(path, table, "reference", str)
+    if reference not in names:
+        raise UserError(f"{path}: reference = {reference!r} is not a group{nearest(reference, names)}")
+    for group in groups:
+        _check_match(path, group, {g.name: g for g in groups})
+    for section in known_budgets:
+        inside = f"[{section}]"
+        own = _value(path, table, section, dict, {})
+        _check_keys(path, own, ["tasks", "seeds", "settings"], inside)
+        _check_names(path, f"{inside} settings", _flat(_value(path, own, "settings", dict, {}, inside)))
+    own = table.get(budget, {})
+    return Experiment(
+        path,
+        _value(path, table, "title", str),
+        _value(path, table, "question", str, ""),
+        reference,
+        _value(path, table, "curves", bool, True),
+        groups,
+        limits,
+        _tasks(path, own["tasks"]) if "tasks" in own else limits.tasks,
+        _seeds(path, own["seeds"]) if "seeds" in own else limits.seeds,
+        _flat(own.get("settings", {})),
+    )
+
+
+def read_budget(path: Path) -> Budget:
+    """Read a budget. Raises UserError: the file is missing or wrong."""
+    table = _read(path)
+    _check_keys(path, table, ["tasks", "seeds", "data", "settings", "agents", "tasks_settings"])
+    data = _value(path, table, "data", dict, {})
+    for name, episodes in data.items():
+        if type(episodes) is not int or episodes < 1:
+            raise UserError(f"{path}: data: {name} = {episodes!r}: give a number of episodes, at least 1")
+    shared = _flat(_value(path, table, "settings", dict, {}))
+    _check_names(path, "settings", shared)
+    sections: dict[str, dict[str, Settings]] = {}
+    for kind in ("agents", "tasks_settings"):
+        found = _value(path, table, kind, dict, {})
+        sections[kind] = {name: _flat(_value(path, found, name, dict, None, f"[{kind}]")) for name in found}
+        for name, settings in sections[kind].items():
+            _check_names(path, f"[{kind}.{name}]", settings)
+    for critic in sections["agents"]:
+        if critic not in CRITICS:
+            raise UserError(f"{path}: [agents.{critic}]: critics are {', '.join(CRITICS)}{nearest(critic, CRITICS)}")
+    tasks, seeds = (_value(path, table, name, list) for name in ("tasks", "seeds"))
+    return Budget(path, _tasks(path, tasks), _seeds(path, seeds), data, shared, **sections)
+
+
+def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
+    """The configuration of a group's runs on a task, before any matching; seed and folders are the defaults.
+
+    Settings of the budget, or of the experiment for the budget, that this agent does not have are left out.
+
+    Raises:
+        UserError: the group has a setting that its agent has not, or a value has the wrong type or is out of range.
+    """
+    budget, whose = experiment.budget, f"{experiment.path}: group {group.name!r}"
+    parts = {"critic": group.critic, "actor": group.actor}
+    try:
+        agent = configure(env_name, group.agent, **parts).agent
+    except UserError as error:
+        raise UserError(f"{whose}: {error}") from error
+    critic, kind = agent.critic_name, family(env_name)
+    types_of = known_settings(critic, agent.actor_name)
+    aliases = {f"agent.{old}": f"agent.{new}" for old, new in PUBLISHED_ALIASES.get(critic, {}).items()}
+    layers = [
+        Layer(f"{budget.path}: settings", budget.settings),
+        Layer(f"{budget.path}: [agents.{critic}]", budget.agents.get(critic, {})),
+        Layer(f"{budget.path}: [tasks_settings.{kind}]", budget.tasks_settings.get(kind, {})),
+        Layer(f"{experiment.path}: [{budget.name}.settings]", experiment.settings),
+        Layer(whose, group.settings),
+    ]
+    flat: Settings = {"project_name": PROJECT, "run_group": budget.name}
+    for layer in layers:
+        for written, value in layer.settings.items():
+            name = aliases.get(written, written)
+            if name in types_of:
+                flat[name.removeprefix("agent.")] = _typed(f"{layer.where}: {written}", value, types_of[name])
+            elif layer is layers[-1]:
+                raise UserError(f"{whose}: {written}: {_unknown(written, f'agent {group.agent!r}', types_of)}")
+    try:
+        return configure(env_name, group.agent, **parts, **flat)
+    except UserError as error:
+        raise UserError(f"{whose}, on {env_name}: {error}") from error
+
+
+def known_settings(critic: str, actor: str) -> dict[str, Any]:
+    """The types of the settings that a file may give to runs with this critic and actor, by their flags' names."""
+    run = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config) if f.name not in OWN}
+    hints = get_type_hints(chosen := settings_type(critic, actor))
+    return run | {f"agent.{f.name}": hints[f.name] for f in dataclasses.fields(chosen)}
+
+
+# --- what is in the files ---
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML: {error}") from error
+
+
+def _check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
+    for key in table:
+        if key not in known:
+            inside = f"{where} " if where else ""
+            raise UserError(f"{path}: {inside}unknown key {key!r}; known are {', '.join(known)}{nearest(key, known)}")
+
+
+def _value(path: Path, table: Mapping[str, Any], key: str, kind: type, default: Any = None, where: str = "") -> Any:
+    """The value of a key, or the default; without one the key must be there."""
+    kinds = {str: "a text", bool: "true or false", dict: "a table", list: "a list"}
+    name = f"{where} {key}".strip()
+    if key not in table and default is None:
+        raise UserError(f"{path}: {name} is missing: give {kinds[kind]}")
+    value = table.get(key, default)
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: {name} = {value!r}: must be {kinds[kind]}")
+    return value
+
+
+def _list(path: Path, name: str, values: Any, kind: type) -> list[Any]:
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        what = {dict: "written as [[groups]]", str: 'a list of texts, as in ["a", "b"]', int: "a list such as [0, 1]"}
+        raise UserError(f"{path}: {name} = {values!r}: must be {what[kind]}")
+    return values
+
+
+def _tasks(path: Path, values: Any) -> tuple[str, ...]:
+    if not _list(path, "tasks", values, str):
+        raise UserError(f"{path}: tasks is empty: name at least one")
+    return tuple(dict.fromkeys(values))
+
+
+def _seeds(path: Path, values: Any) -> tuple[int, ...]:
+    if not _list(path, "seeds", values, int) or not all(0 <= seed < SEEDS for seed in values):
+        raise UserError(f"{path}: seeds = {values!r}: give at least one whole number, none negative")
+    return tuple(dict.fromkeys(values))
+
+
+def _flat(settings: Mapping[str, Any]) -> Settings:
+    """Settings by their flags' names; `agent.lr` without quotation marks is a table in TOML, and means the same."""
+    flat = dict(settings)
+    inner = flat.pop("agent", {})
+    return flat | ({f"agent.{name}": x for name, x in inner.items()} if isinstance(inner, dict) else {"agent": inner})
+
+
+def _group(path: Path, number: int, table: Mapping[str, Any]) -> Group:
+    where = f"group {table['name']!r}" if isinstance(table.get("name"), str) else f"group number {number}"
+    _check_keys(path, table, [f.name for f in dataclasses.fields(Group)], where)
+    _value(path, table, "name", str, None, where)
+    settings = _flat(_value(path, table, "settings", dict, {}, where))
+    _check_names(path, where, settings)
+    texts: dict[str, Any] = {name: _value(path, table, name, str, None, where) for name in table if name != "settings"}
+    choices = {"match": ("flops", "params"), "match_by": ("width", "members")}
+    for name, known in choices.items():
+        if name in texts and texts[name] not in known:
+            raise UserError(f"{path}: {where}: {name} = {texts[name]!r}: choose {' or '.join(known)}")
+    if "match" in texts:
+        texts = {"match_by": "width"} | texts
+    return Group(settings=settings, **texts)
+
+
+def _check_match(path: Path, group: Group, groups: Mapping[str, Group]) -> None:
+    where = f"{path}: group {group.name!r}"
+    if group.match is None:
+        if group.match_to or group.match_by:
+            raise UserError(f"{where}: match_to and match_by need match = 'flops' or 'params'")
+        return
+    if group.match_to is None:
+        raise UserError(f"{where}: match needs match_to, the name of another group")
+    if group.match_to not in groups:
+        raise UserError(f"{where}: match_to = {group.match_to!r} is not a group{nearest(group.match_to, groups)}")
+    if groups[group.match_to].match is not None:
+        raise UserError(f"{where}: match_to = {group.match_to!r} is matched itself: name a group that is not")
+
+
+def _check_names(path: Path, where: str, settings: Settings) -> None:
+    """Raises UserError for a setting that no agent has."""
+    known = {name for critic in CRITICS for actor in ACTORS for name in _spellings(critic, actor)}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{path}: {where}: {name}: {_unknown(name, 'any agent', known)}")
+
+
+def _spellings(critic: str, actor: str) -> Iterator[str]:
+    yield from known_settings(critic, actor)
+    yield from (f"agent.{name}" for name in PUBLISHED_ALIASES.get(critic, {}))
+
+
+def _unknown(name: str, whose: str, known: Any) -> str:
+    if name in OWN:
+        return "the plan decides this; leave it out"
+    return f"no such setting of {whose}{nearest(name, known)}"
+
+
+def _typed(where: str, value: Any, hint: Any) -> Any:
+    """The value as a setting of this type has it. Raises UserError for a value of another type."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in choices:
+        if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
+            return value
+        if get_origin(kind) is tuple and isinstance(value, list):
+            return tuple(_typed(where, member, get_args(kind)[0]) for member in value)
+        if kind is float and type(value) is int:
+            return float(value)  # or the same run would have two digests
+        if kind in names and type(value) is kind:
+            return value
+    wanted = [
+        f"one of {', '.join(map(repr, get_args(kind)))}"
+        if get_origin(kind) is Literal
+        else "a list of numbers"
+        if get_origin(kind) is tuple
+        else names[kind]
+        for kind in choices
+        if kind is not type(None)
+    ]
+    raise UserError(f"{where} = {value!r}: must be {' or '.join(wanted)}")

@@ -1,0 +1,310 @@
+"""`floq sweep`: train what experiment files ask for, and draw what came of it.
+
+A run is known by its configuration and its seed: one that has ended, for whichever experiment, is never trained again.
+"""
+
+import csv
+import dataclasses
+import functools
+import math
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from floq import checkpoint, envs
+from floq.analysis import comparison
+from floq.analysis.cost import Cost, cost_of
+from floq.analysis.matching import matched
+from floq.analysis.statistics import area_under_curve
+from floq.config import Config
+from floq.errors import Failed, Interrupted, UserError
+from floq.experiment import PROJECT, Experiment, Group, read_experiment, resolve
+from floq.folders import check_writable, user_path
+from floq.loggers import read_csv
+from floq.machine import use_all_cores
+from floq.progress import Display
+from floq.run import Run
+from floq.run_data import collect_shown, settled
+from floq.train import check_built, fleets, resume_fleet, train_fleet
+
+METRICS = {"success": "success", "episode_return": "episode.return", "episode_length": "episode.length"}
+"""Columns of the tidy CSV, and what eval.csv calls them."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs of one group on one task: their settled configurations, and what one of them costs."""
+
+    experiment: Experiment
+    group: Group
+    task: str
+    configs: tuple[Config, ...]
+    cost: Cost
+
+    @property
+    def finished(self) -> list[Run | None]:
+        """The runs that have ended, None where one has not."""
+        return [next((run for run in runs_of(config) if run.is_finished), None) for config in self.configs]
+
+
+def sweep(
+    files: Sequence[str],
+    budget: str,
+    out: str | None = None,
+    dataset_dir: str = Config.dataset_dir,
+    save_dir: str = Config.save_dir,
+    seeds: Sequence[int] = (),
+    dry_run: bool = False,
+    redraw: bool = False,
+    show: bool = True,
+) -> list[Path]:
+    """Train the runs of these experiments that have not ended yet, then write tables and figures.
+
+    Args:
+        files: experiments; see `floq.experiment`.
+        budget: the name of the budget file beside them.
+        out: where tables and figures go; by default into `save_dir`/sweep/`budget`.
+        dataset_dir, save_dir: of the runs.
+        seeds: instead of those of the files.
+        dry_run: only show the plan.
+        redraw: only draw figures and tables again, from the CSV files in `out`.
+        show: print progress.
+
+    Returns:
+        The figures.
+
+    Raises:
+        UserError: a file is wrong, before anything is trained.
+        Failed: some runs could not be trained; the others were.
+        Interrupted: a signal ended the training.
+    """
+    display, folder = Display(show), user_path(out or Path(save_dir) / PROJECT / budget)
+    experiments = [read_experiment(file, budget) for file in files]
+    names = [experiment.name for experiment in experiments]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two files are called {twice[0]}.toml, and would write the same table: give one at a time")
+    if redraw:
+        return [_draw(experiment, folder, display) for experiment in experiments]
+    check_writable(folder, "choose another --out")
+    if seeds:
+        experiments = [dataclasses.replace(experiment, seeds=tuple(seeds)) for experiment in experiments]
+    if not dry_run:  # before costs are traced, which starts JAX
+        use_all_cores(sum(len(e.groups) * len(e.tasks) * len(e.seeds) for e in experiments))
+        jax.devices()
+    entries = [entry for experiment in experiments for entry in plan(experiment, save_dir, dataset_dir)]
+    if dry_run:
+        _show_plan(entries, display)
+        return []
+    failures = _train(entries, folder, display, show)
+    figures = []
+    for experiment in experiments:
+        write_rows([entry for entry in entries if entry.experiment is experiment], folder)
+        figures.append(_draw(experiment, folder, display))
+    if failures:
+        raise Failed("; ".join(failures))
+    return figures
+
+
+def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
+    """The runs that an experiment asks for, group by group and task by task.
+
+    Raises:
+        UserError: a group, a setting or a task of the file is wrong.
+    """
+    for task in experiment.tasks:
+        envs.check_task(task)
+    resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
+    entries = []
+    for group in experiment.groups:
+        for task in experiment.tasks:
+            config, sizes = resolved[group.name, task], sizes_of(task)
+            if group.match is not None:
+                reference = resolved[group.match_to or "", task].agent
+                agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
+                config = dataclasses.replace(config, agent=agent)
+            check_built(config)
+            config = settled(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
+            configs = tuple(dataclasses.replace(config, seed=seed) for seed in experiment.seeds)
+            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *sizes)))
+    return entries
+
+
+def runs_of(config: Config) -> list[Run]:
+    """The folders of runs with this settled configuration and seed, the newest first. A run that was continued to
+    another number of steps is no longer one of them."""
+    folders = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}")
+    runs = [Run.open(folder) for folder in sorted(folders, reverse=True) if (folder / "config.json").exists()]
+    return [run for run in runs if run.config == config]
+
+
+@functools.lru_cache(maxsize=256)
+def sizes_of(task: str) -> tuple[int, int]:
+    """How many numbers an observation and an action of the task have."""
+    env = envs.make(task)
+    try:
+        found = envs.sizes(env)
+    finally:
+        env.close()
+    return found["observations"], found["actions"]
+
+
+# --- training ---
+
+
+def _train(entries: Sequence[Entry], folder: Path, display: Display, show: bool) -> list[str]:
+    """Train what has not ended, cell by cell. Returns a line for each cell that failed."""
+    labels: dict[Config, str] = {}
+    for entry in entries:
+        for config, finished in zip(entry.configs, entry.finished, strict=True):
+            if finished is None:
+                labels.setdefault(config, f"{entry.group.name!r} on {entry.task}")
+    missing = list(labels)
+    cells = [[missing[number] for number in cell] for cell in fleets(missing)]
+    total = len({config for entry in entries for config in entry.configs})
+    display.note(f"sweep   {total} runs, {len(missing)} to train, in {len(cells)} programs")
+    _collect_missing(entries, missing, display)
+    failures = []
+    for number, cell in enumerate(cells, 1):
+        label = ", ".join(dict.fromkeys(labels[config] for config in cell))
+        display.note(f"program {number} of {len(cells)}: {label}, {len(cell)} runs")
+        try:
+            train_cell(cell, show)
+        except Interrupted as stop:
+            raise Interrupted("stopped; the same command goes on, with what is on disk", stop.signum) from stop
+        except Exception as error:
+            text = " ".join(str(error).split()) or "no message"
+            failures.append(f"{label} failed: {text if isinstance(error, UserError) else f'{error!r}'[:300]}")
+            display.note(f"failed  {failures[-1]}")
+            if not isinstance(error, UserError):
+                folder.mkdir(parents=True, exist_ok=True)
+                with open(folder / "failures.txt", "a") as file:
+                    file.write(f"{label}\n{traceback.format_exc()}\n")
+    return failures
+
+
+def train_cell(configs: Sequence[Config], show: bool = True) -> list[Run]:
+    """Train runs that fit one program: go on where all of them were left at the same step, or else begin."""
+    left: dict[Path, int] = {}
+    for config in configs:
+        saved = ((run.folder, checkpoint.steps(run.folder / "checkpoints")) for run in runs_of(config))
+        left |= next(({folder: steps[-1]} for folder, steps in saved if steps), {})
+    if len(left) == len(configs) and len(set(left.values())) == 1:
+        return resume_fleet(list(left), show=show, draw=False)
+    return train_fleet(configs, show=show, draw=False)
+
+
+def _collect_missing(entries: Sequence[Entry], configs: Iterable[Config], display: Display) -> None:
+    """Collect the datasets of these runs that are not on disk and that the budget has a number of episodes for; what
+    it does not name is downloaded when its run begins."""
+    episodes = {name: count for entry in entries for name, count in entry.experiment.budget.data.items()}
+    wanted = dict.fromkeys((envs.dataset_name(config.task), config.dataset_dir) for config in configs)
+    for name, directory in wanted:
+        if name in episodes and not (user_path(directory) / f"{name}.npz").exists():
+            collect_shown(name, user_path(directory), episodes[name], display)
+
+
+# --- what is written ---
+
+
+def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
+    """The figure and the table of an experiment, from its CSV files alone."""
+    groups = [group.name for group in experiment.groups]
+    evaluations, runs = (comparison.read_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
+    found = comparison.compare(groups, experiment.reference, evaluations, runs)
+    figure, table = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
+    table.write_text(comparison.table(found, experiment.title, experiment.question))
+    comparison.draw(figure, found, experiment.title, experiment.curves)
+    display.note(f"wrote   {figure} and {table.name}")
+    return figure
+
+
+def write_rows(entries: Sequence[Entry], folder: Path) -> None:
+    """Write `NAME.csv`, a row for each evaluation, and `NAME-runs.csv`, a row for each run that has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluations: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for entry in entries:
+        experiment = entry.experiment
+        for run in filter(None, entry.finished):
+            columns, seed = run.evaluations(), run.config.seed
+            own = {"group": entry.group.name, "task": entry.task, "seed": seed}
+            for number, step in enumerate(columns["step"]):
+                row = {"experiment": experiment.name, "budget": experiment.budget.name, **own, "step": int(step)}
+                metrics = {name: columns.get(f"evaluation/{theirs}") for name, theirs in METRICS.items()}
+                evaluations.append(row | {name: x[number] if x else None for name, x in metrics.items()})
+            runs.append(own | _run_row(run, columns, entry.cost))
+    name = entries[0].experiment.name
+    _write(folder / f"{name}.csv", evaluations, ["experiment", "budget", "group", "task", "seed", "step", *METRICS])
+    first = ["group", "task", "seed", *_RUN_COLUMNS]
+    _write(folder / f"{name}-runs.csv", runs, [*first, *sorted({key for row in runs for key in row} - {*first})])
+
+
+_RUN_COLUMNS = ("final", "auc", "steps", "parameters", "update_gflop", "action_mflop", "updates_per_second")
+_RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
+
+
+def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost) -> dict[str, Any]:
+    """What a run came to, and what its critic was like at the end. The evaluation at step 1, of an agent that has not
+    learned, is no part of the area."""
+    success = columns.get("evaluation/success", [math.nan] * len(columns["step"]))
+    learned = [pair for pair in zip(columns["step"], success, strict=True) if pair[0] > 1]
+    steps, values = zip(*(learned or zip(columns["step"], success, strict=True)), strict=True)
+    summary, log = run.summary, run.folder / "train.csv"
+    critic = {
+        name: x[-1] for name, x in (read_csv(log) if log.exists() else {}).items() if "validation/critic/" in name
+    }
+    return {
+        "final": success[-1],
+        "auc": area_under_curve(steps, values),
+        "parameters": costs.parameters,
+        "update_gflop": costs.update_flops / 1e9,
+        "action_mflop": costs.action_flops / 1e6,
+        **{name: summary.get(name) for name in ("steps", "updates_per_second", "runs_in_fleet", "seconds")},
+        **{name: summary.get(name) for name in ("eval_episodes", "success_timing")},
+        **critic,
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Atomically; what is missing or not a number is empty."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
+    partial.replace(path)
+
+
+def _show_plan(entries: Sequence[Entry], display: Display) -> None:
+    """The plan as a table."""
+    header = "group", "agent", "task", "runs", "finished", "parameters", "GFLOP/update", "updates"
+    for experiment in dict.fromkeys(entry.experiment.path for entry in entries):
+        rows = []
+        for entry in (entry for entry in entries if entry.experiment.path == experiment):
+            agent = entry.configs[0].agent
+            rows.append(
+                [
+                    entry.group.name,
+                    f"{agent.critic_name} + {agent.actor_name}",
+                    entry.task,
+                    str(len(entry.configs)),
+                    str(len([run for run in entry.finished if run])),
+                    f"{entry.cost.parameters:,}",
+                    f"{entry.cost.update_flops / 1e9:.4g}",
+                    f"{entry.configs[0].offline_steps:,}",
+                ]
+            )
+        display.columns(str(experiment), header, rows)
+    costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
+    done = {c for entry in entries for c, run in zip(entry.configs, entry.finished, strict=True) if run}
+    left = [config for config in costs if config not in done]
+    updates, flops = sum(c.offline_steps for c in left), sum(c.offline_steps * costs[c] for c in left)
+    display.note(
+        f"total   {len(costs)} different runs, {len(done)} finished, {len(left)} to train in {len(fleets(left))} "
+        f"programs: {updates:,} updates, {flops / 1e12:,.4g} TFLOP"
+    )

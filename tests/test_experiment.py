@@ -1,0 +1,224 @@
+"""Experiment files: what they resolve to, and what is said about wrong ones."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from floq.critics import FloqConfig, ScalarConfig
+from floq.errors import UserError
+from floq.experiment import read_experiment, resolve
+
+MEDIUM, GIANT = (f"pointmaze-{size}-navigate-singletask-v0" for size in ("medium", "giant"))
+BUDGET = f"""
+tasks = ["{MEDIUM}", "{GIANT}"]
+seeds = [0, 1]
+data = {{ pointmaze-giant-navigate-v0 = 5 }}
+[settings]
+offline_steps = 7
+eval_episodes = 3
+"agent.lr" = 1
+"agent.value_hidden_dims" = [8, 8]
+"agent.num_bins" = 21
+"agent.tau" = 0.1
+"agent.discount" = 0.9
+"agent.alpha" = 1.0
+[agents.floq]
+"agent.tau" = 0.2
+"agent.discount" = 0.91
+"agent.alpha" = 2.0
+[tasks_settings.pointmaze-giant]
+"agent.discount" = 0.92
+"agent.alpha" = 3.0
+"""
+FILE = """
+title = "Two"
+question = "Which?"
+reference = "one"
+[laptop]
+seeds = [3]
+settings = { "agent.alpha" = 4.0 }
+[[groups]]
+name = "one"
+[[groups]]
+name = "two"
+agent = "fql"
+settings = { "agent.batch_size" = 16, "agent.flow_steps" = 3 }
+match = "flops"
+match_to = "one"
+[[groups]]
+name = "three"
+settings = { "agent.alpha" = 5.0, "agent.time_embedding" = "fourier" }
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes an experiment and its budget, and reads them."""
+
+    def write(file=FILE, budget=BUDGET, name="laptop"):
+        (tmp_path / "budgets").mkdir(exist_ok=True)
+        for known in ("laptop", "gpu"):
+            (tmp_path / "budgets" / f"{known}.toml").write_text(budget)
+        (tmp_path / "mine.toml").write_text(file)
+        return read_experiment(tmp_path / "mine.toml", name)
+
+    return write
+
+
+def test_what_is_read(write):
+    experiment = write()
+    assert (experiment.name, experiment.title, experiment.reference) == ("mine", "Two", "one")
+    assert experiment.curves
+    assert (experiment.seeds, experiment.tasks) == ((3,), (MEDIUM, GIANT))
+    assert write(name="gpu").seeds == (0, 1)
+    assert experiment.budget.data == {"pointmaze-giant-navigate-v0": 5}
+    assert [group.name for group in experiment.groups] == ["one", "two", "three"]
+    two = experiment.groups[1]
+    assert (two.agent, two.match, two.match_to, two.match_by) == ("fql", "flops", "one", "width")
+
+
+def test_precedence(write):
+    """Each setting of the budget is overridden one layer further up than the one before."""
+
+    def settings(name, group, task):
+        agent = resolve(experiment := write(name=name), experiment.groups[group], task).agent
+        return agent.tau, agent.discount, agent.actor.alpha
+
+    assert settings("gpu", 1, MEDIUM) == (0.1, 0.9, 1.0)  # [settings]
+    assert settings("gpu", 0, MEDIUM) == (0.2, 0.91, 2.0)  # [agents.floq]
+    assert settings("gpu", 0, GIANT) == (0.2, 0.92, 3.0)  # [tasks_settings.pointmaze-giant]
+    assert settings("laptop", 0, GIANT) == (0.2, 0.92, 4.0)  # [laptop.settings]
+    assert settings("laptop", 2, GIANT) == (0.2, 0.92, 5.0)  # the group
+
+
+def test_the_family_preset_is_beneath_all(write):
+    experiment = write()
+    on_medium, on_giant = (resolve(experiment, experiment.groups[0], task) for task in (MEDIUM, GIANT))
+    assert (on_medium.agent.n_step, on_giant.agent.n_step) == (10, 1)
+    assert on_medium.offline_steps == on_giant.offline_steps == 7
+    assert on_medium.eval_interval == 2_500
+    assert (on_medium.project_name, on_medium.run_group) == ("sweep", "laptop")
+
+
+def test_settings_that_an_agent_lacks_are_dropped_and_types_are_made_one(write):
+    experiment = write()
+    floq, fql = (resolve(experiment, group, MEDIUM).agent for group in experiment.groups[:2])
+    assert isinstance(floq.critic, FloqConfig)
+    assert floq.critic.num_bins == 21
+    assert isinstance(fql.critic, ScalarConfig)
+    assert "num_bins" not in fql.flat()
+    assert (fql.batch_size, fql.actor.actor_flow_steps) == (16, 3)
+    assert fql.critic.value_hidden_dims == (8, 8)
+    assert isinstance(fql.lr, float)
+
+
+def test_critic_and_actor_of_a_group(write):
+    experiment = write(FILE.replace('agent = "fql"', 'critic = "scalar"'))
+    agent = resolve(experiment, experiment.groups[1], MEDIUM).agent
+    assert (agent.critic_name, agent.actor_name) == ("scalar", "fql")
+
+
+def test_a_dotted_name_without_quotation_marks_means_the_same(write):
+    experiment = write(budget=BUDGET.replace('"agent.lr" = 1', "agent.lr = 1.0"))
+    assert resolve(experiment, experiment.groups[0], MEDIUM).agent.lr == 1.0
+
+
+def resolve_all(read):
+    experiment = read()
+    return [resolve(experiment, group, MEDIUM) for group in experiment.groups]
+
+
+FIRST = 'name = "one"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('title = "Two"', "title = ", "mine.toml: not TOML"),
+        ('title = "Two"', "", "title is missing: give a text"),
+        ('title = "Two"', "title = 3", "title = 3: must be a text"),
+        ('title = "Two"', 'titel = "Two"', "unknown key 'titel'.*did you mean 'title'"),
+        ('title = "Two"', 'title = "Two"\ncurves = "no"', "curves = 'no': must be true or false"),
+        ('reference = "one"', 'reference = "ones"', "reference = 'ones' is not a group; did you mean 'one'"),
+        ('reference = "one"', "", "reference is missing"),
+        ('name = "three"', 'name = "two"', "two groups are called 'two'"),
+        (FILE[FILE.index("[[groups]]") :], "", "no groups to compare"),
+        (FIRST, "", "group number 1 name is missing"),
+        (FIRST, FIRST + '\nagnet = "fql"', "group 'one' unknown key 'agnet'.*did you mean 'agent'"),
+        (FIRST, FIRST + '\nagent = "flock"', "group 'one': --agent=flock: unknown agent"),
+        (FIRST, FIRST + '\ncritic = "scalr"', "group 'one': --agent.critic=scalr.*did you mean 'scalar'"),
+        (FIRST, FIRST + "\nsettings = 3", "settings = 3: must be a table"),
+        (
+            FIRST,
+            FIRST + '\nsettings = { "agent.alfa" = 3.0 }',
+            "group 'one': agent.alfa: no such setting.*did you mean 'agent.alpha'",
+        ),
+        (FIRST, FIRST + "\nsettings = { seed = 3 }", "group 'one': seed: the plan decides this"),
+        ('"agent.flow_steps"', '"agent.num_bins"', "group 'two': agent.num_bins: no such setting of agent 'fql'"),
+        ('"agent.batch_size" = 16', '"agent.batch_size" = "16"', "agent.batch_size = '16': must be a whole number"),
+        ('"agent.batch_size" = 16', '"agent.batch_size" = 0', "batch_size=0: must be greater than 0"),
+        ('"agent.batch_size" = 16', '"agent.batch_size" = true', "agent.batch_size = True: must be a whole number"),
+        ('"agent.batch_size" = 16', '"agent.layer_norm" = 1', "agent.layer_norm = 1: must be true or false"),
+        ('"agent.batch_size" = 16', '"agent.lr" = "0.1"', "agent.lr = '0.1': must be a number"),
+        ('"agent.batch_size" = 16', '"agent.value_hidden_dims" = 8', "must be a list of numbers"),
+        ('"agent.batch_size" = 16', '"agent.value_hidden_dims" = [8.5]', r"= 8\.5: must be a whole number"),
+        ('"agent.batch_size" = 16', 'precision = "f16"', "precision = 'f16': must be one of 'tf32', 'f32', 'bf16'"),
+        ('match_to = "one"', "", "match needs match_to"),
+        ('match_to = "one"', 'match_to = "on"', "match_to = 'on' is not a group; did you mean 'one'"),
+        ('match_to = "one"', 'match_to = "two"', "is matched itself"),
+        ('match = "flops"', 'match = "flop"', "match = 'flop': choose flops or params"),
+        ('match = "flops"', "", "need match = 'flops' or 'params'"),
+        ("seeds = [3]", "seeds = []", "give at least one whole number"),
+        ("seeds = [3]", 'seeds = ["3"]', "must be a list such as"),
+        ("seeds = [3]", "tasks = []", "tasks is empty"),
+        ("seeds = [3]", "seed = [3]", r"\[laptop\] unknown key 'seed'.*did you mean 'seeds'"),
+        ('"agent.alpha" = 4.0', '"agent.alhpa" = 4.0', r"\[laptop\] settings: agent.alhpa: no such setting"),
+    ],
+)
+def test_wrong_experiments(write, old, new, said):
+    assert old in FILE
+    with pytest.raises(UserError, match=said) as caught:
+        resolve_all(lambda: write(FILE.replace(old, new, 1)))
+    assert "mine.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds = [0, 1]", "", "seeds is missing: give a list"),
+        ("seeds = [0, 1]", "seeds = [-1]", "none negative"),
+        ("navigate-v0 = 5", "navigate-v0 = 0", "give a number of episodes"),
+        ('"agent.lr" = 1', '"agent.lrr" = 1', "settings: agent.lrr: no such setting of any agent; did you mean"),
+        ('"agent.lr" = 1', '"agent.lr" = "x"', "settings: agent.lr = 'x': must be a number"),
+        ("[agents.floq]", "[agents.flock]", "critics are .*did you mean 'floq'"),
+        ("[tasks_settings.pointmaze-giant]", "[task_settings.pointmaze-giant]", "did you mean 'tasks_settings'"),
+    ],
+)
+def test_wrong_budgets(write, old, new, said):
+    assert old in BUDGET
+    with pytest.raises(UserError, match=said) as caught:
+        resolve(experiment := write(budget=BUDGET.replace(old, new, 1)), experiment.groups[0], GIANT)
+    assert str(Path("budgets") / "laptop.toml") in str(caught.value)
+
+
+def test_missing_files(write, tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.toml: cannot read it"):
+        read_experiment(tmp_path / "nothing.toml", "laptop")
+    with pytest.raises(UserError, match="choose gpu or laptop"):
+        write(name="phone")
+
+
+@pytest.mark.parametrize("budget", ["laptop", "gpu"])
+def test_the_experiments_that_come_with_floq(budget):
+    """Every one resolves on each of its tasks."""
+    folder = Path(__file__).parents[1] / "experiments"
+    files = sorted(folder.glob("*.toml"))
+    assert files
+    for file in files:
+        experiment = read_experiment(file, budget)
+        for group in experiment.groups:
+            for task in experiment.tasks:
+                config = resolve(experiment, group, task)
+                assert dataclasses.replace(config, seed=1).run_group == budget

@@ -1,0 +1,299 @@
+"""`floq sweep` as a user types it: tiny networks, six updates, two groups and two seeds."""
+
+import csv
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import MAZE_DATA
+
+from floq import cli, sweep
+from floq.analysis import comparison
+from floq.analysis.statistics import area_under_curve, iqm, probability_of_improvement
+from floq.errors import Interrupted, UserError
+from floq.run import Run
+
+TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
+BUDGET = f"""
+tasks = ["{TASK}"]
+seeds = [0, 1]
+data = {{ {MAZE_DATA} = 2 }}
+[settings]
+offline_steps = 6
+log_interval = 3
+eval_interval = 3
+save_interval = 3
+eval_episodes = 1
+"agent.batch_size" = 8
+"agent.value_hidden_dims" = [8]
+"agent.actor_hidden_dims" = [8]
+[agents.floq]
+"agent.block_width" = 8
+"agent.block_depth" = 1
+"agent.critic_flow_steps" = 2
+"agent.noise_samples" = 1
+"""
+FILE = """
+title = "Two critics"
+question = "Which is better?"
+reference = "flow"
+[[groups]]
+name = "flow"
+[[groups]]
+name = "monolithic"
+agent = "fql"
+"""
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with an experiment, named after what it is about."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "budgets").mkdir()
+    (folder / "budgets" / "laptop.toml").write_text(BUDGET)
+    (folder / "critics.toml").write_text(FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(place, dataset_dir):
+    return [
+        *("sweep", str(place / "critics.toml"), "--budget=laptop"),
+        *(f"--save_dir={place / 'exp'}", f"--dataset_dir={dataset_dir}"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def out(place, words):
+    """Where a sweep has left its tables."""
+    assert cli.run(words) == 0
+    return place / "exp" / "sweep" / "laptop"
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The cells that are trained from here on, as lists of (critic, seed)."""
+    cells, train_cell = [], sweep.train_cell
+
+    def train(configs, show=True):
+        cells.append([(config.agent.critic_name, config.seed) for config in configs])
+        return train_cell(configs, show)
+
+    monkeypatch.setattr(sweep, "train_cell", train)
+    return cells
+
+
+def folders(out: Path) -> list[Path]:
+    return sorted(out.glob(f"{TASK}/sd*"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_what_a_sweep_leaves_behind(out):
+    runs = [Run.open(folder) for folder in folders(out)]
+    assert len(runs) == 4
+    assert not any(list((run.folder / "plots").iterdir()) for run in runs)
+    evaluations = rows(out / "critics.csv")
+    first = {"experiment": "critics", "budget": "laptop", "group": "flow", "task": TASK, "seed": "0", "step": "1"}
+    assert {name: evaluations[0][name] for name in first} == first
+    assert [int(row["step"]) for row in evaluations] == [1, 3, 6] * 4
+    by_run = {(run.config.agent.critic_name, str(run.config.seed)): run for run in runs}
+    summaries = rows(out / "critics-runs.csv")
+    assert len(summaries) == 4
+    for row in summaries:
+        run = by_run[{"flow": "floq", "monolithic": "scalar"}[row["group"]], row["seed"]]
+        columns = run.evaluations()
+        success = columns["evaluation/success"]
+        own = [e for e in evaluations if (e["group"], e["seed"]) == (row["group"], row["seed"])]
+        assert [float(e["success"]) for e in own] == success
+        assert [float(e["episode_return"]) for e in own] == columns["evaluation/episode.return"]
+        assert [float(e["episode_length"]) for e in own] == columns["evaluation/episode.length"]
+        assert float(row["final"]) == success[-1]
+        assert float(row["auc"]) == area_under_curve(columns["step"][1:], success[1:])
+        assert (row["steps"], row["parameters"], row["runs_in_fleet"]) == ("6", "1234", "2")
+        assert (float(row["update_gflop"]), float(row["action_mflop"])) == (2, 3)
+        assert (row["eval_episodes"], row["success_timing"]) == ("1", "post")
+        assert float(row["validation/critic/td_error"]) > 0
+        assert (row["validation/critic/var_flow_returns"] == "") == (row["group"] == "monolithic")
+    table = (out / "critics.md").read_text()
+    assert "## Two critics\n\nWhich is better?\n" in table
+    assert "| flow (reference) | 1,234 | 2 | 0.00 [0.00, 0.00] |" in table
+    assert (out / "critics.png").stat().st_size > 10_000
+
+
+def test_a_second_run_trains_nothing_and_a_deleted_one_is_trained_alone(out, words, trained, place, capsys):
+    before = {name: (out / name).read_bytes() for name in ("critics.csv", "critics-runs.csv", "critics.md")}
+    assert cli.run(words) == 0
+    assert trained == []
+    assert {name: (out / name).read_bytes() for name in before} == before
+    (gone,) = (f for f in folders(out) if (c := Run.open(f).config).seed == 1 and c.agent.critic_name == "scalar")
+    shutil.rmtree(gone)
+    capsys.readouterr()
+    assert cli.run([*words, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 different runs, 3 finished, 1 to train in 1 programs: 6 updates" in shown
+    assert trained == []
+    assert cli.run(words) == 0
+    assert trained == [[("scalar", 1)]]
+    assert len(folders(out)) == 4
+    assert (out / "critics.csv").read_bytes() == before["critics.csv"]
+
+
+def test_an_unfinished_fleet_goes_on(out, words, trained, monkeypatch):
+    """From its checkpoint at step 3, to the same result."""
+    before = (out / "critics.csv").read_bytes()
+    left = [folder for folder in folders(out) if Run.open(folder).config.agent.critic_name == "scalar"]
+    for folder in left:
+        (folder / "summary.json").unlink()
+        shutil.rmtree(folder / "checkpoints" / "6")
+    resumed, resume_fleet = [], sweep.resume_fleet
+    monkeypatch.setattr(sweep, "resume_fleet", lambda runs, **how: resumed.append(runs) or resume_fleet(runs, **how))
+    assert cli.run(words) == 0
+    assert trained == [[("scalar", 0), ("scalar", 1)]]
+    assert [sorted(runs) for runs in resumed] == [left]
+    assert len(folders(out)) == 4
+    assert (out / "critics.csv").read_bytes() == before
+
+
+def test_redraw_needs_the_two_files_alone(out, place, tmp_path):
+    for name in ("critics.csv", "critics-runs.csv"):
+        shutil.copy(out / name, tmp_path)
+    assert cli.run(["sweep", str(place / "critics.toml"), f"--out={tmp_path}", "--redraw"]) == 0
+    assert (tmp_path / "critics.md").read_text() == (out / "critics.md").read_text()
+    assert (tmp_path / "critics.png").exists()
+
+
+def test_redraw_without_or_with_damaged_files(place, tmp_path, capsys):
+    words = ["sweep", str(place / "critics.toml"), f"--out={tmp_path}", "--redraw"]
+    assert cli.run(words) == 2
+    assert "critics.csv: cannot read it" in capsys.readouterr().err
+    (tmp_path / "critics.csv").write_text("group\n")
+    (tmp_path / "critics-runs.csv").write_text("group,seed\nflow,1\n")
+    assert cli.run(words) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_one_failing_cell_does_not_lose_the_others(place, words, monkeypatch, capsys, tmp_path):
+    """The first of two programs fails; the second is trained, and drawn."""
+    train_fleet, seen = sweep.train_fleet, []
+
+    def fails_first(configs, **how):
+        seen.append(configs[0].agent.critic_name)
+        if len(seen) == 1:
+            raise MemoryError("too\nlarge")
+        return train_fleet(configs, **how)
+
+    monkeypatch.setattr(sweep, "train_fleet", fails_first)
+    own = [f"--save_dir={tmp_path}", f"--out={tmp_path / 'out'}", "--seeds", "5"]
+    assert cli.run([*words, *own]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [f"floq: 'flow' on {TASK} failed: MemoryError('too\\nlarge')"]
+    assert seen == ["floq", "scalar"]
+    assert {(row["group"], row["seed"]) for row in rows(tmp_path / "out" / "critics.csv")} == {("monolithic", "5")}
+    assert "| flow | | | | | | none finished |" in (tmp_path / "out" / "critics.md").read_text()
+    assert "Traceback" in (tmp_path / "out" / "failures.txt").read_text()
+
+
+def test_a_signal_ends_the_sweep(words, monkeypatch, capsys, tmp_path):
+    def stopped(configs, **how):
+        raise Interrupted("stopped by SIGINT at step 1", 2)
+
+    monkeypatch.setattr(sweep, "train_fleet", stopped)
+    assert cli.run([*words, f"--save_dir={tmp_path}"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_missing_data_is_collected_as_the_budget_says(place, words, monkeypatch, tmp_path):
+    collected = []
+    monkeypatch.setattr(sweep, "collect_shown", lambda name, folder, episodes, _: collected.append((name, episodes)))
+    monkeypatch.setattr(sweep, "train_cell", lambda configs, show: None)
+    own = [f"--dataset_dir={tmp_path / 'data'}", f"--save_dir={tmp_path}", f"--out={tmp_path}"]
+    assert cli.run([*words, *own, "--dry_run"]) == 0
+    assert collected == []
+    assert cli.run([*words, *own]) == 0
+    assert collected == [(MAZE_DATA, 2)]
+
+
+def test_a_matched_group_costs_what_the_other_one_costs(place, dataset_dir):
+    (place / "matched.toml").write_text(FILE + 'match = "params"\nmatch_to = "flow"\nmatch_by = "members"\n')
+    experiment = sweep.read_experiment(place / "matched.toml", "laptop")
+    flow, monolithic = sweep.plan(experiment, "exp", str(dataset_dir))
+    members = monolithic.configs[0].agent.critic.value_num_ensembles
+    assert members > 2
+    one = monolithic.cost.critic_parameters / members
+    assert abs(monolithic.cost.critic_parameters - flow.cost.critic_parameters) <= one / 2
+    assert [config.seed for config in flow.configs] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ([], "needs an experiment file"),
+        (["nothing.toml"], "nothing.toml: cannot read it"),
+        (["FILE", "FILE"], "two files are called critics.toml"),
+        (["FILE", "--budget=phone"], "choose laptop"),
+        (["FILE", "--redraw", "--dry_run"], "give one of them"),
+        (["FILE", "--dry-rum"], "did you mean '--dry_run'"),
+        (["FILE", "--out=/dev/null/x"], "choose another --out"),
+    ],
+)
+def test_wrong_commands(place, own, said, capsys):
+    assert cli.run(["sweep", *(str(place / "critics.toml") if word == "FILE" else word for word in own)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unknown_task_is_found_before_anything_is_trained(place, words, trained, capsys):
+    (place / "wrong.toml").write_text(FILE + f'[laptop]\ntasks = ["{TASK}", "pointmaze-mediun-navigate-singletask-v0"]')
+    assert cli.run(["sweep", str(place / "wrong.toml"), *words[2:]]) == 2
+    assert "unknown environment" in capsys.readouterr().err
+    assert trained == []
+
+
+# --- the comparison ---
+
+
+def made_up(groups: dict[str, list[list[float]]]):
+    """Rows of runs whose area under the curve is given by group, task and seed."""
+    evaluations, runs = [], []
+    for group, by_task in groups.items():
+        for task, values in enumerate(by_task):
+            for seed, value in enumerate(values):
+                own = {"group": group, "task": f"maze{task}-navigate-singletask-v0", "seed": str(seed)}
+                evaluations += [own | {"step": step, "success": str(value)} for step in ("1", "5", "10")]
+                costs = {"parameters": "10", "update_gflop": "0.5", "eval_episodes": "25", "success_timing": "post"}
+                runs.append(own | costs | {"auc": str(value), "final": str(value / 2)})
+    return evaluations, runs
+
+
+def test_compare():
+    one, two = [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]], [[0.3, 0.2], [0.8, 0.9]]
+    found = comparison.compare(["one", "two", "three"], "one", *made_up({"one": one, "two": two}))
+    assert found.absent == ("three",)
+    first, second = found.members
+    assert first.auc_iqm.value == iqm(one)
+    assert first.final_iqm.value == pytest.approx(iqm(one) / 2)
+    assert first.better is None
+    assert second.better == probability_of_improvement(two, one)
+    steps, success = second.curves["maze0-navigate-singletask-v0"]
+    np.testing.assert_array_equal(steps, [1, 5, 10])
+    np.testing.assert_array_equal(success, [[0.3] * 3, [0.2] * 3])
+    shown = comparison.table(found, "Title", "")
+    assert "| two | 10 | 0.5 | 0.55 [" in shown
+    assert "| 2 x 2 |" in shown
+    with pytest.raises(UserError, match="damaged"):
+        comparison.compare(["one"], "one", [{"group": "one"}], [{"group": "one"}])
+
+
+@pytest.mark.parametrize("count", [0, 2, 9])
+def test_figures_of_few_and_many_groups(count, tmp_path):
+    groups = {f"group {number} & co_{number}": [[0.1 * number, 0.05], [0.0, 0.3]] for number in range(count)}
+    found = comparison.compare(list(groups), "group 0 & co_0", *made_up(groups))
+    for curves in (True, False):
+        comparison.draw(tmp_path / "figure.png", found, "Title", curves)
+        assert (tmp_path / "figure.png").stat().st_size > 5_000
