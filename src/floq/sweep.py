@@ -281,25 +281,24 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -
 
 
 def _show_plan(entries: Sequence[Entry], display: Display) -> None:
-    """The plan as a table."""
-    header = "group", "agent", "task", "runs", "finished", "parameters", "GFLOP/update", "updates"
-    for experiment in dict.fromkeys(entry.experiment.path for entry in entries):
-        rows = []
-        for entry in (entry for entry in entries if entry.experiment.path == experiment):
-            agent = entry.configs[0].agent
-            rows.append(
-                [
-                    entry.group.name,
-                    f"{agent.critic_name} + {agent.actor_name}",
-                    entry.task,
-                    str(len(entry.configs)),
-                    str(len([run for run in entry.finished if run])),
-                    f"{entry.cost.parameters:,}",
-                    f"{entry.cost.update_flops / 1e9:.4g}",
-                    f"{entry.configs[0].offline_steps:,}",
-                ]
-            )
-        display.columns(str(experiment), header, rows)
+    """The plan as tables, one for each task of each experiment."""
+    header = "group", "agent", "runs", "finished", "params", "GFLOP/update", "updates"
+    tables: dict[str, list[list[str]]] = {}
+    for entry in entries:
+        agent = entry.configs[0].agent
+        tables.setdefault(f"{entry.experiment.path}: {entry.task}", []).append(
+            [
+                entry.group.name,
+                f"{agent.critic_name}+{agent.actor_name}",
+                str(len(entry.configs)),
+                str(len([run for run in entry.finished if run])),
+                f"{entry.cost.parameters:,}",
+                f"{entry.cost.update_flops / 1e9:.4g}",
+                f"{entry.configs[0].offline_steps:,}",
+            ]
+        )
+    for title, rows in tables.items():
+        display.columns(title, header, rows)
     costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
     done = {c for entry in entries for c, run in zip(entry.configs, entry.finished, strict=True) if run}
     left = [config for config in costs if config not in done]
