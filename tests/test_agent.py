@@ -10,8 +10,10 @@ import optax
 import pytest
 from helpers import ACT, ACTOR, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
-from floq.agent import ACTION_LIMIT, Agent, ObsStats, Params
+from floq.agent import ACTION_LIMIT, Agent
 from floq.config import UserError
+from floq.policy import ObsStats
+from floq.state import Params
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
 

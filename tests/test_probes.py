@@ -14,9 +14,10 @@ import pytest
 from helpers import ACTOR, CATEGORICAL, FLOQ, QUANTILE, SCALAR
 
 from floq.actors import BestOfNConfig, DeterministicConfig, GaussianConfig
-from floq.agent import Agent, ValueRange, zeros_like_info
+from floq.agent import Agent, zeros_like_info
 from floq.config import AgentConfig
 from floq.critics import FloqCritic, QuantileCritic
+from floq.state import ValueRange
 
 WIDE = (32, 32)
 FLOQ = dataclasses.replace(FLOQ, value_hidden_dims=WIDE, block_width=32, critic_flow_steps=4, noise_samples=4)

@@ -1,10 +1,8 @@
 """`floq sweep` as a user types it: tiny networks, six updates, two groups and two seeds."""
 
 import csv
-import dataclasses
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +44,7 @@ name = "flow"
 name = "monolithic"
 agent = "fql"
 """
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -114,8 +113,9 @@ def test_what_a_sweep_leaves_behind(out):
         assert [float(e["episode_length"]) for e in own] == columns["evaluation/episode.length"]
         assert float(row["final"]) == success[-1]
         assert float(row["auc"]) == area_under_curve(columns["step"][1:], success[1:])
-        assert (row["steps"], row["parameters"], row["runs_in_fleet"]) == ("6", "1234", "2")
-        assert (float(row["update_gflop"]), float(row["action_mflop"])) == (2, 3)
+        assert (row["steps"], row["runs_in_fleet"]) == ("6", "2")
+        assert int(row["parameters"]) > 100
+        assert float(row["update_gflop"]) > float(row["action_mflop"]) / 1e3 > 0
         assert (row["eval_episodes"], row["success_timing"]) == ("1", "post")
         assert float(row["validation/critic/td_error"]) > 0
         assert (row["validation/critic/var_flow_returns"] == "") == (row["group"] == "monolithic")

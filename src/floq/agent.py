@@ -1,8 +1,7 @@
 """An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,114 +9,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from floq.actors import ACTORS, Actor, Value
+from floq.actors import ACTORS, Actor
 from floq.config import AgentConfig
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.errors import UserError
+from floq.policy import ObsStats, Policy, chosen
 from floq.precision import PUBLISHED, Precision, computing_copy, matmul_precision
+from floq.state import ADAM, Hypers, OptStates, Params, ValueRange
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
 
 Tree = TypeVar("Tree")
 
-ADAM = optax.scale_by_adam()
 ACTION_LIMIT = 1 - 1e-5  # dataset actions are clipped to this, as published
 DIAGNOSED = 128  # transitions from which a critic's diagnosis is made, at most
-
-
-class Params(NamedTuple):
-    """What is differentiated, and nothing else is."""
-
-    critic: Critic
-    actor: Actor
-
-
-class OptStates(NamedTuple):
-    """Adam's state for each part: the actor may take fewer steps than the critic."""
-
-    critic: optax.OptState
-    actor: optax.OptState
-
-    @classmethod
-    def init(cls, params: Params) -> "OptStates":
-        """Before the first step."""
-        return cls(*(ADAM.init(part) for part in params))  # pyright: ignore[reportArgumentType]
-
-
-class Hypers(NamedTuple):
-    """The scalars that a fleet of runs may vary. Traced, so that one compiled program serves them all. What a critic or
-    an actor lacks is 0."""
-
-    alpha: Float[Array, ""]
-    discount: Float[Array, ""]
-    lr: Float[Array, ""]
-    tau: Float[Array, ""]
-    noise_coverage: Float[Array, ""]
-    reward_scale: Float[Array, ""]
-
-    @classmethod
-    def of(cls, config: AgentConfig) -> "Hypers":
-        """Those of a configuration."""
-        settings = config.flat()
-        return cls(*(_scalar(settings.get(name, 0.0)) for name in cls._fields))
-
-
-class ValueRange(NamedTuple):
-    """Smallest and largest reward of the data, both widened to contain 0. From the data, so traced."""
-
-    r_min: Float[Array, ""]
-    r_max: Float[Array, ""]
-
-    @classmethod
-    def of(cls, r_min: float, r_max: float) -> "ValueRange":
-        """That of data with rewards from `r_min` to `r_max`."""
-        return cls(_scalar(min(0.0, r_min)), _scalar(max(0.0, r_max)))
-
-
-class ObsStats(NamedTuple):
-    """What observations are normalised with: mean 0 and std 1 leave them alone. From the data, so traced."""
-
-    mean: Float[Array, " obs"]
-    std: Float[Array, " obs"]
-
-
-class Policy(eqx.Module):
-    """What it takes to act: small beside the agent, so it can be kept for an evaluation that comes later. An actor that
-    ranks actions brings the critic along."""
-
-    actor: Actor
-    critic: Critic | None
-    scale: ReturnScale | None
-    obs_stats: ObsStats
-
-    @jax.jit
-    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
-        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
-        with matmul_precision("f32"):
-            return chosen(
-                self.actor.act, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key
-            )
-
-
-def chosen(
-    verb: Callable[[Array, Value, PRNGKeyArray], Array],
-    critic: Critic | None,
-    scale: ReturnScale | None,
-    obs: Float[Array, " obs"],
-    key: PRNGKeyArray,
-) -> Float[Array, " act"]:
-    """What an actor's verb, `act` or `target_act`, chooses. With a critic it may ask for values, of all candidates with
-    the same random numbers; without one it never does."""
-    if critic is None or scale is None:
-        return verb(obs, _never_asked, key)
-    act_key, value_key = jax.random.split(key)
-    return verb(obs, lambda act: critic.actor_value(obs, act, scale, value_key), act_key)
-
-
-def _never_asked(act: Float[Array, " act"]) -> Float[Array, ""]:
-    raise AssertionError("an actor that asks for values says so in `ranks`")
 
 
 class Agent(eqx.Module):
@@ -315,12 +221,12 @@ class Agent(eqx.Module):
         return (obs - self.obs_stats.mean) / self.obs_stats.std
 
     def _prepare(self, batch: Batch) -> Batch:
-        return batch | {
-            "observations": jax.vmap(self.normalize)(batch["observations"]),
-            "next_observations": jax.vmap(self.normalize)(batch["next_observations"]),
-            "actions": jnp.clip(batch["actions"], -ACTION_LIMIT, ACTION_LIMIT),
-            "rewards": batch["rewards"] * self.hypers.reward_scale,
-        }
+        prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
+        for name in ("observations", "next_observations"):
+            prepared[name] = jax.vmap(self.normalize)(batch[name])
+        for name in {"actions", "next_actions"} & batch.keys():
+            prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
+        return prepared
 
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
@@ -373,10 +279,6 @@ def _effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""
     singular = jnp.linalg.svd(features, compute_uv=False)
     shares = singular / (jnp.sum(singular) + 1e-12)
     return jnp.exp(jnp.sum(jax.scipy.special.entr(shares)))
-
-
-def _scalar(x: float) -> Float[Array, ""]:
-    return jnp.asarray(x, jnp.float32)
 
 
 def _named_means(prefix: str, info: dict[str, Any]) -> Info:

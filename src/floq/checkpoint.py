@@ -14,9 +14,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from floq.agent import Agent, Policy
+from floq.agent import Agent
 from floq.config import Config
 from floq.errors import UserError
+from floq.policy import Policy
 
 FORMAT = 2
 TENSORS, PENDING, MANIFEST = "state.safetensors", "pending-{}.safetensors", "manifest.json"

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from floq.agent import Policy
 from floq.envs import EnvSlots, EpisodeResult
 from floq.keys import Keys
+from floq.policy import Policy
 from floq.workers import WorkerDied, Workers, cores, worker_count
 
 ROWS = 64  # of the policy's batch

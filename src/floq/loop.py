@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from floq import checkpoint
-from floq.agent import Agent, Policy
+from floq.agent import Agent
 from floq.config import Config
 from floq.errors import Interrupted
 from floq.evaluate import Background, Evaluation, Request
@@ -23,6 +23,7 @@ from floq.fleet import Fleet
 from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
 from floq.loggers import CsvLogger
+from floq.policy import Policy
 from floq.progress import Display
 from floq.results import headline, scores
 from floq.run import Run

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq import envs
-from floq.agent import Policy
 from floq.config import Config
 from floq.evaluate import Evaluator, on_cpu
+from floq.policy import Policy
 from floq.precision import Precision
 
 Name = TypeVar("Name")

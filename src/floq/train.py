@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from floq import checkpoint, kernels, pictures, run_data
-from floq.agent import Agent, Policy
+from floq.agent import Agent
 from floq.checkpoint import Checkpoint
 from floq.config import Config
 from floq.data.transitions import Dataset, Splits
@@ -22,6 +22,7 @@ from floq.hosts import ALONE, Hosts
 from floq.loggers import cut_csv
 from floq.loop import Loop, Member, catch_signals
 from floq.machine import use_all_cores
+from floq.policy import Policy
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from floq import checkpoint
-from floq.agent import Agent, Hypers, ObsStats, ValueRange
+from floq.agent import Agent
 from floq.checkpoint import Checkpoint
 from floq.config import AgentConfig, Config
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 from floq.keys import Keys
+from floq.policy import ObsStats
 from floq.precision import Precision
 from floq.run import Run
+from floq.state import Hypers, ValueRange
 
 STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
 

@@ -1,0 +1,57 @@
+"""How an agent acts, in an environment and in TD targets."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.actors import Actor, Value
+from floq.critics import Critic, ReturnScale
+from floq.precision import matmul_precision
+
+
+class ObsStats(NamedTuple):
+    """What observations are normalised with: mean 0 and std 1 leave them alone. From the data, so traced."""
+
+    mean: Float[Array, " obs"]
+    std: Float[Array, " obs"]
+
+
+class Policy(eqx.Module):
+    """What it takes to act: small beside the agent, so it can be kept for an evaluation that comes later. An actor that
+    ranks actions brings the critic along."""
+
+    actor: Actor
+    critic: Critic | None
+    scale: ReturnScale | None
+    obs_stats: ObsStats
+
+    @jax.jit
+    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
+        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
+        with matmul_precision("f32"):
+            return chosen(
+                self.actor.act, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key
+            )
+
+
+def chosen(
+    verb: Callable[[Array, Value, PRNGKeyArray], Array],
+    critic: Critic | None,
+    scale: ReturnScale | None,
+    obs: Float[Array, " obs"],
+    key: PRNGKeyArray,
+) -> Float[Array, " act"]:
+    """What an actor's verb, `act` or `target_act`, chooses. With a critic it may ask for values, of all candidates with
+    the same random numbers; without one it never does."""
+    if critic is None or scale is None:
+        return verb(obs, _never_asked, key)
+    act_key, value_key = jax.random.split(key)
+    return verb(obs, lambda act: critic.actor_value(obs, act, scale, value_key), act_key)
+
+
+def _never_asked(act: Float[Array, " act"]) -> Float[Array, ""]:
+    raise AssertionError("an actor that asks for values says so in `ranks`")
