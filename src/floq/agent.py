@@ -168,8 +168,8 @@ class Agent(eqx.Module):
     def diagnose(self, batch: Batch, key: PRNGKeyArray) -> Info:
         """What the critic shows about itself on (the first rows of) a batch: `critic/...`, as each critic explains it
         in `diagnose`; and of the features that its last layer reads, averaged over the members, `feature_norm`, their
-        mean length, and `feature_rank`, the effective rank of the batch of them (exponential of the entropy of the
-        singular values, Roy & Vetterli 2007). Consumes `key`."""
+        mean length, and `feature_rank`, in how many directions they point: the participation ratio of their squared
+        singular values, 1 if all are parallel. Consumes `key`."""
         batch = self._prepare(batch)
         obs, act = (batch[name][:DIAGNOSED] for name in ("observations", "actions"))
         critic, scale = self.params.critic, self.scale
@@ -276,9 +276,10 @@ class Agent(eqx.Module):
 
 
 def _effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""]:
-    singular = jnp.linalg.svd(features, compute_uv=False)
-    shares = singular / (jnp.sum(singular) + 1e-12)
-    return jnp.exp(jnp.sum(jax.scipy.special.entr(shares)))
+    """(sum of s^2)^2 / sum of s^4 for singular values s, from traces of the Gram matrix: LAPACK's decompositions wait
+    for the very threads of the processor that a fleet's devices occupy, and may wait forever."""
+    gram = features.T @ features
+    return jnp.square(jnp.trace(gram)) / (jnp.sum(jnp.square(gram)) + 1e-12)
 
 
 def _named_means(prefix: str, info: dict[str, Any]) -> Info:
