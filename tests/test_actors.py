@@ -1,4 +1,4 @@
-"""The one-step flow policy against NumPy, and where its gradients go."""
+"""Actors against NumPy and SciPy, and where their gradients go."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from helpers import ACT, ACTOR, OBS
 from oracle import gelu
+from scipy.stats import norm
 
-from floq.actors import FQLActor
+from floq.actors import (
+    BestOfNActor,
+    BestOfNConfig,
+    DeterministicActor,
+    DeterministicConfig,
+    FQLActor,
+    GaussianActor,
+    GaussianConfig,
+)
+from floq.errors import UserError
 
 KEYS = ("x_0", "t", "noise", "mse")  # the order in which the loss splits its key
 
@@ -75,3 +85,131 @@ def test_acting_clips_the_one_step_policy():
     noise = np.asarray(jax.random.normal(jax.random.key(3), (ACT,)))
     expected = np.clip(network(actor.one_step, np.concatenate([obs, noise])), -1, 1)
     np.testing.assert_allclose(actor.act(obs, jnp.sum, jax.random.key(3)), expected, rtol=1e-4)
+
+
+# --- tanh-Gaussian ---
+
+
+def make_gaussian(**settings) -> GaussianActor:
+    return GaussianActor.init(jax.random.key(1), OBS, ACT, GaussianConfig(actor_hidden_dims=(16, 16), **settings))
+
+
+def test_the_likelihood_of_a_squashed_gaussian_against_scipy():
+    """By the change of variables: density of atanh(a), over the slope of tanh there."""
+    actor, (obs, act) = make_gaussian(), inputs()
+    mean, log_std = np.split(network(actor.net, np.asarray(obs)), 2)
+    x = np.arctanh(np.asarray(act, np.float64))
+    expected = norm.logpdf(x, mean, np.exp(log_std)) - np.log(1 - np.tanh(x) ** 2)
+    assert float(actor.log_prob(obs, act)) == pytest.approx(expected.sum(), rel=1e-4)
+    assert np.isfinite(actor.log_prob(obs, jnp.array([1.0, -1.0])))
+
+
+def test_a_gaussians_likelihood_is_a_density():
+    """Of a single number: over (-1, 1) it integrates to one."""
+    actor = GaussianActor.init(jax.random.key(2), OBS, 1, GaussianConfig(actor_hidden_dims=(16,)))
+    grid = jnp.linspace(-1, 1, 20_001)[1:-1]
+    density = jnp.exp(jax.vmap(lambda a: actor.log_prob(jnp.ones(OBS), a[None]))(grid))
+    assert float(density.sum() * (grid[1] - grid[0])) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_gaussian_acts_by_its_mode_and_samples_for_targets():
+    actor, (obs, _) = make_gaussian(), inputs()
+    mean, log_std = np.split(network(actor.net, np.asarray(obs)), 2)
+    np.testing.assert_allclose(actor.act(obs, jnp.sum, jax.random.key(0)), np.tanh(mean), rtol=1e-4)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    drawn = np.arctanh(np.asarray(jax.vmap(lambda k: actor.target_act(obs, jnp.sum, k))(keys)))
+    np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.1)
+    np.testing.assert_allclose(drawn.std(axis=0), np.exp(log_std), rtol=0.1)
+
+
+def test_a_gaussians_loss_by_hand():
+    """alpha times the negative log-likelihood per number, plus temperature times the sample's log-likelihood."""
+    actor, (obs, act) = make_gaussian(temperature=0.3), inputs()
+    terms = loss(actor, obs, act, alpha=2.0)
+    sampled = actor.target_act(obs, jnp.sum, jax.random.key(7))
+    log_prob = actor.log_prob(obs, sampled)
+    expected = -2.0 * actor.log_prob(obs, act) / ACT + 0.3 * log_prob
+    assert float(terms.behaviour) == pytest.approx(float(expected), rel=1e-3)
+    assert float(terms.q) == pytest.approx(float(sampled.sum()), rel=1e-5)
+    assert float(terms.info["entropy"]) == pytest.approx(-float(log_prob) / ACT, rel=1e-3)
+
+
+@pytest.mark.parametrize(("target_entropy", "sign"), [(-10.0, 1), (10.0, -1)])
+def test_a_learned_temperature_falls_where_there_is_more_entropy_than_wanted(target_entropy, sign):
+    actor, (obs, act) = make_gaussian(temperature=1.0, learn_temperature=True, target_entropy=target_entropy), inputs()
+    grads = jax.grad(lambda actor: loss(actor, obs, act).behaviour)(actor)
+    assert np.sign(grads.log_temperature) == sign
+    assert make_gaussian().log_temperature is None
+    with pytest.raises(UserError, match="start above 0"):
+        GaussianConfig(learn_temperature=True)
+
+
+def test_a_soft_target_subtracts_temperature_times_log_likelihood():
+    actor, (obs, act) = make_gaussian(temperature=0.5, entropy_backup=True), inputs()
+    assert actor.penalises
+    assert not make_gaussian(temperature=0.5).penalises
+    penalty = actor.target_penalty(obs, act, jnp.float32(0.0), jax.random.key(3))
+    sampled = actor.target_act(obs, jnp.sum, jax.random.key(3))
+    assert float(penalty) == pytest.approx(0.5 * float(actor.log_prob(obs, sampled)), rel=1e-3)
+
+
+# --- deterministic ---
+
+
+def make_deterministic(**settings) -> DeterministicActor:
+    config = DeterministicConfig(actor_hidden_dims=(16, 16), actor_head_scale=1.0, **settings)
+    return DeterministicActor.init(jax.random.key(1), OBS, ACT, config)
+
+
+def test_a_deterministic_actor_against_numpy():
+    actor, (obs, act) = make_deterministic(), inputs()
+    own = np.tanh(network(actor.net, np.asarray(obs)))
+    np.testing.assert_allclose(actor.act(obs, jnp.sum, jax.random.key(0)), own, rtol=1e-4)
+    terms = loss(actor, obs, act, alpha=3.0)
+    assert float(terms.behaviour) == pytest.approx(3.0 * np.sum((own - np.asarray(act)) ** 2), rel=1e-4)
+    assert float(terms.q) == pytest.approx(own.sum(), rel=1e-4)
+    assert float(actor.q_scale(jnp.array([-2.0, 6.0]))) == pytest.approx(1 / 4)
+    assert float(make_deterministic(normalize_q_loss=False).q_scale(jnp.array([-2.0, 6.0]))) == 1
+
+
+def test_noise_on_the_targets_action_is_clipped():
+    actor, (obs, _) = make_deterministic(actor_noise=0.2, actor_noise_clip=0.1), inputs()
+    own = actor.act(obs, jnp.sum, jax.random.key(0))
+    noise = jax.vmap(lambda k: actor.target_act(obs, jnp.sum, k) - own)(jax.random.split(jax.random.key(1), 200))
+    assert float(jnp.abs(noise).max()) == pytest.approx(0.1, abs=1e-5)
+    assert float(jnp.abs(noise).min()) < 0.05
+
+
+def test_leaving_the_data_costs_in_the_target():
+    actor, (obs, act) = make_deterministic(alpha_critic=2.0, actor_noise=0.0), inputs()
+    own = actor.act(obs, jnp.sum, jax.random.key(0))
+    penalty = lambda known: actor.target_penalty(obs, act, jnp.float32(known), jax.random.key(1))  # noqa: E731
+    assert float(penalty(1)) == pytest.approx(2.0 * float(jnp.sum((own - act) ** 2)), rel=1e-4)
+    assert float(penalty(0)) == 0
+    assert actor.reads_next_action
+    assert not make_deterministic().reads_next_action
+
+
+def test_the_last_layer_starts_small():
+    small = DeterministicActor.init(jax.random.key(1), OBS, ACT, DeterministicConfig(actor_hidden_dims=(16, 16)))
+    ratio = np.asarray(small.net.body.linears[-1].weight) / np.asarray(make_deterministic().net.body.linears[-1].weight)
+    np.testing.assert_allclose(ratio, 0.01, rtol=1e-4)
+
+
+# --- best of N ---
+
+
+def test_best_of_n_takes_the_candidate_with_the_highest_value():
+    config = BestOfNConfig(actor_hidden_dims=(16, 16), actor_flow_steps=3, num_candidates=6, target_candidates=2)
+    actor, (obs, act) = BestOfNActor.init(jax.random.key(1), OBS, ACT, config), inputs()
+    value = lambda act: act[0] - act[1] ** 2  # noqa: E731
+    noise = jax.random.normal(jax.random.key(5), (6, ACT))
+    candidates = np.array([actor.flow.act(obs, n, 3) for n in noise])
+    best = candidates[np.argmax(candidates[:, 0] - candidates[:, 1] ** 2)]
+    np.testing.assert_allclose(actor.act(obs, value, jax.random.key(5)), best, rtol=1e-5)
+    few = np.array([actor.flow.act(obs, n, 3) for n in jax.random.normal(jax.random.key(5), (2, ACT))])
+    best = few[np.argmax(few[:, 0] - few[:, 1] ** 2)]
+    np.testing.assert_allclose(actor.target_act(obs, value, jax.random.key(5)), best, rtol=1e-5)
+    terms = loss(actor, obs, act)
+    assert float(terms.q) == 0  # nothing is climbed
+    assert float(terms.behaviour) == float(terms.info["bc_flow_loss"]) > 0

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from helpers import ACT, FLOQ, OBS, QUANTILE, SCALAR, scale
+from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, scale
 
-from floq.critics import FloqCritic, QuantileCritic, ScalarCritic
+from floq.config import AgentConfig
+from floq.critics import CategoricalCritic, FloqConfig, FloqCritic, QuantileCritic, ScalarCritic
 from floq.critics.base import aggregate
 from floq.errors import UserError
 from floq.flow import source_nodes
@@ -314,3 +315,186 @@ def test_critics_have_only_array_leaves():
     scalar = ScalarCritic.init(jax.random.key(0), OBS, ACT, SCALAR)
     for critic in (floq_critic(), scalar, QuantileCritic.init(jax.random.key(0), OBS, ACT, QUANTILE)):
         assert all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(critic))
+
+
+def test_pessimism_by_hand():
+    """Members 1 and 4: mean 2.5, standard deviation 1.5."""
+    assert float(aggregate(jnp.array([1.0, 4.0]), "lcb", 0.5)) == pytest.approx(2.5 - 0.75)
+    critic = floq_critic(q_agg="lcb", rho=2.0)
+    next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
+    ours = critic.tracked().target_at(jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
+    how = lambda values: np.mean(values) - 2.0 * np.std(values)  # noqa: E731
+    theirs = oracle.target(critic.velocity, -1.0, 0.99, next_obs, next_acts, z_0, 4, how, LOW, HIGH)
+    assert float(ours) == pytest.approx(theirs, rel=2e-4)
+
+
+# --- categorical ---
+
+
+def categorical(**changes) -> CategoricalCritic:
+    return CategoricalCritic.init(jax.random.key(0), OBS, ACT, dataclasses.replace(CATEGORICAL, **changes))
+
+
+def categorical_members(critic, obs, act, low, high):
+    """The masses of each member's histogram, and the mean of each."""
+    entry, x = critic.net.entry, np.concatenate([obs, act])
+    pick = lambda leaf, m: np.asarray(leaf)[m].astype(np.float64)  # noqa: E731
+    masses = []
+    for m in range(entry.bias.shape[0]):
+        y = x @ pick(entry.weight, m) + pick(entry.bias, m)
+        for activation, linear in zip(critic.net.body.activations, critic.net.body.linears, strict=True):
+            y = oracle.layer_norm(oracle.gelu(y), pick(activation.norm.scale, m), pick(activation.norm.shift, m))
+            y = y @ pick(linear.weight, m) + pick(linear.bias, m)
+        masses.append(np.exp(y) / np.exp(y).sum())
+    edges = np.linspace(low, high, critic.config.num_bins)
+    return np.array(masses), np.array(masses) @ ((edges[1:] + edges[:-1]) / 2)
+
+
+@pytest.mark.parametrize("how", ["mean", "min"])
+def test_categorical_target_loss_and_value_against_numpy(how):
+    critic, low, high = categorical(q_agg=how), (-1.0 - 0.05) / 0.01, 0.05 / 0.01
+    obs, act, next_act = uniform(OBS), uniform(ACT), uniform(ACT)
+    y = critic.target(jnp.float32(-1.0), jnp.float32(0.9), obs, lambda *_: next_act, scale(), jax.random.key(0))
+    reduce = {"mean": np.mean, "min": np.min}[how]
+    assert float(y) == pytest.approx(
+        -1 + 0.9 * reduce(categorical_members(critic, obs, next_act, low, high)[1]), rel=1e-4
+    )
+    masses, values = categorical_members(critic, obs, act, low, high)
+    wanted = oracle.histogram(-40.0, low, high, 51, 0.75)
+    loss, info = critic.loss(obs, act, jnp.float32(-40.0), scale(), jax.random.key(0))
+    assert float(loss) == pytest.approx(-np.mean(np.log(masses) @ wanted), rel=1e-4)
+    assert float(info["q"]) == pytest.approx(values.mean(), rel=1e-4)
+    assert float(critic.read_out(obs, act, scale(), jax.random.key(0))) == pytest.approx(values.mean(), rel=1e-4)
+    assert float(critic.actor_value(obs, act, scale(), jax.random.key(0))) == pytest.approx(values.mean(), rel=1e-4)
+    with pytest.raises(ValueError, match="looked up"):
+        critic.read_out(obs, act, scale(), jax.random.key(0), 4)
+    found = critic.diagnose(obs, act, scale(), jax.random.key(0))
+    assert float(found["member_spread"]) == pytest.approx(values.std(), rel=1e-3)
+    assert float(found["mass_at_ends"]) == pytest.approx((masses[:, 0] + masses[:, -1]).mean(), rel=1e-3)
+    edges = np.linspace(low, high, 51)
+    spread = np.sqrt((masses * ((edges[1:] + edges[:-1]) / 2 - values[:, None]) ** 2).sum(axis=1))
+    assert float(found["return_spread"]) == pytest.approx(spread.mean(), rel=1e-2)
+
+
+@pytest.mark.parametrize("value", [-100.0, -37.2, 0.0])
+def test_a_smoothed_target_keeps_its_mean(value):
+    """With the default smoothing and support: within a hundredth of the range even at its ends."""
+    low, high = scale().support(0.05)
+    edges = np.linspace(float(low), float(high), 51)
+    assert oracle.histogram(value, low, high, 51, 0.75) @ ((edges[1:] + edges[:-1]) / 2) == pytest.approx(
+        value, abs=0.1
+    )
+
+
+# --- floq's dials ---
+
+
+def test_the_midpoint_rule_in_targets_and_read_outs():
+    critic = floq_critic(solver="midpoint", noise_scheme="midpoint", noise_samples=1, critic_flow_steps=3)
+    obs, act, z = uniform(OBS), uniform(ACT), float(scale().noise(jnp.float32(0.5)))
+    expected = []
+    for e in range(2):
+        path = z
+        for i in range(3):
+            v = lambda z, t, e=e: oracle.velocity(critic.velocity, e, obs, act, z, t, LOW, HIGH)  # noqa: E731
+            path += v(path + v(path, i / 3) / 6, (i + 0.5) / 3) / 3
+        expected.append(path)
+    ours = critic.read_out(obs, act, scale(), jax.random.key(0))
+    assert float(ours) == pytest.approx(np.mean(expected), rel=2e-4)
+    y = critic.target_at(jnp.float32(0.0), jnp.float32(1.0), obs, act[None], scale(), jnp.array([z]))
+    assert float(y) == pytest.approx(np.mean(expected), rel=2e-4)
+
+
+@pytest.mark.parametrize(("climbs", "steps"), [("flow", 4), ("flow", 7), ("one_pass", 1)])
+def test_the_actor_may_climb_the_flow_itself(climbs, steps):
+    """Then there is no distilled critic, and the gradient with respect to the action is that of the integration."""
+    acting = steps if climbs == "flow" and steps != 4 else None
+    critic = floq_critic(actor_climbs=climbs, acting_flow_steps=acting, actor_noise_samples=2, noise_scheme="midpoint")
+    assert critic.distilled is None
+    obs, act = uniform(OBS), uniform(ACT)
+    z_0 = np.asarray(scale().noise(jnp.array([0.25, 0.75])))
+
+    def expected(act):
+        values = [oracle.integrate(critic.velocity, e, obs, act, z, steps, LOW, HIGH) for e in range(2) for z in z_0]
+        return np.mean(values)
+
+    value = lambda act: critic.actor_value(obs, act, scale(), jax.random.key(0))  # noqa: E731
+    assert float(value(act)) == pytest.approx(expected(np.asarray(act, np.float64)), rel=2e-4)
+    numeric = [
+        (expected(np.asarray(act, np.float64) + h) - expected(np.asarray(act, np.float64) - h)) / 2e-4
+        for h in 1e-4 * np.eye(ACT)
+    ]
+    np.testing.assert_allclose(jax.grad(value)(act), numeric, rtol=2e-2, atol=1e-3)
+
+
+def test_without_a_distilled_critic_the_loss_is_that_of_the_flow():
+    obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
+    total, info = floq_critic(actor_climbs="flow").loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)
+    published = floq_critic().loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]
+    assert set(published) - set(info) == {"distilled_critic_loss"}
+    assert float(total) == float(info["floq_loss"]) == float(info["critic_loss"])
+
+
+def test_the_distilled_values_integration_may_have_its_own_number_of_steps():
+    critic = floq_critic(distill_flow_steps=2)
+    obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
+    q = critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]["q"]
+    values = [oracle.integrate(critic.velocity, e, obs, act, float(z), 2, LOW, HIGH) for e in range(2) for z in z_0]
+    assert float(q) == pytest.approx(np.mean(values), rel=2e-4)
+
+
+def test_what_a_flow_shows_about_itself_against_the_oracle():
+    critic = floq_critic(noise_scheme="midpoint")
+    obs, act = uniform(OBS), uniform(ACT)
+    z_0 = np.asarray(scale().noise(source_nodes(jax.random.key(0), 3, "midpoint")), np.float64)
+    found = {name: float(x) for name, x in critic.diagnose(obs, act, scale(), jax.random.key(1)).items()}
+    paths, slopes, one_pass = np.zeros((2, 3, 5)), np.zeros((2, 3, 4)), np.zeros((2, 3))
+    for e in range(2):
+        v = lambda z, t, e=e: oracle.velocity(critic.velocity, e, obs, act, z, t, LOW, HIGH)  # noqa: E731
+        for j, z in enumerate(z_0):
+            one_pass[e, j] = z + v(z, 0.0)
+            paths[e, j, 0] = z
+            for i in range(4):
+                slopes[e, j, i] = (v(z + 1e-3, i / 4) - v(z - 1e-3, i / 4)) / 2e-3
+                z = paths[e, j, i + 1] = z + v(z, i / 4) / 4
+    ends = paths[..., -1]
+    chord = paths[..., :1] + np.linspace(0, 1, 5) * (ends[..., None] - paths[..., :1])
+    expected = {
+        "z0_spread": ends.std(axis=1).mean(),
+        "member_spread": ends.mean(axis=1).std(),
+        "curvature": np.abs(paths - chord).mean(),
+        "contraction": slopes.mean(),
+        "one_pass_gap": np.abs(one_pass - ends).mean(),
+        "outside_histogram": ((paths < LOW) | (paths > HIGH)).mean(),
+        **{f"value_after_{i}": paths[..., i].mean() for i in range(5)},
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=5e-3, abs=2e-4), name
+
+
+def test_features_are_what_the_last_layer_reads():
+    obs, act, quantile = uniform(OBS), uniform(ACT), QuantileCritic.init(jax.random.key(0), OBS, ACT, QUANTILE)
+    scalar = ScalarCritic.init(jax.random.key(0), OBS, ACT, SCALAR)
+    flow = floq_critic()
+    z = scale().noise(jnp.float32(0.5))
+    for critic, values in (
+        (scalar, scalar._members(obs, act)),
+        (quantile, quantile._members(obs, act, jnp.float32(0.5))),
+        (flow, jax.vmap(lambda m: m.at(obs, act, scale())(z, jnp.float32(0.0)))(flow.velocity)),
+    ):
+        head = (critic.velocity if critic is flow else critic.net).body.linears[-1]
+        features = critic.features(obs, act, scale())
+        again = jnp.einsum("mf,mfo->mo", features, head.weight)[:, 0] + head.bias[:, 0]
+        np.testing.assert_allclose(again, values, rtol=1e-4, atol=1e-5)
+    assert categorical().features(obs, act, scale()).shape == (2, 16)
+    spread = scalar.diagnose(obs, act, scale(), jax.random.key(0))["member_spread"]
+    assert float(spread) == pytest.approx(float(scalar._members(obs, act).std()), rel=1e-4)
+    assert set(quantile.diagnose(obs, act, scale(), jax.random.key(0))) == {"quantile_spread", "member_spread"}
+
+
+def test_dials_that_do_not_fit_together():
+    with pytest.raises(UserError, match="fused makes Euler steps"):
+        FloqConfig(solver="midpoint", integration="fused")
+    with pytest.raises(UserError, match="only q_agg=lcb"):
+        AgentConfig(critic=dataclasses.replace(FLOQ, rho=1.0))
