@@ -1,6 +1,7 @@
 """The agent's update: EMA order, optimiser, determinism, and what it is told."""
 
 import dataclasses
+import itertools
 
 import equinox as eqx
 import jax
@@ -8,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ACT, ACTOR, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
+from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
+from floq.actors import BestOfNConfig, DeterministicConfig
 from floq.agent import ACTION_LIMIT, Agent
 from floq.config import UserError
 from floq.policy import ObsStats
 from floq.state import Params
 
-CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
+CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE, "categorical": CATEGORICAL}
 
 
 def make_agent(critic="floq", seed=0, **settings) -> Agent:
@@ -208,3 +210,85 @@ def test_settings_that_only_scale_share_one_program():
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         agent_config(**settings)
+
+
+# --- actors that want more of the agent ---
+
+
+def make_rebrac(**settings) -> Agent:
+    return Agent.init(
+        jax.random.key(0), OBS, ACT, agent_config(SCALAR, DeterministicConfig(actor_hidden_dims=(16, 16), **settings))
+    )
+
+
+def full_batch(seed=0) -> dict:
+    rng = np.random.default_rng(seed + 50)
+    extra = {"next_actions": jnp.asarray(rng.uniform(-1, 1, (8, ACT)), jnp.float32)}
+    return make_batch(seed=seed) | extra | {"terminals": jnp.array([0.0, 1.0] * 4)}
+
+
+def test_the_actor_and_the_targets_move_in_every_other_update():
+    agents = [make_rebrac(actor_freq=2)]
+    for seed in range(4):
+        agents.append(agents[-1].update(full_batch(seed))[0])
+    moved = lambda part: [distance(part(a), part(b)) > 0 for a, b in itertools.pairwise(agents)]  # noqa: E731
+    assert moved(lambda agent: agent.params.critic) == [True] * 4
+    assert moved(lambda agent: agent.params.actor) == [False, True, False, True]
+    assert moved(lambda agent: agent.target) == [False, True, False, True]
+    assert [int(agents[-1].opt_state.critic.count), int(agents[-1].opt_state.actor.count)] == [4, 2]
+
+
+def test_targets_act_with_the_slow_copy_of_the_actor():
+    agent = make_rebrac(actor_noise=0.0)
+    moved = jax.tree.map(lambda x: x + 0.5, agent.params.actor)
+    agent = dataclasses.replace(agent, params=agent.params._replace(actor=moved))
+    batch = agent._prepare(full_batch())
+    acts = jax.vmap(lambda obs: jnp.tanh(agent.target_actor.net(obs)))(batch["next_observations"])
+    values = jax.vmap(agent.target._members)(batch["next_observations"], acts).mean(axis=1)
+    expected = batch["rewards"] + 0.99 * values
+    np.testing.assert_allclose(agent._targets(batch, jax.random.key(0)), expected, rtol=1e-4)
+    assert make_rebrac(target_actor=False).target_actor is None
+
+
+def test_a_penalty_of_the_actor_lowers_the_bootstrap():
+    """By the discounted squared distance from the data's next action, where the data has one."""
+    plain, held = make_rebrac(actor_noise=0.0), make_rebrac(actor_noise=0.0, alpha_critic=0.5)
+    batch = plain._prepare(full_batch() | {"masks": jnp.array([0.0] + [1.0] * 7)})
+    acts = jax.vmap(lambda obs: jnp.tanh(plain.target_actor.net(obs)))(batch["next_observations"])
+    distance_squared = jnp.sum(jnp.square(acts - batch["next_actions"]), axis=1)
+    expected = 0.99 * batch["masks"] * 0.5 * distance_squared * (1 - batch["terminals"])
+    found = plain._targets(batch, jax.random.key(0)) - held._targets(batch, jax.random.key(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match="the batch needs next_actions"):
+        held.update(make_batch())
+
+
+def test_an_actor_that_ranks_takes_the_critic_along():
+    config = BestOfNConfig(actor_hidden_dims=(16, 16), actor_flow_steps=2, num_candidates=5)
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(FLOQ, config))
+    obs, key = jnp.ones(OBS), jax.random.key(3)
+    act_key, value_key = jax.random.split(jax.random.key(3))
+    value = lambda act: agent.params.critic.actor_value(obs, act, agent.scale, value_key)  # noqa: E731
+    np.testing.assert_allclose(agent.act(obs, key), agent.params.actor.act(obs, value, act_key), rtol=1e-5)
+    assert agent.policy.critic is agent.params.critic
+    assert make_agent().policy.critic is None
+
+
+def test_diagnosis_of_the_features():
+    """Parallel features have rank one; so has the batch if the observations are all the same."""
+    agent = make_agent("scalar")
+    found = agent.diagnose(make_batch(), jax.random.key(0))
+    assert set(found) == {"critic/member_spread", "critic/feature_norm", "critic/feature_rank"}
+    assert 1 < float(found["critic/feature_rank"]) < 8
+    same = {name: jnp.broadcast_to(x[:1], x.shape) for name, x in make_batch().items()}
+    assert float(agent.diagnose(same, jax.random.key(0))["critic/feature_rank"]) == pytest.approx(1, abs=1e-3)
+    features = jax.vmap(lambda o, a: agent.params.critic.features(o, a, agent.scale))(
+        make_batch()["observations"], agent._prepare(make_batch())["actions"]
+    )
+    ranks = []
+    for member in range(2):
+        singular = np.linalg.svd(np.asarray(features[:, member]), compute_uv=False)
+        ranks.append((singular**2).sum() ** 2 / (singular**4).sum())
+    assert float(found["critic/feature_rank"]) == pytest.approx(np.mean(ranks), rel=1e-3)
+    norms = np.linalg.norm(np.asarray(features), axis=-1)
+    assert float(found["critic/feature_norm"]) == pytest.approx(norms.mean(), rel=1e-4)
