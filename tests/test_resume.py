@@ -19,8 +19,8 @@ from floq.evaluate import Evaluator
 from floq.fleet import Fleet
 from floq.loggers import CsvLogger, cut_csv, read_csv
 from floq.presets import configure
+from floq.resuming import resume
 from floq.run import Run
-from floq.train import resume
 from floq.weights import restore
 
 SMALL = {

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from floq.errors import Interrupted as Interrupted
     from floq.errors import UserError as UserError
     from floq.presets import configure as configure
+    from floq.resuming import resume as resume
     from floq.run import Run as Run
-    from floq.train import resume as resume
     from floq.train import train as train
 
 _HOME = {
@@ -33,7 +33,7 @@ _HOME = {
     "Run": "run",
     "UserError": "errors",
     "configure": "presets",
-    "resume": "train",
+    "resume": "resuming",
 }
 __all__ = [*sorted(_HOME), "train"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -122,8 +122,8 @@ def _resume(argv: list[str]) -> None:
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
     options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", described(Resume))
+    from floq.resuming import continued, resume_fleet
     from floq.run import Run
-    from floq.train import continued, resume_fleet
 
     if options.dry_run:
         steps = options.offline_steps, options.online_steps
@@ -181,6 +181,8 @@ class Eval:
     """post or pre; by default as in training."""
     workers: int | None = None
     """Processes; by default one per core."""
+    acting_flow_steps: int | None = None
+    """Integration steps (K) with which an actor ranks actions by the flow itself; by default as in training."""
 
 
 def _eval(argv: list[str]) -> None:

@@ -4,9 +4,12 @@ import dataclasses
 from typing import Any
 
 from floq import run_data
+from floq.critics import FloqCritic
 from floq.data.transitions import Dataset
+from floq.errors import UserError
 from floq.evaluate import Evaluation, Evaluator, on_cpu
 from floq.held_out import HeldOut, HeldOutEvaluator
+from floq.policy import Policy
 from floq.progress import Display
 from floq.results import described
 from floq.run import Run
@@ -19,6 +22,7 @@ def evaluate_run(
     seed: int | None = None,
     success_timing: str | None = None,
     workers: int | None = None,
+    acting_flow_steps: int | None = None,
     data: Dataset | None = None,
     show: bool = True,
 ) -> Evaluation | HeldOut:
@@ -26,16 +30,18 @@ def evaluate_run(
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
     an environment it looks at the held-out data again, which must be what it was; `data` is that data if the run was
-    given it from Python.
+    given it from Python. `acting_flow_steps` changes the K with which the policy asks a flow critic for values.
 
     Raises:
-        UserError: there is no such run or checkpoint, the data is another, or an option is out of range.
+        UserError: there is no such run or checkpoint, the data is another, an option is out of range, or acting does
+            not integrate the flow.
     """
     run = Run.open(run_dir)
     seed = run.config.seed if seed is None else seed
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
     config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
     agent, display = run.load_agent(step), Display(show)
+    policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
     if config.env_name is None:
         run_data.check_given(run, data)
         splits = run_data.load_data(config, display, data)
@@ -48,9 +54,22 @@ def evaluate_run(
             ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):
-            policy = on_cpu(agent.policy)
-            evaluation = evaluator(policy, seed, int(agent.step), on_progress=lambda done, _: update(done))
+            evaluation = evaluator(on_cpu(policy), seed, int(agent.step), on_progress=lambda done, _: update(done))
     assert evaluation is not None
     rows = described(config, evaluation.summary())
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
     return evaluation
+
+
+def _acting_in(policy: Policy, num_steps: int) -> Policy:
+    """The policy with another number of integration steps behind the values that it asks for."""
+    critic = policy.critic
+    if num_steps < 1:
+        raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")
+    if not isinstance(critic, FloqCritic) or critic.config.actor_climbs != "flow":
+        raise UserError(
+            f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
+            "--agent.actor=best_of_n --agent.actor_climbs=flow does"
+        )
+    config = dataclasses.replace(critic.config, acting_flow_steps=num_steps)
+    return dataclasses.replace(policy, critic=dataclasses.replace(critic, config=config))

@@ -7,12 +7,10 @@ last the group's own. All of them go before the presets of the agent.
 """
 
 import dataclasses
-import tomllib
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 from floq.actors import ACTORS
 from floq.config import PUBLISHED_ALIASES, SEEDS, Config, settings_type
@@ -20,6 +18,7 @@ from floq.critics import CRITICS
 from floq.errors import UserError, nearest
 from floq.folders import user_path
 from floq.presets import configure, family
+from floq.toml_tables import check_keys, list_of, read_toml, typed, value_of
 
 PROJECT = "sweep"
 OWN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
@@ -95,37 +94,37 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
         UserError: a file is missing or wrong; the message begins with its name.
     """
     path = user_path(path)
-    table = _read(path)
+    table = read_toml(path)
     known_budgets = sorted(file.stem for file in (path.parent / "budgets").glob("*.toml"))
     if budget not in known_budgets:
         there = " or ".join(known_budgets) or "none is there"
         raise UserError(f"--budget={budget}: no {path.parent / 'budgets' / budget}.toml; choose {there}")
     limits = read_budget(path.parent / "budgets" / f"{budget}.toml")
-    _check_keys(path, table, ["title", "question", "reference", "curves", "groups", *known_budgets])
-    tables = _list(path, "groups", table.get("groups", []), dict)
+    check_keys(path, table, ["title", "question", "reference", "curves", "groups", *known_budgets])
+    tables = list_of(path, "groups", table.get("groups", []), dict)
     groups = tuple(_group(path, number, one) for number, one in enumerate(tables, 1))
     if not groups:
         raise UserError(f"{path}: no groups to compare: write at least one [[groups]] with a name")
     names = [group.name for group in groups]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: two groups are called {twice[0]!r}: give each a name of its own")
-    reference = _value(path, table, "reference", str)
+    reference = value_of(path, table, "reference", str)
     if reference not in names:
         raise UserError(f"{path}: reference = {reference!r} is not a group{nearest(reference, names)}")
     for group in groups:
         _check_match(path, group, {g.name: g for g in groups})
     for section in known_budgets:
         inside = f"[{section}]"
-        own = _value(path, table, section, dict, {})
-        _check_keys(path, own, ["tasks", "seeds", "settings"], inside)
-        _check_names(path, f"{inside} settings", _flat(_value(path, own, "settings", dict, {}, inside)))
+        own = value_of(path, table, section, dict, {})
+        check_keys(path, own, ["tasks", "seeds", "settings"], inside)
+        _check_names(path, f"{inside} settings", _flat(value_of(path, own, "settings", dict, {}, inside)))
     own = table.get(budget, {})
     return Experiment(
         path,
-        _value(path, table, "title", str),
-        _value(path, table, "question", str, ""),
+        value_of(path, table, "title", str),
+        value_of(path, table, "question", str, ""),
         reference,
-        _value(path, table, "curves", bool, True),
+        value_of(path, table, "curves", bool, True),
         groups,
         limits,
         _tasks(path, own["tasks"]) if "tasks" in own else limits.tasks,
@@ -136,24 +135,24 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
 
 def read_budget(path: Path) -> Budget:
     """Read a budget. Raises UserError: the file is missing or wrong."""
-    table = _read(path)
-    _check_keys(path, table, ["tasks", "seeds", "data", "settings", "agents", "tasks_settings"])
-    data = _value(path, table, "data", dict, {})
+    table = read_toml(path)
+    check_keys(path, table, ["tasks", "seeds", "data", "settings", "agents", "tasks_settings"])
+    data = value_of(path, table, "data", dict, {})
     for name, episodes in data.items():
         if type(episodes) is not int or episodes < 1:
             raise UserError(f"{path}: data: {name} = {episodes!r}: give a number of episodes, at least 1")
-    shared = _flat(_value(path, table, "settings", dict, {}))
+    shared = _flat(value_of(path, table, "settings", dict, {}))
     _check_names(path, "settings", shared)
     sections: dict[str, dict[str, Settings]] = {}
     for kind in ("agents", "tasks_settings"):
-        found = _value(path, table, kind, dict, {})
-        sections[kind] = {name: _flat(_value(path, found, name, dict, None, f"[{kind}]")) for name in found}
+        found = value_of(path, table, kind, dict, {})
+        sections[kind] = {name: _flat(value_of(path, found, name, dict, None, f"[{kind}]")) for name in found}
         for name, settings in sections[kind].items():
             _check_names(path, f"[{kind}.{name}]", settings)
     for critic in sections["agents"]:
         if critic not in CRITICS:
             raise UserError(f"{path}: [agents.{critic}]: critics are {', '.join(CRITICS)}{nearest(critic, CRITICS)}")
-    tasks, seeds = (_value(path, table, name, list) for name in ("tasks", "seeds"))
+    tasks, seeds = (value_of(path, table, name, list) for name in ("tasks", "seeds"))
     return Budget(path, _tasks(path, tasks), _seeds(path, seeds), data, shared, **sections)
 
 
@@ -186,7 +185,7 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
         for written, value in layer.settings.items():
             name = aliases.get(written, written)
             if name in types_of:
-                flat[name.removeprefix("agent.")] = _typed(f"{layer.where}: {written}", value, types_of[name])
+                flat[name.removeprefix("agent.")] = typed(f"{layer.where}: {written}", value, types_of[name])
             elif layer is layers[-1]:
                 raise UserError(f"{whose}: {written}: {_unknown(written, f'agent {group.agent!r}', types_of)}")
     try:
@@ -205,49 +204,14 @@ def known_settings(critic: str, actor: str) -> dict[str, Any]:
 # --- what is in the files ---
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not TOML: {error}") from error
-
-
-def _check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
-    for key in table:
-        if key not in known:
-            inside = f"{where} " if where else ""
-            raise UserError(f"{path}: {inside}unknown key {key!r}; known are {', '.join(known)}{nearest(key, known)}")
-
-
-def _value(path: Path, table: Mapping[str, Any], key: str, kind: type, default: Any = None, where: str = "") -> Any:
-    """The value of a key, or the default; without one the key must be there."""
-    kinds = {str: "a text", bool: "true or false", dict: "a table", list: "a list"}
-    name = f"{where} {key}".strip()
-    if key not in table and default is None:
-        raise UserError(f"{path}: {name} is missing: give {kinds[kind]}")
-    value = table.get(key, default)
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: {name} = {value!r}: must be {kinds[kind]}")
-    return value
-
-
-def _list(path: Path, name: str, values: Any, kind: type) -> list[Any]:
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        what = {dict: "written as [[groups]]", str: 'a list of texts, as in ["a", "b"]', int: "a list such as [0, 1]"}
-        raise UserError(f"{path}: {name} = {values!r}: must be {what[kind]}")
-    return values
-
-
 def _tasks(path: Path, values: Any) -> tuple[str, ...]:
-    if not _list(path, "tasks", values, str):
+    if not list_of(path, "tasks", values, str):
         raise UserError(f"{path}: tasks is empty: name at least one")
     return tuple(dict.fromkeys(values))
 
 
 def _seeds(path: Path, values: Any) -> tuple[int, ...]:
-    if not _list(path, "seeds", values, int) or not all(0 <= seed < SEEDS for seed in values):
+    if not list_of(path, "seeds", values, int) or not all(0 <= seed < SEEDS for seed in values):
         raise UserError(f"{path}: seeds = {values!r}: give at least one whole number, none negative")
     return tuple(dict.fromkeys(values))
 
@@ -261,11 +225,13 @@ def _flat(settings: Mapping[str, Any]) -> Settings:
 
 def _group(path: Path, number: int, table: Mapping[str, Any]) -> Group:
     where = f"group {table['name']!r}" if isinstance(table.get("name"), str) else f"group number {number}"
-    _check_keys(path, table, [f.name for f in dataclasses.fields(Group)], where)
-    _value(path, table, "name", str, None, where)
-    settings = _flat(_value(path, table, "settings", dict, {}, where))
+    check_keys(path, table, [f.name for f in dataclasses.fields(Group)], where)
+    value_of(path, table, "name", str, None, where)
+    settings = _flat(value_of(path, table, "settings", dict, {}, where))
     _check_names(path, where, settings)
-    texts: dict[str, Any] = {name: _value(path, table, name, str, None, where) for name in table if name != "settings"}
+    texts: dict[str, Any] = {
+        name: value_of(path, table, name, str, None, where) for name in table if name != "settings"
+    }
     choices = {"match": ("flops", "params"), "match_by": ("width", "members")}
     for name, known in choices.items():
         if name in texts and texts[name] not in known:
@@ -306,28 +272,3 @@ def _unknown(name: str, whose: str, known: Any) -> str:
     if name in OWN:
         return "the plan decides this; leave it out"
     return f"no such setting of {whose}{nearest(name, known)}"
-
-
-def _typed(where: str, value: Any, hint: Any) -> Any:
-    """The value as a setting of this type has it. Raises UserError for a value of another type."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for kind in choices:
-        if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
-            return value
-        if get_origin(kind) is tuple and isinstance(value, list):
-            return tuple(_typed(where, member, get_args(kind)[0]) for member in value)
-        if kind is float and type(value) is int:
-            return float(value)  # or the same run would have two digests
-        if kind in names and type(value) is kind:
-            return value
-    wanted = [
-        f"one of {', '.join(map(repr, get_args(kind)))}"
-        if get_origin(kind) is Literal
-        else "a list of numbers"
-        if get_origin(kind) is tuple
-        else names[kind]
-        for kind in choices
-        if kind is not type(None)
-    ]
-    raise UserError(f"{where} = {value!r}: must be {' or '.join(wanted)}")

@@ -5,11 +5,9 @@ A run is known by its configuration and its seed: one that has ended, for whiche
 
 import csv
 import dataclasses
-import functools
 import math
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +15,23 @@ import jax
 
 from floq import checkpoint, envs
 from floq.analysis import comparison
-from floq.analysis.cost import Cost, cost_of
-from floq.analysis.matching import matched
+from floq.analysis.cost import Cost
 from floq.analysis.statistics import area_under_curve
 from floq.config import Config
 from floq.errors import Failed, Interrupted, UserError
-from floq.experiment import PROJECT, Experiment, Group, read_experiment, resolve
+from floq.experiment import PROJECT, Experiment, read_experiment
 from floq.folders import check_writable, user_path
 from floq.loggers import read_csv
 from floq.machine import use_all_cores
 from floq.progress import Display
+from floq.resuming import resume_fleet
 from floq.run import Run
-from floq.run_data import collect_shown, settled
-from floq.train import check_built, fleets, resume_fleet, train_fleet
+from floq.run_data import collect_shown
+from floq.sweep_plan import Entry, plan, runs_of, show_plan
+from floq.train import fleets, train_fleet
 
 METRICS = {"success": "success", "episode_return": "episode.return", "episode_length": "episode.length"}
 """Columns of the tidy CSV, and what eval.csv calls them."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The runs of one group on one task: their settled configurations, and what one of them costs."""
-
-    experiment: Experiment
-    group: Group
-    task: str
-    configs: tuple[Config, ...]
-    cost: Cost
-
-    @property
-    def finished(self) -> list[Run | None]:
-        """The runs that have ended, None where one has not."""
-        return [next((run for run in runs_of(config) if run.is_finished), None) for config in self.configs]
 
 
 def sweep(
@@ -97,7 +80,7 @@ def sweep(
         jax.devices()
     entries = [entry for experiment in experiments for entry in plan(experiment, save_dir, dataset_dir)]
     if dry_run:
-        _show_plan(entries, display)
+        show_plan(entries, display)
         return []
     failures = _train(entries, folder, display, show)
     figures = []
@@ -107,49 +90,6 @@ def sweep(
     if failures:
         raise Failed("; ".join(failures))
     return figures
-
-
-def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
-    """The runs that an experiment asks for, group by group and task by task.
-
-    Raises:
-        UserError: a group, a setting or a task of the file is wrong.
-    """
-    for task in experiment.tasks:
-        envs.check_task(task)
-    resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
-    entries = []
-    for group in experiment.groups:
-        for task in experiment.tasks:
-            config, sizes = resolved[group.name, task], sizes_of(task)
-            if group.match is not None:
-                reference = resolved[group.match_to or "", task].agent
-                agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
-                config = dataclasses.replace(config, agent=agent)
-            check_built(config)
-            config = settled(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
-            configs = tuple(dataclasses.replace(config, seed=seed) for seed in experiment.seeds)
-            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *sizes)))
-    return entries
-
-
-def runs_of(config: Config) -> list[Run]:
-    """The folders of runs with this settled configuration and seed, the newest first. A run that was continued to
-    another number of steps is no longer one of them."""
-    folders = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}")
-    runs = [Run.open(folder) for folder in sorted(folders, reverse=True) if (folder / "config.json").exists()]
-    return [run for run in runs if run.config == config]
-
-
-@functools.lru_cache(maxsize=256)
-def sizes_of(task: str) -> tuple[int, int]:
-    """How many numbers an observation and an action of the task have."""
-    env = envs.make(task)
-    try:
-        found = envs.sizes(env)
-    finally:
-        env.close()
-    return found["observations"], found["actions"]
 
 
 # --- training ---
@@ -278,32 +218,3 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -
         for row in rows:
             writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
     partial.replace(path)
-
-
-def _show_plan(entries: Sequence[Entry], display: Display) -> None:
-    """The plan as tables, one for each task of each experiment."""
-    header = "group", "agent", "runs", "finished", "params", "GFLOP/update", "updates"
-    tables: dict[str, list[list[str]]] = {}
-    for entry in entries:
-        agent = entry.configs[0].agent
-        tables.setdefault(f"{entry.experiment.path}: {entry.task}", []).append(
-            [
-                entry.group.name,
-                f"{agent.critic_name}+{agent.actor_name}",
-                str(len(entry.configs)),
-                str(len([run for run in entry.finished if run])),
-                f"{entry.cost.parameters:,}",
-                f"{entry.cost.update_flops / 1e9:.4g}",
-                f"{entry.configs[0].offline_steps:,}",
-            ]
-        )
-    for title, rows in tables.items():
-        display.columns(title, header, rows)
-    costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
-    done = {c for entry in entries for c, run in zip(entry.configs, entry.finished, strict=True) if run}
-    left = [config for config in costs if config not in done]
-    updates, flops = sum(c.offline_steps for c in left), sum(c.offline_steps * costs[c] for c in left)
-    display.note(
-        f"total   {len(costs)} different runs, {len(done)} finished, {len(left)} to train in {len(fleets(left))} "
-        f"programs: {updates:,} updates, {flops / 1e12:,.4g} TFLOP"
-    )

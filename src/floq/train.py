@@ -1,32 +1,29 @@
-"""Set runs up, fresh or from where they stopped, and bring them to their end: one, or a fleet of them."""
+"""Set fresh runs up and bring them to their end: one, or a fleet of them. `resuming` goes on with stopped ones."""
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from floq import checkpoint, kernels, pictures, run_data
+from floq import kernels, pictures, run_data
 from floq.agent import Agent
-from floq.checkpoint import Checkpoint
 from floq.config import Config
 from floq.data.transitions import Dataset, Splits
 from floq.envs import dataset_name
 from floq.errors import Interrupted, UserError
 from floq.evaluate import Background, Evaluator
 from floq.fleet import Fleet, FleetData, Layout
-from floq.folders import check_writable, user_path
+from floq.folders import check_writable
 from floq.held_out import HeldOutEvaluator
 from floq.hosts import ALONE, Hosts
-from floq.loggers import cut_csv
 from floq.loop import Loop, Member, catch_signals
 from floq.machine import use_all_cores
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
-from floq.weights import make_agent, network_sizes, own_checkpoint, restore, source_of_weights
+from floq.weights import make_agent, network_sizes, restore, source_of_weights
 
 T = TypeVar("T")
 
@@ -76,7 +73,7 @@ def train_fleet(
     for config in configs:
         check_built(config)
         check_writable(Run.parent(config), "choose another --save_dir")
-    configs = _share(configs, hosts, display)
+    configs = share(configs, hosts, display)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
     configs = [_settled(config) for config in configs]
@@ -104,119 +101,6 @@ def fleets(configs: Sequence[Config]) -> list[list[int]]:
     return list(groups.values())
 
 
-def resume(
-    run_dir: Path | str,
-    data: Dataset | None = None,
-    *,
-    offline_steps: int | None = None,
-    online_steps: int | None = None,
-    show: bool = True,
-) -> Run:
-    """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
-    the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again.
-
-    Args:
-        run_dir: the run's folder.
-        data: what the run was given from Python, if it was.
-        offline_steps, online_steps: new totals; by default the run's own.
-        show: print progress.
-
-    Raises:
-        UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
-        Interrupted: a signal ended the run.
-    """
-    return resume_fleet([run_dir], data, offline_steps=offline_steps, online_steps=online_steps, show=show)[0]
-
-
-def resume_fleet(
-    run_dirs: Sequence[Path | str],
-    data: Dataset | None = None,
-    *,
-    offline_steps: int | None = None,
-    online_steps: int | None = None,
-    show: bool = True,
-    draw: bool = True,
-    hosts: Hosts = ALONE,
-) -> list[Run]:
-    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
-    `hosts`, this holds for the share of each. Without `draw` there are no pictures.
-
-    Args, raises: see `resume`.
-    """
-    started, display = time.monotonic(), Display(show)
-    folders = _share(list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs)), hosts, display)
-    if not folders:
-        return []
-    old = [Run.open(folder) for folder in folders]
-    use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
-    runs = [Run(run.folder, continued(run, offline_steps, online_steps)) for run in old]
-    configs = [run.config for run in runs]
-    for config in configs:
-        check_built(config)
-    if len(fleets(configs)) > 1:
-        raise UserError("these runs differ in more than a fleet's may: resume them one by one")
-    layout = Layout.for_runs(len(runs), configs[0].batch_devices)
-    saved = _common_checkpoints(old)
-    steps, total = [int(s.agent.step) if s else 0 for s in saved], configs[0].offline_steps
-    step = steps[0]
-    if total < step or (total == step and old[0].config.offline_steps != step):
-        raise UserError(f"--offline_steps={total}: the run is at step {step} already, give more")
-    if all(run.is_finished for run in runs) and step == total:
-        display.note(f"finished already, at step {step}; give more --offline_steps to train on")
-        show_result(runs, display)
-        return runs
-
-    for run in old:
-        run_data.check_given(run, data)
-    with _held(runs), _episodes(configs) as episodes:
-        tasks = run_data.load_tasks(configs, display, data)
-        splits = [tasks[config.env_name] for config in configs]
-        for run, split in zip(old, splits, strict=True):
-            run_data.check_same(run, split)
-        for package, version in installed_versions().items():
-            if (before := old[0].records["versions"].get(package)) != version:
-                display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
-        agents = [
-            found.agent if found else _fresh_agent(config, split)
-            for found, config, split in zip(saved, configs, splits, strict=True)
-        ]
-        for run, split in zip(runs, splits, strict=True):
-            run.write_config(_records(split))
-            (run.folder / "summary.json").unlink(missing_ok=True)
-            for name in ("train.csv", "eval.csv"):
-                cut_csv(run.folder / name, step)
-        run_data.note_values(agents, splits, display)
-        display.note(f"resume  from step {step}")
-        pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
-        return _carry_through(runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw)
-
-
-def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
-    """The checkpoints of the newest step that all runs have; None for all if a run has none, and starts anew. They
-    differ where a fleet was killed while it saved.
-
-    Raises:
-        UserError: a run is past the others by more than a save.
-    """
-    folders = [run.folder / "checkpoints" for run in runs]
-    steps = [checkpoint.steps(folder) for folder in folders]
-    common = set(steps[0]).intersection(*steps)
-    newest = [found[-1] if found else 0 for found in steps]
-    if len(set(newest)) > 1 and max(newest) - max(common, default=0) > runs[0].config.save_interval:
-        listed = ", ".join(map(str, newest))
-        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
-    if not common:
-        return [None] * len(runs)
-    return [own_checkpoint(run, max(common)) for run in runs]
-
-
-def continued(run: Run, offline_steps: int | None, online_steps: int | None) -> Config:
-    """The configuration with which `resume` goes on."""
-    given = {"offline_steps": offline_steps, "online_steps": online_steps}
-    changes: dict[str, Any] = {name: steps for name, steps in given.items() if steps is not None}
-    return dataclasses.replace(run.config, **changes)
-
-
 def check_built(config: Config) -> None:
     """Raises UserError for settings that parse, as the published commands have them, but are not built yet, or that
     this machine cannot run."""
@@ -240,19 +124,19 @@ def _train_one_fleet(
     configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str], draw: bool
 ) -> list[Run]:
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
-    with _episodes(configs) as episodes:
+    with episodes_of(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
         splits = [tasks[config.env_name] for config in configs]
-        agents = [_fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
+        agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)
         for note in notes:
             display.note(f"note    {note}")
-        runs = [Run.create(config, _records(split)) for config, split in zip(configs, splits, strict=True)]
-        with _held(runs):
-            return _carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
+        runs = [Run.create(config, records(split)) for config, split in zip(configs, splits, strict=True)]
+        with held(runs):
+            return carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 
-def _share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
+def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
     """This host's part of the runs."""
     share = hosts.share(items)
     if hosts.count > 1:
@@ -270,18 +154,19 @@ def _settled(config: Config) -> Config:
     return dataclasses.replace(config, restore_path=path, restore_epoch=int(source.agent.step))
 
 
-def _fresh_agent(config: Config, data: Splits) -> Agent:
+def fresh_agent(config: Config, data: Splits) -> Agent:
+    """The agent that a run starts from: new, or with the weights that `restore_path` names."""
     agent, source = make_agent(config, data.train), source_of_weights(config)
     return agent if source is None else restore(agent, config, source)
 
 
-def _records(data: Splits) -> dict[str, dict[str, str]]:
+def records(data: Splits) -> dict[str, dict[str, str]]:
     """What `config.json` keeps about where a run came from."""
     return {"versions": installed_versions(), "data": run_data.records(data)}
 
 
 @contextlib.contextmanager
-def _held(runs: Sequence[Run]) -> Iterator[None]:
+def held(runs: Sequence[Run]) -> Iterator[None]:
     """Hold the folders of the runs for this process."""
     with contextlib.ExitStack() as stack:
         for run in runs:
@@ -290,7 +175,7 @@ def _held(runs: Sequence[Run]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _episodes(configs: Sequence[Config]) -> Iterator[Background | None]:
+def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
     """What plays the evaluation episodes: its environments start up while the data is read. None without any."""
     c, names = configs[0], [config.env_name or "" for config in configs]
     if c.env_name is None:
@@ -303,7 +188,7 @@ def _episodes(configs: Sequence[Config]) -> Iterator[Background | None]:
         yield background
 
 
-def _carry_through(
+def carry_through(
     runs: list[Run],
     agents: Sequence[Agent],
     tasks: dict[str | None, Splits],

@@ -1,0 +1,136 @@
+"""Continue runs that were stopped, as if they had not been: one, or a fleet of them."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from floq import checkpoint, run_data
+from floq.checkpoint import Checkpoint
+from floq.config import Config
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+from floq.fleet import Layout
+from floq.folders import user_path
+from floq.hosts import ALONE, Hosts
+from floq.loggers import cut_csv
+from floq.machine import use_all_cores
+from floq.progress import Display
+from floq.results import show_result
+from floq.run import Run, installed_versions
+from floq.train import carry_through, check_built, episodes_of, fleets, fresh_agent, held, records, share
+from floq.weights import own_checkpoint
+
+
+def resume(
+    run_dir: Path | str,
+    data: Dataset | None = None,
+    *,
+    offline_steps: int | None = None,
+    online_steps: int | None = None,
+    show: bool = True,
+) -> Run:
+    """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
+    the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again.
+
+    Args:
+        run_dir: the run's folder.
+        data: what the run was given from Python, if it was.
+        offline_steps, online_steps: new totals; by default the run's own.
+        show: print progress.
+
+    Raises:
+        UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
+        Interrupted: a signal ended the run.
+    """
+    return resume_fleet([run_dir], data, offline_steps=offline_steps, online_steps=online_steps, show=show)[0]
+
+
+def resume_fleet(
+    run_dirs: Sequence[Path | str],
+    data: Dataset | None = None,
+    *,
+    offline_steps: int | None = None,
+    online_steps: int | None = None,
+    show: bool = True,
+    draw: bool = True,
+    hosts: Hosts = ALONE,
+) -> list[Run]:
+    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
+    `hosts`, this holds for the share of each. Without `draw` there are no pictures.
+
+    Args, raises: see `resume`.
+    """
+    started, display = time.monotonic(), Display(show)
+    folders = share(list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs)), hosts, display)
+    if not folders:
+        return []
+    old = [Run.open(folder) for folder in folders]
+    use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
+    runs = [Run(run.folder, continued(run, offline_steps, online_steps)) for run in old]
+    configs = [run.config for run in runs]
+    for config in configs:
+        check_built(config)
+    if len(fleets(configs)) > 1:
+        raise UserError("these runs differ in more than a fleet's may: resume them one by one")
+    layout = Layout.for_runs(len(runs), configs[0].batch_devices)
+    saved = _common_checkpoints(old)
+    steps, total = [int(s.agent.step) if s else 0 for s in saved], configs[0].offline_steps
+    step = steps[0]
+    if total < step or (total == step and old[0].config.offline_steps != step):
+        raise UserError(f"--offline_steps={total}: the run is at step {step} already, give more")
+    if all(run.is_finished for run in runs) and step == total:
+        display.note(f"finished already, at step {step}; give more --offline_steps to train on")
+        show_result(runs, display)
+        return runs
+
+    for run in old:
+        run_data.check_given(run, data)
+    with held(runs), episodes_of(configs) as episodes:
+        tasks = run_data.load_tasks(configs, display, data)
+        splits = [tasks[config.env_name] for config in configs]
+        for run, split in zip(old, splits, strict=True):
+            run_data.check_same(run, split)
+        for package, version in installed_versions().items():
+            if (before := old[0].records["versions"].get(package)) != version:
+                display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
+        agents = [
+            found.agent if found else fresh_agent(config, split)
+            for found, config, split in zip(saved, configs, splits, strict=True)
+        ]
+        for run, split in zip(runs, splits, strict=True):
+            run.write_config(records(split))
+            (run.folder / "summary.json").unlink(missing_ok=True)
+            for name in ("train.csv", "eval.csv"):
+                cut_csv(run.folder / name, step)
+        run_data.note_values(agents, splits, display)
+        display.note(f"resume  from step {step}")
+        pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
+        return carry_through(runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw)
+
+
+def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
+    """The checkpoints of the newest step that all runs have; None for all if a run has none, and starts anew. They
+    differ where a fleet was killed while it saved.
+
+    Raises:
+        UserError: a run is past the others by more than a save.
+    """
+    folders = [run.folder / "checkpoints" for run in runs]
+    steps = [checkpoint.steps(folder) for folder in folders]
+    common = set(steps[0]).intersection(*steps)
+    newest = [found[-1] if found else 0 for found in steps]
+    if len(set(newest)) > 1 and max(newest) - max(common, default=0) > runs[0].config.save_interval:
+        listed = ", ".join(map(str, newest))
+        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
+    if not common:
+        return [None] * len(runs)
+    return [own_checkpoint(run, max(common)) for run in runs]
+
+
+def continued(run: Run, offline_steps: int | None, online_steps: int | None) -> Config:
+    """The configuration with which `resume` goes on."""
+    given = {"offline_steps": offline_steps, "online_steps": online_steps}
+    changes: dict[str, Any] = {name: steps for name, steps in given.items() if steps is not None}
+    return dataclasses.replace(run.config, **changes)
