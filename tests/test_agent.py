@@ -244,7 +244,9 @@ def test_targets_act_with_the_slow_copy_of_the_actor():
     agent = dataclasses.replace(agent, params=agent.params._replace(actor=moved))
     batch = agent._prepare(full_batch())
     acts = jax.vmap(lambda obs: jnp.tanh(agent.target_actor.net(obs)))(batch["next_observations"])
-    values = jax.vmap(agent.target._members)(batch["next_observations"], acts).mean(axis=1)
+    values = jax.vmap(lambda o, a: agent.target.members(o, a, agent.scale))(batch["next_observations"], acts).mean(
+        axis=1
+    )
     expected = batch["rewards"] + 0.99 * values
     np.testing.assert_allclose(agent._targets(batch, jax.random.key(0)), expected, rtol=1e-4)
     assert make_rebrac(target_actor=False).target_actor is None

@@ -6,34 +6,21 @@ the mean of a histogram as wide as floq's would be drawn to the middle of the su
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.base import Info, ReturnScale
+from floq.critics.looked_up import LookedUpConfig, LookedUpCritic
 from floq.embeddings import histogram
 from floq.networks import MLP, ensemble
 
 
 @dataclass(frozen=True)
-class CategoricalConfig:
+class CategoricalConfig(LookedUpConfig):
     """Settings of the categorical critic."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ()
-
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Hidden layers of each member."""
-    layer_norm: bool = True
-    """LayerNorm after each activation."""
-    q_agg: Aggregation = "mean"
-    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb)."""
-    rho: float = 0.0
-    """Standard deviations that q_agg=lcb subtracts."""
-    value_num_ensembles: int = 2
-    """Members of the ensemble."""
     num_bins: int = 51
     """Edges of the histogram (one more than its bins)."""
     sigma: float = 0.75
@@ -43,11 +30,8 @@ class CategoricalConfig:
     smoothing. (floq: 0.01.)"""
 
 
-class CategoricalCritic(Critic):
+class CategoricalCritic(LookedUpCritic):
     """Ensemble of networks that put out the logits of a histogram; Q is its mean."""
-
-    net: MLP  # stacked over the ensemble
-    config: CategoricalConfig = eqx.field(static=True)
 
     @classmethod
     def init(
@@ -58,40 +42,21 @@ class CategoricalCritic(Critic):
         member = lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, c.num_bins - 1, c.layer_norm)  # noqa: E731
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 
-    def tracked(self) -> "CategoricalCritic":
-        return self
-
-    def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
-        """y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy: a number, which the loss smooths."""
-        c = self.config
-        values = self._members(next_obs, policy(next_obs, key), scale)
-        return reward + bootstrap * aggregate(values, c.q_agg, c.rho)
-
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
-        """Cross-entropy of each member to the smoothed target, averaged over members."""
+        """Cross-entropy of each member to the target, a number that is smoothed here; averaged over members."""
         c = self.config
         low, high = scale.support(c.reward_offset)
         wanted = histogram(jax.lax.stop_gradient(target), low, high, c.num_bins, c.sigma)
         log_masses = jax.nn.log_softmax(self._logits(obs, act))
         loss = -jnp.mean(log_masses @ wanted)
-        q = jnp.mean(self._members(obs, act, scale))
+        q = jnp.mean(self.members(obs, act, scale))
         return loss, {"critic_loss": loss, "q": q, "td_error": jnp.abs(target - q)}
-
-    def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
-        """The mean member. There is nothing to integrate, so `num_steps` must be left out."""
-        if num_steps is not None:
-            raise ValueError("a categorical critic is looked up, not integrated: num_steps does not apply")
-        return jnp.mean(self._members(obs, act, scale))
-
-    def actor_value(self, obs, act, scale: ReturnScale, key):
-        """The mean member."""
-        return jnp.mean(self._members(obs, act, scale))
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """member_spread: standard deviation of Q over the members. return_spread: that of the histogram.
         mass_at_ends: share of it in the first and the last bin, where the support may be too narrow."""
         masses = jax.nn.softmax(self._logits(obs, act))
-        centres, values = self._centres(scale), self._members(obs, act, scale)
+        centres, values = self._centres(scale), self.members(obs, act, scale)
         variance = jnp.maximum(masses @ jnp.square(centres) - jnp.square(values), 0.0)
         return {
             "member_spread": jnp.std(values),
@@ -99,12 +64,8 @@ class CategoricalCritic(Critic):
             "mass_at_ends": jnp.mean(masses[:, 0] + masses[:, -1]),
         }
 
-    def features(self, obs, act, scale: ReturnScale):
-        return jax.vmap(lambda member: member.features(jnp.concatenate([obs, act])))(self.net)
-
-    def _members(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
-    ) -> Float[Array, " members"]:
+    def members(self, obs, act, scale: ReturnScale):
+        """The mean of each member's histogram."""
         return jax.nn.softmax(self._logits(obs, act)) @ self._centres(scale)
 
     def _logits(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, "members bins"]:

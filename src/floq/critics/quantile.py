@@ -6,33 +6,21 @@ without a learned projection, and the error is squared.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.looked_up import LookedUpConfig, refuse_steps
 from floq.networks import MLP, ensemble
 
 
 @dataclass(frozen=True)
-class QuantileConfig:
+class QuantileConfig(LookedUpConfig):
     """Settings of the implicit quantile critic; the defaults are the published ones."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ()
-
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Hidden layers of each member."""
-    layer_norm: bool = True
-    """LayerNorm after each activation."""
-    q_agg: Aggregation = "mean"
-    """How the TD target combines the members, quantile by quantile: mean, min, or mean less rho deviations (lcb)."""
-    rho: float = 0.0
-    """Standard deviations that q_agg=lcb subtracts."""
-    value_num_ensembles: int = 2
-    """Members of the ensemble."""
     num_tau_samples: int = 8
     """Quantiles per transition, of the target and of the current value alike (M)."""
     kappa: float = 1.0
@@ -106,8 +94,7 @@ class QuantileCritic(Critic):
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """The mean over M quantiles and members. There is nothing to integrate, so `num_steps` must be left out."""
-        if num_steps is not None:
-            raise ValueError("a quantile critic is looked up, not integrated: num_steps does not apply")
+        refuse_steps(num_steps)
         return jnp.mean(jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key)))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
