@@ -142,6 +142,8 @@ def test_a_learned_temperature_falls_where_there_is_more_entropy_than_wanted(tar
     assert make_gaussian().log_temperature is None
     with pytest.raises(UserError, match="start above 0"):
         GaussianConfig(learn_temperature=True)
+    with pytest.raises(UserError, match="entropy is worth nothing"):
+        GaussianConfig(entropy_backup=True)
 
 
 def test_a_soft_target_subtracts_temperature_times_log_likelihood():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from floq.config import AgentConfig, LearningSettings
 from floq.critics import FloqConfig, ScalarConfig
 from floq.errors import UserError
 from floq.experiment import read_experiment, resolve
@@ -23,7 +24,7 @@ eval_episodes = 3
 "agent.tau" = 0.1
 "agent.discount" = 0.9
 "agent.alpha" = 1.0
-[agents.floq]
+[critics.floq]
 "agent.tau" = 0.2
 "agent.discount" = 0.91
 "agent.alpha" = 2.0
@@ -86,7 +87,7 @@ def test_precedence(write):
         return agent.tau, agent.discount, agent.actor.alpha
 
     assert settings("gpu", 1, MEDIUM) == (0.1, 0.9, 1.0)  # [settings]
-    assert settings("gpu", 0, MEDIUM) == (0.2, 0.91, 2.0)  # [agents.floq]
+    assert settings("gpu", 0, MEDIUM) == (0.2, 0.91, 2.0)  # [critics.floq]
     assert settings("gpu", 0, GIANT) == (0.2, 0.92, 3.0)  # [tasks_settings.pointmaze-giant]
     assert settings("laptop", 0, GIANT) == (0.2, 0.92, 4.0)  # [laptop.settings]
     assert settings("laptop", 2, GIANT) == (0.2, 0.92, 5.0)  # the group
@@ -192,7 +193,7 @@ def test_wrong_experiments(write, old, new, said):
         ("navigate-v0 = 5", "navigate-v0 = 0", "give a number of episodes"),
         ('"agent.lr" = 1', '"agent.lrr" = 1', "settings: agent.lrr: no such setting of any agent; did you mean"),
         ('"agent.lr" = 1', '"agent.lr" = "x"', "settings: agent.lr = 'x': must be a number"),
-        ("[agents.floq]", "[agents.flock]", "critics are .*did you mean 'floq'"),
+        ("[critics.floq]", "[critics.flock]", "critics are .*did you mean 'floq'"),
         ("[tasks_settings.pointmaze-giant]", "[task_settings.pointmaze-giant]", "did you mean 'tasks_settings'"),
     ],
 )
@@ -212,13 +213,24 @@ def test_missing_files(write, tmp_path):
 
 @pytest.mark.parametrize("budget", ["laptop", "gpu"])
 def test_the_experiments_that_come_with_floq(budget):
-    """Every one resolves on each of its tasks."""
+    """Every one resolves on each of its tasks, and its groups learn alike: with the same actor they weigh it alike."""
     folder = Path(__file__).parents[1] / "experiments"
     files = sorted(folder.glob("*.toml"))
     assert files
     for file in files:
         experiment = read_experiment(file, budget)
-        for group in experiment.groups:
-            for task in experiment.tasks:
-                config = resolve(experiment, group, task)
-                assert dataclasses.replace(config, seed=1).run_group == budget
+        for task in experiment.tasks:
+            configs = [resolve(experiment, group, task) for group in experiment.groups]
+            assert {config.run_group for config in configs} == {budget}
+            learning = {dataclasses.replace(config, agent=AgentConfig()) for config in configs}
+            shared = {
+                tuple(config.agent.flat()[f.name] for f in dataclasses.fields(LearningSettings)) for config in configs
+            }
+            actors = {config.agent.actor_name: config.agent.actor for config in configs}
+            assert len(learning) == len(shared) == 1
+            assert all(config.agent.actor == actors[config.agent.actor_name] for config in configs)
+
+
+def test_a_group_may_have_settings_for_one_budget(write):
+    experiment = write(file=FILE + 'laptop = { "agent.alpha" = 6.0 }\ngpu = { "agent.alpha" = 7.0 }\n')
+    assert resolve(experiment, experiment.groups[2], MEDIUM).agent.actor.alpha == 6.0

@@ -77,6 +77,7 @@ def test_a_slow_actor_and_the_next_action_survive_a_checkpoint(train):
     assert "validation/critic/mass_at_ends" in columns(once, "train.csv")
 
 
+@pytest.mark.slow
 def test_a_gaussian_that_learns_its_temperature(train):
     run = train("--agent=fql", "--agent.actor=gaussian", "--agent.temperature=0.5", "--agent.learn_temperature=True")
     found = checkpoint.load(run.folder / "checkpoints").agent.params.actor.log_temperature
@@ -106,7 +107,11 @@ def test_every_pair_has_its_flags(critic, actor, capsys):
     ("settings", "message"),
     [
         ({"critic_flow_steps": 0}, "critic_flow_steps=0"),
-        ({"acting_flow_steps": 0}, "acting_flow_steps=0"),
+        ({"acting_flow_steps": 0, "actor_climbs": "flow"}, "acting_flow_steps=0"),
+        ({"acting_flow_steps": 4}, "give --agent.actor_climbs=flow"),
+        ({"actor_noise_samples": 4}, "the distilled critic has no source samples"),
+        ({"distill_flow_steps": 4, "distill_target": "td"}, "nothing is distilled from an integration"),
+        ({"td_lambda": 0.5}, "give n_step above 1"),
         ({"rho": -1.0, "q_agg": "lcb"}, "rho=-1.0"),
         ({"rho": 1.0}, "only q_agg=lcb"),
     ],

@@ -136,13 +136,21 @@ def check(agents: dict[str, Agent]) -> None:
     assert values(agent, [0.0], [0.0])[0, 0] == pytest.approx(DISCOUNT * -acts[1], abs=0.2)
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("critic", CRITICS)
+def unhurried(values: tuple, quick: bool):
+    """A case of a test; those that are not quick wait for `-m slow`: compiling a pair takes most of its time."""
+    return pytest.param(*values, marks=() if quick else pytest.mark.slow)
+
+
+PAIRS = [unhurried((c, a), quick=a == "fql" or c == "floq") for c in CRITICS for a in ACTORS]
+QUICK_VARIANTS = ("floq, at zero only", "floq, climbs the flow")
+
+
+@pytest.mark.parametrize(("critic", "actor"), PAIRS)
 def test_every_critic_learns_with_every_actor(critic, actor):
     check(learn(CRITICS[critic], actor))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [unhurried((name,), name in QUICK_VARIANTS) for name in VARIANTS])
 def test_variants_of_the_critics_learn_too(variant):
     check(learn(VARIANTS[variant]))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -148,6 +149,20 @@ def test_a_restored_agent_covers_both_reward_ranges(dataset_dir, tmp_path):
     restored = restore(new, config, checkpoint.Checkpoint(old, config, (2, 2), {}, {}))
     assert (restored.value_range.r_min, restored.value_range.r_max) == (-5.0, 3.0)
     assert not np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(old.key))
+
+
+@pytest.mark.parametrize("had_one", [True, False])
+def test_a_restored_agent_acts_in_targets_as_the_old_one_did(dataset_dir, tmp_path, had_one):
+    """With its slow copy of the actor, or with the actor itself if there was no copy."""
+    config = small_config(dataset_dir, tmp_path, "fql", actor="deterministic", restore_path="somewhere")
+    before = small_config(dataset_dir, tmp_path, "fql", actor="deterministic", target_actor=had_one)
+    old, new = (Agent.init(jax.random.key(seed), 2, 2, c.agent) for seed, c in ((0, before), (1, config)))
+    if had_one:
+        old = dataclasses.replace(old, target_actor=jax.tree.map(lambda x: x + 1, old.target_actor))
+    restored = restore(new, config, checkpoint.Checkpoint(old, before, (2, 2), {}, {}))
+    acted = old.target_actor if had_one else old.params.actor
+    for x, y in zip(jax.tree.leaves(restored.target_actor), jax.tree.leaves(acted), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_a_run_stopped_while_drawing_is_not_finished(dataset_dir, tmp_path, monkeypatch):

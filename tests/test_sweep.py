@@ -29,7 +29,7 @@ eval_episodes = 1
 "agent.batch_size" = 8
 "agent.value_hidden_dims" = [8]
 "agent.actor_hidden_dims" = [8]
-[agents.floq]
+[critics.floq]
 "agent.block_width" = 8
 "agent.block_depth" = 1
 "agent.critic_flow_steps" = 2
@@ -267,7 +267,12 @@ def made_up(groups: dict[str, list[list[float]]]):
             for seed, value in enumerate(values):
                 own = {"group": group, "task": f"maze{task}-navigate-singletask-v0", "seed": str(seed)}
                 evaluations += [own | {"step": step, "success": str(value)} for step in ("1", "5", "10")]
-                costs = {"parameters": "10", "update_gflop": "0.5", "eval_episodes": "25", "success_timing": "post"}
+                costs = {
+                    "critic_parameters": "10",
+                    "update_gflop": "0.5",
+                    "eval_episodes": "25",
+                    "success_timing": "post",
+                }
                 runs.append(own | costs | {"auc": str(value), "final": str(value / 2)})
     return evaluations, runs
 

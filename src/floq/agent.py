@@ -224,8 +224,9 @@ class Agent(eqx.Module):
         prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
         for name in ("observations", "next_observations"):
             prepared[name] = jax.vmap(self.normalize)(batch[name])
-        for name in {"actions", "next_actions"} & batch.keys():
-            prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
+        for name in ("actions", "next_actions"):
+            if name in batch:
+                prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
         return prepared
 
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:

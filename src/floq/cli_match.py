@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any, NamedTuple, get_args
 
 from floq.config import AgentConfig, Config
@@ -53,6 +54,15 @@ class Match(NamedTuple):
         change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *sizes)
         critic = dataclasses.replace(baseline.agent.critic, **change)
         return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
+
+
+def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
+    """The flags that say how the baseline's critic is built, and not how floq's is, which has flags of the same names.
+    Blocks are the baseline's if it is residual."""
+    names = ["use_resnets", "num_transformations", "activate_before_layernorm", "num_bins", "sigma", "reward_offset"]
+    if flags.keeping({"agent.use_resnets"}, {}).take_switch("agent.use_resnets"):
+        names += ["block_width", "block_depth"]
+    return [flag for name in names if (flag := f"agent.{name}") in baseline]
 
 
 @functools.lru_cache(maxsize=64)

@@ -78,7 +78,7 @@ def parse_train(argv: list[str]) -> Request:
 
 def resolve_train(flags: Flags) -> Request:
     """The same of flags: a configuration for each combination of values where a flag has several."""
-    from floq.cli_match import Match
+    from floq.cli_match import Match, network_flags
     from floq.presets import notice
 
     name, preset = flags.take("agent", "floq"), flags.take("preset", None)
@@ -95,6 +95,7 @@ def resolve_train(flags: Flags) -> Request:
         reference = None
         if match and floq:
             theirs = variant.keeping(floq.types, own.aliases)
+            theirs.split(network_flags(variant, own.types))
             variant.split(floq.types.keys() - own.types.keys())  # these describe floq alone
             reference = floq.config(theirs, own.aliases)
         config = own.config(variant)

@@ -7,8 +7,6 @@ line and in `config.json` all of them stand side by side under their published n
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +16,7 @@ from floq.critics import CRITICS, FloqConfig
 from floq.errors import UserError, nearest
 from floq.folders import DATA_FILES, looks_like_path
 from floq.precision import PUBLISHED, Precision
+from floq.ranges import check_ranges
 
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
@@ -25,31 +24,6 @@ AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quanti
 _FQL_NAMES = {"flow_steps": "actor_flow_steps"}
 PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical": _FQL_NAMES}
 """By critic: the published names of settings that floq renamed."""
-
-SEEDS = 2**32  # how many seeds the random streams tell apart
-POSITIVE = (
-    *("lr", "batch_size", "n_step", "action_chunk", "reward_scale", "sigma", "time_embed_dim"),
-    *(
-        "critic_flow_steps",
-        "target_flow_steps",
-        "noise_samples",
-        "target_noise_samples",
-        "distill_noise_samples",
-        "distill_flow_steps",
-        "acting_flow_steps",
-        "actor_noise_samples",
-        "actor_flow_steps",
-    ),
-    *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
-    *("block_width", "block_depth", "num_transformations"),
-    *("kappa", "num_tau_samples", "quantile_embed_dim", "num_candidates", "target_candidates", "actor_freq"),
-    *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes", "buffer_size"),
-    *("video_frame_skip", "frame_stack", "batch_devices"),
-)
-NOT_NEGATIVE = (
-    *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "actor_head_scale", "temperature", "rho"),
-    *("noise_coverage", "reward_offset", "online_steps", "video_episodes", "restore_epoch"),
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +62,7 @@ class AgentConfig(LearningSettings):
     """Settings of the actor; likewise."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self.flat())
+        check_ranges(self.flat())
 
     @property
     def critic_name(self) -> str:
@@ -219,7 +193,7 @@ class Config:
     """The agent and its settings."""
 
     def __post_init__(self) -> None:
-        _check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
+        check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
         if self.agent.batch_size % self.batch_devices:
             batch_size = self.agent.batch_size
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
@@ -268,34 +242,3 @@ def _name_of(settings: Any, registry: dict[str, tuple[type, type]]) -> str:
         if type(settings) is config_type:
             return name
     raise UserError(f"{type(settings).__name__} are not the settings of any of: {', '.join(registry)}")
-
-
-def _check_ranges(settings: dict[str, Any]) -> None:
-    """Raises UserError naming the first setting whose value cannot work."""
-
-    def require(name: str, condition: Callable[[Any], bool], rule: str) -> None:
-        value = settings.get(name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not condition(number):
-                raise UserError(f"{name}={number}: must be {rule}")
-
-    for name, value in settings.items():
-        if isinstance(value, float):
-            require(name, math.isfinite, "finite")
-        if name.endswith("hidden_dims"):
-            require(name, lambda size: size > 0, "sizes greater than 0")
-            if not value:
-                raise UserError(f"{name}: give at least one hidden layer")
-    for name in POSITIVE:
-        require(name, lambda x: x > 0, "greater than 0")
-    for name in NOT_NEGATIVE:
-        require(name, lambda x: x >= 0, "at least 0")
-    require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
-    require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")
-    for name in ("tau", "td_lambda", "p_aug"):
-        require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
-    require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
-    if settings.get("rho") and settings["q_agg"] != "lcb":
-        raise UserError(f"rho={settings['rho']}: only q_agg=lcb subtracts deviations, give that too")
-    if settings.get("time_embedding") == "fourier":
-        require("time_embed_dim", lambda x: x % 2 == 0, "even, a Fourier embedding pairs cosines with sines")

@@ -3,8 +3,8 @@
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise by the step within the
 episode on top, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing nor
 on the number of workers, nor on what was evaluated before. A chunk of actions is executed to its end before the policy
-is asked again. The batch always has as many rows, most of them spare on a
-machine with few cores, so that its shape is the same everywhere.
+is asked again. The batch always has as many rows, most of them spare on a machine with few cores, so that its shape is
+the same everywhere.
 """
 
 import contextlib

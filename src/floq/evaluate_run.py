@@ -43,6 +43,10 @@ def evaluate_run(
     agent, display = run.load_agent(step), Display(show)
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
     if config.env_name is None:
+        if acting_flow_steps is not None:
+            raise UserError(
+                f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
+            )
         run_data.check_given(run, data)
         splits = run_data.load_data(config, display, data)
         run_data.check_same(run, splits)

@@ -2,22 +2,23 @@
 
 An experiment names groups of settings; a budget, in `budgets/NAME.toml` beside it, says on which tasks, with which
 seeds and for how many steps. Settings are flags of `floq train` by their names. What is more specific wins: the
-budget's `[settings]`, its `[agents.CRITIC]`, its `[tasks_settings.FAMILY]`, the experiment's `[BUDGET.settings]`, and
-last the group's own. All of them go before the presets of the agent.
+budget's `[settings]`, its `[critics.CRITIC]`, its `[tasks_settings.FAMILY]`, the experiment's `[BUDGET.settings]`, the
+group's own, and last what the group has for the budget alone. All of them go before the presets of the agent.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 from floq.actors import ACTORS
-from floq.config import PUBLISHED_ALIASES, SEEDS, Config, settings_type
+from floq.config import PUBLISHED_ALIASES, Config, settings_type
 from floq.critics import CRITICS
 from floq.errors import UserError, nearest
 from floq.folders import user_path
 from floq.presets import configure, family
+from floq.ranges import SEEDS
 from floq.toml_tables import check_keys, list_of, read_toml, typed, value_of
 
 PROJECT = "sweep"
@@ -59,7 +60,7 @@ class Budget:
     seeds: tuple[int, ...]
     data: dict[str, int]
     settings: Settings
-    agents: dict[str, Settings]
+    critics: dict[str, Settings]
     tasks_settings: dict[str, Settings]
 
     @property
@@ -102,7 +103,7 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
     limits = read_budget(path.parent / "budgets" / f"{budget}.toml")
     check_keys(path, table, ["title", "question", "reference", "curves", "groups", *known_budgets])
     tables = list_of(path, "groups", table.get("groups", []), dict)
-    groups = tuple(_group(path, number, one) for number, one in enumerate(tables, 1))
+    groups = tuple(_group(path, number, one, budget, known_budgets) for number, one in enumerate(tables, 1))
     if not groups:
         raise UserError(f"{path}: no groups to compare: write at least one [[groups]] with a name")
     names = [group.name for group in groups]
@@ -136,7 +137,7 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
 def read_budget(path: Path) -> Budget:
     """Read a budget. Raises UserError: the file is missing or wrong."""
     table = read_toml(path)
-    check_keys(path, table, ["tasks", "seeds", "data", "settings", "agents", "tasks_settings"])
+    check_keys(path, table, ["tasks", "seeds", "data", "settings", "critics", "tasks_settings"])
     data = value_of(path, table, "data", dict, {})
     for name, episodes in data.items():
         if type(episodes) is not int or episodes < 1:
@@ -144,15 +145,21 @@ def read_budget(path: Path) -> Budget:
     shared = _flat(value_of(path, table, "settings", dict, {}))
     _check_names(path, "settings", shared)
     sections: dict[str, dict[str, Settings]] = {}
-    for kind in ("agents", "tasks_settings"):
+    for kind in ("critics", "tasks_settings"):
         found = value_of(path, table, kind, dict, {})
         sections[kind] = {name: _flat(value_of(path, found, name, dict, None, f"[{kind}]")) for name in found}
         for name, settings in sections[kind].items():
             _check_names(path, f"[{kind}.{name}]", settings)
-    for critic in sections["agents"]:
+    for critic in sections["critics"]:
         if critic not in CRITICS:
-            raise UserError(f"{path}: [agents.{critic}]: critics are {', '.join(CRITICS)}{nearest(critic, CRITICS)}")
+            raise UserError(f"{path}: [critics.{critic}]: critics are {', '.join(CRITICS)}{nearest(critic, CRITICS)}")
     tasks, seeds = (value_of(path, table, name, list) for name in ("tasks", "seeds"))
+    families = sorted({family(task) for task in _tasks(path, tasks)})
+    for name in sections["tasks_settings"]:
+        if name not in families:
+            raise UserError(
+                f"{path}: [tasks_settings.{name}]: tasks are of {', '.join(families)}{nearest(name, families)}"
+            )
     return Budget(path, _tasks(path, tasks), _seeds(path, seeds), data, shared, **sections)
 
 
@@ -175,7 +182,7 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
     aliases = {f"agent.{old}": f"agent.{new}" for old, new in PUBLISHED_ALIASES.get(critic, {}).items()}
     layers = [
         Layer(f"{budget.path}: settings", budget.settings),
-        Layer(f"{budget.path}: [agents.{critic}]", budget.agents.get(critic, {})),
+        Layer(f"{budget.path}: [critics.{critic}]", budget.critics.get(critic, {})),
         Layer(f"{budget.path}: [tasks_settings.{kind}]", budget.tasks_settings.get(kind, {})),
         Layer(f"{experiment.path}: [{budget.name}.settings]", experiment.settings),
         Layer(whose, group.settings),
@@ -223,15 +230,16 @@ def _flat(settings: Mapping[str, Any]) -> Settings:
     return flat | ({f"agent.{name}": x for name, x in inner.items()} if isinstance(inner, dict) else {"agent": inner})
 
 
-def _group(path: Path, number: int, table: Mapping[str, Any]) -> Group:
+def _group(path: Path, number: int, table: Mapping[str, Any], budget: str, known_budgets: Sequence[str]) -> Group:
+    """A group, with the settings that it has for this budget."""
     where = f"group {table['name']!r}" if isinstance(table.get("name"), str) else f"group number {number}"
-    check_keys(path, table, [f.name for f in dataclasses.fields(Group)], where)
+    check_keys(path, table, [*(f.name for f in dataclasses.fields(Group)), *known_budgets], where)
     value_of(path, table, "name", str, None, where)
-    settings = _flat(value_of(path, table, "settings", dict, {}, where))
-    _check_names(path, where, settings)
-    texts: dict[str, Any] = {
-        name: value_of(path, table, name, str, None, where) for name in table if name != "settings"
-    }
+    own = {name: _flat(value_of(path, table, name, dict, {}, where)) for name in ("settings", *known_budgets)}
+    for settings in own.values():
+        _check_names(path, where, settings)
+    settings = own["settings"] | own[budget]
+    texts: dict[str, Any] = {name: value_of(path, table, name, str, None, where) for name in table if name not in own}
     choices = {"match": ("flops", "params"), "match_by": ("width", "members")}
     for name, known in choices.items():
         if name in texts and texts[name] not in known:

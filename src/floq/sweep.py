@@ -183,7 +183,16 @@ def write_rows(entries: Sequence[Entry], folder: Path) -> None:
     _write(folder / f"{name}-runs.csv", runs, [*first, *sorted({key for row in runs for key in row} - {*first})])
 
 
-_RUN_COLUMNS = ("final", "auc", "steps", "parameters", "update_gflop", "action_mflop", "updates_per_second")
+_RUN_COLUMNS = (
+    "final",
+    "auc",
+    "steps",
+    "parameters",
+    "critic_parameters",
+    "update_gflop",
+    "action_mflop",
+    "updates_per_second",
+)
 _RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
 
 
@@ -201,6 +210,7 @@ def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost) -> dict[str
         "final": success[-1],
         "auc": area_under_curve(steps, values),
         "parameters": costs.parameters,
+        "critic_parameters": costs.critic_parameters,
         "update_gflop": costs.update_flops / 1e9,
         "action_mflop": costs.action_flops / 1e6,
         **{name: summary.get(name) for name in ("steps", "updates_per_second", "runs_in_fleet", "seconds")},

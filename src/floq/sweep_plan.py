@@ -9,6 +9,7 @@ from floq import envs
 from floq.analysis.cost import Cost, cost_of
 from floq.analysis.matching import matched
 from floq.config import Config
+from floq.errors import UserError, nearest
 from floq.experiment import Experiment, Group, resolve
 from floq.progress import Display
 from floq.run import Run
@@ -40,6 +41,9 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     """
     for task in experiment.tasks:
         envs.check_task(task)
+    named, datasets = experiment.budget.data, {envs.dataset_name(task) for task in experiment.budget.tasks}
+    if unknown := sorted(named.keys() - datasets):
+        raise UserError(f"{experiment.budget.path}: data: {unknown[0]} is of no task{nearest(unknown[0], datasets)}")
     resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
     entries = []
     for group in experiment.groups:

@@ -71,6 +71,7 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
         agent,
         params=take(agent.params, old.params),
         target=take(agent.target, old.target),
+        target_actor=agent.target_actor and take(agent.target_actor, old.target_actor or old.params.actor),
         opt_state=take(agent.opt_state, old.opt_state),
         value_range=ValueRange(jnp.minimum(here.r_min, there.r_min), jnp.maximum(here.r_max, there.r_max)),
         obs_stats=old.obs_stats,

@@ -3,7 +3,7 @@
 Source: TD3+BC (arXiv 2106.06860) and ReBRAC (arXiv 2305.09836). ReBRAC's tricks are settings: a penalty on leaving the
 data in the actor (`alpha`) and another in the critic's target (`alpha_critic`), Q normalised by its magnitude, noise on
 the target's action, a slow copy of the actor, an actor that moves in every other update. Its LayerNorm and its minimum
-over two critics are settings of the critic.
+over two critics in the target are settings of the critic; what the actor climbs is their mean here.
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class DeterministicActor(Actor):
         return self.config.alpha_critic > 0
 
     def target_penalty(self, obs, act, known, key):
-        """alpha_critic * |a' - act|^2, for a' as in the target."""
+        """alpha_critic * |a' - act|^2, for an a' of its own: on average what ReBRAC subtracts."""
         distance = self.target_act(obs, lambda act: jnp.zeros(()), key) - act
         return known * self.config.alpha_critic * jnp.sum(jnp.square(distance))
 

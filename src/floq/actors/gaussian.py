@@ -46,6 +46,8 @@ class GaussianConfig:
     def __post_init__(self) -> None:
         if self.learn_temperature and self.temperature <= 0:
             raise UserError(f"--agent.temperature={self.temperature}: to learn it, start above 0, say at 1")
+        if self.entropy_backup and self.temperature <= 0:
+            raise UserError("--agent.entropy_backup=True: without --agent.temperature above 0 entropy is worth nothing")
 
 
 class GaussianActor(Actor):
@@ -75,7 +77,7 @@ class GaussianActor(Actor):
         return self.config.entropy_backup
 
     def target_penalty(self, obs, act, known, key):
-        """temperature * log pi(a' | s') of an action a' of the policy."""
+        """temperature * log pi(a' | s') of an action a' of its own: on average what SAC subtracts."""
         return self._temperature() * self._sample(obs, key)[1]
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:

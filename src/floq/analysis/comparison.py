@@ -84,7 +84,7 @@ def compare(groups: Sequence[str], reference: str, evaluations: Sequence[Row], r
         for name in present:
             auc, final = scores[name]["auc"], scores[name]["final"]
             curves = {task: curve for task in auc if (curve := _curve(name, task, evaluations))}
-            costs = {key: _numbers(runs, name, None, key) for key in ("parameters", "update_gflop")}
+            costs = {key: _numbers(runs, name, None, key) for key in ("critic_parameters", "update_gflop")}
             better = None if name == reference else _better(auc, scores[reference]["auc"])
             members.append(Member(name, auc, final, curves, costs, _estimate(auc), _estimate(final), better))
         seen = {key: sorted({row[key] for row in runs} - {""}) for key in ("seed", "eval_episodes", "success_timing")}
@@ -142,7 +142,7 @@ def _better(own: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Estimat
 
 def table(found: Comparison, title: str, question: str) -> str:
     """The comparison in Markdown."""
-    header = ["group", "parameters", "GFLOP per update", "AUC, IQM [95%]", "last success, IQM [95%]"]
+    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", "last success, IQM [95%]"]
     header += ["P(better than reference) [95%]", "seeds x tasks"]
     lines = [f"## {title}", "", *([question, ""] if question else [])]
     lines += [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
@@ -150,7 +150,7 @@ def table(found: Comparison, title: str, question: str) -> str:
         count = sorted({len(runs) for runs in member.auc.values()})
         cells = [
             member.name.replace("|", "\\|") + (" (reference)" if member.name == found.reference else ""),
-            _range(member.costs["parameters"], "{:,.0f}"),
+            _range(member.costs["critic_parameters"], "{:,.0f}"),
             _range(member.costs["update_gflop"], "{:.3g}"),
             _shown(member.auc_iqm),
             _shown(member.final_iqm),

@@ -25,9 +25,9 @@ class CategoricalConfig(LookedUpConfig):
     """Edges of the histogram (one more than its bins)."""
     sigma: float = 0.75
     """Smoothing of the target, in bin widths; HL-Gauss's own."""
-    reward_offset: float = 0.05
-    """Widens the support by this much reward on both sides: two bins, so that the extreme returns fit with their
-    smoothing. (floq: 0.01.)"""
+    support_margin: float = 0.05
+    """Widens the support by this share of the return range on both sides: more than two bins, so that the extreme
+    returns fit in with their smoothing."""
 
 
 class CategoricalCritic(LookedUpCritic):
@@ -45,7 +45,7 @@ class CategoricalCritic(LookedUpCritic):
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
         """Cross-entropy of each member to the target, a number that is smoothed here; averaged over members."""
         c = self.config
-        low, high = scale.support(c.reward_offset)
+        low, high = self._support(scale)
         wanted = histogram(jax.lax.stop_gradient(target), low, high, c.num_bins, c.sigma)
         log_masses = jax.nn.log_softmax(self._logits(obs, act))
         loss = -jnp.mean(log_masses @ wanted)
@@ -72,6 +72,11 @@ class CategoricalCritic(LookedUpCritic):
         return jax.vmap(lambda member: member(jnp.concatenate([obs, act])))(self.net)
 
     def _centres(self, scale: ReturnScale) -> Float[Array, " bins"]:
-        low, high = scale.support(self.config.reward_offset)
+        low, high = self._support(scale)
         bins = self.config.num_bins - 1
         return low + (high - low) * (jnp.arange(bins) + 0.5) / bins
+
+    def _support(self, scale: ReturnScale) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        low, high = scale.support(0.0)
+        margin = self.config.support_margin * (high - low)
+        return low - margin, high + margin

@@ -96,6 +96,21 @@ class FloqConfig:
                 time=self.time,
                 width=self.block_width,
             )
+        if self.acting_flow_steps is not None and self.actor_climbs != "flow":
+            raise UserError(
+                f"--agent.acting_flow_steps={self.acting_flow_steps}: with --agent.actor_climbs={self.actor_climbs} no "
+                "actor integrates the flow; give --agent.actor_climbs=flow"
+            )
+        if self.actor_noise_samples != 1 and self.actor_climbs == "distilled":
+            raise UserError(
+                f"--agent.actor_noise_samples={self.actor_noise_samples}: the distilled critic has no source samples; "
+                "give --agent.actor_climbs=flow or one_pass"
+            )
+        if self.distill_flow_steps is not None and (self.actor_climbs, self.distill_target) != ("distilled", "flow"):
+            raise UserError(
+                f"--agent.distill_flow_steps={self.distill_flow_steps}: nothing is distilled from an integration; "
+                "leave it out, or leave --agent.actor_climbs and --agent.distill_target as they are"
+            )
         if self.integration == "fused" and self.solver != "euler":
             raise UserError(f"--agent.integration=fused makes Euler steps: not --agent.solver={self.solver}; use plain")
         if self.integration == "folded" and (self.use_resnets or not self.layer_norm):
