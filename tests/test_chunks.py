@@ -78,6 +78,7 @@ def logs(length):
     return [{key: rng.uniform(-1, 0, shape) for key, shape in shapes.items()} for _ in range(3)]
 
 
+@pytest.mark.slow
 def test_without_an_environment(tmp_path, no_pictures):
     folder = write_folder(tmp_path / "logs", logs(30))
     assert cli.run(["train", *SMALL, f"--dataset={folder}", f"--save_dir={tmp_path}"]) == 0

@@ -41,6 +41,7 @@ def columns(run: Run, name: str) -> list[str]:
     return next(csv.reader((run.folder / name).read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_policy_that_ranks_by_the_flow(ranking, capsys):
     """Its checkpoint acts as it did, and K may change when it acts."""
     agent = ranking.load_agent()
@@ -58,6 +59,7 @@ def test_a_policy_that_ranks_by_the_flow(ranking, capsys):
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.slow
 def test_changing_k_needs_a_policy_that_integrates(run_dir, ranking, capsys):
     assert cli.run(["eval", str(run_dir), "--acting_flow_steps=4"]) == 2
     assert "does not integrate the flow when it acts" in capsys.readouterr().err

@@ -7,6 +7,7 @@ group's own, and last what the group has for the budget alone. All of them go be
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,6 +202,7 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
         raise UserError(f"{whose}, on {env_name}: {error}") from error
 
 
+@functools.cache
 def known_settings(critic: str, actor: str) -> dict[str, Any]:
     """The types of the settings that a file may give to runs with this critic and actor, by their flags' names."""
     run = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config) if f.name not in OWN}
@@ -265,10 +267,15 @@ def _check_match(path: Path, group: Group, groups: Mapping[str, Group]) -> None:
 
 def _check_names(path: Path, where: str, settings: Settings) -> None:
     """Raises UserError for a setting that no agent has."""
-    known = {name for critic in CRITICS for actor in ACTORS for name in _spellings(critic, actor)}
+    known = _all_spellings()
     for name in settings:
         if name not in known:
             raise UserError(f"{path}: {where}: {name}: {_unknown(name, 'any agent', known)}")
+
+
+@functools.cache
+def _all_spellings() -> frozenset[str]:
+    return frozenset(name for critic in CRITICS for actor in ACTORS for name in _spellings(critic, actor))
 
 
 def _spellings(critic: str, actor: str) -> Iterator[str]:

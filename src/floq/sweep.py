@@ -180,7 +180,7 @@ def write_rows(entries: Sequence[Entry], folder: Path) -> None:
     name = entries[0].experiment.name
     _write(folder / f"{name}.csv", evaluations, ["experiment", "budget", "group", "task", "seed", "step", *METRICS])
     first = ["group", "task", "seed", *_RUN_COLUMNS]
-    _write(folder / f"{name}-runs.csv", runs, [*first, *sorted({key for row in runs for key in row} - {*first})])
+    _write(folder / f"{name}-runs.csv", runs, list(dict.fromkeys([*first, *(key for row in runs for key in row)])))
 
 
 _RUN_COLUMNS = (

@@ -27,6 +27,7 @@ from floq.errors import UserError
 
 Row = dict[str, str]
 THRESHOLDS = np.linspace(0, 1, 101)
+BANDS = 3  # groups whose intervals can be told apart when they lie on top of each other
 
 
 @dataclass(frozen=True)
@@ -227,11 +228,12 @@ def _draw_title(fig: Figure, title: str, colours: dict[str, str], width: int) ->
 
 
 def _footnote(found: Comparison, profiles: bool, curves: bool, width: int) -> str:
-    parts = ["curves: mean of the seeds and its 95% Student's interval."] if curves else []
+    bands = len(found.members) <= BANDS
+    parts = [f"curves: mean of the seeds{' and its 95% Student interval' if bands else ''}."] if curves else []
     parts.append("Dots: interquartile mean over tasks and seeds, lines its 95% stratified bootstrap interval;")
     parts.append(f"dashed: {found.reference}." if found.reference in {m.name for m in found.members} else "")
     if profiles:
-        parts.append("Profiles: share of runs, tasks weighing the same, band pointwise 95%.")
+        parts.append(f"Profiles: share of runs, tasks weighing the same{', band pointwise 95%' if bands else ''}.")
     parts.append(f"{found.protocol}: {', '.join(map(_short, found.tasks))}.")
     if found.absent:
         parts.append(f"Without finished runs: {', '.join(found.absent)}.")
@@ -249,7 +251,7 @@ def _draw_curves(ax: Axes, task: str, found: Comparison, colours: dict[str, str]
         if task not in member.curves:
             continue
         steps, success = member.curves[task]
-        if len(success) > 1:
+        if len(success) > 1 and len(found.members) <= BANDS:
             low, high = np.transpose([mean_interval(column) for column in success.T]).clip(0, 1)
             ax.fill_between(steps, low, high, color=colours[member.name], alpha=0.10, linewidth=0)
         ax.plot(steps, success.mean(axis=0), "o-", color=colours[member.name], markersize=3, linewidth=1.6)
@@ -284,7 +286,7 @@ def _draw_dots(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
 def _draw_profiles(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
     for member in found.members:
         profile = performance_profile(list(member.auc.values()), THRESHOLDS)
-        if np.isfinite(profile.low).all():
+        if np.isfinite(profile.low).all() and len(found.members) <= BANDS:
             ax.fill_between(THRESHOLDS, profile.low, profile.high, color=colours[member.name], alpha=0.08, linewidth=0)
         ax.plot(THRESHOLDS, profile.share, color=colours[member.name], linewidth=1.6, drawstyle="steps-post")
     most = max(float(runs.max()) for member in found.members for runs in member.auc.values())

@@ -215,15 +215,14 @@ class FloqCritic(Critic):
         low, high = scale.support(c.reward_offset)
         times = jnp.arange(c.critic_flow_steps) / c.critic_flow_steps
 
-        def of_member(member: VelocityField) -> tuple[Float[Array, "samples stops"], Float[Array, "samples steps"]]:
+        def of_member(member: VelocityField):
             velocity = member.at(obs, act, scale)
             paths = jax.vmap(lambda z: trajectory(velocity, z, c.critic_flow_steps, c.solver))(z_0)
-            slopes = jax.vmap(jax.vmap(jax.grad(velocity)), (0, None))(paths[:, :-1], times)
-            return paths, slopes
+            along = jax.vmap(jax.vmap(jax.value_and_grad(velocity)), (0, None))(paths[:, :-1], times)
+            return paths, *along
 
-        paths, slopes = jax.vmap(of_member)(self.velocity)  # (members, samples, stops)
-        ends = paths[..., -1]
-        one_pass = jax.vmap(lambda z: self._members_in_one_pass(z, obs, act, scale))(z_0).T
+        paths, velocities, slopes = jax.vmap(of_member)(self.velocity)  # (members, samples, stops)
+        ends, one_pass = paths[..., -1], paths[..., 0] + velocities[..., 0]
         after = jnp.mean(paths, axis=(0, 1))
         return {
             "z0_spread": jnp.mean(jnp.std(ends, axis=1)),
