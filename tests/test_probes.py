@@ -43,6 +43,7 @@ ACTORS = {
     "best_of_n": BestOfNConfig(actor_hidden_dims=WIDE, actor_flow_steps=4, num_candidates=16),
 }
 DISCOUNT, BATCH, UPDATES = 0.5, 64, 1500
+PATIENCE = {"floq, climbs one pass": 4 * UPDATES}  # v(0, z) alone is learned more slowly than what K steps come to
 
 
 class Probe(NamedTuple):
@@ -89,7 +90,7 @@ PROBES = {
 }
 
 
-def learn(critic, actor="fql", probes=PROBES) -> dict[str, Agent]:
+def learn(critic, actor="fql", probes=PROBES, updates=UPDATES) -> dict[str, Agent]:
     """Train an agent on each of the probes, all in one device call."""
     config = AgentConfig(critic=critic, actor=ACTORS[actor], lr=3e-3, discount=DISCOUNT, tau=0.05, batch_size=BATCH)
     ranges = [ValueRange.of(*probe.rewards) for probe in probes.values()]
@@ -108,7 +109,7 @@ def learn(critic, actor="fql", probes=PROBES) -> dict[str, Agent]:
         agent = dataclasses.replace(agent, value_range=value_range)
         step = lambda i, carry: carry[0].update(batch(number, jax.random.fold_in(jax.random.key(1), i)))  # noqa: E731
         info = zeros_like_info(agent, batch(number, jax.random.key(2)))
-        return jax.lax.fori_loop(0, UPDATES, step, (agent, info))[0]
+        return jax.lax.fori_loop(0, updates, step, (agent, info))[0]
 
     agents = run(jnp.arange(len(probes)), jax.tree.map(lambda *x: jnp.stack(x), *ranges))
     return {name: jax.tree.map(lambda x, i=i: x[i], agents) for i, name in enumerate(probes)}
@@ -152,7 +153,7 @@ def test_every_critic_learns_with_every_actor(critic, actor):
 
 @pytest.mark.parametrize("variant", [unhurried((name,), name in QUICK_VARIANTS) for name in VARIANTS])
 def test_variants_of_the_critics_learn_too(variant):
-    check(learn(VARIANTS[variant]))
+    check(learn(VARIANTS[variant], updates=PATIENCE.get(variant, UPDATES)))
 
 
 def test_a_flow_contracts_its_source_noise_when_the_return_is_certain():

@@ -10,7 +10,7 @@ import pytest
 from conftest import MAZE_DATA
 
 from floq import cli, sweep
-from floq.analysis import comparison
+from floq.analysis import comparison, comparison_figure
 from floq.analysis.statistics import area_under_curve, iqm, probability_of_improvement
 from floq.errors import Interrupted, UserError
 from floq.run import Run
@@ -301,5 +301,5 @@ def test_figures_of_few_and_many_groups(count, tmp_path):
     groups = {f"group {number} & co_{number}": [[0.1 * number, 0.05], [0.0, 0.3]] for number in range(count)}
     found = comparison.compare(list(groups), "group 0 & co_0", *made_up(groups))
     for curves in (True, False):
-        comparison.draw(tmp_path / "figure.png", found, "Title", curves)
+        comparison_figure.draw(tmp_path / "figure.png", found, "Title", curves)
         assert (tmp_path / "figure.png").stat().st_size > 5_000

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from floq import checkpoint, envs
-from floq.analysis import comparison
+from floq.analysis import comparison, comparison_figure
 from floq.analysis.cost import Cost
 from floq.analysis.statistics import area_under_curve
 from floq.config import Config
@@ -157,7 +157,7 @@ def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
     found = comparison.compare(groups, experiment.reference, evaluations, runs)
     figure, table = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
     table.write_text(comparison.table(found, experiment.title, experiment.question))
-    comparison.draw(figure, found, experiment.title, experiment.curves)
+    comparison_figure.draw(figure, found, experiment.title, experiment.curves)
     display.note(f"wrote   {figure} and {table.name}")
     return figure
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq import kernels
 from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
-from floq.critics.floq_settings import FloqConfig
+from floq.critics.floq_settings import FloqConfig, Integration
 from floq.embeddings import embed_time, histogram, scaled, time_embedding_size
 from floq.flow import Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
@@ -112,10 +112,11 @@ class FloqCritic(Critic):
         z_0: Float[Array, " samples"],
     ) -> Float[Array, ""]:
         """y = r + g mask mean_j agg_e psi_e(1, z_j | s', a_j), the TD target of eq. 5 for given draws."""
+        c = self.config
 
         def value_of_sample(act: Float[Array, " act"], z: Float[Array, ""]) -> Float[Array, ""]:
-            values = self._members_from(z, next_obs, act, scale, self.config.target_flow_steps)
-            return aggregate(values, self.config.q_agg, self.config.rho)
+            values = self._members_from(z, next_obs, act, scale, c.target_flow_steps, integration=c.integration)
+            return aggregate(values, c.q_agg, c.rho)
 
         return reward + bootstrap * jnp.mean(jax.vmap(value_of_sample)(next_acts, z_0))
 
@@ -156,7 +157,8 @@ class FloqCritic(Critic):
             frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
             in_one_pass = distilled is None or c.distill_target == "one_pass"
             steps, solver = (1, "euler") if in_one_pass else (c.distill_flow_steps, c.solver)
-            returns = jax.vmap(lambda z: frozen._members_from(z, obs, act, scale, steps, solver))(distill_z_0)
+            walk = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
+            returns = jax.vmap(walk)(distill_z_0)
             learned = value = jnp.mean(returns)  # over (samples, members)
             variance = jnp.mean(jnp.var(returns, axis=0))
         info = {
@@ -175,7 +177,7 @@ class FloqCritic(Critic):
         """The mean over members and `noise_samples` source samples of the K-step integration, the plain one: whatever
         an agent was trained with, it can be read out anywhere."""
         z_0 = self._source(key, self.config.noise_samples, scale)
-        return jnp.mean(jax.vmap(lambda z: self._members_plainly_from(z, obs, act, scale, num_steps))(z_0))
+        return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, num_steps))(z_0))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
         """The mean member of the distilled critic; or of the flow from `actor_noise_samples` source samples, integrated
@@ -184,9 +186,8 @@ class FloqCritic(Critic):
         if c.actor_climbs == "distilled":
             return jnp.mean(self._distilled_members(obs, act))
         z_0 = self._source(key, c.actor_noise_samples, scale)
-        if c.actor_climbs == "one_pass":
-            return jnp.mean(jax.vmap(lambda z: self._members_in_one_pass(z, obs, act, scale))(z_0))
-        return jnp.mean(jax.vmap(lambda z: self._members_plainly_from(z, obs, act, scale, c.acting_flow_steps))(z_0))
+        steps, solver = (1, "euler") if c.actor_climbs == "one_pass" else (c.acting_flow_steps, c.solver)
+        return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, steps, solver))(z_0))
 
     def trajectories(
         self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None
@@ -255,32 +256,18 @@ class FloqCritic(Critic):
         scale: ReturnScale,
         num_steps: int | None = None,
         solver: Solver | None = None,
+        integration: Integration = "plain",
     ) -> Float[Array, " members"]:
-        """psi_e(1, z_0 | s, a) for every member e, as `integration` says; for use where no gradient is wanted."""
+        """psi_e(1, z_0 | s, a) for every member e. Only the plain `integration` runs anywhere and may be
+        differentiated."""
         c = self.config
-        if c.integration != "fused":
-            return self._members_plainly_from(z_0, obs, act, scale, num_steps, solver, c.integration == "folded")
+        steps, solver = c.critic_flow_steps if num_steps is None else num_steps, solver or c.solver
+        if integration != "fused":
+            folded = integration == "folded"
+            walk = lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver)  # noqa: E731
+            return jax.vmap(walk)(self.velocity)
         kernels.check_machine()
-        field, steps = self.velocity, c.critic_flow_steps if num_steps is None else num_steps
-        settings = kernels.Settings(steps, c.num_bins, c.sigma)
+        field, settings = self.velocity, kernels.Settings(steps, c.num_bins, c.sigma)
         assert isinstance(field.body, PlainBody)  # the settings were checked
         support = scale.support(c.reward_offset)
         return kernels.integrate_fused(field.entry, field.body, jnp.concatenate([obs, act]), z_0, *support, settings)
-
-    def _members_plainly_from(
-        self,
-        z_0: Float[Array, ""],
-        obs,
-        act,
-        scale: ReturnScale,
-        num_steps: int | None = None,
-        solver: Solver | None = None,
-        folded: bool = False,
-    ) -> Float[Array, " members"]:
-        steps = self.config.critic_flow_steps if num_steps is None else num_steps
-        solver = solver or self.config.solver
-        return jax.vmap(lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver))(self.velocity)
-
-    def _members_in_one_pass(self, z_0: Float[Array, ""], obs, act, scale: ReturnScale) -> Float[Array, " members"]:
-        """z_0 + v_e(0, z_0 | s, a): where the first step points."""
-        return self._members_plainly_from(z_0, obs, act, scale, 1, "euler")

@@ -1,13 +1,15 @@
 """The settings of the floq critic: what each of its dials does, and what was published."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from floq import kernels
 from floq.critics.base import Aggregation
 from floq.embeddings import TimeEmbedding
 from floq.errors import UserError
 from floq.flow import NoiseScheme, Solver
+
+Integration: TypeAlias = Literal["plain", "folded", "fused"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class FloqConfig:
     distill_target: Literal["flow", "one_pass", "td"] = "flow"
     """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
     z_0 + v(0, z_0), which spares the integration; or the TD target."""
-    integration: Literal["plain", "folded", "fused"] = "plain"
+    integration: Integration = "plain"
     """How targets and distilled values are integrated. folded: LayerNorm as part of the product after it, equal up to
     rounding. fused: one kernel in bfloat16, on Hopper GPUs; not measured on hardware yet."""
     train_at_zero_only: bool = False
