@@ -141,9 +141,9 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     gymnasium.register("test/Picture-v0", Picture)
     try:
         assert envs.sizes(envs.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
-        slots = EnvSlots("test/Drawn-v0", None, (0,), num_slots=1)
-        np.testing.assert_array_equal(slots.start("test/Drawn-v0", (0,), 1), [[1.0, 0.25, 0.5]])
-        assert slots.step(np.zeros((1, 1)))[1] == [(0, envs.EpisodeResult(1.0, 0.0, 1))]
+        slots = EnvSlots("test/Drawn-v0", None, [(0, 0)], num_slots=1)
+        np.testing.assert_array_equal(slots.start([("test/Drawn-v0", (0,))], 1), [[1.0, 0.25, 0.5]])
+        assert slots.step(np.zeros((1, 1)))[1] == [((0, 0), envs.EpisodeResult(1.0, 0.0, 1))]
         with pytest.raises(UserError, match="floq needs a vector of observations"):
             envs.make("test/Picture-v0")
         assert envs.make("test/Drawn-v0").env.env._max_episode_steps == envs.TIME_LIMIT  # type: ignore[attr-defined]
@@ -173,19 +173,23 @@ def countdown(monkeypatch):
     monkeypatch.setattr(envs, "make", lambda name, timing: envs.SeededEnv(Countdown(), name))
 
 
-def test_slots_play_every_episode_once_and_report_it(countdown):
-    slots = EnvSlots("any", None, (0, 1), num_slots=2)
-    obs, results, episode = slots.start("any", (0,), 5), {}, [0, 1]
-    lengths = dict(zip(episode, obs[:, 0], strict=True))
-    while len(results) < 5:
-        obs, finished = slots.step(np.zeros((2, 1)))
-        for slot, result in finished:
-            results[episode[slot]] = result
-            episode[slot] += 2
-            if episode[slot] < 5:
-                lengths[episode[slot]] = obs[slot, 0]
-    for number, result in results.items():
-        assert result.length == result.episode_return == lengths[number]
-        assert result.success == float(lengths[number] % 2 == 0)
-    reference = [envs.SeededEnv(Countdown()).reset_with((0, number))[0] for number in range(5)]
-    assert [lengths[number] for number in range(5)] == reference
+def test_slots_play_every_episode_of_every_player_once_and_report_it(countdown):
+    """Two players with a seed each; a third, for whom there are slots, does not play."""
+    places = [(player, slot) for player in range(3) for slot in range(2)]
+    slots = EnvSlots("any", None, places, num_slots=2)
+    obs, results, episode = slots.start([("any", (0,)), ("any", (1,))], 5), {}, {(p, s): s for p, s in places}
+    lengths = {(player, slot): first for (player, slot), first in zip(places, obs[:, 0], strict=True)}
+    while len(results) < 10:
+        obs, finished = slots.step(np.zeros((6, 1)))
+        for place, result in finished:
+            player = place[0]
+            results[player, episode[place]] = result
+            episode[place] += 2
+            if episode[place] < 5:
+                lengths[player, episode[place]] = obs[places.index(place), 0]
+    for episode, result in results.items():
+        assert result.length == result.episode_return == lengths[episode]
+        assert result.success == float(lengths[episode] % 2 == 0)
+    for player, number in results:
+        assert lengths[player, number] == envs.SeededEnv(Countdown()).reset_with((player, number))[0]
+    assert not any(player == 2 for player, _ in results)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers import agent_config
 
+from floq import evaluate
 from floq.agent import Agent
 from floq.envs import EpisodeResult, make
-from floq.evaluate import Evaluation, Evaluator
+from floq.evaluate import Evaluation, Evaluator, Player
 from floq.keys import Keys
 
 EPISODES = 13  # more than there are slots, so that slots play several
@@ -22,10 +23,10 @@ def results():
     policy = Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
     found = {}
     for workers in (1, 2):
-        with Evaluator("Pendulum-v1", None, EPISODES, workers) as evaluate:
+        with Evaluator("Pendulum-v1", None, EPISODES, workers) as evaluator:
             for seed, step in ((0, 5), (1, 5), (0, 6)):
-                found[workers, seed, step] = evaluate(policy, seed, step)
-            found[workers, "again"] = evaluate(policy, 0, 5)
+                found[workers, seed, step] = evaluator(policy, seed, step)
+            found[workers, "again"] = evaluator(policy, 0, 5)
     return found
 
 
@@ -60,8 +61,8 @@ CHUNK = 3  # does not divide the 200 steps of an episode
 def chunks():
     """A policy that decides on three torques at once, and its episodes with one worker."""
     policy = Agent.init(jax.random.key(0), 3, CHUNK, agent_config(action_chunk=CHUNK)).policy
-    with Evaluator("Pendulum-v1", None, EPISODES, 1, CHUNK) as evaluate:
-        return policy, evaluate(policy, 0, 5).episodes
+    with Evaluator("Pendulum-v1", None, EPISODES, 1, CHUNK) as evaluator:
+        return policy, evaluator(policy, 0, 5).episodes
 
 
 def test_a_chunk_is_executed_to_its_end(chunks):
@@ -83,25 +84,56 @@ def test_a_chunk_is_executed_to_its_end(chunks):
 def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
     policy, episodes = chunks
     calls = []
-    with Evaluator("Pendulum-v1", None, EPISODES, 2, CHUNK) as evaluate:
-        two = evaluate(policy, 0, 5).episodes
+    with Evaluator("Pendulum-v1", None, EPISODES, 2, CHUNK) as evaluator:
+        two = evaluator(policy, 0, 5).episodes
         assert [e.episode_return for e in two] == [e.episode_return for e in episodes]
 
         def kill_late():
             calls.append(0)
             if len(calls) == 251:  # in the midst of a chunk of the second episodes
-                os.kill(evaluate._workers._processes[0].pid, signal.SIGKILL)
-                evaluate._workers._processes[0].join()
+                os.kill(evaluator._workers._processes[0].pid, signal.SIGKILL)
+                evaluator._workers._processes[0].join()
             return False
 
-        again = evaluate(policy, 0, 5, should_stop=kill_late)
+        again = evaluator(policy, 0, 5, should_stop=kill_late)
     assert [e.episode_return for e in again.episodes] == [e.episode_return for e in episodes]
+
+
+@pytest.mark.parametrize("chunk", [1, CHUNK])
+def test_players_evaluated_together_get_what_each_gets_alone(chunk):
+    """Also where a group has fewer of them than another, and where some end sooner than others."""
+    fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(action_chunk=chunk)).policy  # noqa: E731
+    players = [Player(fresh(number), number, 5, "Pendulum-v1") for number in range(3)]
+    with Evaluator("Pendulum-v1", None, EPISODES, 2, chunk, players=3) as together:
+        found = returns(together.play(players))
+        assert together.groups(players) == [players]
+        assert returns(together.play(players[1:])) == found[1:]
+        assert found == returns(together(policy, seed, step) for policy, seed, step, _ in players)
+    with Evaluator("Pendulum-v1", None, EPISODES, 1, chunk) as alone:
+        assert alone.groups(players) == [[player] for player in players]
+        assert found == returns(alone(policy, seed, step) for policy, seed, step, _ in players)
+
+
+def returns(evaluations):
+    return [[episode.episode_return for episode in evaluation.episodes] for evaluation in evaluations]
+
+
+def test_players_divide_evenly_into_groups_and_manipulation_plays_alone(monkeypatch):
+    monkeypatch.setattr(evaluate, "Workers", lambda *_: None)
+    monkeypatch.setattr(evaluate, "cores", lambda: 2)
+    sizes = lambda task, episodes, players: [  # noqa: E731
+        len(group) for group in Evaluator(task, "post", episodes, players=players).groups(range(players))
+    ]
+    assert sizes("pointmaze-medium-navigate-singletask-v0", 50, 8) == [4, 4]  # ten slots for each of them
+    assert sizes("pointmaze-medium-navigate-singletask-v0", 5, 10) == [10]
+    assert sizes("pointmaze-medium-navigate-singletask-v0", 50, 7) == [4, 3]
+    assert sizes("cube-single-play-singletask-v0", 5, 3) == [1, 1, 1]
 
 
 def test_an_evaluation_can_be_abandoned():
     policy = Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
-    with Evaluator("Pendulum-v1", None, 2, 1) as evaluate:
-        assert evaluate(policy, 0, 0, should_stop=lambda: True) is None
+    with Evaluator("Pendulum-v1", None, 2, 1) as evaluator:
+        assert evaluator(policy, 0, 0, should_stop=lambda: True) is None
 
 
 def test_summary_is_the_mean_over_episodes():

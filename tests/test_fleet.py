@@ -222,8 +222,8 @@ def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
     with Evaluator("Pendulum-v1", None, 3, 2) as evaluate:
         wanted = [evaluate(policy, seed, step) for seed, step in ((5, 1), (6, 1), (5, 2))]
         with Background(evaluate, [5, 6], ["Pendulum-v1"] * 2) as background:
-            for run, step in ((0, 1), (1, 1), (0, 2)):
-                background.submit(Request(run, step, policy, float(step)))
+            background.submit([Request(run, 1, policy, 1.0) for run in (0, 1)])
+            background.submit([Request(0, 2, policy, 2.0)])
             assert [(r.run, r.step) for r in background.pending] == [(0, 1), (1, 1), (0, 2)]
             found = []
             while background.pending:
@@ -234,7 +234,7 @@ def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
 
 def test_what_an_evaluation_raises_reaches_the_training(policy):
     with Evaluator("Pendulum-v1", None, 2, 1) as evaluate, Background(evaluate, [0], ["Nothing-v0"]) as background:
-        background.submit(Request(0, 1, policy, 0.0))
+        background.submit([Request(0, 1, policy, 0.0)])
         with pytest.raises(WorkerError, match="unknown environment 'Nothing-v0'"):
             list(background.finished(wait=60.0))
 
@@ -276,13 +276,13 @@ def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
 @pytest.mark.parametrize("family", ["pointmaze-medium-navigate", "cube-single-play"])
 def test_one_environment_serves_all_tasks_as_fresh_ones_do(family):
     names = [f"{family}-singletask{task}-v0" for task in ("", "-task1", "-task4")]
-    fresh = {name: EnvSlots(name, "post", (0,), 1).start(name, (0, 1), 1) for name in names}
+    fresh = {name: EnvSlots(name, "post", [(0, 0)], 1).start([(name, (0, 1))], 1) for name in names}
     assert len({obs.tobytes() for obs in fresh.values()}) > 1
-    slots = EnvSlots(names[0], "post", (0,), 1)
-    env = slots._envs[0]
+    slots = EnvSlots(names[0], "post", [(0, 0)], 1)
+    env = slots._envs[0, 0]
     for name in (names[1], names[2], names[0], names[1]):
-        np.testing.assert_array_equal(slots.start(name, (0, 1), 1), fresh[name])
-        assert slots._envs[0] is env
+        np.testing.assert_array_equal(slots.start([(name, (0, 1))], 1), fresh[name])
+        assert slots._envs[0, 0] is env
 
 
 def test_two_runs_of_the_same_name_are_refused():

@@ -26,6 +26,7 @@ from floq.errors import UserError, nearest
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
 Seed = Sequence[int]
+Slot = tuple[int, int]  # a player's number, and the number among its slots
 
 
 class EpisodeResult(NamedTuple):
@@ -111,6 +112,12 @@ def is_singletask(env_name: str) -> bool:
     return is_ogbench(env_name) and "singletask" in env_name.split("-")
 
 
+def is_heavy(env_name: str) -> bool:
+    """Whether an environment costs most of a second and 100 to 200 MB to make, as those of manipulation do: of others
+    a worker can have dozens."""
+    return any(kind in env_name.split("-") for kind in ("play", "noisy"))
+
+
 def dataset_name(env_name: str) -> str:
     """The dataset that a task is learned from: `cube-double-play-singletask-task2-v0` -> `cube-double-play-v0`."""
     return re.sub(r"-singletask(-task\d+)?", "", env_name)
@@ -186,35 +193,44 @@ def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
 
 
 class EnvSlots:
-    """Some of the slots of one evaluation, stepped together by one worker.
+    """Some of the slots of an evaluation, stepped together by one worker.
 
-    Slot s of S plays episodes s, s + S, s + 2 S, ...: which episode runs where does not depend on how fast anything
-    is, nor on how many workers share the slots.
+    Several players may be evaluated together, each with its own task and seed and with S slots of its own. Slot s plays
+    its player's episodes s, s + S, s + 2 S, ...: which episode runs where does not depend on how fast anything is, nor
+    on how many workers share the slots, nor on who else plays.
     """
 
-    def __init__(self, env_name: str, success_timing: str | None, slots: Sequence[int], num_slots: int):
+    def __init__(self, env_name: str, success_timing: str | None, slots: Sequence[Slot], num_slots: int):
         self._envs = {slot: make(env_name, success_timing) for slot in slots}
         self._num_slots = num_slots
 
     def start(
-        self, env_name: str, seed: Seed, num_episodes: int, episodes: Mapping[int, int] | None = None
+        self,
+        tasks: Sequence[tuple[str, Seed]],
+        num_episodes: int,
+        episodes: Mapping[Slot, int] | None = None,
     ) -> np.ndarray:
-        """Reset every slot to its first episode, or to the one that `episodes` names; episode e is seeded by
-        (*seed, e). A slot that has no episode left stays at rest. Returns the first observations (slots, obs)."""
-        self._envs = {slot: with_task(env, env_name) for slot, env in self._envs.items()}
-        self._seed, self._num_episodes = tuple(seed), num_episodes
-        self._episode = dict(episodes or {slot: slot for slot in self._envs})
+        """Reset every slot to its first episode, or to the one that `episodes` names. For each player, `tasks` says the
+        environment and the seed: its episode e is seeded by (*seed, e). A slot that has no episode left, or no player,
+        stays at rest. Returns the first observations (slots, obs)."""
+        self._tasks, self._num_episodes = tuple(tasks), num_episodes
+        self._episode = {
+            (player, slot): (episodes or {}).get((player, slot), slot) if player < len(tasks) else num_episodes
+            for player, slot in self._envs
+        }
         self._return, self._length = dict.fromkeys(self._envs, 0.0), dict.fromkeys(self._envs, 0)
-        first = [env.reset_with((*seed, self._episode[slot])) for slot, env in self._envs.items()]
-        return np.stack(first).astype(np.float32)
+        for slot, env in self._envs.items():
+            if self._plays(slot):
+                self._envs[slot] = with_task(env, tasks[slot[0]][0])
+        return np.stack([self._first(slot) for slot in self._envs]).astype(np.float32)
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[int, EpisodeResult]]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[Slot, EpisodeResult]]]:
         """One step in every slot that still plays. Returns observations (slots, obs), where a finished slot shows the
         first observation of its next episode, and (slot, result) for each episode that ended."""
         observations, finished = [], []
         for (slot, env), action in zip(self._envs.items(), actions, strict=True):
-            if self._episode[slot] >= self._num_episodes:
-                observations.append(np.zeros(env.observation_space.shape or ()))
+            if not self._plays(slot):
+                observations.append(self._first(slot))
                 continue
             obs, reward, terminated, truncated, info = env.step(action)
             self._return[slot] += float(reward)
@@ -224,7 +240,16 @@ class EnvSlots:
                 finished.append((slot, EpisodeResult(success, self._return[slot], self._length[slot])))
                 self._episode[slot] += self._num_slots
                 self._return[slot], self._length[slot] = 0.0, 0
-                if self._episode[slot] < self._num_episodes:
-                    obs = env.reset_with((*self._seed, self._episode[slot]))
+                obs = self._first(slot)
             observations.append(obs)
         return np.stack(observations).astype(np.float32), finished
+
+    def _plays(self, slot: Slot) -> bool:
+        return self._episode[slot] < self._num_episodes
+
+    def _first(self, slot: Slot) -> np.ndarray:
+        """The first observation of the slot's episode; zeros at rest."""
+        if not self._plays(slot):
+            return np.zeros(self._envs[slot].observation_space.shape or ())
+        _, seed = self._tasks[slot[0]]
+        return self._envs[slot].reset_with((*seed, self._episode[slot]))

@@ -1,30 +1,36 @@
-"""Parallel, seeded evaluation: many environments, one batched call of the policy, beside the training if wanted.
+"""Parallel, seeded evaluation: many environments, one call for the actions of all, beside the training if wanted.
 
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise by the step within the
 episode on top, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing nor
-on the number of workers, nor on what was evaluated before. A chunk of actions is executed to its end before the policy
-is asked again. The batch always has as many rows, most of them spare on a machine with few cores, so that its shape is
-the same everywhere.
+on the number of workers, nor on what was evaluated before or beside it. A chunk of actions is executed to its end
+before the policy is asked again. A policy's batch always has as many rows, most of them spare on a machine with few
+cores, so that its shape is the same everywhere.
+
+The policies of a fleet are asked together, in one program that runs one after the other. Beside a training that fills
+the machine it is waiting for a turn, and not computing, that a call takes its time for.
 """
 
 import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from floq.envs import EnvSlots, EpisodeResult
+from floq.envs import EnvSlots, EpisodeResult, Slot, is_heavy
 from floq.keys import Keys
 from floq.policy import Policy
 from floq.workers import WorkerDied, Workers, cores, worker_count
 
 ROWS = 64  # of the policy's batch
-LEAST_SLOTS = 10  # environments that play at once: one per core, but not fewer than these, or more than rows
+LEAST_SLOTS = 10  # environments of a player at once: one per core, but not fewer than these, or more than rows
+MOST_ENVS = 64  # of all players at once, where the slots of one are not more
 RESTARTS = 3  # workers that may die in one evaluation before it is given up
+
+T = TypeVar("T")
 
 
 class Evaluation(NamedTuple):
@@ -42,15 +48,25 @@ class Evaluation(NamedTuple):
         return dict(zip(names, (float(flagged), *(float(x.mean()) for x in others)), strict=True))
 
 
+class Player(NamedTuple):
+    """A policy whose episodes are to be played: those that (seed, step) names, in its environment."""
+
+    policy: Policy
+    seed: int
+    step: int
+    env_name: str
+
+
 class Evaluator:
     """Worker processes with environments, kept for as many evaluations as wanted. A context manager.
 
     Args:
-        env_name: the task that they begin with; an evaluation may name another of the same environment.
+        env_name: the task that they begin with; players may name others of the same environment.
         success_timing: see `envs.make`.
         num_episodes: episodes of an evaluation.
         workers: processes; by default one per core.
         action_chunk: actions that the policies decide on at once.
+        players: how many there will be to evaluate. All together where environments are small, else one after another.
     """
 
     def __init__(
@@ -60,11 +76,14 @@ class Evaluator:
         num_episodes: int,
         workers: int | None = None,
         action_chunk: int = 1,
+        players: int = 1,
     ):
         self._env_name, self._num_episodes, self._action_chunk = env_name, num_episodes, action_chunk
         self._num_slots = min(num_episodes, max(LEAST_SLOTS, cores()), ROWS)
-        count = worker_count(workers, self._num_slots)
-        self._shares = [range(i, self._num_slots, count) for i in range(count)]
+        self._together = 1 if is_heavy(env_name) else _even_share(players, max(1, MOST_ENVS // self._num_slots))
+        slots = [(player, slot) for player in range(self._together) for slot in range(self._num_slots)]
+        count = worker_count(workers, len(slots))
+        self._shares = [slots[i::count] for i in range(count)]
         self._workers = Workers(
             EnvSlots, [(env_name, success_timing, tuple(share), self._num_slots) for share in self._shares]
         )
@@ -84,19 +103,37 @@ class Evaluator:
         policy: Policy,
         seed: int,
         step: int,
-        env_name: str | None = None,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: Callable[[int], None] = lambda done: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
-        """Play the episodes that (seed, step) names. None if `should_stop` said so midway.
+        """Play the episodes that (seed, step) names. None if `should_stop` said so midway."""
+        return self.play([Player(policy, seed, step, self._env_name)], on_progress, should_stop)[0]
+
+    def groups(self, players: Sequence[T]) -> list[Sequence[T]]:
+        """Divide players into as many as `play` takes."""
+        return [players[i : i + self._together] for i in range(0, len(players), self._together)]
+
+    def play(
+        self,
+        players: Sequence[Player],
+        on_progress: Callable[[int], None] = lambda done: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[Evaluation | None]:
+        """Play the episodes of several players at once, of as many as a group has. None for those whose episodes were
+        not all played when `should_stop` said so.
 
         A worker that dies is replaced, and the episodes that it was playing begin again.
         """
-        results: dict[int, EpisodeResult] = {}
-        episode = np.arange(ROWS)
-        elapsed = np.zeros(ROWS, np.int64)
-        key, restarts = jax.random.fold_in(Keys.of(seed).evaluation, step), 0
-        task = (env_name or self._env_name, (seed, step), self._num_episodes)
+        count = self._together
+        assert 0 < len(players) <= count
+        results: list[dict[int, EpisodeResult]] = [{} for _ in players]
+        episode = np.tile(np.arange(ROWS), (count, 1))
+        elapsed = np.zeros((count, ROWS), np.int64)
+        spare = [players[0]] * (count - len(players))  # they never play, and keep the shape
+        policies = _stacked([player.policy for player in (*players, *spare)])
+        keys = jnp.stack([jax.random.fold_in(Keys.of(p.seed).evaluation, p.step) for p in (*players, *spare)])
+        game = ([(p.env_name, (p.seed, p.step)) for p in players], self._num_episodes)
+        restarts = 0
 
         def revived(worker: int, died: WorkerDied) -> np.ndarray:
             """Replace a worker. Its slots' observations at the start of the episodes that they were playing."""
@@ -106,43 +143,46 @@ class Evaluator:
                 if (restarts := restarts + 1) > RESTARTS:
                     raise died
                 self._workers.restart(worker)
-                elapsed[list(share)] = 0
+                elapsed[_index(share)] = 0
                 try:
-                    numbers = {slot: int(episode[slot]) for slot in share}
-                    return self._workers.call_one(worker, "start", (*task, numbers))
+                    return self._workers.call_one(worker, "start", (*game, {at: int(episode[at]) for at in share}))
                 except WorkerDied as again:
                     died = again
 
-        first = self._workers.try_call("start", [task] * len(self._shares))
+        first = self._workers.try_call("start", [game] * len(self._shares))
         first = [revived(i, a) if isinstance(a, WorkerDied) else a for i, a in enumerate(first)]
-        obs, plan = self._in_slots(first), None
-        while len(results) < self._num_episodes:
-            if should_stop():
-                return None
+        obs = np.zeros((count, ROWS, *first[0].shape[1:]), np.float32)
+        for share, rows in zip(self._shares, first, strict=True):
+            obs[_index(share)] = rows
+        plan: np.ndarray | None = None
+        while any(len(found) < self._num_episodes for found in results) and not should_stop():
             at = elapsed % self._action_chunk  # in the plan of each slot
-            if plan is None or (at[: self._num_slots] == 0).any():
-                fresh = np.asarray(_act(policy, key, obs, episode, elapsed)).reshape(ROWS, self._action_chunk, -1)
-                plan = fresh if plan is None else np.where((at == 0)[:, None, None], fresh, plan)
-            actions = plan[np.arange(ROWS), at]
-            answers = self._workers.try_call("step", [(actions[list(share)],) for share in self._shares])
+            plays = episode[:, : self._num_slots] < self._num_episodes
+            plays[len(players) :] = False
+            asks = (plays & (at[:, : self._num_slots] == 0)).any(axis=1)
+            if plan is None or asks.any():
+                fresh = np.asarray(_act(policies, keys, obs, episode, elapsed, asks))
+                fresh = fresh.reshape(count, ROWS, self._action_chunk, -1)
+                plan = fresh if plan is None else np.where((at == 0)[..., None, None], fresh, plan)
+            actions = np.take_along_axis(plan, at[..., None, None], axis=2)[:, :, 0]
+            answers = self._workers.try_call("step", [(actions[_index(share)],) for share in self._shares])
             elapsed += 1
             for worker, (share, answer) in enumerate(zip(self._shares, answers, strict=True)):
                 if isinstance(answer, WorkerDied):
-                    obs[list(share)] = revived(worker, answer)
+                    obs[_index(share)] = revived(worker, answer)
                     continue
-                obs[list(share)], finished = answer
-                for slot, result in finished:
-                    results[int(episode[slot])] = result
-                    episode[slot] += self._num_slots
-                    elapsed[slot] = 0
-                    on_progress(len(results), self._num_episodes)
-        return Evaluation(step, tuple(results[i] for i in range(self._num_episodes)))
-
-    def _in_slots(self, shares: Sequence[np.ndarray]) -> np.ndarray:
-        obs = np.zeros((ROWS, *shares[0].shape[1:]), np.float32)
-        for share, rows in zip(self._shares, shares, strict=True):
-            obs[list(share)] = rows
-        return obs
+                obs[_index(share)], finished = answer
+                for (player, slot), result in finished:
+                    results[player][int(episode[player, slot])] = result
+                    episode[player, slot] += self._num_slots
+                    elapsed[player, slot] = 0
+                    on_progress(sum(map(len, results)))
+        return [
+            Evaluation(player.step, tuple(found[i] for i in range(self._num_episodes)))
+            if len(found) == self._num_episodes
+            else None
+            for player, found in zip(players, results, strict=True)
+        ]
 
 
 class Request(NamedTuple):
@@ -155,15 +195,15 @@ class Request(NamedTuple):
 
 
 class Background:
-    """Evaluations that go on while the training does, one after another, in a thread of their own. A context manager.
+    """Evaluations that go on while the training does, group after group, in a thread of their own. A context manager.
 
-    The policy acts on the CPU, whatever trains it: it is small, and a step of the environments should not wait for the
-    accelerator to come to the end of its chunk.
+    The policies act on the CPU, whatever trains them: they are small, and a step of the environments should not wait
+    for the accelerator to come to the end of its chunk.
     """
 
     def __init__(self, evaluator: Evaluator, seeds: Sequence[int], env_names: Sequence[str]):
         self._evaluator, self._seeds, self._env_names = evaluator, seeds, env_names
-        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()  # an empty group is the last
         self._answers: queue.SimpleQueue[tuple[Request, Evaluation] | BaseException] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
@@ -176,14 +216,14 @@ class Background:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._requests.put(None)
+        self._requests.put([])
         self._thread.join()
 
-    def submit(self, request: Request) -> None:
-        """Ask for an evaluation; `pending` holds it until `finished` has handed it out."""
-        request = request._replace(policy=on_cpu(request.policy))
-        self.pending.append(request)
-        self._requests.put(request)
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Ask for evaluations; `pending` holds them until `finished` has handed them out."""
+        self.pending += (here := [request._replace(policy=on_cpu(request.policy)) for request in requests])
+        for group in self._evaluator.groups(here):
+            self._requests.put(group)
 
     def finished(self, wait: float = 0.0) -> Iterator[tuple[Request, Evaluation]]:
         """The evaluations that have come to their end, in the order they were asked for; waits up to `wait` seconds for
@@ -194,28 +234,23 @@ class Background:
                 wait = 0.0
                 if isinstance(answer, BaseException):
                     raise answer
-                self.pending.pop(0)
+                self.pending = [request for request in self.pending if request is not answer[0]]
                 self.episodes_done = 0
                 yield answer
 
     def _work(self) -> None:
-        while (request := self._requests.get()) is not None and not self._stopping.is_set():
+        while (group := self._requests.get()) and not self._stopping.is_set():
+            players = [Player(r.policy, self._seeds[r.run], r.step, self._env_names[r.run]) for r in group]
             try:
-                evaluation = self._evaluator(
-                    request.policy,
-                    self._seeds[request.run],
-                    request.step,
-                    self._env_names[request.run],
-                    on_progress=self._count,
-                    should_stop=self._stopping.is_set,
-                )
+                evaluations = self._evaluator.play(players, self._count, self._stopping.is_set)
             except BaseException as error:
                 self._answers.put(error)
                 return
-            if evaluation is not None:
-                self._answers.put((request, evaluation))
+            for request, evaluation in zip(group, evaluations, strict=True):
+                if evaluation is not None:
+                    self._answers.put((request, evaluation))
 
-    def _count(self, done: int, total: int) -> None:
+    def _count(self, done: int) -> None:
         self.episodes_done = done
 
 
@@ -227,9 +262,33 @@ def on_cpu(policy: Policy) -> Policy:
         return jax.tree.map(jnp.copy, policy)
 
 
-@jax.jit
-def _act(policy: Policy, key, obs, episode, elapsed):
-    def act(obs, episode, elapsed):
-        return policy.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), elapsed))
+def _even_share(count: int, most: int) -> int:
+    """The size of the groups if `count` are divided into as few as possible of at most `most`, evenly."""
+    return -(-count // -(-count // most))
 
-    return jax.vmap(act)(obs, jnp.asarray(episode), jnp.asarray(elapsed))
+
+def _index(share: Sequence[Slot]) -> tuple[np.ndarray, ...]:
+    """What to index the first two axes with to get the slots of a share."""
+    return tuple(np.array(share).T)
+
+
+@jax.jit
+def _stacked(policies: Sequence[Policy]) -> Policy:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies)
+
+
+@jax.jit
+def _act(policies: Policy, keys, obs, episode, elapsed, asks):
+    """The actions of every row of every player that asks, zeros for the others."""
+
+    def play(player: Any):
+        policy, key, obs, episode, elapsed, asks = player
+
+        def act(obs, episode, elapsed):
+            return policy.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), elapsed))
+
+        choose = lambda: jax.vmap(act)(obs, episode, elapsed)  # noqa: E731
+        rest = jax.eval_shape(choose)
+        return jax.lax.cond(asks, choose, lambda: jnp.zeros(rest.shape, rest.dtype))
+
+    return jax.lax.map(play, (policies, keys, obs, episode, elapsed, asks))

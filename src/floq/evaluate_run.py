@@ -58,7 +58,7 @@ def evaluate_run(
             ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):
-            evaluation = evaluator(on_cpu(policy), seed, int(agent.step), on_progress=lambda done, _: update(done))
+            evaluation = evaluator(on_cpu(policy), seed, int(agent.step), on_progress=update)
     assert evaluation is not None
     rows = described(config, evaluation.summary())
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)

@@ -94,9 +94,9 @@ class Loop:
         c, first = self._config, self.fleet.step
         step, saved_step = first, first or None
         logged_at, logged_step = time.monotonic(), first
-        for run, policies in enumerate(pending):
-            for at, policy in sorted(policies.items()):
-                self._submit(run, at, policy)
+        waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
+        for at in sorted({at for at, _, _ in waiting}):
+            self._submit(at, {run: policy for step, run, policy in waiting if step == at})
         if self._held_out and first and self._evaluation_due(first):
             self._look_at_held_out(first, received)  # the run was stopped in the middle of it
         with self._display.bar("train", c.offline_steps, start=first) as update_bar:
@@ -205,14 +205,14 @@ class Loop:
         """Have the fleet evaluated as it is at this step, in the background; or look at held-out data, now."""
         if self._held_out is not None:
             return self._look_at_held_out(step, received)
-        for run, agent in enumerate(self.agents()):
-            self._submit(run, step, agent.policy)
+        self._submit(step, {run: agent.policy for run, agent in enumerate(self.agents())})
         self._wait_for_evaluations(MOST_PENDING * len(self.members), received)
 
-    def _submit(self, run: int, step: int, policy: Policy) -> None:
+    def _submit(self, step: int, policies: Mapping[int, Policy]) -> None:
         assert self._background is not None
-        if not self._is_evaluated(run, step):
-            self._background.submit(Request(run, step, policy, time.monotonic() - self._origin))
+        now = time.monotonic() - self._origin
+        waiting = [run for run in policies if not self._is_evaluated(run, step)]
+        self._background.submit([Request(run, step, policies[run], now) for run in waiting])
 
     def _take_evaluations(self, wait: float = 0.0) -> None:
         if self._background is not None:

@@ -182,7 +182,13 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
         yield None
         return
     with (
-        Evaluator(c.env_name, c.success_timing, c.eval_episodes, action_chunk=c.agent.action_chunk) as evaluator,
+        Evaluator(
+            c.env_name,
+            c.success_timing,
+            c.eval_episodes,
+            action_chunk=c.agent.action_chunk,
+            players=len(configs),
+        ) as evaluator,
         Background(evaluator, [config.seed for config in configs], names) as background,
     ):
         yield background
