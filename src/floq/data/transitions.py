@@ -22,7 +22,9 @@ class Dataset(eqx.Module):
     """Trajectories laid end to end, one row per state.
 
     A transition starts at any row but the last of its trajectory, and its next observation is the row after it. The
-    last row of a trajectory carries only an observation; its action, reward and mask are never read.
+    last row of a trajectory carries only an observation; its action, reward and mask are never read. With a `stride`
+    above 1 so many trajectories lie beside each other: the row after one is `stride` rows on, and after the last
+    rows come the first again.
 
     In a dataset `for_chunks(h)` a transition takes h actions at once, which lie end to end in one vector.
     """
@@ -35,6 +37,7 @@ class Dataset(eqx.Module):
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
     num_starts: Int[Array, ""] | None = None  # how many of `starts` count, where the others fill it up
     action_chunk: int = eqx.field(static=True, default=1)  # the actions of a transition
+    stride: int = eqx.field(static=True, default=1)  # how many rows on the row after one is
 
     @classmethod
     def from_rows(cls, observations: Any, actions: Any, rewards: Any, masks: Any, ends: Any) -> "Dataset":
@@ -136,15 +139,9 @@ class Dataset(eqx.Module):
                 f"sample from dataset.for_chunks({action_chunk})"
             )
         count = len(self) if self.num_starts is None else self.num_starts
-        if td_lambda == 0:
-            n_step = 1
-        if td_lambda == 1 or n_step == 1:
-            index = jax.random.randint(key, (batch_size,), 0, count)
-            return jax.vmap(lambda row: self.transition(row, n_step, discount))(self.starts[index])
-        index_key, steps_key = jax.random.split(key)
-        index = jax.random.randint(index_key, (batch_size,), 0, count)
-        steps = draw_steps(steps_key, batch_size, n_step, td_lambda)
-        return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(self.starts[index], steps)
+        key, n_step, steps = divide_key(key, batch_size, n_step, td_lambda)
+        rows = self.starts[jax.random.randint(key, (batch_size,), 0, count)]
+        return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(rows, steps)
 
     def transition(
         self,
@@ -166,31 +163,36 @@ class Dataset(eqx.Module):
         reward from there counts, and where it reaches beyond its trajectory the last action repeats.
         """
         length = n_step * self.action_chunk
-        rows = row + jnp.arange(length)
-        rows = jnp.minimum(rows, self.ends.shape[0] - 1)
+        rows = self._rows_on(row, jnp.arange(length))
         masks = self.masks[rows]
-        goes_on = masks * ~self.ends[rows + 1]  # whether the walk may take another step after this one
+        goes_on = masks * ~self.ends[self._rows_on(rows, 1)]  # whether the walk may take another step after this one
         taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(goes_on)[:-1]])  # whether it takes this one at all
         if steps is not None:
             taken = taken * (jnp.arange(length) < steps * self.action_chunk)
         powers = discount ** jnp.arange(length)
         last = jnp.sum(taken).astype(jnp.int32) - 1
+        reached = self._rows_on(row, last + 1)
         return {
             "observations": self.observations[row],
             "actions": self._actions_from(row),
-            "next_observations": self.observations[row + last + 1],
-            "next_actions": self._actions_from(row + last + 1),
+            "next_observations": self.observations[reached],
+            "next_actions": self._actions_from(reached),
             "rewards": jnp.sum(taken * powers * self.rewards[rows]),
             "masks": powers[last] * masks[last],
-            "terminals": self.ends[row + last + 1].astype(jnp.float32),
+            "terminals": self.ends[reached].astype(jnp.float32),
         }
+
+    def _rows_on(self, row: Int[Array, "*rows"], count: Int[Array, "*counts"] | int) -> Int[Array, "..."]:
+        """The rows that lie `count` rows on. Beyond the last row that is some row of another trajectory: a walk ends
+        before it gets there."""
+        return (row + self.stride * count) % self.ends.shape[0]
 
     def _actions_from(self, row: Int[Array, ""]) -> Float[Array, " chunk"]:
         """The actions of a chunk that starts at `row`, end to end; at a last row, which has none, that before it."""
         offsets = jnp.arange(self.action_chunk)
-        rows = jnp.minimum(row + offsets, self.ends.shape[0] - 1)
-        there = jnp.sum(jnp.cumprod(~self.ends[rows])).astype(jnp.int32)  # how many actions the trajectory still has
-        return self.actions[row + jnp.minimum(offsets, there - 1)].reshape(-1)
+        gone = self.ends[self._rows_on(row, offsets)]
+        there = jnp.sum(jnp.cumprod(~gone)).astype(jnp.int32)  # how many actions the trajectory still has
+        return self.actions[self._rows_on(row, jnp.minimum(offsets, there - 1))].reshape(-1)
 
     def on_host(self) -> Trajectories:
         """The trajectories as NumPy arrays."""
@@ -222,6 +224,19 @@ def chunk_starts(
     following = lambda marked: np.minimum.accumulate(np.where(marked, rows, len(ends))[::-1])[::-1]  # noqa: E731
     last, terminated = following(ends), following((masks == 0) & ~ends)  # the next such row, this one or a later one
     return rows[~ends & ((rows + action_chunk <= last) | (terminated < last))]
+
+
+def divide_key(
+    key: PRNGKeyArray, batch_size: int, n_step: int, td_lambda: float
+) -> tuple[PRNGKeyArray, int, Int[Array, " {batch_size}"] | None]:
+    """For a batch as `Dataset.sample` explains it: the key to draw transitions with, the steps that a target takes at
+    most, and how many each takes, or None where all take these. Consumes `key`."""
+    if td_lambda == 0:
+        n_step = 1
+    if td_lambda == 1 or n_step == 1:
+        return key, n_step, None
+    index_key, steps_key = jax.random.split(key)
+    return index_key, n_step, draw_steps(steps_key, batch_size, n_step, td_lambda)
 
 
 def draw_steps(key: PRNGKeyArray, count: int, n_step: int, td_lambda: float) -> Int[Array, " {count}"]:

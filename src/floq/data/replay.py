@@ -1,0 +1,207 @@
+"""New experience as it lies on the device, and batches of data and new experience together.
+
+A replay is a ring of ticks. In each tick every environment of every run writes one row: its state, at first as the end
+of its trajectory, since nobody knows yet what comes next. The step from there fills in action, reward and mask, and
+makes the row the start of a transition. An environment whose episode is over spends a tick on its reset: the row of its
+last state stays an end. So the state after a row's is always one tick on, and rows are overwritten in the order in
+which they were written.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from floq.data.transitions import Batch, Dataset, divide_key
+
+
+class Experience(NamedTuple):
+    """What one tick brought to the environments of several runs. `stepped` is false where an environment was reset
+    instead: then only its observation counts, the first of an episode."""
+
+    actions: Float[Any, "runs envs act"]
+    rewards: Float[Any, "runs envs"]
+    masks: Float[Any, "runs envs"]  # 0 at a true termination
+    stepped: Bool[Any, "runs envs"]
+    observations: Float[Any, "runs envs obs"]  # the states that it led to
+
+    @classmethod
+    def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], act_size: int) -> "Experience":
+        """Every environment shows the first observation of an episode."""
+        shape = observations.shape[:2]
+        zeros = np.zeros(shape, np.float32)
+        return cls(np.zeros((*shape, act_size), np.float32), zeros, zeros, np.zeros(shape, bool), observations)
+
+
+class Recorded(NamedTuple):
+    """The replay of one run on the host: one entry per tick, the oldest first."""
+
+    observations: Float[np.ndarray, "ticks envs obs"]
+    actions: Float[np.ndarray, "ticks envs act"]
+    rewards: Float[np.ndarray, "ticks envs"]
+    masks: Float[np.ndarray, "ticks envs"]
+    ends: Bool[np.ndarray, "ticks envs"]
+
+    @classmethod
+    def nothing(cls, num_envs: int, obs_size: int, act_size: int) -> "Recorded":
+        """Before the first tick."""
+        empty = lambda *size: np.zeros((0, num_envs, *size), np.float32)  # noqa: E731
+        return cls(empty(obs_size), empty(act_size), empty(), empty(), np.zeros((0, num_envs), bool))
+
+    def and_then(self, experience: Experience, run: int) -> "Recorded":
+        """With what a tick brought to one run at the end."""
+        act, rew, masks, stepped, obs = (np.asarray(x)[run] for x in experience)
+        known = {"actions": act, "rewards": rew, "masks": masks, "ends": ~stepped}
+        values = {"observations": np.concatenate([self.observations, obs[None]])}
+        for name, new in known.items():
+            before = getattr(self, name)
+            unknown = np.ones_like(new) if name == "ends" else np.zeros_like(new)
+            values[name] = np.concatenate([before[:-1], new[None][: len(before)], unknown[None]])
+        return Recorded(**values)
+
+
+class Replay(eqx.Module):
+    """The new experience of several runs, those of one device, with as many environments each.
+
+    Row `(tick % ticks) * stride + run * envs + env` of `data` is the state of an environment at a tick. The starts of
+    transitions are one queue for each run, of `len(data) // runs` places, since the oldest are overwritten first.
+    """
+
+    data: Dataset
+    tick: Int[Array, " runs"]  # how many there were, the same for all runs
+    oldest: Int[Array, " runs"]  # the place in a run's queue of its oldest start
+    count: Int[Array, " runs"]  # its starts
+
+    @classmethod
+    def of(cls, recorded: list[Recorded], ticks: int) -> "Replay":
+        """A ring of so many ticks that holds what each run has recorded, or the newest part of it. Room for rows is
+        taken once and for all."""
+        runs, (_, envs, obs_size), act_size = (
+            len(recorded),
+            recorded[0].observations.shape,
+            recorded[0].actions.shape[2],
+        )
+        longest = min(ticks, max(len(run.ends) for run in recorded))
+        rows = {"observations": np.zeros((ticks, runs, envs, obs_size), np.float32)}
+        rows |= {"actions": np.zeros((ticks, runs, envs, act_size), np.float32)}
+        rows |= {name: np.zeros((ticks, runs, envs), np.float32) for name in ("rewards", "masks")}
+        rows["ends"] = np.ones((ticks, runs, envs), bool)
+        places = ticks * envs
+        starts, count = np.zeros((runs, places), np.int32), np.zeros(runs, np.int32)
+        for number, run in enumerate(recorded):
+            kept = min(longest, len(run.ends))
+            for name, values in rows.items():
+                values[longest - kept : longest, number] = getattr(run, name)[len(run.ends) - kept :]
+            tick, env = np.nonzero(~rows["ends"][:, number])
+            count[number] = len(tick)
+            starts[number, : len(tick)] = (tick * runs + number) * envs + env
+        flat: dict[str, Any] = {name: jnp.asarray(x.reshape(-1, *x.shape[3:])) for name, x in rows.items()}
+        data = Dataset(**flat, starts=jnp.asarray(starts.reshape(-1)), stride=runs * envs)
+        tick = jnp.full(runs, max(0, longest - 1), jnp.int32)
+        return cls(data, tick, jnp.zeros(runs, jnp.int32), jnp.asarray(count))
+
+    @property
+    def ticks(self) -> int:
+        """How many fit in."""
+        return self.data.ends.shape[0] // self.data.stride
+
+    def add(self, new: Experience) -> "Replay":
+        """With what a tick brought. The states that it led to are the last of their trajectories for now, so that no
+        walk goes on from there to the oldest rows."""
+        runs, envs = new.stepped.shape
+        data, stride, places = self.data, self.data.stride, self.ticks * envs
+        head, following = (tick % self.ticks * stride for tick in (self.tick[0], self.tick[0] + 1))
+        lost = ~jax.lax.dynamic_slice_in_dim(data.ends, following, stride)
+        lost = jnp.sum(lost.reshape(runs, envs), axis=1, dtype=jnp.int32)
+        oldest, count = (self.oldest + lost) % places, self.count - lost
+
+        def write(before: Array, at: Array, values: Array) -> Array:
+            values = values.reshape(stride, *values.shape[2:]).astype(before.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(before, values, at, 0)
+
+        place = oldest[:, None] + count[:, None] + jnp.cumsum(new.stepped, axis=1, dtype=jnp.int32) - 1
+        place = place % places + places * jnp.arange(runs, dtype=jnp.int32)[:, None]
+        place = jnp.where(new.stepped, place, data.starts.shape[0])  # beyond the last: dropped
+        starts = data.starts.at[place.reshape(-1)].set(head + jnp.arange(stride, dtype=jnp.int32), mode="drop")
+        ends = write(data.ends, head, ~new.stepped)
+        rows = replace(
+            data,
+            observations=write(data.observations, following, new.observations),
+            actions=write(data.actions, head, new.actions),
+            rewards=write(data.rewards, head, new.rewards),
+            masks=write(data.masks, head, new.masks),
+            ends=write(ends, following, jnp.ones_like(new.stepped)),
+            starts=starts,
+        )
+        return Replay(rows, self.tick + 1, oldest, count + jnp.sum(new.stepped, axis=1, dtype=jnp.int32))
+
+    def start(self, run: Int[Array, ""], index: Int[Array, "*some"]) -> Int[Array, "*some"]:
+        """The rows at which a run's transitions start, by their number from the oldest."""
+        places = self.data.starts.shape[0] // self.count.shape[0]
+        return self.data.starts[run * places + (self.oldest[run] + index) % places]
+
+    def recorded(self, run: int) -> Recorded:
+        """One run's, on the host."""
+        runs, last = self.count.shape[0], int(self.tick[0])
+        used = np.arange(max(0, last + 1 - self.ticks), last + 1) % self.ticks
+
+        def of_run(name: str) -> np.ndarray:
+            rows = np.asarray(getattr(self.data, name))
+            return rows.reshape(self.ticks, runs, -1, *rows.shape[1:])[used, run]
+
+        return Recorded(*(of_run(name) for name in Recorded._fields))
+
+
+class Mixture(eqx.Module):
+    """What a run draws its batches from online: its data, and its part of a replay.
+
+    Unless `balanced`, all transitions are drawn alike, as if new experience were added to the data, and where there are
+    more than `limit` of both, the oldest do not count, the data's first (as published). `balanced` takes the first half
+    of a batch from the data and the second from new experience, the newest `limit` of it; all from the data while there
+    is nothing new (RLPD, arXiv 2302.02948).
+    """
+
+    data: Dataset
+    replay: Replay
+    run: Int[Array, ""]
+    limit: int = eqx.field(static=True)
+    balanced: bool = eqx.field(static=True)
+
+    def sample(
+        self,
+        key: PRNGKeyArray,
+        batch_size: int,
+        n_step: int = 1,
+        discount: float | Float[Array, ""] = 1.0,
+        td_lambda: float = 1.0,
+        action_chunk: int = 1,
+    ) -> Batch:
+        """A batch, as `Dataset.sample` explains it, of single actions. Consumes `key`."""
+        assert action_chunk == self.data.action_chunk == 1
+        key, n_step, steps = divide_key(key, batch_size, n_step, td_lambda)
+        is_new, index = self._choose(key, batch_size)
+
+        def transition(is_new: Array, index: Array, m: Array | None) -> dict[str, Array]:
+            old = self.data.transition(self.data.starts[index], n_step, discount, m)
+            new = self.replay.data.transition(self.replay.start(self.run, index), n_step, discount, m)
+            return {name: jnp.where(is_new, new[name], old[name]) for name in old}
+
+        return jax.vmap(transition)(is_new, index, steps)
+
+    def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
+        """For each transition of a batch whether it is new, and its number among those or in the data."""
+        old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
+        new = self.replay.count[self.run]
+        too_old = jnp.maximum(new - self.limit, 0)  # of the new ones
+        if self.balanced:
+            old_key, new_key = jax.random.split(key)
+            is_new = (jnp.arange(batch_size) >= batch_size // 2) & (new > 0)
+            from_data = jax.random.randint(old_key, (batch_size,), 0, old)
+            return is_new, jnp.where(is_new, jax.random.randint(new_key, (batch_size,), too_old, new), from_data)
+        dropped = jnp.clip(old + new - self.limit, 0, old)  # all of the data, if any of the new are too old
+        index = jax.random.randint(key, (batch_size,), dropped + too_old, old + new)
+        return index >= old, jnp.where(index >= old, index - old, index)

@@ -1,0 +1,181 @@
+"""The replay against a list of episodes in plain Python; what a batch of data and new experience is drawn from."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from floq.data.replay import Experience, Mixture, Recorded, Replay
+from floq.data.transitions import Dataset
+
+G, OBS, ACT = 0.9, 2, 1
+
+
+class Oracle:
+    """Episodes as lists of steps, of one run. What was written more than `ticks` ticks ago is gone."""
+
+    def __init__(self, envs, ticks):
+        self.envs, self.ticks, self.now = envs, ticks, 0
+        self.episodes = [[] for _ in range(envs)]  # per environment: (tick of its first state, first obs, steps)
+
+    def add(self, new: Experience, run: int):
+        act, rew, masks, stepped, obs = (np.asarray(x)[run] for x in new)
+        for env in range(self.envs):
+            if stepped[env]:
+                self.episodes[env][-1][2].append((act[env], rew[env], masks[env], obs[env]))
+            else:
+                self.episodes[env].append((self.now + 1, obs[env], []))
+        self.now += 1
+
+    def transitions(self, n_step):
+        """(obs, act, sum of rewards, mask, obs after it, whether the known trajectory ends there), the oldest first."""
+        found = []
+        for env, episodes in enumerate(self.episodes):
+            for first, obs, steps in episodes:
+                states = [obs, *(step[3] for step in steps)]
+                for i, step in enumerate(steps):
+                    if first + i > self.now - self.ticks:
+                        total, power, mask, j = 0.0, 1.0, 1.0, i
+                        while j < min(i + n_step, len(steps)) and mask:
+                            total += power * steps[j][1]
+                            mask, last = steps[j][2], power
+                            power, j = power * G, j + 1
+                        row = (*states[i], *step[0], total, last * mask, *states[j], float(j == len(steps)))
+                        found.append(((first + i, env), row))
+        return [row for _, row in sorted(found, key=lambda pair: pair[0])]
+
+
+add = jax.jit(Replay.add)
+
+
+@partial(jax.jit, static_argnums=2)
+def every_transition(replay: Replay, run, n_step):
+    """All that a run's queue has room for."""
+    rows = replay.start(run, jnp.arange(replay.data.starts.shape[0] // len(replay.count)))
+    return jax.vmap(lambda row: replay.data.transition(row, n_step, G))(rows)
+
+
+def in_replay(replay: Replay, run: int, n_step: int):
+    found = every_transition(replay, jnp.int32(run), n_step)
+    names = ("observations", "actions", "rewards", "masks", "next_observations", "terminals")
+    columns = [np.asarray(found[name]).reshape(len(found["rewards"]), -1) for name in names]
+    return np.concatenate(columns, axis=1)[: int(replay.count[run])]
+
+
+def random_experience(rng, runs, envs, over):
+    """A tick of environments of which some are reset; `over` says which have no episode, and is changed."""
+    stepped = ~over
+    terminated, truncated = rng.random((2, runs, envs)) < 0.15
+    over[:] = stepped & (terminated | truncated)
+    return Experience(
+        rng.normal(size=(runs, envs, ACT)).astype(np.float32),
+        rng.normal(size=(runs, envs)).astype(np.float32),
+        (1.0 - terminated).astype(np.float32),
+        stepped,
+        rng.normal(size=(runs, envs, OBS)).astype(np.float32),
+    )
+
+
+def empty(runs=1, envs=1, ticks=8) -> Replay:
+    return Replay.of([Recorded.nothing(envs, OBS, ACT)] * runs, ticks)
+
+
+@pytest.mark.parametrize(("runs", "envs", "ticks"), [(1, 1, 5), (1, 3, 6), (2, 2, 11)])
+def test_what_can_be_sampled_equals_a_list_of_episodes(runs, envs, ticks):
+    """At every tick, over several turns of the ring; some ticks after the replay was written down and read again."""
+    rng = np.random.default_rng(envs)
+    replay, oracles = empty(runs, envs, ticks), [Oracle(envs, ticks) for _ in range(runs)]
+    over, wrapped = np.ones((runs, envs), bool), 0
+    for tick in range(5 * ticks):
+        if tick % 7 == 6:
+            new = random_experience(rng, runs, envs, over)
+            replay = Replay.of([replay.recorded(run).and_then(new, run) for run in range(runs)], ticks)
+        else:
+            new = random_experience(rng, runs, envs, over)
+            replay = add(replay, new)
+        for run, oracle in enumerate(oracles):
+            oracle.add(new, run)
+            for n_step in (1, 3):
+                wanted = oracle.transitions(n_step)
+                found = in_replay(replay, run, n_step)
+                assert len(found) == len(wanted)
+                if wanted:
+                    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+                    wrapped += tick > 2 * ticks
+    assert wrapped
+
+
+def test_a_record_keeps_the_newest_ticks_and_pads_the_shorter_runs():
+    rng, over = np.random.default_rng(0), np.ones((2, 1), bool)
+    replay = empty(2, 1, 12)
+    for _ in range(10):
+        replay = add(replay, random_experience(rng, 2, 1, over))
+    records = [replay.recorded(run) for run in (0, 1)]
+    assert len(records[0].ends) == 11
+    shorter = Recorded(*(x[-6:] for x in records[1]))
+    smaller = Replay.of([records[0], shorter], 9)
+    for run, ticks in ((0, 9), (1, 6)):
+        wanted = in_replay(replay, run, 2)
+        kept = int((~records[run].ends[-ticks:]).sum())
+        np.testing.assert_allclose(in_replay(smaller, run, 2), wanted[len(wanted) - kept :])
+        assert kept < len(wanted)
+
+
+# --- data and new experience ---
+
+
+def filled(new: int, ticks=40) -> Replay:
+    """A run with one endless episode of so many steps, whose rewards are 100, 101, ..."""
+    replay = add(empty(1, 1, ticks), Experience.of_resets(np.zeros((1, 1, OBS), np.float32), ACT))
+    for i in range(new):
+        one, obs = np.ones((1, 1), np.float32), np.zeros((1, 1, OBS), np.float32)
+        replay = add(replay, Experience(obs[..., :ACT], one * (100 + i), one, one > 0, obs))
+    return replay
+
+
+def data(count=10) -> Dataset:
+    """One trajectory with the rewards 0, 1, ..."""
+    zeros = np.zeros((count + 1, OBS), np.float32)
+    return Dataset.from_rows(zeros, zeros[:, :ACT], np.arange(count + 1), np.ones(count + 1), np.zeros(count + 1))
+
+
+def rewards(replay, limit, balanced=False, size=2000):
+    mixture = Mixture(data(), replay, jnp.int32(0), limit, balanced)
+    return np.asarray(mixture.sample(jax.random.key(0), size)["rewards"])
+
+
+@pytest.mark.parametrize(
+    ("new", "limit", "drawn"),
+    [
+        (0, 11, range(10)),
+        (1, 11, [*range(10), 100]),
+        (4, 11, [*range(3, 10), *range(100, 104)]),  # the oldest of the data go first
+        (11, 11, range(100, 111)),
+        (13, 11, range(102, 113)),
+        (13, 100, [*range(10), *range(100, 113)]),
+    ],
+)
+def test_the_union_is_drawn_uniformly_and_the_oldest_drop_out(new, limit, drawn):
+    found, counts = np.unique(rewards(filled(new), limit), return_counts=True)
+    np.testing.assert_array_equal(found, list(drawn))
+    assert counts.max() < 1.5 * 2000 / len(found)
+
+
+def test_balanced_batches_are_half_and_half():
+    found = rewards(filled(13), 11, balanced=True)
+    np.testing.assert_array_equal(np.unique(found[:1000]), range(10))
+    np.testing.assert_array_equal(np.unique(found[1000:]), range(102, 113))
+    np.testing.assert_array_equal(np.unique(rewards(filled(0), 11, balanced=True)), range(10))
+
+
+def test_lambda_returns_reach_over_new_experience_too():
+    """Each transition draws its number of steps; those from the newest rows end where nothing more is known."""
+    replay, lam = filled(30), 0.5
+    only_new = Mixture(data(), replay, jnp.int32(0), 21, True)
+    batch = only_new.sample(jax.random.key(1), 40_000, 3, 1.0, lam)
+    new = np.asarray(batch["rewards"])[20_000:]
+    lengths = np.select([new < 150, new < 300], [1, 2], 3)  # a step brings 100 to 129
+    wanted = np.array([0.5 + 0.5 / 21, 0.25, 0.25 - 0.5 / 21])
+    np.testing.assert_allclose(np.bincount(lengths)[1:] / len(new), wanted, atol=0.01)
