@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ACT, ACTOR, OBS
+from helpers import ACT, ACTOR, OBS, SCALAR, agent_config
 from oracle import gelu
 from scipy.stats import norm
 
@@ -17,6 +17,7 @@ from floq.actors import (
     GaussianActor,
     GaussianConfig,
 )
+from floq.agent import Agent
 from floq.errors import UserError
 
 KEYS = ("x_0", "t", "noise", "mse")  # the order in which the loss splits its key
@@ -215,3 +216,23 @@ def test_best_of_n_takes_the_candidate_with_the_highest_value():
     terms = loss(actor, obs, act)
     assert float(terms.q) == 0  # nothing is climbed
     assert float(terms.behaviour) == float(terms.info["bc_flow_loss"]) > 0
+
+
+def test_how_actors_explore():
+    """The Gaussian samples, the deterministic one adds its noise, the others act."""
+    obs, keys = jnp.ones(OBS), jax.random.split(jax.random.key(0), 400)
+
+    def drawn(config):
+        policy = Agent.init(jax.random.key(1), OBS, ACT, agent_config(SCALAR, config)).policy
+        raw = jax.random.key_data(keys)
+        draw = lambda verb: jax.vmap(lambda k: verb(obs, jax.random.wrap_key_data(k)))(raw)  # noqa: E731
+        return np.asarray(draw(policy.act)), np.asarray(draw(policy.explore))
+
+    acted, explored = drawn(GaussianConfig(actor_hidden_dims=(8,)))
+    assert acted.std(axis=0).max() < 1e-5
+    assert explored.std(axis=0).min() > 0.1
+    acted, explored = drawn(DeterministicConfig(actor_hidden_dims=(8,), exploration_noise=0.05))
+    np.testing.assert_allclose((explored - acted).std(axis=0), 0.05, rtol=0.2)
+    acted, explored = drawn(ACTOR)
+    np.testing.assert_array_equal(acted, explored)
+    assert acted.std(axis=0).min() > 0.01

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
-from floq.workers import WorkerError, Workers
+from floq.workers import WorkerError, WorkerLate, Workers
 
 
 class Adder:
@@ -22,6 +23,10 @@ class Adder:
 
     def fail(self, message):
         raise ValueError(message)
+
+    def wait(self, seconds):
+        time.sleep(seconds)
+        return self.total
 
     def die(self, code):
         os._exit(code)
@@ -65,3 +70,18 @@ def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_ja
     assert done.stdout == "main runs once\n(1, 2)\n"
     with Workers(Adder, [(0,)]) as workers:
         assert workers.call("has_jax", [()]) == [False]
+
+
+def test_a_call_in_two_halves_and_one_that_takes_too_long():
+    with Workers(Adder, [(0,), (100,)]) as workers:
+        begun = workers.begin_call("add", [(1,), (2,)])
+        assert workers.answers(begun, timeout=60.0) == [1, 102]
+        begun = workers.begin_call("wait", [(0.0,), (60.0,)])
+        first, second = workers.answers(begun, timeout=1.0)
+        assert first == 1
+        assert isinstance(second, WorkerLate)
+        workers.restart(1)
+        assert workers.call("add", [(1,), (1,)]) == [2, 101]
+        with pytest.raises(WorkerLate, match="has not answered in time"):
+            workers.call_one(0, "wait", (60.0,), timeout=0.5)
+        workers.restart(0)

@@ -15,6 +15,7 @@ class Keys(NamedTuple):
     validation: PRNGKeyArray
     evaluation: PRNGKeyArray
     pictures: PRNGKeyArray
+    exploration: PRNGKeyArray  # new streams come last: those before them stay as they are
 
     @classmethod
     def of(cls, seed: int) -> "Keys":

@@ -32,10 +32,16 @@ class Policy(eqx.Module):
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
         `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
+        return self._chosen(self.actor.act, obs, key)
+
+    @jax.jit
+    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """The same with the actor's own exploration, for new experience."""
+        return self._chosen(self.actor.explore, obs, key)
+
+    def _chosen(self, verb: Callable[[Array, Value, PRNGKeyArray], Array], obs: Array, key: PRNGKeyArray) -> Array:
         with matmul_precision("f32"):
-            return chosen(
-                self.actor.act, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key
-            )
+            return chosen(verb, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key)
 
 
 def chosen(
@@ -45,8 +51,8 @@ def chosen(
     obs: Float[Array, " obs"],
     key: PRNGKeyArray,
 ) -> Float[Array, " act"]:
-    """What an actor's verb, `act` or `target_act`, chooses. With a critic it may ask for values, of all candidates with
-    the same random numbers; without one it never does."""
+    """What an actor's verb, `act`, `explore` or `target_act`, chooses. With a critic it may ask for values, of all
+    candidates with the same random numbers; without one it never does."""
     if critic is None or scale is None:
         return verb(obs, _never_asked, key)
     act_key, value_key = jax.random.split(key)

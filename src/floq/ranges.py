@@ -27,8 +27,9 @@ POSITIVE = (
     *("video_frame_skip", "frame_stack", "batch_devices"),
 )
 NOT_NEGATIVE = (
-    *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "actor_head_scale", "temperature", "rho"),
-    *("noise_coverage", "reward_offset", "support_margin", "online_steps", "video_episodes", "restore_epoch"),
+    *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "exploration_noise", "actor_head_scale"),
+    *("temperature", "rho", "noise_coverage", "reward_offset", "support_margin"),
+    *("online_steps", "warmup_steps", "video_episodes", "restore_epoch"),
 )
 
 

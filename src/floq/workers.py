@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ class WorkerError(RuntimeError):
 
 class WorkerDied(WorkerError):
     """A worker's process ended by itself; `Workers.restart` replaces it."""
+
+
+class WorkerLate(WorkerDied):
+    """A worker has not answered in time. It may still do so, so it must be replaced like one that died."""
 
 
 class Workers:
@@ -61,23 +66,36 @@ class Workers:
 
     def try_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The same, but where a worker has died, its place in the list holds what `call` would raise."""
-        answers: list[Any] = []
+        return self.answers(self.begin_call(method, arguments))
+
+    def begin_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[WorkerDied | None]:
+        """The first half of `try_call`: the workers begin, and the caller may do something else. The other half is
+        `answers`, of what this returns."""
+        begun: list[WorkerDied | None] = []
         for i, args in enumerate(arguments):
             try:
-                answers.append(self._send(i, method, args))
+                begun.append(self._send(i, method, args))
+            except WorkerDied as died:
+                begun.append(died)
+        return begun
+
+    def answers(self, begun: Sequence[WorkerDied | None], timeout: float | None = None) -> list[Any]:
+        """What the workers answer, as `try_call` explains it. One that takes longer than `timeout` seconds from now
+        counts as dead."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        answers: list[Any] = []
+        for i, failed in enumerate(begun):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                answers.append(failed or self._receive(i, left))
             except WorkerDied as died:
                 answers.append(died)
-        for i, sent in enumerate(answers):
-            try:
-                answers[i] = sent or self._receive(i)
-            except WorkerDied as died:
-                answers[i] = died
         return answers
 
-    def call_one(self, worker: int, method: str, arguments: tuple[Any, ...]) -> Any:
-        """Call `method` on one worker."""
+    def call_one(self, worker: int, method: str, arguments: tuple[Any, ...], timeout: float | None = None) -> Any:
+        """Call `method` on one worker. Raises WorkerLate if that takes longer than `timeout` seconds."""
         self._send(worker, method, arguments)
-        return self._receive(worker)
+        return self._receive(worker, timeout)
 
     def restart(self, worker: int) -> None:
         """Replace a worker by a fresh one, made with the same arguments."""
@@ -123,8 +141,10 @@ class Workers:
         except (BrokenPipeError, OSError) as error:
             raise self._died(worker) from error
 
-    def _receive(self, worker: int) -> Any:
+    def _receive(self, worker: int, timeout: float | None = None) -> Any:
         try:
+            if timeout is not None and not self._pipes[worker].poll(timeout):
+                raise WorkerLate(f"worker {worker} has not answered in time")
             failed, result = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._died(worker) from error

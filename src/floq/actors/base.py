@@ -23,9 +23,9 @@ class Actor(eqx.Module):
     """A policy and the loss it learns from, written for one transition. An actor knows no critic: whoever calls it
     passes Q(obs, .) as a function of the action, to climb in `loss`, and to rank actions by where `ranks` says so.
 
-    `act` and `loss` are what an actor must have. The other verbs have defaults: the target's action is drawn like any
-    other, nothing is subtracted from its value, no target copy is kept, and every update of the critic is one of the
-    actor.
+    `act` and `loss` are what an actor must have. The other verbs have defaults: it explores as it acts, the target's
+    action is drawn like any other, nothing is subtracted from its value, no target copy is kept, and every update of
+    the critic is one of the actor.
     """
 
     ranks: ClassVar[bool] = False
@@ -51,6 +51,10 @@ class Actor(eqx.Module):
         key: PRNGKeyArray,
     ) -> ActorLoss:
         """`act` is the dataset's action, `value(a)` is Q(obs, a), `alpha` weighs staying close to the data."""
+
+    def explore(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
+        """The action with which new experience is made. Consumes `key`."""
+        return self.act(obs, value, key)
 
     def target_act(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
         """The action whose value a TD target takes. Consumes `key`."""

@@ -38,6 +38,8 @@ class DeterministicConfig:
     """Standard deviation of the noise on the TD target's action."""
     actor_noise_clip: float = 0.5
     """Largest magnitude of that noise."""
+    exploration_noise: float = 0.1
+    """Standard deviation of the noise on the action with which new experience is made."""
     actor_freq: int = 2
     """The actor and the target networks move in one of so many updates."""
     target_actor: bool = True
@@ -64,6 +66,10 @@ class DeterministicActor(Actor):
 
     def act(self, obs, value: Value, key):
         return jnp.tanh(self.net(obs))
+
+    def explore(self, obs, value: Value, key):
+        act = jnp.tanh(self.net(obs))
+        return jnp.clip(act + self.config.exploration_noise * jax.random.normal(key, act.shape), -1.0, 1.0)
 
     def target_act(self, obs, value: Value, key):
         c, act = self.config, jnp.tanh(self.net(obs))

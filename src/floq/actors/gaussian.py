@@ -51,7 +51,8 @@ class GaussianConfig:
 
 
 class GaussianActor(Actor):
-    """tanh(N(mean(s), std(s))). Acting takes the mode of the Gaussian, TD targets and the loss sample it."""
+    """tanh(N(mean(s), std(s))). Acting takes the mode of the Gaussian; exploring, TD targets and the loss sample
+    it."""
 
     net: MLP  # s -> (mean, log std), laid end to end
     log_temperature: Float[Array, ""] | None  # only where it is learned
@@ -68,6 +69,9 @@ class GaussianActor(Actor):
 
     def act(self, obs, value: Value, key):
         return jnp.tanh(self._moments(obs)[0])
+
+    def explore(self, obs, value: Value, key):
+        return self._sample(obs, key)[0]
 
     def target_act(self, obs, value: Value, key):
         return self._sample(obs, key)[0]
