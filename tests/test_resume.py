@@ -196,7 +196,7 @@ def test_what_cannot_be_continued(dataset_dir, tmp_path, capsys):
         return line
 
     assert "--agent.alpha with --resume" in complaint("--agent.alpha=3")
-    assert "online fine-tuning is not built yet" in complaint("--online_steps=3")
+    assert "must be a multiple of --num_envs=2" in complaint("--online_steps=3", "--num_envs=2")
     assert "the run is at step 6 already, give more" in complaint("--offline_steps=4")
     written = (run.folder / "config.json").read_text()
     values = json.loads(written)

@@ -51,8 +51,8 @@ def test_logs(run_dir):
 
 
 def test_a_checkpoint_restores_every_array(run_dir, tmp_path):
-    agent, config, sizes, _, pending = checkpoint.load(run_dir / "checkpoints")
-    assert int(agent.step) == 6
+    agent, config, sizes, _, pending, step = checkpoint.load(run_dir / "checkpoints")
+    assert int(agent.step) == step == 6
     assert config == Run.open(run_dir).config
     assert float(agent.hypers.tau) == pytest.approx(config.agent.tau)
     assert sizes == (2, 2)
@@ -119,5 +119,9 @@ def test_csv_rows_are_on_disk_at_once_and_keep_their_columns(tmp_path):
     assert read_csv(tmp_path / "log.csv") == {"step": [1.0], "a": [0.1], "b": [2.0]}
     log.log(2, {"a": 0.25, "b": 3.0})
     assert read_csv(tmp_path / "log.csv")["a"] == [0.1, 0.25]
-    with pytest.raises(ValueError, match="c"):
-        log.log(3, {"c": 1.0})
+    log.log(3, {"a": 0.5, "c": 1.0})  # a new column, and one that is missing
+    columns = read_csv(tmp_path / "log.csv")
+    assert list(columns) == ["step", "a", "b", "c"]
+    assert columns["a"] == [0.1, 0.25, 0.5]
+    np.testing.assert_array_equal(columns["b"], [2.0, 3.0, np.nan])
+    np.testing.assert_array_equal(columns["c"], [np.nan, np.nan, 1.0])

@@ -16,25 +16,29 @@ from safetensors.numpy import save_file
 
 from floq.agent import Agent
 from floq.config import Config
+from floq.data.replay import Recorded
 from floq.errors import UserError
 from floq.policy import Policy
 
 FORMAT = 2
 TENSORS, PENDING, MANIFEST = "state.safetensors", "pending-{}.safetensors", "manifest.json"
+REPLAY = "replay.safetensors"
 
 T = TypeVar("T")
 
 
 class Checkpoint(NamedTuple):
     """What a checkpoint holds: the agent's whole state, the configuration it was trained with, how many numbers an
-    observation and an action have, the clocks of its run (seconds and steps, by name), and by step the policies whose
-    evaluation was not finished."""
+    observation and an action have, the clocks of its run (seconds and steps, by name), by step the policies whose
+    evaluation was not finished, and the run's step: gradient steps offline, plus environment steps. Its replay, if it
+    is online, is read by `load_replay`."""
 
     agent: Agent
     config: Config
     sizes: tuple[int, int]
     clocks: dict[str, float]
     pending: dict[int, Policy]
+    step: int = 0
 
 
 def save(
@@ -44,6 +48,9 @@ def save(
     config: Config,
     clocks: Mapping[str, float] | None = None,
     pending: Mapping[int, Policy] | None = None,
+    *,
+    step: int | None = None,
+    replay: Recorded | None = None,
 ) -> Path:
     """Write `folder`/<step>/; the folder appears under that name only when it is complete.
 
@@ -54,14 +61,18 @@ def save(
         config: stored beside the state, to rebuild the agent and to refuse a state that does not fit it.
         clocks: numbers that a continued run counts on from.
         pending: by step, policies that a continued run still has to evaluate.
+        step: of the run; by default the agent's, which counts its updates.
+        replay: what the run has seen online.
     """
-    step = int(agent.step)
+    step = int(agent.step) if step is None else step
     final, partial = folder / str(step), folder / f".{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write(agent, partial / TENSORS)
     for at, policy in (pending or {}).items():
         _write(policy, partial / PENDING.format(at))
+    if replay is not None:
+        save_file({name: np.ascontiguousarray(x) for name, x in replay._asdict().items()}, partial / REPLAY)
     manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
     manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -98,9 +109,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     if step is not None and step not in available:
         raise UserError(f"{folder} has no checkpoint of step {step}: choose one of {', '.join(map(str, available))}")
     path = folder / str(available[-1] if step is None else step)
-    remedy = (
-        f"delete {path} to go back to an older checkpoint" if len(available) > 1 else "there is no other checkpoint"
-    )
+    remedy = _remedy(path, available)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
@@ -114,7 +123,35 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
     agent = _read(template, path / TENSORS, remedy)
     pending = {at: _read(template.policy, path / PENDING.format(at), remedy) for at in waiting}
-    return Checkpoint(agent, config, sizes, clocks, pending)
+    return Checkpoint(agent, config, sizes, clocks, pending, int(path.name))
+
+
+def load_replay(folder: Path, step: int) -> Recorded | None:
+    """What the run had seen online at its checkpoint of that step, None if it was not online yet.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / str(step) / REPLAY
+    if not path.exists():
+        return None
+    remedy = _remedy(path.parent, steps(folder))
+    stored = _tensors(path, remedy)
+    if stored.keys() != set(Recorded._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
+        raise UserError(f"{path} is damaged (it lacks a part): {remedy}")
+    return Recorded(**stored)
+
+
+def _remedy(path: Path, available: list[int]) -> str:
+    return f"delete {path} to go back to an older checkpoint" if len(available) > 1 else "there is no other checkpoint"
+
+
+def _tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def _write(tree: Any, path: Path) -> None:
@@ -123,11 +160,7 @@ def _write(tree: Any, path: Path) -> None:
 
 def _read(template: T, path: Path, remedy: str) -> T:
     """The tree of the template's shape whose arrays are in the file."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+    stored = _tensors(path, remedy)
     names = _names(template)
     expected = dict(zip(names, jax.eval_shape(_stored_leaves, template), strict=True))
     wrong = sorted(expected.keys() ^ stored.keys())

@@ -76,13 +76,28 @@ def run(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change. With
-    several folders, runs that stopped at the same step go on as one fleet."""
+    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change, and
+    how it learns online as long as it does not. With several folders, runs that stopped at the same step go on as one
+    fleet."""
 
     offline_steps: int | None = None
     """New total of gradient steps on the dataset; by default the run's own."""
     online_steps: int | None = None
     """New total of environment steps after that."""
+    restart_failed_envs: bool | None = None
+    """Go on with a fresh environment where one fails."""
+    env_timeout: float | None = None
+    """Seconds that a step of the environments may take."""
+    utd: int | None = None
+    """Gradient steps for each environment step."""
+    num_envs: int | None = None
+    """Environments that are stepped at once."""
+    warmup_steps: int | None = None
+    """Environment steps before gradient steps begin."""
+    buffer_size: int | None = None
+    """Transitions that online batches are drawn from."""
+    balanced_sampling: Literal[0, 1] | None = None
+    """1 takes half of each batch from the dataset and half from new experience."""
     distributed: str | None = None
     """Divide the runs over several hosts, as in training."""
     dry_run: bool = False
@@ -116,8 +131,8 @@ def _resume(argv: list[str]) -> None:
     for name in flags.names():
         if name not in types:
             raise UserError(
-                f"--{name} with --resume: a run goes on with its own settings, only --offline_steps and "
-                "--online_steps may change"
+                f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
+                "and how it learns online may change"
             )
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
@@ -125,11 +140,11 @@ def _resume(argv: list[str]) -> None:
     from floq.resuming import continued, resume_fleet
     from floq.run import Run
 
+    changes = {name: x for name, x in vars(options).items() if x is not None and name not in ("distributed", "dry_run")}
     if options.dry_run:
-        steps = options.offline_steps, options.online_steps
-        return _print_configs([continued(Run.open(folder), *steps) for folder in folders])
+        return _print_configs([continued(Run.open(folder), changes) for folder in folders])
     hosts = _start_jax(options.distributed, [Run.open(folder).config for folder in folders])
-    resume_fleet(folders, offline_steps=options.offline_steps, online_steps=options.online_steps, hosts=hosts)
+    resume_fleet(folders, hosts=hosts, **changes)
 
 
 def _start_jax(distributed: str | None = None, configs: Sequence[Any] = ()) -> Any:

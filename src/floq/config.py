@@ -158,11 +158,22 @@ class Config:
     offline_steps: int = 2_000_000
     """Gradient steps on the dataset."""
     online_steps: int = 0
-    """Environment steps after that, one gradient step each: not built yet."""
+    """Environment steps after that, in which the agent goes on learning from its own experience."""
     buffer_size: int = 2_000_000
-    """Transitions that the online replay buffer holds."""
+    """Transitions that online batches are drawn from, data and new experience together; at least all of the data and
+    one more. With balanced_sampling, new ones."""
     balanced_sampling: Literal[0, 1] = 0
-    """Online, 1 takes half of each batch from the dataset and half from new experience: not built yet."""
+    """Online, 1 takes half of each batch from the dataset and half from new experience; 0 draws from both alike."""
+    utd: int = 1
+    """Online, gradient steps for each environment step."""
+    num_envs: int = 1
+    """Online, environments that are stepped at once."""
+    warmup_steps: int = 0
+    """Online, environment steps before gradient steps begin."""
+    restart_failed_envs: bool = False
+    """Online, go on with a fresh environment where one raises, hangs or returns NaN; otherwise that ends the run."""
+    env_timeout: float = 60.0
+    """Online, seconds that a step of the environments may take."""
     log_interval: int = 5_000
     """Steps between rows of train.csv."""
     eval_interval: int = 20_000
@@ -199,6 +210,18 @@ class Config:
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
         if not (self.env_name or self.dataset):
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
+        if not self.offline_steps + self.online_steps:
+            raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
+        if self.online_steps % self.num_envs:
+            steps, envs = self.online_steps, self.num_envs
+            raise UserError(
+                f"--online_steps={steps}: must be a multiple of --num_envs={envs}, all of which step at once"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps offline, then environment steps: a run's clock counts both."""
+        return self.offline_steps + self.online_steps
 
     @property
     def task(self) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from floq import run_data
+from floq import checkpoint, run_data
 from floq.critics import FloqCritic
 from floq.data.transitions import Dataset
 from floq.errors import UserError
@@ -40,7 +40,8 @@ def evaluate_run(
     seed = run.config.seed if seed is None else seed
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
     config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
-    agent, display = run.load_agent(step), Display(show)
+    saved, display = checkpoint.load(run.folder / "checkpoints", step), Display(show)
+    agent = saved.agent
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
     if config.env_name is None:
         if acting_flow_steps is not None:
@@ -50,7 +51,7 @@ def evaluate_run(
         run_data.check_given(run, data)
         splits = run_data.load_data(config, display, data)
         run_data.check_same(run, splits)
-        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, int(agent.step))
+        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
         with (
             Evaluator(
@@ -58,7 +59,7 @@ def evaluate_run(
             ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):
-            evaluation = evaluator(on_cpu(policy), seed, int(agent.step), on_progress=update)
+            evaluation = evaluator(on_cpu(policy), seed, saved.step, on_progress=update)
     assert evaluation is not None
     rows = described(config, evaluation.summary())
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent import Agent, Info, zeros_like_info
+from floq.data.replay import Mixture
 from floq.data.transitions import Batch, Dataset
 from floq.errors import UserError
 
@@ -105,6 +106,8 @@ class Fleet:
         tasks: for each run, which task of the data it learns.
         train, validation: the data.
         batch_keys, validation_keys: for each run, the stream that its batches are drawn with.
+
+    What lies along the run axis has an entry for each of `slots`, which holds numbers of runs.
     """
 
     def __init__(
@@ -118,29 +121,32 @@ class Fleet:
         layout: Layout | None = None,
     ):
         self._runs = len(agents)
-        self._layout = layout or Layout.for_runs(self._runs)
-        every = [min(slot, self._runs - 1) for slot in range(self._layout.slots(self._runs))]
-        divided = NamedSharding(self._layout.mesh, PartitionSpec("runs"))
-        everywhere = NamedSharding(self._layout.mesh, PartitionSpec())
-        place = lambda values: jax.device_put(_stacked([values[i] for i in every]), divided)  # noqa: E731
-        self._agents: Agent = place(agents)
-        self._tasks = place([jnp.int32(task) for task in tasks])
-        self._batch_keys, self._validation_keys = place(batch_keys), place(validation_keys)
-        self._train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
-        self._program: Callable[..., Any] = partial(_train_steps, layout=self._layout)
+        self.layout = layout or Layout.for_runs(self._runs)
+        self.slots = [min(slot, self._runs - 1) for slot in range(self.layout.slots(self._runs))]
+        everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
+        self.agents: Agent = self.place(agents)
+        self.tasks = self.place([jnp.int32(task) for task in tasks])
+        self.batch_keys, self._validation_keys = self.place(batch_keys), self.place(validation_keys)
+        self.train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
+        self._program: Callable[..., Any] = partial(_train_steps, layout=self.layout)
 
     def __len__(self) -> int:
         return self._runs
 
+    def place(self, values: Sequence[Any]) -> Any:
+        """A value of each run, along the run axis, on the devices that hold the runs."""
+        divided = NamedSharding(self.layout.mesh, PartitionSpec("runs"))
+        return jax.device_put(_stacked([values[run] for run in self.slots]), divided)
+
     @property
     def devices(self) -> int:
         """On how many devices it lies."""
-        return len(self._layout.devices)
+        return len(self.layout.devices)
 
     @property
     def step(self) -> int:
         """How many updates every run has behind it."""
-        return int(self._agents.step[0])
+        return int(self.agents.step[0])
 
     def agent(self, run: int) -> Agent:
         """One run's agent, as if it had been alone."""
@@ -150,29 +156,28 @@ class Fleet:
                 return jax.random.wrap_key_data(jax.random.key_data(x)[run])
             return x[run]
 
-        return jax.tree.map(of_run, self._agents)
+        return jax.tree.map(of_run, self.agents)
 
     def advance(self, num_steps: int) -> list[dict[str, float]]:
         """Train all runs for `num_steps` updates, in one device call. Returns each run's info of the last one."""
-        self._agents, info = self._program(*self._arguments(num_steps))
-        return self._divided(info)
+        self.agents, info = self._program(*self._arguments(num_steps))
+        return self.divided(info)
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of `advance` now, and return it for its analyses."""
-        program = _train_steps.lower(*self._arguments(1), layout=self._layout).compile()
+        program = _train_steps.lower(*self._arguments(1), layout=self.layout).compile()
         self._program = program
         return program
 
     def _arguments(self, num_steps: int) -> tuple[Any, ...]:
-        return self._agents, self._tasks, self._batch_keys, self._train, jnp.int32(num_steps)
+        return self.agents, self.tasks, self.batch_keys, self.train, jnp.int32(num_steps)
 
     def validate(self) -> list[dict[str, float]]:
         """What `update` would log on one batch of held-out data, and the critic's diagnosis there, for each run."""
-        return self._divided(
-            _validate(self._agents, self._tasks, self._validation_keys, self._validation, self._layout)
-        )
+        return self.divided(_validate(self.agents, self.tasks, self._validation_keys, self._validation, self.layout))
 
-    def _divided(self, info: dict[str, Float[Array, " runs"]]) -> list[dict[str, float]]:
+    def divided(self, info: dict[str, Float[Array, " runs"]]) -> list[dict[str, float]]:
+        """What a program returned along the run axis, run by run."""
         host = jax.device_get(info)
         return [{name: float(values[run]) for name, values in host.items()} for run in range(self._runs)]
 
@@ -184,7 +189,7 @@ def _train_steps(
     def train(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData, num_steps: Array):
         return train_steps(agent, data.task(task), key, num_steps, layout.divide_batch)
 
-    return _for_each_run(train, layout, (agents, tasks, keys), (data, num_steps))
+    return for_each_run(train, layout, (agents, tasks, keys), (data, num_steps))
 
 
 @partial(jax.jit, static_argnums=4)
@@ -194,12 +199,12 @@ def _validate(agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: Fl
         batch = layout.divide_batch(sample_batch(agent, data.task(task), batch_key))
         return agent.evaluate_loss(batch, loss_key) | agent.diagnose(batch, diagnosis_key)
 
-    return _for_each_run(validate, layout, (agents, tasks, keys), (data,))
+    return for_each_run(validate, layout, (agents, tasks, keys), (data,))
 
 
 def train_steps(
     agent: Agent,
-    dataset: Dataset,
+    dataset: Dataset | Mixture,
     batch_key: PRNGKeyArray,
     num_steps: Array,
     divide_batch: Callable[[Batch], Batch] = lambda batch: batch,
@@ -218,7 +223,7 @@ def train_steps(
     return jax.lax.fori_loop(0, num_steps, step, (agent, info))
 
 
-def sample_batch(agent: Agent, dataset: Dataset, key: PRNGKeyArray) -> Batch:
+def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) -> Batch:
     """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
     static = agent.static
     step_key = jax.random.fold_in(key, agent.step)
@@ -226,27 +231,37 @@ def sample_batch(agent: Agent, dataset: Dataset, key: PRNGKeyArray) -> Batch:
     return dataset.sample(step_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
 
 
-def _for_each_run(function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple) -> PyTree:
-    """`function(*own, *shared)` for every run, where what is its own has a leading run axis."""
+def for_each_run(
+    function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple, local: tuple = ()
+) -> PyTree:
+    """`function(*own, *shared, *local)` for every run, where what is its own has a leading run axis. What is `local` is
+    shared by the runs of a device: the first axes hold that of one device after that of another."""
 
-    def on_one_device(own: tuple, shared: tuple) -> PyTree:
-        one = lambda own: function(*own, *shared)  # noqa: E731
+    def on_one_device(own: tuple, shared: tuple, local: tuple) -> PyTree:
+        one = lambda own: function(*own, *shared, *local)  # noqa: E731
         runs = jax.tree.leaves(own)[0].shape[0]
         if runs == 1:
             return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], own)))
         return jax.vmap(one)(own) if layout.batched else jax.lax.map(one, own)
 
+    everywhere, divided = PartitionSpec(), PartitionSpec("runs")
+    return on_each_device(on_one_device, layout, (own, shared, local), (divided, everywhere, divided))
+
+
+def on_each_device(
+    function: Callable[..., PyTree], layout: Layout, arguments: tuple, specs: tuple[PartitionSpec, ...]
+) -> PyTree:
+    """`function(*arguments)` on every device, with its part of what the specs divide. Results are divided."""
     if len(layout.devices) == 1:
-        return on_one_device(own, shared)
-    divided, everywhere = PartitionSpec("runs"), PartitionSpec()
+        return function(*arguments)
     return jax.shard_map(
-        on_one_device,
+        function,
         mesh=layout.mesh,
-        in_specs=(divided, everywhere),
-        out_specs=divided,
+        in_specs=specs,
+        out_specs=PartitionSpec("runs"),
         axis_names={"runs"},
         check_vma=False,
-    )(own, shared)
+    )(*arguments)
 
 
 def _stacked(values: Sequence[PyTree]) -> PyTree:

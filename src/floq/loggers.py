@@ -3,14 +3,12 @@
 import csv
 from pathlib import Path
 
+UNKNOWN = "nan"
+
 
 class CsvLogger:
-    """Appends rows to a CSV file. The first row fixes the columns; `step` stands first. A file that is there already is
-    continued.
-
-    Raises:
-        ValueError: a later row has a column that the first had not.
-    """
+    """Appends rows to a CSV file; `step` stands first. A file that is there already is continued. A row with further
+    columns adds them to the file, with NaN in the rows before; what a row lacks is NaN as well."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -22,11 +20,19 @@ class CsvLogger:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one row, on disk when this returns."""
         row = {"step": step, **metrics}
+        if self._columns is not None and (added := [name for name in row if name not in self._columns]):
+            self._add(added)
         with open(self._path, "a", newline="") as file:
             if self._columns is None:
                 self._columns = list(row)
                 csv.writer(file).writerow(self._columns)
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns, restval=UNKNOWN).writerow(row)
+
+    def _add(self, columns: list[str]) -> None:
+        with open(self._path, newline="") as file:
+            header, *rows = list(csv.reader(file))
+        _replace(self._path, [header + columns, *(row + [UNKNOWN] * len(columns) for row in rows)])
+        self._columns = header + columns
 
 
 def cut_csv(path: Path, last_step: int) -> None:
@@ -38,9 +44,13 @@ def cut_csv(path: Path, last_step: int) -> None:
     kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= last_step]
     if not kept:
         return path.unlink()
+    _replace(path, [header, *kept])
+
+
+def _replace(path: Path, rows: list[list[str]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
+        csv.writer(file).writerows(rows)
     partial.replace(path)
 
 

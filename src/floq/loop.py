@@ -1,7 +1,9 @@
-"""The loop of a fleet: many gradient steps per device call, between them logs and checkpoints, beside them evaluations.
+"""The loop of a fleet: gradient steps on its data, many per device call, then steps of its environments with updates
+beside them; between these logs and checkpoints, beside them evaluations.
 
-Everything that a step does depends on the agents, the configurations and the data alone, so a fleet that was stopped
-goes on as if it had not been.
+A run's step counts gradient steps offline, and environment steps from there on. Everything that a gradient step does
+depends on the agents, the configurations and the data alone, so a fleet that was stopped goes on as if it had not been;
+online that holds but for the episodes that it was in, which begin anew.
 """
 
 import contextlib
@@ -17,18 +19,20 @@ import numpy as np
 from floq import checkpoint
 from floq.agent import Agent
 from floq.config import Config
-from floq.errors import Interrupted
+from floq.data.replay import Recorded
+from floq.errors import Failed, Interrupted
 from floq.evaluate import Background, Evaluation, Request
 from floq.fleet import Fleet
 from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
 from floq.loggers import CsvLogger
+from floq.online import Online
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import headline, scores
 from floq.run import Run
+from floq.schedule import Rate, Schedule
 
-CHUNK_SECONDS = 0.5  # a device call takes about this long, so that a signal is answered soon
 MOST_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
 
 
@@ -48,16 +52,18 @@ class Member:
 
 
 class Loop:
-    """A fleet of runs from the step that its agents are at to their last.
+    """A fleet of runs from the step that they are at to their last.
 
     Args:
-        members: the runs, with logs that end at the agents' step. They agree in all that the loop goes by: numbers of
+        members: the runs, with logs that end at their step. They agree in all that the loop goes by: numbers of
             steps, intervals, episodes.
         fleet: their agents, with the data.
         evaluator: plays episodes beside the training; or, without an environment, looks at held-out data.
         sizes: how many numbers an observation and an action have.
         clocks: what the checkpoint says of time spent; empty for fresh runs.
         started: when this process began with the runs, by `time.monotonic`.
+        step: where the runs are.
+        recorded: for each run its replay, where it has one.
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class Loop:
         display: Display,
         clocks: Mapping[str, float],
         started: float,
+        step: int = 0,
+        recorded: Sequence[Recorded | None] = (),
     ):
         self.members, self.fleet = members, fleet
         self._config: Config = members[0].config
@@ -76,10 +84,12 @@ class Loop:
         self._held_out = None if isinstance(evaluator, Background) else evaluator
         self._sizes, self._display = sizes, display
         self._origin = started - clocks.get("seconds", 0.0)
-        self._update_seconds, self._timed_steps = clocks.get("update_seconds", 0.0), clocks.get("timed_steps", 0.0)
+        self._updates = Rate(clocks.get("update_seconds", 0.0), clocks.get("timed_steps", 0.0))
+        self._env_steps = Rate(clocks.get("online_seconds", 0.0), clocks.get("timed_env_steps", 0.0))
         self._to_first_update = clocks.get("to_first_update")
-        self._compiled = False
-        self._steps_per_call = 1
+        self._step, self._schedule = step, Schedule(self._config)
+        self._online: Online | None = None  # from the first environment step on
+        self._recorded = list(recorded) or [None] * len(members)
 
     def go(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
         """Train to the end.
@@ -90,40 +100,53 @@ class Loop:
 
         Raises:
             Interrupted: a signal appeared in `received`; a checkpoint is written before.
+            Failed: an environment failed; likewise.
         """
-        c, first = self._config, self.fleet.step
+        with contextlib.ExitStack() as workers:
+            try:
+                self._train(received, pending, workers)
+            except Failed as failure:
+                self._save()
+                raise Failed(f"{failure}; {self._stopped}") from failure
+
+    def _train(
+        self, received: list[int], pending: Sequence[Mapping[int, Policy]], workers: contextlib.ExitStack
+    ) -> None:
+        first, last, due = self._step, self._schedule.last_step, self._schedule
         step, saved_step = first, first or None
         logged_at, logged_step = time.monotonic(), first
         waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
         for at in sorted({at for at, _, _ in waiting}):
             self._submit(at, {run: policy for step, run, policy in waiting if step == at})
-        if self._held_out and first and self._evaluation_due(first):
+        if self._held_out and first and due.evaluation_due(first):
             self._look_at_held_out(first, received)  # the run was stopped in the middle of it
-        with self._display.bar("train", c.offline_steps, start=first) as update_bar:
-            while step < c.offline_steps and not received:
-                infos = self._advance(self._next_stop(step) - step)
-                step = self.fleet.step
+        with self._display.bar("train", last, start=first) as update_bar:
+            while step < last and not received:
+                infos = self._advance_online(workers) if due.is_online(step) else self._advance()
+                step = self._step
                 self._take_evaluations()
-                if self._due(step, c.log_interval):
+                if due.log_due(step):
                     now = time.monotonic()
                     self._log(step, infos, (now - logged_at) / (step - logged_step), now - self._origin)
                     logged_at, logged_step = now, step
-                if self._evaluation_due(step):
+                if due.evaluation_due(step):
                     self._evaluate(step, received)
-                if self._due(step, c.save_interval) or received:
+                if due.save_due(step) or received:
                     self._save()
                     saved_step = step
-                update_bar(step, line=self._due(step, c.eval_interval), **self._state(infos))
+                update_bar(step, line=due.due(step, self._config.eval_interval), **self._state(infos))
         waiting = len(self._pending())
         self._wait_for_evaluations(0, received)
         if saved_step != step or waiting != len(self._pending()):  # the signal came after this step's turn, or what is
             self._save()  # pending, and the clock, have changed since
         if received:
-            folders = " ".join(str(member.run.folder) for member in self.members)
             name = signal.Signals(received[0]).name
-            raise Interrupted(
-                f"stopped by {name} at step {step}; go on with floq train --resume {folders}", received[0]
-            )
+            raise Interrupted(f"stopped by {name} {self._stopped}", received[0])
+
+    @property
+    def _stopped(self) -> str:
+        folders = " ".join(str(member.run.folder) for member in self.members)
+        return f"at step {self._step}; go on with floq train --resume {folders}"
 
     def agents(self) -> list[Agent]:
         """The agents as they are, one for each run."""
@@ -138,65 +161,75 @@ class Loop:
             "eval_episodes": self._config.eval_episodes if plays else None,
             "success_timing": self._config.success_timing if plays else None,
             "updates_per_second": self._updates_per_second,
+            "env_steps_per_second": self._env_steps.per_second,
             "seconds": time.monotonic() - self._origin,
             "seconds_to_first_update": self._to_first_update,
-            "steps": self.fleet.step,
+            "steps": self._step,
             "runs_in_fleet": len(self.members),
             **found,
         }
 
     # --- the steps ---
 
-    def _next_stop(self, step: int) -> int:
-        """The next step at which something is due, or as far as one device call should go."""
-        c = self._config
-        if step == 0:
-            return 1  # the first evaluation comes after the first step
-        due = [interval * (step // interval + 1) for interval in (c.log_interval, c.eval_interval, c.save_interval)]
-        return min(*due, c.offline_steps, step + self._steps_per_call)
-
-    def _due(self, step: int, interval: int) -> bool:
-        return step % interval == 0 or step == self._config.offline_steps
-
-    def _advance(self, num_steps: int) -> list[dict[str, float]]:
-        before = time.monotonic()
-        infos = self.fleet.advance(num_steps)
-        seconds = time.monotonic() - before
-        if not self._compiled:
-            self._compiled = True  # this call compiled: its time says nothing about speed
-            self._to_first_update = self._to_first_update or time.monotonic() - self._origin
-        else:
-            self._update_seconds += seconds
-            self._timed_steps += num_steps
-            self._steps_per_call = max(1, round(CHUNK_SECONDS * self._timed_steps / self._update_seconds))
+    def _advance(self) -> list[dict[str, float]]:
+        """Gradient steps on the data, to the next stop. Returns each run's info of the last one."""
+        stop, before = self._schedule.next_stop(self._step, self._updates.per_call()), time.monotonic()
+        infos = self.fleet.advance(stop - self._step)
+        self._count(self._updates, stop - self._step, before)
+        self._step = stop
         return infos
+
+    def _advance_online(self, workers: contextlib.ExitStack) -> list[dict[str, float]]:
+        """Environment steps with updates beside them, to the next stop."""
+        c = self._config
+        if self._online is None:
+            configs, done = [member.config for member in self.members], self._step - c.offline_steps
+            online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display)
+            self._online = workers.enter_context(online)
+            self._recorded = []
+        stop, before = self._schedule.next_stop(self._step, self._env_steps.per_call(c.num_envs)), time.monotonic()
+        try:
+            infos = self._online.advance((stop - self._step) // c.num_envs)
+            self._count(self._env_steps, stop - self._step, before)
+        finally:
+            self._step = c.offline_steps + self._online.steps  # also if an environment failed on the way
+        return infos
+
+    def _count(self, rate: Rate, steps: int, before: float) -> None:
+        rate.count(steps, time.monotonic() - before)
+        self._to_first_update = self._to_first_update or time.monotonic() - self._origin
 
     @property
     def _updates_per_second(self) -> float | None:
-        """Of one run; all runs of the fleet make them at the same time."""
-        return self._timed_steps / self._update_seconds if self._timed_steps else None
+        """Of one run; all runs of the fleet make them at the same time. Those offline, if there were any."""
+        online = self._env_steps.per_second
+        return self._updates.per_second or (online and online * self._config.utd)
 
     def _log(self, step: int, infos: list[dict[str, float]], epoch_time: float, total_time: float) -> None:
         times = {"time/epoch_time": epoch_time, "time/total_time": total_time}
-        for member, info, held_out in zip(self.members, infos, self.fleet.validate(), strict=True):
-            member.train_log.log(step, _named("training", info) | _named("validation", held_out) | times)
+        for number, (info, held_out) in enumerate(zip(infos, self.fleet.validate(), strict=True)):
+            row = _named("training", info) | _named("validation", held_out) | times
+            if self._online is not None:
+                row |= self._online.statistics(number)
+            self.members[number].train_log.log(step, row)
 
     def _save(self) -> None:
         clocks = {
             "seconds": time.monotonic() - self._origin,
-            "update_seconds": self._update_seconds,
-            "timed_steps": self._timed_steps,
+            "update_seconds": self._updates.seconds,
+            "timed_steps": self._updates.steps,
             "to_first_update": self._to_first_update or 0.0,
+            "online_seconds": self._env_steps.seconds,
+            "timed_env_steps": self._env_steps.steps,
         }
         for number, (member, agent) in enumerate(zip(self.members, self.agents(), strict=True)):
             waiting = {request.step: request.policy for request in self._pending() if request.run == number}
             folder = member.run.folder / "checkpoints"
-            checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting)
+            replay = self._online.recorded(number) if self._online is not None else self._recorded[number]
+            own = {"step": self._step, "replay": replay}
+            checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting, **own)
 
     # --- evaluations ---
-
-    def _evaluation_due(self, step: int) -> bool:
-        return step == 1 or self._due(step, self._config.eval_interval)
 
     def _is_evaluated(self, run: int, step: int) -> bool:
         return step in self.members[run].run.evaluations().get("step", [])
@@ -253,12 +286,16 @@ class Loop:
         known = [headline(member.scores) for member in self.members if member.scores]
         if known:
             state[known[0][0]] = f"{np.mean([value for _, value in known]):.3g}"
-        if self._updates_per_second:
+        if self._online is not None and self._env_steps.per_second:
+            state["env steps/s"] = f"{self._env_steps.per_second:.0f}"
+        elif self._updates_per_second:
             state["updates/s"] = f"{self._updates_per_second:.0f}" + (
                 f" x {len(self.members)}" if len(self.members) > 1 else ""
             )
         if self._pending():
             state["evaluating"] = f"step {self._pending()[0].step}"
+        if self._online is not None and not self._online.has_learned:
+            return state
         losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
         mean = {name: float(np.mean([info[metric] for info in infos])) for name, metric in losses.items()}
         return state | {name: "diverged" if math.isnan(value) else f"{value:.3g}" for name, value in mean.items()}

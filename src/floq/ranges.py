@@ -23,13 +23,22 @@ POSITIVE = (
     *("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"),
     *("block_width", "block_depth", "num_transformations"),
     *("kappa", "num_tau_samples", "quantile_embed_dim", "num_candidates", "target_candidates", "actor_freq"),
-    *("offline_steps", "log_interval", "eval_interval", "save_interval", "eval_episodes", "buffer_size"),
+    *(
+        "utd",
+        "num_envs",
+        "env_timeout",
+        "log_interval",
+        "eval_interval",
+        "save_interval",
+        "eval_episodes",
+        "buffer_size",
+    ),
     *("video_frame_skip", "frame_stack", "batch_devices"),
 )
 NOT_NEGATIVE = (
     *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "exploration_noise", "actor_head_scale"),
     *("temperature", "rho", "noise_coverage", "reward_offset", "support_margin"),
-    *("online_steps", "warmup_steps", "video_episodes", "restore_epoch"),
+    *("offline_steps", "online_steps", "warmup_steps", "video_episodes", "restore_epoch"),
 )
 
 

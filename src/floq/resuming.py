@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +20,42 @@ from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
 from floq.train import carry_through, check_built, episodes_of, fleets, fresh_agent, held, records, share
-from floq.weights import own_checkpoint
+from floq.weights import ALWAYS, BEFORE_ONLINE, own_checkpoint
 
 
 def resume(
     run_dir: Path | str,
     data: Dataset | None = None,
     *,
-    offline_steps: int | None = None,
-    online_steps: int | None = None,
     show: bool = True,
+    **changes: Any,
 ) -> Run:
     """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
-    the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again.
+    the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again. The
+    environments of the online phase are not saved: each begins a new episode.
 
     Args:
         run_dir: the run's folder.
         data: what the run was given from Python, if it was.
-        offline_steps, online_steps: new totals; by default the run's own.
         show: print progress.
+        changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`; and, if the run
+            is not online yet, `utd`, `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
 
     Raises:
         UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
         Interrupted: a signal ended the run.
     """
-    return resume_fleet([run_dir], data, offline_steps=offline_steps, online_steps=online_steps, show=show)[0]
+    return resume_fleet([run_dir], data, show=show, **changes)[0]
 
 
 def resume_fleet(
     run_dirs: Sequence[Path | str],
     data: Dataset | None = None,
     *,
-    offline_steps: int | None = None,
-    online_steps: int | None = None,
     show: bool = True,
     draw: bool = True,
     hosts: Hosts = ALONE,
+    **changes: Any,
 ) -> list[Run]:
     """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
     `hosts`, this holds for the share of each. Without `draw` there are no pictures.
@@ -68,7 +68,7 @@ def resume_fleet(
         return []
     old = [Run.open(folder) for folder in folders]
     use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
-    runs = [Run(run.folder, continued(run, offline_steps, online_steps)) for run in old]
+    runs = [Run(run.folder, continued(run, changes)) for run in old]
     configs = [run.config for run in runs]
     for config in configs:
         check_built(config)
@@ -76,12 +76,10 @@ def resume_fleet(
         raise UserError("these runs differ in more than a fleet's may: resume them one by one")
     layout = Layout.for_runs(len(runs), configs[0].batch_devices)
     saved = _common_checkpoints(old)
-    steps, total = [int(s.agent.step) if s else 0 for s in saved], configs[0].offline_steps
-    step = steps[0]
-    if total < step or (total == step and old[0].config.offline_steps != step):
-        raise UserError(f"--offline_steps={total}: the run is at step {step} already, give more")
-    if all(run.is_finished for run in runs) and step == total:
-        display.note(f"finished already, at step {step}; give more --offline_steps to train on")
+    step = saved[0].step if saved[0] else 0
+    _check_steps(old[0].config, configs[0], step)
+    if all(run.is_finished for run in runs) and step == configs[0].total_steps:
+        display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
         show_result(runs, display)
         return runs
 
@@ -106,8 +104,25 @@ def resume_fleet(
                 cut_csv(run.folder / name, step)
         run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
+        recorded = [checkpoint.load_replay(run.folder / "checkpoints", step) for run in runs]
+        if step > configs[0].offline_steps:
+            display.note("note    the environments were not saved: each begins a new episode")
         pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
-        return carry_through(runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw)
+        return carry_through(
+            runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, recorded
+        )
+
+
+def _check_steps(old: Config, new: Config, step: int) -> None:
+    """Raises UserError if a run that is at this step cannot go on with the new settings."""
+    online = step > old.offline_steps
+    for name in ("offline_steps", *BEFORE_ONLINE) if online else ():
+        if (value := getattr(new, name)) != (before := getattr(old, name)):
+            raise UserError(f"--{name}={value}: the run is online already, with {before}; leave it out")
+    shortened = new.total_steps < step or (new.total_steps == step and old.total_steps != step)
+    if shortened or (not online and new.offline_steps < step):
+        name = "online_steps" if online else "offline_steps"
+        raise UserError(f"--{name}={getattr(new, name)}: the run is at step {step} already, give more")
 
 
 def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
@@ -121,7 +136,8 @@ def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
     steps = [checkpoint.steps(folder) for folder in folders]
     common = set(steps[0]).intersection(*steps)
     newest = [found[-1] if found else 0 for found in steps]
-    if len(set(newest)) > 1 and max(newest) - max(common, default=0) > runs[0].config.save_interval:
+    save_interval, num_envs = runs[0].config.save_interval, runs[0].config.num_envs
+    if len(set(newest)) > 1 and max(newest) - max(common, default=0) >= save_interval + num_envs:
         listed = ", ".join(map(str, newest))
         raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
     if not common:
@@ -129,8 +145,9 @@ def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
     return [own_checkpoint(run, max(common)) for run in runs]
 
 
-def continued(run: Run, offline_steps: int | None, online_steps: int | None) -> Config:
+def continued(run: Run, changes: Mapping[str, Any]) -> Config:
     """The configuration with which `resume` goes on."""
-    given = {"offline_steps": offline_steps, "online_steps": online_steps}
-    changes: dict[str, Any] = {name: steps for name, steps in given.items() if steps is not None}
+    for name in changes:
+        if name not in (*ALWAYS, *BEFORE_ONLINE):
+            raise UserError(f"{name}: a run goes on with its own settings, only {', '.join(ALWAYS)} may change")
     return dataclasses.replace(run.config, **changes)

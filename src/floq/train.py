@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from floq import kernels, pictures, run_data
 from floq.agent import Agent
 from floq.config import Config
+from floq.data.replay import Recorded
 from floq.data.transitions import Dataset, Splits
 from floq.envs import dataset_name
 from floq.errors import Interrupted, UserError
@@ -108,10 +109,19 @@ def check_built(config: Config) -> None:
     for name, value in pixels.items():
         if value is not None:
             raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
-    online = {"online_steps": config.online_steps, "balanced_sampling": config.balanced_sampling}
-    for name, value in online.items():
-        if value:
-            raise UserError(f"--{name}={value}: online fine-tuning is not built yet; --{name}=0 trains offline")
+    if config.online_steps:
+        for name, value in {
+            "agent.action_chunk": config.agent.action_chunk,
+            "batch_devices": config.batch_devices,
+        }.items():
+            if value > 1:
+                raise UserError(f"--{name}={value} with --online_steps is not built yet: give --{name}=1")
+        if config.env_name is None:
+            raise UserError(
+                f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"
+            )
+    elif config.balanced_sampling:
+        raise UserError("--balanced_sampling=1 is about the batches of the online phase: give --online_steps")
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
     if config.agent.flat().get("integration") == "fused":
@@ -151,7 +161,7 @@ def _settled(config: Config) -> Config:
     if source is None:
         return config
     path = str(Run.open(config.restore_path or "").folder.resolve())
-    return dataclasses.replace(config, restore_path=path, restore_epoch=int(source.agent.step))
+    return dataclasses.replace(config, restore_path=path, restore_epoch=source.step)
 
 
 def fresh_agent(config: Config, data: Splits) -> Agent:
@@ -205,6 +215,8 @@ def carry_through(
     started: float,
     pending: Sequence[dict[int, Policy]] = (),
     draw: bool = True,
+    step: int = 0,
+    recorded: Sequence[Recorded | None] = (),
 ) -> list[Run]:
     """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
     members, splits = [Member(run) for run in runs], list(tasks.values())
@@ -220,7 +232,7 @@ def carry_through(
     own = [tasks[run.config.env_name] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
     sizes = network_sizes(runs[0].config, own[0].train)
-    loop = Loop(members, fleet, evaluator, sizes, display, clocks, started)
+    loop = Loop(members, fleet, evaluator, sizes, display, clocks, started, step, recorded)
     for run in runs:
         display.note(f"run     {run.folder}")
     with catch_signals() as received:

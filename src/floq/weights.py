@@ -20,7 +20,9 @@ from floq.precision import Precision
 from floq.run import Run
 from floq.state import Hypers, ValueRange
 
-STEP_COUNTS = ("offline_steps", "online_steps")  # what may change when a run is continued
+# What may change when a run is continued: always; and as long as it is not online.
+ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout")
+BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_steps")
 
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
@@ -97,7 +99,7 @@ def own_checkpoint(run: Run, step: int) -> Checkpoint:
     folder = run.folder / "checkpoints"
     saved = checkpoint.load(folder, step)
     here, there = (config.to_json() for config in (run.config, saved.config))
-    same = dict.fromkeys(STEP_COUNTS)
+    same = dict.fromkeys((*ALWAYS, *BEFORE_ONLINE))
     if differ := differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
         raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
     return saved

@@ -33,8 +33,8 @@ class Experience(NamedTuple):
     def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], act_size: int) -> "Experience":
         """Every environment shows the first observation of an episode."""
         shape = observations.shape[:2]
-        zeros = np.zeros(shape, np.float32)
-        return cls(np.zeros((*shape, act_size), np.float32), zeros, zeros, np.zeros(shape, bool), observations)
+        zeros = lambda *size: np.zeros((*shape, *size), np.float32)  # noqa: E731
+        return cls(zeros(act_size), zeros(), zeros(), np.zeros(shape, bool), observations)
 
 
 class Recorded(NamedTuple):

@@ -1,0 +1,198 @@
+"""The online phase: environments in worker processes and the fleet on its devices, tick by tick.
+
+In a tick every environment of every run takes one step, or is reset if its episode is over. While the environments are
+at it, the devices make the updates that the tick is due. So an update has seen everything but the transition that is
+being made, and neither side waits for the other longer than it must.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from floq.config import Config
+from floq.data.replay import Experience, Recorded
+from floq.envs import EpisodeResult
+from floq.errors import Failed
+from floq.exploring import MOST_FAILURES, ExploringEnvs, Failure, Site, Tick
+from floq.fleet import Fleet
+from floq.keys import Keys
+from floq.online_fleet import OnlineFleet
+from floq.progress import Display
+from floq.workers import WorkerDied, WorkerLate, Workers, worker_count
+
+RESET_ROOM = 1.1  # rows of a replay for each transition: those at the ends of episodes are none
+START_SECONDS = 300.0  # what a worker may take to make its environments
+STATISTICS = ("exploration/success", "exploration/episode.return", "exploration/episode.length")
+
+
+class Online:
+    """The runs of a fleet and their environments. A context manager; leaving it ends the workers.
+
+    Args:
+        configs: of the runs; they agree in all but task, seed and traced settings.
+        fleet: their agents and data.
+        sizes: how many numbers an observation and an action have.
+        steps: the environment steps that every run has behind it.
+        recorded: for each run its replay, or None before the first step.
+        display: where it says what it mends.
+
+    Raises:
+        Failed: an environment failed at once.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        fleet: Fleet,
+        sizes: tuple[int, int],
+        steps: int,
+        recorded: Sequence[Recorded | None],
+        display: Display,
+    ):
+        c = self._config = configs[0]
+        self._seeds = [config.seed for config in configs]
+        self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
+        slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
+        sites = [Site((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
+        count = worker_count(None, len(sites))
+        self._shares = [sites[i::count] for i in range(count)]
+        arguments = [(tuple(share), c.success_timing, c.restart_failed_envs) for share in self._shares]
+        self._workers = Workers(ExploringEnvs, arguments)
+        self._deaths = [0] * count  # of each worker since its last answer
+        self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
+        self._statistics: list[dict[str, float]] = [dict.fromkeys(STATISTICS, math.nan) for _ in configs]
+        before = [run or Recorded.nothing(c.num_envs, *sizes) for run in recorded]
+        transitions = len(fleet.train.trajectories)
+        self._fleet = OnlineFleet(
+            fleet,
+            [Keys.of(config.seed).exploration for config in configs],
+            before,
+            math.ceil(RESET_ROOM * min(c.buffer_size, c.online_steps) / c.num_envs) + 2,
+            c.buffer_size if c.balanced_sampling else max(c.buffer_size, transitions + 1),
+            bool(c.balanced_sampling),
+        )
+        self._obs = np.zeros((len(configs), c.num_envs, sizes[0]), np.float32)
+        nothing = Experience.of_resets(self._obs, sizes[1])
+        self._pending: Experience | None = None  # what no replay holds yet
+        try:
+            begun = self._workers.begin_call("step", self._calls(nothing.actions))
+            self._pending = self._received(self._workers.answers(begun, START_SECONDS), nothing.actions)
+        except BaseException:
+            self._workers.close()
+            raise
+
+    def __enter__(self) -> "Online":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+    @property
+    def steps(self) -> int:
+        """The environment steps that every run has behind it. A reset counts as one."""
+        return self._tick * self._config.num_envs
+
+    def advance(self, num_ticks: int) -> list[dict[str, float]]:
+        """Go on for so many ticks. Returns each run's info of the last update.
+
+        Raises:
+            Failed: an environment failed and is not to be restarted, or fails again and again. What the others did in
+                that tick is lost; the tick counts, so that whoever goes on makes no update twice.
+        """
+        for _ in range(num_ticks):
+            assert self._pending is not None
+            actions = self._fleet.explore(self._obs, self._tick)
+            begun = self._workers.begin_call("step", self._calls(actions))
+            updates = self._config.utd * self._config.num_envs
+            self._fleet.learn(self._pending, updates if self.steps >= self._config.warmup_steps else 0)
+            self._pending = None
+            self._tick += 1
+            self._pending = self._received(self._workers.answers(begun, self._config.env_timeout), actions)
+        return self._fleet.infos()
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether there was an update yet."""
+        return self._fleet.has_learned
+
+    def statistics(self, run: int) -> dict[str, float]:
+        """Means over the episodes that a run has ended since this was last asked, or what was said then."""
+        if self._episodes[run]:
+            success, *others = np.array(self._episodes[run], dtype=np.float64).T
+            flagged = np.nan if np.isnan(success).all() else np.nan_to_num(success).mean()
+            means = (flagged, *(x.mean() for x in others))
+            self._statistics[run] = dict(zip(STATISTICS, map(float, means), strict=True))
+            self._episodes[run] = []
+        return self._statistics[run]
+
+    def recorded(self, run: int) -> Recorded:
+        """One run's replay with all that it has seen."""
+        recorded = self._fleet.recorded(run)
+        return recorded if self._pending is None else recorded.and_then(self._pending, run)
+
+    def _calls(self, actions: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        return [(self._tick, actions[_index(share)]) for share in self._shares]
+
+    def _received(self, answers: Sequence[Tick | WorkerDied], actions: np.ndarray) -> Experience:
+        """What a tick brought, out of what the workers answered."""
+        ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerDied)]
+        ticks = [
+            self._revived(i, answer) if isinstance(answer, WorkerDied) else answer for i, answer in enumerate(answers)
+        ]
+        self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
+        new = Experience.of_resets(np.zeros_like(self._obs), self._act_size)._replace(actions=actions)
+        for share, tick in zip(self._shares, ticks, strict=True):
+            at = _index(share)
+            new.observations[at], new.rewards[at], new.masks[at] = tick.observations, tick.rewards, tick.masks
+            new.stepped[at] = tick.stepped
+            for (run, _), result in tick.finished:
+                self._episodes[run].append(result)
+            for failure in tick.failures:
+                self._note(failure)
+        self._obs = new.observations
+        for run, stepped in enumerate(new.stepped):
+            if stepped.any():
+                self._cover(run, new.rewards[run][stepped])
+        return new
+
+    def _note(self, failure: Failure) -> None:
+        if not failure.goes_on:
+            again = f"{MOST_FAILURES} times in a row" if self._config.restart_failed_envs else ""
+            remedy = again or "--restart_failed_envs=True would go on with a fresh one"
+            raise Failed(f"{failure.what} ({remedy})")
+        self._display.note(f"note    {failure.what}; it is made anew")
+
+    def _revived(self, worker: int, died: WorkerDied) -> Tick:
+        """The first tick of a worker that takes the place of one that died, or hangs: all its environments begin
+        anew."""
+        names = ", ".join(f"{site.slot[1]} of {site.env_name} (seed {site.seed})" for site in self._shares[worker])
+        while True:
+            late = isinstance(died, WorkerLate)
+            why = f"did not answer within {self._config.env_timeout:g} seconds" if late else f"ended: {died}"
+            what = f"the process with the environments {names} {why}"
+            self._deaths[worker] += 1
+            if not self._config.restart_failed_envs or self._deaths[worker] >= MOST_FAILURES:
+                remedy = "--restart_failed_envs=True would go on with a fresh one"
+                again = f"{self._deaths[worker]} times in a row"
+                raise Failed(f"{what} ({again if self._config.restart_failed_envs else remedy})")
+            self._display.note(f"note    {what}; it is started anew")
+            self._workers.restart(worker)
+            zeros = np.zeros((len(self._shares[worker]), self._act_size), np.float32)
+            try:
+                return self._workers.call_one(worker, "step", (self._tick, zeros), START_SECONDS)
+            except WorkerDied as again_died:
+                died = again_died
+
+    def _cover(self, run: int, rewards: np.ndarray) -> None:
+        wider = self._fleet.cover(run, float(rewards.min()), float(rewards.max()))
+        if wider is not None:
+            self._display.note(
+                f"note    step {self.steps}: an online reward left the range that the data gave; for seed "
+                f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
+            )
+
+
+def _index(share: Sequence[Site]) -> tuple[np.ndarray, ...]:
+    """What to index the first two axes with to get the environments of a share."""
+    return tuple(np.array([site.slot for site in share]).T)

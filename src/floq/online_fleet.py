@@ -1,0 +1,135 @@
+"""What the online phase adds to a fleet on its devices: the replays of its runs, and the programs with which they
+explore and learn."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from floq.agent import Agent
+from floq.data.replay import Experience, Mixture, Recorded, Replay
+from floq.fleet import Fleet, FleetData, Layout, RunKeys, for_each_run, on_each_device, train_steps
+from floq.policy import Policy
+from floq.state import ValueRange
+
+HEADROOM = 0.25  # by this part of what a reward was outside the range, the range goes beyond it
+
+
+class OnlineFleet:
+    """A fleet whose runs learn from their data and from new experience.
+
+    Args:
+        fleet: the agents, with their data; this object trains them from here on.
+        keys: for each run, the stream that it explores with.
+        recorded: for each run, the replay that it goes on with.
+        ticks: how many of them a replay holds.
+        limit, balanced: see `floq.data.replay.Mixture`.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        keys: Sequence[PRNGKeyArray],
+        recorded: Sequence[Recorded],
+        ticks: int,
+        limit: int,
+        balanced: bool,
+    ):
+        self._fleet, self._keys = fleet, fleet.place(keys)
+        self._settings = {"layout": fleet.layout, "limit": limit, "balanced": balanced}
+        places = len(fleet.layout.mesh.devices)
+        self._per_place = len(fleet.slots) // places
+        shares = [fleet.slots[i : i + self._per_place] for i in range(0, len(fleet.slots), self._per_place)]
+        replays = [Replay.of([recorded[run] for run in share], ticks) for share in shares]
+        together = replays[0] if places == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *replays)
+        self._replay: Replay = jax.device_put(together, NamedSharding(fleet.layout.mesh, PartitionSpec("runs")))
+        self._info: dict[str, Float[Array, " runs"]] = {}
+        self.has_learned = False
+        value_range = jax.device_get(fleet.agents.value_range)
+        self._range = np.stack([value_range.r_min, value_range.r_max])[:, : len(fleet)]
+
+    def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Float[np.ndarray, "runs envs act"]:
+        """The actions of every run in every environment. Waits for the updates before."""
+        acts = _explore(self._fleet.agents, self._keys, obs[self._fleet.slots], jnp.int32(tick), self._fleet.layout)
+        return np.asarray(acts)[: len(self._fleet)]
+
+    def learn(self, new: Experience, num_updates: int) -> None:
+        """Add what a tick brought, and make so many updates of each run. Does not wait for them."""
+        fleet = self._fleet
+        new = Experience(*(x[fleet.slots] for x in new))
+        data = fleet.tasks, fleet.batch_keys, fleet.train, jnp.int32(num_updates)
+        fleet.agents, self._replay, self._info = _learn(fleet.agents, self._replay, new, *data, **self._settings)
+        self.has_learned |= num_updates > 0
+
+    def infos(self) -> list[dict[str, float]]:
+        """Each run's info of the last update of the last `learn`; NaN before the first."""
+        infos = self._fleet.divided(self._info)
+        return infos if self.has_learned else [dict.fromkeys(info, float("nan")) for info in infos]
+
+    def recorded(self, run: int) -> Recorded:
+        """One run's replay."""
+        place, number = divmod(run, self._per_place)
+        part = lambda x: x[place * x.shape[0] // self._places : (place + 1) * x.shape[0] // self._places]  # noqa: E731
+        return jax.tree.map(part, self._replay).recorded(number)
+
+    @property
+    def _places(self) -> int:
+        return len(self._fleet.slots) // self._per_place
+
+    def cover(self, run: int, low: float, high: float) -> tuple[float, float] | None:
+        """Widen a run's range of rewards, which its flow looks for values in, where rewards from `low` to `high` leave
+        it: to these, and a part of the excess beyond. Returns the new range, None if nothing changed."""
+        r_min, r_max = self._range[:, run]
+        below, above = max(0.0, r_min - low), max(0.0, high - r_max)
+        if not (below or above):
+            return None
+        self._range[:, run] = r_min - (1 + HEADROOM) * below, r_max + (1 + HEADROOM) * above
+        wider = [ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T]
+        placed = self._fleet.place(wider)
+        self._fleet.agents = eqx.tree_at(lambda agents: agents.value_range, self._fleet.agents, placed)
+        return float(self._range[0, run]), float(self._range[1, run])
+
+
+@partial(jax.jit, static_argnames="layout")
+def _explore(agents: Agent, keys: RunKeys, obs: Float[Array, "runs envs obs"], tick: Int[Array, ""], layout: Layout):
+    policies = jax.vmap(lambda agent: agent.policy)(agents)
+
+    def explore(policy: Policy, key: PRNGKeyArray, obs: Array, tick: Array):
+        tick_key = jax.random.fold_in(key, tick)
+        act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
+        return jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
+
+    return for_each_run(explore, layout, (policies, keys, obs), (tick,))
+
+
+@partial(jax.jit, static_argnames=("layout", "limit", "balanced"), donate_argnums=(0, 1))
+def _learn(
+    agents: Agent,
+    replay: Replay,
+    new: Experience,
+    tasks: Int[Array, " runs"],
+    keys: RunKeys,
+    data: FleetData,
+    num_updates: Int[Array, ""],
+    layout: Layout,
+    limit: int,
+    balanced: bool,
+):
+    divided = PartitionSpec("runs")
+    replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
+    numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
+
+    def train(
+        agent: Agent, task: Array, key: PRNGKeyArray, number: Array, data: FleetData, num_updates: Array, replay: Replay
+    ):
+        mixture = Mixture(data.task(task), replay, number, limit, balanced)
+        return train_steps(agent, mixture, key, num_updates, layout.divide_batch)
+
+    own = agents, tasks, keys, numbers
+    agents, info = for_each_run(train, layout, own, (data, num_updates), (replay,))
+    return agents, replay, info

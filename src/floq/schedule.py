@@ -1,0 +1,74 @@
+"""When logs, evaluations and checkpoints of a run are due, and how far one call should go."""
+
+from floq.config import Config
+
+CHUNK_SECONDS = 0.5  # a call takes about this long, so that a signal is answered soon
+
+
+class Schedule:
+    """The steps of a run: first gradient steps, one by one, then environment steps, as many at once as there are
+    environments. Where those do not meet a multiple of an interval, the next one after it counts."""
+
+    def __init__(self, config: Config):
+        self._config = c = config
+        self.first_step = 1 if c.offline_steps else c.num_envs
+        self.last_step = c.total_steps
+
+    def is_online(self, step: int) -> bool:
+        """Whether what follows this step is one of the environments."""
+        return step >= self._config.offline_steps
+
+    def due(self, step: int, interval: int) -> bool:
+        """Whether what is due at every multiple of the interval, and where a phase ends, is due at this step."""
+        c = self._config
+        before = step - (c.num_envs if step > c.offline_steps else 1)
+        return step // interval > before // interval or step in (c.offline_steps, self.last_step)
+
+    def log_due(self, step: int) -> bool:
+        return self.due(step, self._config.log_interval)
+
+    def evaluation_due(self, step: int) -> bool:
+        """The first evaluation comes after the first step."""
+        return step == self.first_step or self.due(step, self._config.eval_interval)
+
+    def save_due(self, step: int) -> bool:
+        return self.due(step, self._config.save_interval)
+
+    def next_stop(self, step: int, most: int) -> int:
+        """The next step at which something is due, or that `most` gradient steps or ticks lead to."""
+        c = self._config
+        if step == 0:
+            return self.first_step
+        due = [interval * (step // interval + 1) for interval in (c.log_interval, c.eval_interval, c.save_interval)]
+        if not self.is_online(step):
+            return min(*due, c.offline_steps, step + most)
+        ticks = [-(-(at - step) // c.num_envs) for at in (*due, self.last_step)]
+        return step + c.num_envs * min(*ticks, most)
+
+
+class Rate:
+    """How many steps there are per second. The first call compiles, so its time says nothing.
+
+    Args:
+        seconds, steps: what is known from before.
+    """
+
+    def __init__(self, seconds: float = 0.0, steps: float = 0.0):
+        self.seconds, self.steps = seconds, steps
+        self._compiled = False
+
+    def count(self, steps: int, seconds: float) -> None:
+        """A call made so many steps in so many seconds."""
+        if self._compiled:
+            self.steps += steps
+            self.seconds += seconds
+        self._compiled = True
+
+    @property
+    def per_second(self) -> float | None:
+        """None before anything is known."""
+        return self.steps / self.seconds if self.steps else None
+
+    def per_call(self, size: int = 1) -> int:
+        """How many times `size` steps a call should make."""
+        return max(1, round(CHUNK_SECONDS * self.per_second / size)) if self._compiled and self.per_second else 1

@@ -1,0 +1,60 @@
+"""Environments for the tests of the online phase; worker processes find them by ids such as `probe_envs:Choice-v0`."""
+
+import os
+import time
+
+import gymnasium
+import numpy as np
+
+
+class Probe(gymnasium.Env):
+    """States are one number, actions as well."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return self.shown(), {}
+
+    def shown(self):
+        return np.array([self.state], np.float32)
+
+
+class Loop(Probe):
+    """One state, reward 1 forever."""
+
+    def step(self, action):
+        return self.shown(), 1.0, False, False, {}
+
+
+class Choice(Probe):
+    """In state 0 the reward is the action, which leads to state 1; there it is minus the action, and the end."""
+
+    def step(self, action):
+        first, self.state = self.state == 0, 1
+        return self.shown(), float(action[0] if first else -action[0]), not first, False, {"success": False}
+
+
+class Fragile(Probe):
+    """Fails in the fifth step of its life, in its own way."""
+
+    def __init__(self, how="raises"):
+        self.how, self.elapsed = how, 0
+
+    def step(self, action):
+        self.elapsed += 1
+        if self.elapsed == 5:
+            if self.how == "raises":
+                raise RuntimeError("a joint broke")
+            if self.how == "dies":
+                os._exit(3)
+            time.sleep(600)
+        return self.shown(), 1.0, False, False, {}
+
+
+for name, kind in (("Loop", Loop), ("Choice", Choice)):
+    gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)
+for how in ("raises", "dies", "hangs"):
+    gymnasium.register(f"Fragile-{how}-v0", entry_point=Fragile, kwargs={"how": how}, max_episode_steps=2)

@@ -1,0 +1,232 @@
+"""The online phase: what is learned there, that fleets, stops and failures leave it as it should be."""
+
+import dataclasses
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ACTOR, SCALAR, agent_config
+
+from floq import checkpoint, cli, pictures
+from floq.actors import DeterministicConfig
+from floq.config import Config
+from floq.data.transitions import Dataset
+from floq.errors import Interrupted
+from floq.loggers import read_csv
+from floq.online import Online
+from floq.resuming import resume
+from floq.run import Run
+from floq.train import train, train_fleet
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+
+
+def config(save_dir, env="Loop", **settings) -> Config:
+    """A small run on a probe; settings of the agent go by the name `agent`."""
+    own = {"offline_steps": 3, "online_steps": 8, "eval_episodes": 1, "agent": agent_config(SCALAR, ACTOR)}
+    own |= {"env_name": f"probe_envs:{env}-v0", "save_dir": str(save_dir), "log_interval": 2}
+    return Config(**(own | settings))
+
+
+def episodes(count=30, low=-1.0, high=-0.5) -> Dataset:
+    """Of the probe Choice, with actions in state 0 from this range and uniform ones in state 1."""
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(low, high, (count, 1)), rng.uniform(-1, 1, (count, 1))
+    return Dataset.from_episodes(
+        {
+            "observations": np.array([[0.0], [1.0], [1.0]]),
+            "actions": np.array([a, b]),
+            "rewards": np.array([a[0], -b[0]]),
+            "terminations": np.array([False, True]),
+        }
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def params(run: Run):
+    return jax.tree.leaves(run.load_agent().params)
+
+
+def test_an_agent_learns_online_what_the_data_does_not_show(tmp_path):
+    """In the data the first action is always a bad one. Q(0, 0) is what the second action earns, discounted."""
+    actor = DeterministicConfig(actor_hidden_dims=(32, 32), alpha=0.0, exploration_noise=0.3)
+    critic = dataclasses.replace(SCALAR, value_hidden_dims=(32, 32))
+    agent = agent_config(critic, actor, batch_size=64, lr=3e-3, tau=0.05, discount=0.5)
+    many = {"offline_steps": 1, "online_steps": 1200, "num_envs": 4, "utd": 2, "log_interval": 600}
+    run = train(config(tmp_path, "Choice", agent=agent, **many), episodes(), show=False)
+    learned = run.load_agent()
+    acts = [float(learned.act(np.array([s], np.float32), jax.random.key(0))[0]) for s in (0.0, 1.0)]
+    assert acts[0] > 0.5
+    assert acts[1] < -0.5
+    value = learned.value(jnp.zeros(1), jnp.zeros(1), jax.random.key(1))
+    assert float(value) == pytest.approx(0.5 * -acts[1], abs=0.25)
+    assert int(learned.step) == 1 + 2 * 1200
+    assert run.summary["steps"] == 1201
+    assert run.summary["env_steps_per_second"] > 0
+    logged = read_csv(run.folder / "train.csv")
+    assert logged["step"] == [1, 601, 1201]
+    assert np.isnan(logged["exploration/episode.return"][0])
+    assert logged["exploration/episode.return"][-1] > 0.8
+    assert logged["exploration/episode.length"][1:] == [2.0, 2.0]
+    assert read_csv(run.folder / "eval.csv")["step"] == [1, 1201]
+
+
+def test_a_run_that_is_stopped_online_ends_as_if_it_had_not_been(tmp_path):
+    """Bit by bit, in an environment whose episodes all look alike: nothing else starts anew."""
+    settings = {"utd": 2, "save_interval": 4}
+    whole = train(config(tmp_path / "a", **settings), episodes(), show=False)
+    shorter = train(config(tmp_path / "b", **settings | {"online_steps": 5}), episodes(), show=False)
+    longer = resume(shorter.folder, episodes(), online_steps=8, show=False)
+    advance, calls = Online.advance, []
+
+    def interrupted(self, num_ticks):
+        calls.append(num_ticks)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return advance(self, num_ticks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Online, "advance", interrupted)
+        with pytest.raises(Interrupted, match="at step 6; go on with floq train --resume"):
+            train(config(tmp_path / "c", **settings), episodes(), show=False)
+    (folder,) = (tmp_path / "c").glob("floq/debug/*/*")
+    stopped = resume(folder, episodes(), show=False)
+    for run in (longer, stopped):
+        assert run.summary["steps"] == 11
+        for a, b in zip(params(whole), params(run), strict=True):
+            np.testing.assert_array_equal(a, b)
+    columns = [read_csv(run.folder / "train.csv") for run in (whole, stopped)]
+    for name in columns[0]:
+        if not name.startswith(("time/", "exploration/")):
+            np.testing.assert_array_equal(columns[0][name], columns[1][name], err_msg=name)
+
+
+def test_a_fleet_of_online_runs_equals_the_runs_alone(tmp_path):
+    """In an environment that draws its states, with two of it for each run."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(1, 41) % 20 == 0
+    data = Dataset.from_rows(rng.normal(size=(40, 3)), rng.uniform(-1, 1, (40, 1)), -np.ones(40), np.ones(40), ends)
+    own = {"env_name": "Pendulum-v1", "num_envs": 2, "online_steps": 12, "agent": agent_config(SCALAR, ACTOR, n_step=2)}
+    runs = [config(tmp_path / "together", **own, seed=seed) for seed in (0, 1)]
+    together = train_fleet(runs, data, show=False)
+    for run in together:
+        alone = train(dataclasses.replace(run.config, save_dir=str(tmp_path / "alone")), data, show=False)
+        for a, b in zip(params(run), params(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        explored = [read_csv(r.folder / "train.csv")["training/critic/q"] for r in (run, alone)]
+        assert explored[0] == pytest.approx(explored[1], rel=1e-3, abs=1e-4)
+    assert not np.array_equal(params(together[0])[0], params(together[1])[0])
+    replays = [(run.folder / "checkpoints" / "15" / "replay.safetensors").read_bytes() for run in together]
+    assert replays[0] != replays[1]
+
+
+# --- as a user does it ---
+
+
+FLAGS = [
+    *("--agent=fql", "--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"),
+    *("--eval_episodes=1", "--log_interval=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """The data of the probe Choice as a file."""
+    path, rows = tmp_path_factory.mktemp("data") / "choice.npz", episodes().on_host()
+    starts = np.flatnonzero(~rows.ends)
+    np.savez(
+        path,
+        observations=rows.observations[starts],
+        next_observations=rows.observations[starts + 1],
+        actions=rows.actions[starts],
+        rewards=rows.rewards[starts],
+        terminals=rows.masks[starts] == 0,
+    )
+    return path
+
+
+def only_run(folder) -> Run:
+    (found,) = folder.glob("floq/debug/*/*")
+    return Run.open(found)
+
+
+def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz, capsys):
+    data = [f"--dataset={npz}", "--env_name=probe_envs:Choice-v0"]
+    assert cli.run(["train", *FLAGS, *data, "--offline_steps=4", f"--save_dir={tmp_path / 'a'}"]) == 0
+    old = only_run(tmp_path / "a")
+    weights = old.load_agent()
+    more = ["--online_steps=12", "--num_envs=2", "--utd=3", "--warmup_steps=4", "--balanced_sampling=1"]
+    new = ["--offline_steps=0", "--agent.lr=1e-30", f"--restore_path={old.folder}", f"--save_dir={tmp_path / 'b'}"]
+    assert cli.run(["train", *FLAGS, *data, *more, *new]) == 0
+    assert cli.run(["train", f"--resume={old.folder}", *more]) == 0
+    capsys.readouterr()
+    for run, first in ((Run.open(old.folder), 4), (only_run(tmp_path / "b"), 0)):
+        assert run.summary["steps"] == first + 12
+        assert int(run.load_agent().step) == first + 3 * (12 - 4)
+        logged = read_csv(run.folder / "train.csv")
+        assert logged["step"] == [*([2, 4] if first else []), *range(first + 2, first + 13, 2)]
+        assert logged["exploration/episode.length"][-1] == 2.0
+    restored = only_run(tmp_path / "b").load_agent()
+    for a, b in zip(jax.tree.leaves(restored.params), jax.tree.leaves(weights.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert read_csv(only_run(tmp_path / "b").folder / "eval.csv")["step"] == [2, 12]
+    for flags, words in (
+        (["--utd=4"], "--utd=4: the run is online already, with 3; leave it out"),
+        (["--offline_steps=9"], "--offline_steps=9: the run is online already, with 4"),
+        (["--online_steps=10"], "--online_steps=10: the run is at step 16 already, give more"),
+        (["--agent.alpha=1"], "and how it learns online may change"),
+    ):
+        assert cli.run(["train", f"--resume={old.folder}", *flags]) == 2
+        assert words in capsys.readouterr().err
+    assert cli.run(["train", f"--resume={old.folder}"]) == 0
+    assert "finished already, at step 16" in capsys.readouterr().out
+    assert cli.run(["eval", str(old.folder), "--step=16", "--eval_episodes=1"]) == 0
+    assert "checkpoint of step 16" in capsys.readouterr().out
+
+
+def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, capsys):
+    """The data has rewards from -1 to 0, the environment 1."""
+    data = episodes(low=-1.0, high=-0.9)
+    rows = data.on_host()
+    data = Dataset.from_rows(*rows._replace(rewards=np.minimum(rows.rewards, 0.0)))
+    run = train(config(tmp_path, online_steps=2), data)
+    assert "an online reward left the range that the data gave; for seed 0 it is [-" in capsys.readouterr().out
+    found = run.load_agent().value_range
+    assert float(found.r_max) == pytest.approx(1.25)
+    assert float(found.r_min) == pytest.approx(float(rows.rewards.min()))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raises", "environment 0 of probe_envs:Fragile-raises-v0 (seed 0) failed: RuntimeError: a joint broke"),
+        ("hangs", "did not answer within 3 seconds"),
+        ("dies", "died with exit code 3"),
+    ],
+)
+def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_and_can_be_survived(
+    tmp_path, npz, capsys, how, words
+):
+    """In its fifth step, which comes in tick 7: after two steps it is reset. The two evaluations make four steps."""
+    data = [f"--dataset={npz}", f"--env_name=probe_envs:Fragile-{how}-v0", f"--save_dir={tmp_path}"]
+    assert cli.run(["train", *FLAGS, *data, "--offline_steps=1", "--online_steps=9", "--env_timeout=3"]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    run = only_run(tmp_path)
+    assert words in error
+    assert "--restart_failed_envs=True would go on with a fresh one" in error
+    assert f"at step 8; go on with floq train --resume {run.folder}" in error
+    assert int(run.load_agent(8).step) == 8
+    assert (
+        len(checkpoint.load_replay(run.folder / "checkpoints", 8).ends) == 8
+    )  # all but the last tick, and an empty one
+    goes_on = ["train", f"--resume={run.folder}", "--restart_failed_envs=True", "--online_steps=16"]
+    assert cli.run(goes_on) == 0  # its third instance fails as well, in tick 14
+    printed = capsys.readouterr().out
+    assert "each begins a new episode" in printed
+    assert any(words in line and "anew" in line for line in printed.splitlines())
+    assert int(run.load_agent().step) == 17
