@@ -11,10 +11,12 @@ from helpers import ACTOR, SCALAR, agent_config
 
 from floq import checkpoint, cli, pictures
 from floq.actors import DeterministicConfig
+from floq.analysis.curves import return_curve
 from floq.config import Config
+from floq.data.random_play import play_randomly
 from floq.data.transitions import Dataset
 from floq.errors import Interrupted
-from floq.loggers import read_csv
+from floq.loggers import CsvLogger, read_csv
 from floq.online import Online
 from floq.resuming import resume
 from floq.run import Run
@@ -125,6 +127,26 @@ def test_a_fleet_of_online_runs_equals_the_runs_alone(tmp_path):
     assert replays[0] != replays[1]
 
 
+def test_the_picture_has_both_phases_and_marks_the_boundary(tmp_path, monkeypatch):
+    run = Run.create(config(tmp_path, offline_steps=4, online_steps=6), {})
+    evals, logs = CsvLogger(run.folder / "eval.csv"), CsvLogger(run.folder / "train.csv")
+    for step in (1, 4, 10):
+        evals.log(step, {"evaluation/success": np.nan, "evaluation/episode.return": step / 2})
+        logs.log(step, {"a": 0.0} | ({"exploration/episode.return": 1.5} if step == 10 else {}))
+    drawn = {}
+    monkeypatch.setattr(pictures, "return_curve", lambda *given: (drawn.update(given=given), return_curve(*given)))
+    pictures.draw_learning_curve(run)
+    *_, boundary, explored = drawn["given"]
+    assert boundary == 4
+    assert explored == ([10.0], [1.5])
+    seen = {}
+    monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda self, at, **_: seen.update(line=at))
+    monkeypatch.setattr("matplotlib.axes.Axes.set_xlabel", lambda self, label, **_: seen.update(label=label))
+    pictures.draw_learning_curve(run)
+    assert seen == {"line": 4, "label": "gradient steps, then environment steps"}
+    assert (run.folder / "plots" / "learning_curve.png").stat().st_size > 5_000
+
+
 # --- as a user does it ---
 
 
@@ -230,3 +252,32 @@ def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_and_can_be_sur
     assert "each begins a new episode" in printed
     assert any(words in line and "anew" in line for line in printed.splitlines())
     assert int(run.load_agent().step) == 17
+
+
+# --- from scratch ---
+
+
+def test_from_scratch_random_steps_come_first_and_a_fleet_has_those_of_its_runs(tmp_path):
+    own = {"offline_steps": 0, "online_steps": 6, "warmup_steps": 45, "env_name": "Pendulum-v1"}
+    runs = [config(tmp_path / "together", **own, seed=seed) for seed in (0, 1)]
+    together = train_fleet(runs, show=False)
+    alone = train(dataclasses.replace(runs[1], save_dir=str(tmp_path / "alone")), show=False)
+    for a, b in zip(params(together[1]), params(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert int(alone.load_agent().step) == 6  # updates begin at once: the warm-up is over
+    data = [run.records["data"] for run in (*together, alone)]
+    assert data[1] == data[2]
+    assert data[0]["fingerprint"] != data[1]["fingerprint"]
+    assert data[1]["provenance"].startswith("45 steps of Pendulum-v1 with random actions, seed 1")
+    longer = resume(alone.folder, online_steps=8, show=False)  # which makes the same data again
+    assert longer.summary["steps"] == 8
+
+
+def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
+    one, other, third = (play_randomly("probe_envs:Choice-v0", None, seed, 7) for seed in (3, 3, 4))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(one.actions, third.actions)
+    np.testing.assert_array_equal(one.ends, [0, 0, 1] * 3 + [0, 1])  # three whole episodes, and a step of another
+    np.testing.assert_array_equal(one.masks[~one.ends], [1, 0] * 3 + [1])
+    assert np.ptp(one.actions[~one.ends]) > 1

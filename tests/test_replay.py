@@ -149,8 +149,8 @@ def rewards(replay, limit, balanced=False, size=2000):
 @pytest.mark.parametrize(
     ("new", "limit", "drawn"),
     [
-        (0, 11, range(10)),
-        (1, 11, [*range(10), 100]),
+        (0, 5, range(10)),
+        (1, 5, [*range(10), 100]),  # at least one more than the data has
         (4, 11, [*range(3, 10), *range(100, 104)]),  # the oldest of the data go first
         (11, 11, range(100, 111)),
         (13, 11, range(102, 113)),

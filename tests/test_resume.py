@@ -47,7 +47,7 @@ def stopped_during(what: str, number: int, signum: signal.Signals):
     """A signal arrives during the call number `number` (from 1) of: update, evaluate, save, show (after the save)."""
     places = {
         "update": (Fleet, "advance"),
-        "evaluate": (Evaluator, "__call__"),
+        "evaluate": (Evaluator, "play"),
         "save": (checkpoint, "save"),
         "show": (loop.Loop, "_state"),
     }

@@ -112,7 +112,9 @@ def _train(argv: list[str]) -> None:
         from floq.envs import check_task
 
         for config in request.configs:
-            if config.dataset is None:  # before JAX is loaded, since a wrong name is the commonest mistake
+            if (
+                config.dataset is None and not config.from_scratch
+            ):  # before JAX is loaded, since a wrong name is the commonest mistake
                 check_task(config.env_name)
     if request.dry_run:
         for note in request.notes:

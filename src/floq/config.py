@@ -18,6 +18,8 @@ from floq.folders import DATA_FILES, looks_like_path
 from floq.precision import PUBLISHED, Precision
 from floq.ranges import check_ranges
 
+RANDOM_STEPS = 5_000
+
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
 
@@ -169,7 +171,8 @@ class Config:
     num_envs: int = 1
     """Online, environments that are stepped at once."""
     warmup_steps: int = 0
-    """Online, environment steps before gradient steps begin."""
+    """Online, environment steps before gradient steps begin. From scratch, which is without data, these are made with
+    random actions before the first step, and 0 means 5,000."""
     restart_failed_envs: bool = False
     """Online, go on with a fresh environment where one raises, hangs or returns NaN; otherwise that ends the run."""
     env_timeout: float = 60.0
@@ -217,6 +220,17 @@ class Config:
             raise UserError(
                 f"--online_steps={steps}: must be a multiple of --num_envs={envs}, all of which step at once"
             )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether a run begins with neither data nor weights: without an offline phase, it learns a task's own data
+        only if that is named, or if weights are taken over."""
+        return self.offline_steps == 0 and self.dataset is None and self.restore_path is None
+
+    @property
+    def random_steps(self) -> int:
+        """From scratch, the environment steps with random actions that take the place of data."""
+        return self.warmup_steps or RANDOM_STEPS
 
     @property
     def total_steps(self) -> int:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent import Agent, Info, zeros_like_info
+from floq.data.arrays import Trajectories
 from floq.data.replay import Mixture
 from floq.data.transitions import Batch, Dataset
 from floq.errors import UserError
@@ -31,7 +32,7 @@ RunKeys: TypeAlias = Key[Array, " runs"]
 
 
 class FleetData(eqx.Module):
-    """Trajectories, with the rewards and masks of one or several tasks."""
+    """Trajectories, with the rewards and masks of one or several tasks; or those of each task end to end."""
 
     trajectories: Dataset
     rewards: Float[Array, "tasks rows"]
@@ -41,11 +42,13 @@ class FleetData(eqx.Module):
 
     @classmethod
     def of(cls, tasks: Sequence[Dataset]) -> "FleetData":
-        """From one dataset for each task, all over the same trajectories."""
+        """From one dataset for each task, all over the same trajectories or each over its own."""
+        if any(task.observations is not tasks[0].observations for task in tasks):
+            tasks = _end_to_end(tasks)
         rewards, masks = (jnp.stack([getattr(task, key) for task in tasks]) for key in ("rewards", "masks"))
         first = tasks[0]
         # Chunks of actions start where they reach a termination, and each task has its own.
-        if first.action_chunk == 1 or all(np.array_equal(first.starts, task.starts) for task in tasks[1:]):
+        if all(task.starts is first.starts or np.array_equal(first.starts, task.starts) for task in tasks[1:]):
             return cls(first, rewards, masks)
         counts = [len(task) for task in tasks]
         starts = [jnp.pad(task.starts, (0, max(counts) - len(task))) for task in tasks]
@@ -57,6 +60,15 @@ class FleetData(eqx.Module):
         if self.starts is None or self.counts is None:
             return task
         return dataclasses.replace(task, starts=self.starts[number], num_starts=self.counts[number])
+
+
+def _end_to_end(tasks: Sequence[Dataset]) -> list[Dataset]:
+    """The same tasks over one set of trajectories, that of the first before that of the second."""
+    rows: dict[str, Any] = {
+        name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in Trajectories._fields
+    }
+    first = np.cumsum([0, *(len(task.ends) for task in tasks[:-1])])
+    return [Dataset(**rows, starts=task.starts + int(at)) for at, task in zip(first, tasks, strict=True)]
 
 
 class Layout(NamedTuple):

@@ -52,6 +52,7 @@ class Online:
     ):
         c = self._config = configs[0]
         self._seeds = [config.seed for config in configs]
+        self._warmup = 0 if c.from_scratch else c.warmup_steps  # from scratch it is over: it was the data
         self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
         sites = [Site((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
@@ -63,13 +64,12 @@ class Online:
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
         self._statistics: list[dict[str, float]] = [dict.fromkeys(STATISTICS, math.nan) for _ in configs]
         before = [run or Recorded.nothing(c.num_envs, *sizes) for run in recorded]
-        transitions = len(fleet.train.trajectories)
         self._fleet = OnlineFleet(
             fleet,
             [Keys.of(config.seed).exploration for config in configs],
             before,
             math.ceil(RESET_ROOM * min(c.buffer_size, c.online_steps) / c.num_envs) + 2,
-            c.buffer_size if c.balanced_sampling else max(c.buffer_size, transitions + 1),
+            c.buffer_size,
             bool(c.balanced_sampling),
         )
         self._obs = np.zeros((len(configs), c.num_envs, sizes[0]), np.float32)
@@ -105,7 +105,7 @@ class Online:
             actions = self._fleet.explore(self._obs, self._tick)
             begun = self._workers.begin_call("step", self._calls(actions))
             updates = self._config.utd * self._config.num_envs
-            self._fleet.learn(self._pending, updates if self.steps >= self._config.warmup_steps else 0)
+            self._fleet.learn(self._pending, updates if self.steps >= self._warmup else 0)
             self._pending = None
             self._tick += 1
             self._pending = self._received(self._workers.answers(begun, self._config.env_timeout), actions)

@@ -18,6 +18,7 @@ from floq.policy import Policy
 from floq.state import ValueRange
 
 HEADROOM = 0.25  # by this part of what a reward was outside the range, the range goes beyond it
+LEAST = 0.05  # or by this part of the range: rewards that slowly grow should not change it every time
 
 
 class OnlineFleet:
@@ -28,7 +29,7 @@ class OnlineFleet:
         keys: for each run, the stream that it explores with.
         recorded: for each run, the replay that it goes on with.
         ticks: how many of them a replay holds.
-        limit, balanced: see `floq.data.replay.Mixture`.
+        buffer_size, balanced: see `floq.data.replay.Mixture`.
     """
 
     def __init__(
@@ -37,11 +38,11 @@ class OnlineFleet:
         keys: Sequence[PRNGKeyArray],
         recorded: Sequence[Recorded],
         ticks: int,
-        limit: int,
+        buffer_size: int,
         balanced: bool,
     ):
         self._fleet, self._keys = fleet, fleet.place(keys)
-        self._settings = {"layout": fleet.layout, "limit": limit, "balanced": balanced}
+        self._settings = {"layout": fleet.layout, "buffer_size": buffer_size, "balanced": balanced}
         places = len(fleet.layout.mesh.devices)
         self._per_place = len(fleet.slots) // places
         shares = [fleet.slots[i : i + self._per_place] for i in range(0, len(fleet.slots), self._per_place)]
@@ -83,12 +84,14 @@ class OnlineFleet:
 
     def cover(self, run: int, low: float, high: float) -> tuple[float, float] | None:
         """Widen a run's range of rewards, which its flow looks for values in, where rewards from `low` to `high` leave
-        it: to these, and a part of the excess beyond. Returns the new range, None if nothing changed."""
+        it: to these, and somewhat beyond. Returns the new range, None if nothing changed."""
         r_min, r_max = self._range[:, run]
         below, above = max(0.0, r_min - low), max(0.0, high - r_max)
         if not (below or above):
             return None
-        self._range[:, run] = r_min - (1 + HEADROOM) * below, r_max + (1 + HEADROOM) * above
+        width = max(r_max, high) - min(r_min, low)
+        beyond = lambda excess: excess + max(HEADROOM * excess, LEAST * width) if excess else 0.0  # noqa: E731
+        self._range[:, run] = r_min - beyond(below), r_max + beyond(above)
         wider = [ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T]
         placed = self._fleet.place(wider)
         self._fleet.agents = eqx.tree_at(lambda agents: agents.value_range, self._fleet.agents, placed)
@@ -107,7 +110,7 @@ def _explore(agents: Agent, keys: RunKeys, obs: Float[Array, "runs envs obs"], t
     return for_each_run(explore, layout, (policies, keys, obs), (tick,))
 
 
-@partial(jax.jit, static_argnames=("layout", "limit", "balanced"), donate_argnums=(0, 1))
+@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnums=(0, 1))
 def _learn(
     agents: Agent,
     replay: Replay,
@@ -117,7 +120,7 @@ def _learn(
     data: FleetData,
     num_updates: Int[Array, ""],
     layout: Layout,
-    limit: int,
+    buffer_size: int,
     balanced: bool,
 ):
     divided = PartitionSpec("runs")
@@ -127,7 +130,7 @@ def _learn(
     def train(
         agent: Agent, task: Array, key: PRNGKeyArray, number: Array, data: FleetData, num_updates: Array, replay: Replay
     ):
-        mixture = Mixture(data.task(task), replay, number, limit, balanced)
+        mixture = Mixture(data.task(task), replay, number, buffer_size, balanced)
         return train_steps(agent, mixture, key, num_updates, layout.divide_batch)
 
     own = agents, tasks, keys, numbers

@@ -15,6 +15,7 @@ from floq.critics import FloqCritic
 from floq.data.transitions import Dataset
 from floq.flow import curvature, source_nodes
 from floq.keys import Keys
+from floq.loggers import read_csv
 from floq.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
@@ -35,20 +36,45 @@ def draw(run: Run, agent: Agent, data: Dataset) -> None:
 
 
 def draw_learning_curve(run: Run) -> None:
-    """`learning_curve.png`, from eval.csv."""
+    """`learning_curve.png`, from eval.csv and, of the online phase, train.csv."""
     columns = run.evaluations()
     path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
-    steps = columns["step"]
+    steps, boundary = columns["step"], run.config.offline_steps if run.config.online_steps else None
     success = np.array(columns.get("evaluation/success", []))
     if not np.isnan(success).all():
         success = np.nan_to_num(success).tolist()
-        learning_curve(path, steps, success, run.config.eval_episodes, title, protocol(run.config))
+        learning_curve(
+            path,
+            steps,
+            success,
+            run.config.eval_episodes,
+            title,
+            protocol(run.config),
+            boundary,
+            _explored(run, "success"),
+        )
     elif "evaluation/initial_value" in columns:
         names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")
         values, data_returns, td_errors = (columns[name] for name in names)
         held_out_curve(path, steps, values, data_returns, td_errors, title)
     else:
-        return_curve(path, steps, columns["evaluation/episode.return"], title, protocol(run.config))
+        return_curve(
+            path,
+            steps,
+            columns["evaluation/episode.return"],
+            title,
+            protocol(run.config),
+            boundary,
+            _explored(run, "episode.return"),
+        )
+
+
+def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
+    """The steps at which a metric of exploration is known, and its values."""
+    columns = read_csv(run.folder / "train.csv") if run.config.online_steps else {}
+    pairs = zip(columns.get("step", []), columns.get(f"exploration/{metric}", []), strict=False)
+    known = [(step, value) for step, value in pairs if not np.isnan(value)]
+    return [step for step, _ in known], [value for _, value in known]
 
 
 def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:

@@ -87,7 +87,7 @@ def resume_fleet(
         run_data.check_given(run, data)
     with held(runs), episodes_of(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
-        splits = [tasks[config.env_name] for config in configs]
+        splits = [tasks[run_data.task_of(config)] for config in configs]
         for run, split in zip(old, splits, strict=True):
             run_data.check_same(run, split)
         for package, version in installed_versions().items():

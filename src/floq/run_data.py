@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from floq import envs
 from floq.agent import Agent
 from floq.config import Config
 from floq.data import ogbench
-from floq.data.arrays import memory
+from floq.data.arrays import hold_out, memory
 from floq.data.collect import collect
 from floq.data.download import download
 from floq.data.open import GIVEN, given_splits, open_splits
+from floq.data.random_play import play_randomly
 from floq.data.recipes import with_validation
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.data.transitions import Dataset, Splits
@@ -30,6 +31,8 @@ DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected o
 def fetch_missing(configs: Sequence[Config], display: Display) -> None:
     """Bring the OGBench datasets of these runs that are not on disk, without reading any."""
     for config in configs:
+        if config.from_scratch:
+            continue
         named = config.dataset or config.env_name or ""
         if not looks_like_path(named) and envs.is_ogbench(named):
             ogbench.find(envs.dataset_name(named), user_path(config.dataset_dir), _fetcher(config, display))
@@ -56,12 +59,17 @@ def collect_shown(name: str, directory: Path, episodes: int, display: Display) -
 
 def load_data(config: Config, display: Display, given: Dataset | None = None) -> Splits:
     """The data of one run; see `load_tasks`."""
-    return load_tasks([config], display, given)[config.env_name]
+    return load_tasks([config], display, given)[task_of(config)]
 
 
-def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | None = None) -> dict[str | None, Splits]:
-    """The data of the runs of a fleet, by environment. What is missing of OGBench's is downloaded, except the
-    demonstration's, which is collected.
+def task_of(config: Config) -> Hashable:
+    """By what the data of a run is found in what `load_tasks` returns: its environment, and from scratch its seed."""
+    return (config.env_name, config.seed) if config.from_scratch else config.env_name
+
+
+def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | None = None) -> dict[Hashable, Splits]:
+    """The data of the runs of a fleet, by `task_of` them. What is missing of OGBench's is downloaded, except the
+    demonstration's, which is collected. From scratch it is made with random actions.
 
     Args:
         configs: of the runs; they differ in nothing that concerns the data but the task.
@@ -69,6 +77,8 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
         given: use this instead of reading anything; a part of it is held out.
     """
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
+    if config.from_scratch and given is None:
+        return {task_of(config): _random_play(config, display) for config in configs}
     fetch = _fetcher(config, display)
     if given is not None:
         rows = given.on_host()
@@ -96,7 +106,17 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
     if config.env_name is None:
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
-    return tasks
+    return {task_of(config): tasks[config.env_name] for config in configs}
+
+
+def _random_play(config: Config, display: Display) -> Splits:
+    steps, name = config.random_steps, config.env_name or ""
+    with display.bar("random", steps) as update:
+        rows = play_randomly(name, config.success_timing, config.seed, steps, update)
+    train, validation, how = hold_out(rows)
+    data = Splits.of(train, validation, f"{steps:,} steps of {name} with random actions, seed {config.seed}; {how}")
+    display.note(f"data    {data.provenance}")
+    return data
 
 
 def settled(config: Config) -> Config:

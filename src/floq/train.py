@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from floq import kernels, pictures, run_data
@@ -136,7 +136,7 @@ def _train_one_fleet(
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
     with episodes_of(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
-        splits = [tasks[config.env_name] for config in configs]
+        splits = [tasks[run_data.task_of(config)] for config in configs]
         agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)
         for note in notes:
@@ -207,7 +207,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
 def carry_through(
     runs: list[Run],
     agents: Sequence[Agent],
-    tasks: dict[str | None, Splits],
+    tasks: dict[Hashable, Splits],
     layout: Layout,
     episodes: Background | None,
     display: Display,
@@ -222,14 +222,14 @@ def carry_through(
     members, splits = [Member(run) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
-        [list(tasks).index(run.config.env_name) for run in runs],
+        [list(tasks).index(run_data.task_of(run.config)) for run in runs],
         FleetData.of([s.train for s in splits]),
         FleetData.of([s.validation for s in splits]),
         [member.keys.batches for member in members],
         [member.keys.validation for member in members],
         layout,
     )
-    own = [tasks[run.config.env_name] for run in runs]
+    own = [tasks[run_data.task_of(run.config)] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
     sizes = network_sizes(runs[0].config, own[0].train)
     loop = Loop(members, fleet, evaluator, sizes, display, clocks, started, step, recorded)

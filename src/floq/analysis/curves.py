@@ -2,18 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.analysis.style import BLUE, COLOURS, ORANGE, figure
 
+Explored: TypeAlias = tuple[Sequence[float], Sequence[float]]
+"""Steps, and a mean over the episodes of exploration there."""
+
 
 def learning_curve(
-    path: Path, steps: Sequence[float], success: Sequence[float], episodes: int, title: str, protocol: str
+    path: Path,
+    steps: Sequence[float],
+    success: Sequence[float],
+    episodes: int,
+    title: str,
+    protocol: str,
+    boundary: int | None = None,
+    explored: Explored = ((), ()),
 ) -> None:
-    """Draw one run's success over gradient steps, with the interval that the number of episodes leaves open."""
+    """Draw one run's success over its steps, with the interval that the number of episodes leaves open. At `boundary`
+    gradient steps on data end, and environment steps begin; None for a run without the latter. `explored` is the
+    success of the episodes that it learned from there."""
     intervals = [wilson_interval(round(s * episodes), episodes) for s in success]
     with figure(path, 6.4, 4.0) as (_, (ax,)):
         ax.fill_between(
@@ -28,7 +42,8 @@ def learning_curve(
             va="center",
             color=BLUE,
         )
-        ax.set(title=title, xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.05))
+        ax.set(title=title, ylabel="success rate", ylim=(-0.03, 1.05))
+        _phases(ax, boundary, explored)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.text(
@@ -42,16 +57,46 @@ def learning_curve(
         )
 
 
-def return_curve(path: Path, steps: Sequence[float], returns: Sequence[float], title: str, protocol: str) -> None:
-    """Draw one run's mean return over gradient steps."""
+def return_curve(
+    path: Path,
+    steps: Sequence[float],
+    returns: Sequence[float],
+    title: str,
+    protocol: str,
+    boundary: int | None = None,
+    explored: Explored = ((), ()),
+) -> None:
+    """Draw one run's mean return over its steps; `boundary` and `explored` as in `learning_curve`."""
     with figure(path, 6.4, 4.0) as (_, (ax,)):
         ax.plot(steps, returns, "o-", color=BLUE, markersize=4)
         ax.annotate(
             f"{returns[-1]:.4g}", (steps[-1], returns[-1]), xytext=(6, 0), textcoords="offset points", va="center"
         )
-        ax.set(title=title, xlabel="gradient steps", ylabel="return of an episode, mean")
+        ax.set(title=title, ylabel="return of an episode, mean")
+        _phases(ax, boundary, explored)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.text(0.0, -0.19, protocol, transform=ax.transAxes, fontsize=8, color="#666666", va="top")
+
+
+def _phases(ax: Axes, boundary: int | None, explored: Explored) -> None:
+    """Name the steps, mark where a run goes online, and draw how it explores."""
+    if len(explored[0]):
+        ax.plot(*explored, color=ORANGE, linewidth=0.8, label="exploring")
+        ax.legend(fontsize=8)
+    if not boundary:  # one phase alone
+        ax.set(xlabel="gradient steps" if boundary is None else "environment steps")
+        return
+    ax.set(xlabel="gradient steps, then environment steps")
+    ax.axvline(boundary, color="#666666", linestyle="--", linewidth=1)
+    ax.annotate(
+        "online",
+        (boundary, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -10),
+        textcoords="offset points",
+        fontsize=8,
+        color="#666666",
+    )
 
 
 def held_out_curve(

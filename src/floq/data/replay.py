@@ -160,15 +160,15 @@ class Mixture(eqx.Module):
     """What a run draws its batches from online: its data, and its part of a replay.
 
     Unless `balanced`, all transitions are drawn alike, as if new experience were added to the data, and where there are
-    more than `limit` of both, the oldest do not count, the data's first (as published). `balanced` takes the first half
-    of a batch from the data and the second from new experience, the newest `limit` of it; all from the data while there
-    is nothing new (RLPD, arXiv 2302.02948).
+    more than `buffer_size` of both, the oldest do not count, the data's first; but all of the data and one more fit in
+    (as published). `balanced` takes the first half of a batch from the data and the second from new experience, the
+    newest `buffer_size` of it; all from the data while there is nothing new (RLPD, arXiv 2302.02948).
     """
 
     data: Dataset
     replay: Replay
     run: Int[Array, ""]
-    limit: int = eqx.field(static=True)
+    buffer_size: int = eqx.field(static=True)
     balanced: bool = eqx.field(static=True)
 
     def sample(
@@ -196,12 +196,13 @@ class Mixture(eqx.Module):
         """For each transition of a batch whether it is new, and its number among those or in the data."""
         old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
         new = self.replay.count[self.run]
-        too_old = jnp.maximum(new - self.limit, 0)  # of the new ones
+        limit = jnp.int32(self.buffer_size) if self.balanced else jnp.maximum(self.buffer_size, old + 1)
+        too_old = jnp.maximum(new - limit, 0)  # of the new ones
         if self.balanced:
             old_key, new_key = jax.random.split(key)
             is_new = (jnp.arange(batch_size) >= batch_size // 2) & (new > 0)
             from_data = jax.random.randint(old_key, (batch_size,), 0, old)
             return is_new, jnp.where(is_new, jax.random.randint(new_key, (batch_size,), too_old, new), from_data)
-        dropped = jnp.clip(old + new - self.limit, 0, old)  # all of the data, if any of the new are too old
+        dropped = jnp.clip(old + new - limit, 0, old)  # all of the data, if any of the new are too old
         index = jax.random.randint(key, (batch_size,), dropped + too_old, old + new)
         return index >= old, jnp.where(index >= old, index - old, index)
