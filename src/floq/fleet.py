@@ -68,7 +68,9 @@ def _end_to_end(tasks: Sequence[Dataset]) -> list[Dataset]:
         name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in Trajectories._fields
     }
     first = np.cumsum([0, *(len(task.ends) for task in tasks[:-1])])
-    return [Dataset(**rows, starts=task.starts + int(at)) for at, task in zip(first, tasks, strict=True)]
+    return [
+        dataclasses.replace(task, **rows, starts=task.starts + int(at)) for at, task in zip(first, tasks, strict=True)
+    ]
 
 
 class Layout(NamedTuple):

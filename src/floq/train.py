@@ -36,7 +36,8 @@ def train(config: Config, data: Dataset | None = None, *, show: bool = True, not
 
     Args:
         config: from `floq.configure`.
-        data: train on this instead of reading a dataset; a part of it is held out for validation.
+        data: train on this instead of reading a dataset; a part of it is held out for validation. With it there is no
+            warm-up if `offline_steps` is 0 and no weights are restored.
         show: print progress.
         notes: lines to print once everything is found to be in order.
 
