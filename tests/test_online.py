@@ -1,7 +1,10 @@
 """The online phase: what is learned there, that fleets, stops and failures leave it as it should be."""
 
 import dataclasses
+import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +212,41 @@ def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz,
     assert "finished already, at step 16" in capsys.readouterr().out
     assert cli.run(["eval", str(old.folder), "--step=16", "--eval_episodes=1"]) == 0
     assert "checkpoint of step 16" in capsys.readouterr().out
+
+
+def test_an_online_fleet_over_several_devices_goes_on_bit_by_bit(tmp_path, npz):
+    """Three runs over two devices, so that one place is idle; stopped in between or not."""
+    code = """
+import sys, jax
+from floq import cli, pictures
+pictures.draw = lambda *_: None
+for words in {commands}:
+    assert cli.run(["train", *words]) == 0
+assert len(jax.devices()) == 2
+"""
+    flags = [*FLAGS, f"--dataset={npz}", "--env_name=probe_envs:Loop-v0", "--offline_steps=2", "--seeds", "0", "1", "2"]
+    steps = lambda name, count: [*flags, f"--save_dir={tmp_path}/{name}", f"--online_steps={count}"]  # noqa: E731
+
+    def in_a_process(*commands):
+        script = code.format(commands=[list(words) for words in commands])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+
+    in_a_process(steps("whole", 6), steps("parts", 3))
+    whole, parts = (sorted(tmp_path.glob(f"{name}/floq/debug/*/*")) for name in ("whole", "parts"))
+    in_a_process(["--resume", *map(str, parts), "--online_steps=6"])
+    files = [[run / "checkpoints" / "8" / "state.safetensors" for run in runs] for runs in (whole, parts)]
+    for one, other in zip(*files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert len({file.read_bytes() for file in files[0]}) == 3
+    for run in whole:
+        seen = checkpoint.load_replay(run / "checkpoints", 8)
+        assert seen is not None
+        assert (~seen.ends).sum() == 6
+        np.testing.assert_array_equal(seen.rewards[~seen.ends], 1.0)
 
 
 def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, capsys):
