@@ -123,6 +123,7 @@ def _train(entries: Sequence[Entry], folder: Path, display: Display, show: bool)
                 folder.mkdir(parents=True, exist_ok=True)
                 with open(folder / "failures.txt", "a") as file:
                     file.write(f"{label}\n{traceback.format_exc()}\n")
+        jax.clear_caches()  # programs would pile up, some 100 MB each
     return failures
 
 
