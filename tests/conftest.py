@@ -21,7 +21,16 @@ jax.config.update("jax_debug_key_reuse", True)
 
 import pytest  # noqa: E402
 
+from floq.machine import forget_programs  # noqa: E402
+
 MAZE_DATA = "pointmaze-medium-navigate-v0"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_do_not_pile_up():
+    """A process that keeps every program of the suite ends at 6 GB, and its last tests crawl."""
+    yield
+    forget_programs()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from conftest import TINY
@@ -182,3 +183,23 @@ def test_what_the_user_chose_for_programs_stands(tmp_path):
     blocked.write_text("")
     code = "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\nfrom floq.machine import keep_programs\n"
     assert output_of(in_a_process("-c", code + "print(keep_programs())", XDG_CACHE_HOME=str(blocked))).strip() == "None"
+
+
+def test_forgotten_programs_give_their_memory_back():
+    code = """
+    import jax, jax.numpy as jnp
+    from pathlib import Path
+    from floq.machine import forget_programs
+    pieces = lambda: len(Path("/proc/self/maps").read_text().splitlines())
+    found = []
+    for _ in range(3):
+        for size in range(1, 30):
+            jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x.T))(jnp.ones((size, size)))
+        found.append(pieces())
+        forget_programs()
+    assert found[2] < found[0] + (found[0] - pieces()), found
+    """
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("this system does not tell what is mapped")
+    process = in_a_process("-c", textwrap.dedent(code), JAX_ENABLE_COMPILATION_CACHE="false")
+    assert process.wait() == 0, process.stderr.read()

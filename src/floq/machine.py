@@ -1,5 +1,6 @@
 """What JAX is told about the machine before it starts: cores that pose as devices, and compiled programs to keep."""
 
+import gc
 import hashlib
 import os
 import platform
@@ -44,6 +45,13 @@ def keep_programs() -> Path | None:
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM_SECONDS)
     return folder
+
+
+def forget_programs() -> None:
+    """Let go of all that was compiled in this process. On a CPU each program maps its code in thousands of pieces, and
+    Linux grants a process 65,530 of them: after some thirty programs of training, LLVM dies for want of more."""
+    jax.clear_caches()
+    gc.collect()  # what else holds a program may be part of a cycle
 
 
 def processor_digest() -> str:

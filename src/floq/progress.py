@@ -34,10 +34,11 @@ class Display:
         self._console.print(table)
 
     def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table with a header; the first column is text, the others are numbers."""
+        """A table with a header; the first column is text, which is folded where the terminal is narrow, the others are
+        numbers."""
         table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1))
         for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+            table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
         for row in rows:
             table.add_row(*row)
         self._console.print(table)

@@ -22,7 +22,7 @@ from floq.errors import Failed, Interrupted, UserError
 from floq.experiment import PROJECT, Experiment, read_experiment
 from floq.folders import check_writable, user_path
 from floq.loggers import read_csv
-from floq.machine import use_all_cores
+from floq.machine import forget_programs, use_all_cores
 from floq.progress import Display
 from floq.resuming import resume_fleet
 from floq.run import Run
@@ -123,6 +123,7 @@ def _train(entries: Sequence[Entry], folder: Path, display: Display, show: bool)
                 folder.mkdir(parents=True, exist_ok=True)
                 with open(folder / "failures.txt", "a") as file:
                     file.write(f"{label}\n{traceback.format_exc()}\n")
+        forget_programs()
     return failures
 
 

@@ -19,7 +19,7 @@ from floq.folders import check_writable
 from floq.held_out import HeldOutEvaluator
 from floq.hosts import ALONE, Hosts
 from floq.loop import Loop, Member, catch_signals
-from floq.machine import use_all_cores
+from floq.machine import forget_programs, use_all_cores
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import show_result
@@ -90,6 +90,8 @@ def train_fleet(
                 raise Interrupted(f"{stop}; {left} runs of other programs were not begun", stop.signum) from stop
             raise
         finished |= zip(group, runs, strict=True)
+        if len(groups) > 1:
+            forget_programs()
     return [finished[i] for i in range(len(configs))]
 
 
