@@ -202,4 +202,5 @@ def test_forgotten_programs_give_their_memory_back():
     if not os.path.exists("/proc/self/maps"):
         pytest.skip("this system does not tell what is mapped")
     process = in_a_process("-c", textwrap.dedent(code), JAX_ENABLE_COMPILATION_CACHE="false")
-    assert process.wait() == 0, process.stderr.read()
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
