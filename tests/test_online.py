@@ -214,6 +214,7 @@ def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz,
     assert "checkpoint of step 16" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_online_fleet_over_several_devices_goes_on_bit_by_bit(tmp_path, npz):
     """Three runs over two devices, so that one place is idle; stopped in between or not."""
     code = """
