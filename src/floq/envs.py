@@ -37,6 +37,25 @@ class EpisodeResult(NamedTuple):
     episode_return: float
     length: int
 
+    @classmethod
+    def ended(cls, info: Mapping[str, Any], episode_return: float, length: int) -> "EpisodeResult":
+        """Of an episode whose last step had this `info`."""
+        return cls(float(info.get("success", info.get("is_success", np.nan))), episode_return, length)
+
+    @classmethod
+    def mean(cls, episodes: Sequence["EpisodeResult"]) -> dict[str, float]:
+        """Means over episodes, under the published names. Success is NaN if none had such a flag, and an episode
+        without one counts as a failure if others have it."""
+        success, *others = np.array(episodes, dtype=np.float64).T
+        flagged = np.nan if np.isnan(success).all() else np.nan_to_num(success).mean()
+        means = (flagged, *(x.mean() for x in others))
+        return dict(zip(("success", "episode.return", "episode.length"), map(float, means), strict=True))
+
+
+def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
+    """What to index the first two axes of an array with to get these slots."""
+    return tuple(np.array(slots).T)
+
 
 def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "SeededEnv":
     """The environment of a task such as `cube-double-play-singletask-task2-v0`, or any registered Gymnasium id.
@@ -236,8 +255,7 @@ class EnvSlots:
             self._return[slot] += float(reward)
             self._length[slot] += 1
             if terminated or truncated:
-                success = float(info.get("success", info.get("is_success", np.nan)))
-                finished.append((slot, EpisodeResult(success, self._return[slot], self._length[slot])))
+                finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
                 self._episode[slot] += self._num_slots
                 self._return[slot], self._length[slot] = 0.0, 0
                 obs = self._first(slot)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from floq.envs import EnvSlots, EpisodeResult, Slot, is_heavy
+from floq.envs import EnvSlots, EpisodeResult, index_of, is_heavy
 from floq.keys import Keys
 from floq.policy import Policy
 from floq.workers import WorkerDied, Workers, cores, worker_count
@@ -40,12 +40,8 @@ class Evaluation(NamedTuple):
     episodes: tuple[EpisodeResult, ...]
 
     def summary(self) -> dict[str, float]:
-        """The published metrics: means over episodes. Success is NaN if no episode had such a flag, and an episode
-        without one counts as a failure if others have it."""
-        success, *others = np.array(self.episodes, dtype=np.float64).T
-        flagged = np.nan if np.isnan(success).all() else np.nan_to_num(success).mean()
-        names = ("evaluation/success", "evaluation/episode.return", "evaluation/episode.length")
-        return dict(zip(names, (float(flagged), *(float(x.mean()) for x in others)), strict=True))
+        """The published metrics: means over episodes."""
+        return {f"evaluation/{name}": mean for name, mean in EpisodeResult.mean(self.episodes).items()}
 
 
 class Player(NamedTuple):
@@ -143,7 +139,7 @@ class Evaluator:
                 if (restarts := restarts + 1) > RESTARTS:
                     raise died
                 self._workers.restart(worker)
-                elapsed[_index(share)] = 0
+                elapsed[index_of(share)] = 0
                 try:
                     return self._workers.call_one(worker, "start", (*game, {at: int(episode[at]) for at in share}))
                 except WorkerDied as again:
@@ -153,7 +149,7 @@ class Evaluator:
         first = [revived(i, a) if isinstance(a, WorkerDied) else a for i, a in enumerate(first)]
         obs = np.zeros((count, ROWS, *first[0].shape[1:]), np.float32)
         for share, rows in zip(self._shares, first, strict=True):
-            obs[_index(share)] = rows
+            obs[index_of(share)] = rows
         plan: np.ndarray | None = None
         while any(len(found) < self._num_episodes for found in results) and not should_stop():
             at = elapsed % self._action_chunk  # in the plan of each slot
@@ -165,13 +161,13 @@ class Evaluator:
                 fresh = fresh.reshape(count, ROWS, self._action_chunk, -1)
                 plan = fresh if plan is None else np.where((at == 0)[..., None, None], fresh, plan)
             actions = np.take_along_axis(plan, at[..., None, None], axis=2)[:, :, 0]
-            answers = self._workers.try_call("step", [(actions[_index(share)],) for share in self._shares])
+            answers = self._workers.try_call("step", [(actions[index_of(share)],) for share in self._shares])
             elapsed += 1
             for worker, (share, answer) in enumerate(zip(self._shares, answers, strict=True)):
                 if isinstance(answer, WorkerDied):
-                    obs[_index(share)] = revived(worker, answer)
+                    obs[index_of(share)] = revived(worker, answer)
                     continue
-                obs[_index(share)], finished = answer
+                obs[index_of(share)], finished = answer
                 for (player, slot), result in finished:
                     results[player][int(episode[player, slot])] = result
                     episode[player, slot] += self._num_slots
@@ -265,11 +261,6 @@ def on_cpu(policy: Policy) -> Policy:
 def _even_share(count: int, most: int) -> int:
     """The size of the groups if `count` are divided into as few as possible of at most `most`, evenly."""
     return -(-count // -(-count // most))
-
-
-def _index(share: Sequence[Slot]) -> tuple[np.ndarray, ...]:
-    """What to index the first two axes with to get the slots of a share."""
-    return tuple(np.array(share).T)
 
 
 @jax.jit

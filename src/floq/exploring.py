@@ -87,8 +87,7 @@ class ExploringEnvs:
             self._return[slot] += float(reward)
             self._length[slot] += 1
             if terminated or truncated:
-                success = float(info.get("success", info.get("is_success", np.nan)))
-                finished.append((slot, EpisodeResult(success, self._return[slot], self._length[slot])))
+                finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
                 self._over.add(slot)
         return Tick(observations, rewards, masks, stepped, finished, failures)
 

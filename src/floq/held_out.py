@@ -58,7 +58,6 @@ class HeldOutEvaluator:
         agent: Agent,
         seed: int,
         step: int,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> HeldOut | None:
         """Evaluate `agent`. The same transitions, states and random numbers serve every step, so that steps compare.
@@ -68,17 +67,15 @@ class HeldOutEvaluator:
         value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
         states = self._data.observations[self._initial]
         parts = range(0, len(self._initial), STATES_AT_ONCE)
-        total, td_errors, values = len(td_keys) + len(parts), [], []
+        td_errors, values = [], []
         for key in td_keys:
             if should_stop():
                 return None
             td_errors.append(float(_td_error(agent, self._data, key)))
-            on_progress(len(td_errors), total)
         for part in (slice(first, first + STATES_AT_ONCE) for first in parts):
             if should_stop():
                 return None
             values.append(np.asarray(_policy_values(agent, states[part], value_keys[part])))
-            on_progress(len(td_errors) + len(values), total)
         returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
         data_return = float(returns.mean() * agent.hypers.reward_scale)
         return HeldOut(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)

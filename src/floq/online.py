@@ -12,7 +12,7 @@ import numpy as np
 
 from floq.config import Config
 from floq.data.replay import Experience, Recorded
-from floq.envs import EpisodeResult
+from floq.envs import EpisodeResult, index_of
 from floq.errors import Failed
 from floq.exploring import MOST_FAILURES, ExploringEnvs, Failure, Site, Tick
 from floq.fleet import Fleet
@@ -119,10 +119,8 @@ class Online:
     def statistics(self, run: int) -> dict[str, float]:
         """Means over the episodes that a run has ended since this was last asked, or what was said then."""
         if self._episodes[run]:
-            success, *others = np.array(self._episodes[run], dtype=np.float64).T
-            flagged = np.nan if np.isnan(success).all() else np.nan_to_num(success).mean()
-            means = (flagged, *(x.mean() for x in others))
-            self._statistics[run] = dict(zip(STATISTICS, map(float, means), strict=True))
+            means = EpisodeResult.mean(self._episodes[run])
+            self._statistics[run] = {f"exploration/{name}": mean for name, mean in means.items()}
             self._episodes[run] = []
         return self._statistics[run]
 
@@ -132,7 +130,12 @@ class Online:
         return recorded if self._pending is None else recorded.and_then(self._pending, run)
 
     def _calls(self, actions: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        return [(self._tick, actions[_index(share)]) for share in self._shares]
+        return [(self._tick, actions[self._at(share)]) for share in self._shares]
+
+    @staticmethod
+    def _at(share: Sequence[Site]) -> tuple[np.ndarray, ...]:
+        """Where the environments of a share are in arrays of all."""
+        return index_of([site.slot for site in share])
 
     def _received(self, answers: Sequence[Tick | WorkerDied], actions: np.ndarray) -> Experience:
         """What a tick brought, out of what the workers answered."""
@@ -143,7 +146,7 @@ class Online:
         self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
         new = Experience.of_resets(np.zeros_like(self._obs), self._act_size)._replace(actions=actions)
         for share, tick in zip(self._shares, ticks, strict=True):
-            at = _index(share)
+            at = self._at(share)
             new.observations[at], new.rewards[at], new.masks[at] = tick.observations, tick.rewards, tick.masks
             new.stepped[at] = tick.stepped
             for (run, _), result in tick.finished:
@@ -191,8 +194,3 @@ class Online:
                 f"note    step {self.steps}: an online reward left the range that the data gave; for seed "
                 f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
             )
-
-
-def _index(share: Sequence[Site]) -> tuple[np.ndarray, ...]:
-    """What to index the first two axes with to get the environments of a share."""
-    return tuple(np.array([site.slot for site in share]).T)
