@@ -88,7 +88,7 @@ class Resume:
     """Go on with a fresh environment where one fails."""
     env_timeout: float | None = None
     """Seconds that a step of the environments may take."""
-    utd: int | None = None
+    utd: float | None = None
     """Gradient steps for each environment step."""
     num_envs: int | None = None
     """Environments that are stepped at once."""

@@ -166,8 +166,8 @@ class Config:
     one more. With balanced_sampling, new ones."""
     balanced_sampling: Literal[0, 1] = 0
     """Online, 1 takes half of each batch from the dataset and half from new experience; 0 draws from both alike."""
-    utd: int = 1
-    """Online, gradient steps for each environment step."""
+    utd: float = 1.0
+    """Online, gradient steps for each environment step; below 1, several environments share one."""
     num_envs: int = 1
     """Online, environments that are stepped at once."""
     warmup_steps: int = 0
@@ -215,6 +215,11 @@ class Config:
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
         if not self.offline_steps + self.online_steps:
             raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
+        if not float(self.utd * self.num_envs).is_integer():
+            raise UserError(
+                f"--utd={self.utd:g} with --num_envs={self.num_envs}: these environments step at once, and "
+                f"{self.utd * self.num_envs:g} gradient steps with them cannot be; choose such that it is a whole number"
+            )
         if self.online_steps % self.num_envs:
             steps, envs = self.online_steps, self.num_envs
             raise UserError(

@@ -20,11 +20,16 @@ with warnings.catch_warnings():
     import gymnasium
     import numpy as np
     import ogbench
+    import ogbench.online_locomotion
+    from ogbench.online_locomotion.wrappers import DMCHumanoidXYWrapper, GymXYWrapper
 
 from floq.errors import UserError, nearest
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
+DIRECTED = {"online-ant-xy-v0": GymXYWrapper, "online-humanoid-xy-v0": DMCHumanoidXYWrapper}
+"""OGBench's tasks of walking in a direction that changes every 100 steps: those that its expert policies learn."""
+
 Seed = Sequence[int]
 Slot = tuple[int, int]  # a player's number, and the number among its slots
 
@@ -80,6 +85,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         try:
             if is_ogbench(env_name):
                 env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
+            elif env_name in DIRECTED:
+                env = DIRECTED[env_name](gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs))
             else:
                 env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

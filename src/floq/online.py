@@ -104,7 +104,7 @@ class Online:
             assert self._pending is not None
             actions = self._fleet.explore(self._obs, self._tick)
             begun = self._workers.begin_call("step", self._calls(actions))
-            updates = self._config.utd * self._config.num_envs
+            updates = round(self._config.utd * self._config.num_envs)
             self._fleet.learn(self._pending, updates if self.steps >= self._warmup else 0)
             self._pending = None
             self._tick += 1

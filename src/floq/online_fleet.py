@@ -56,14 +56,14 @@ class OnlineFleet:
 
     def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Float[np.ndarray, "runs envs act"]:
         """The actions of every run in every environment. Waits for the updates before."""
-        acts = _explore(self._fleet.agents, self._keys, obs[self._fleet.slots], jnp.int32(tick), self._fleet.layout)
+        acts = _explore(self._fleet.agents, self._keys, obs[self._fleet.slots], np.int32(tick), self._fleet.layout)
         return np.asarray(acts)[: len(self._fleet)]
 
     def learn(self, new: Experience, num_updates: int) -> None:
         """Add what a tick brought, and make so many updates of each run. Does not wait for them."""
         fleet = self._fleet
         new = Experience(*(x[fleet.slots] for x in new))
-        data = fleet.tasks, fleet.batch_keys, fleet.train, jnp.int32(num_updates)
+        data = fleet.tasks, fleet.batch_keys, fleet.train, np.int32(num_updates)
         fleet.agents, self._replay, self._info = _learn(fleet.agents, self._replay, new, *data, **self._settings)
         self.has_learned |= num_updates > 0
 
