@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ACTOR, SCALAR, agent_config
+from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config
 
 from floq import checkpoint, cli, pictures
 from floq.actors import DeterministicConfig
@@ -18,7 +18,7 @@ from floq.analysis.curves import return_curve
 from floq.config import Config
 from floq.data.random_play import play_randomly
 from floq.data.transitions import Dataset
-from floq.errors import Interrupted
+from floq.errors import Interrupted, UserError
 from floq.loggers import CsvLogger, read_csv
 from floq.online import Online
 from floq.resuming import resume
@@ -51,6 +51,41 @@ def episodes(count=30, low=-1.0, high=-0.5) -> Dataset:
         }
         for a, b in zip(first, second, strict=True)
     )
+
+
+def test_new_logs_refine_an_agent_without_its_environment(tmp_path, npz, capsys):
+    data = [f"--dataset={npz}", "--offline_steps=4"]
+    assert cli.run(["train", *FLAGS, *data, "--env_name=probe_envs:Choice-v0", f"--save_dir={tmp_path / 'a'}"]) == 0
+    old = only_run(tmp_path / "a")
+    new = [f"--restore_path={old.folder}", *data, "--log_interval=4", f"--save_dir={tmp_path / 'b'}"]
+    capsys.readouterr()
+    assert cli.run(["train", *new, "--old_data_share=0.5", "--agent.lr=1e-30"]) == 0
+    said = capsys.readouterr().out
+    assert f"old     50% of each batch from the data of {old.folder}" in said
+    assert "the agent's settings are those of" in said
+    run = only_run(tmp_path / "b")
+    assert run.config.agent == dataclasses.replace(old.config.agent, lr=1e-30)
+    assert "beside old data" in run.records["data"]["provenance"]
+    for a, b in zip(params(run), params(old), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert cli.run(["train", f"--resume={run.folder}", "--offline_steps=6"]) == 0
+    assert cli.run(["train", *new, "--agent=floq", "--dry_run"]) == 0  # an agent that is named is that agent
+    assert '"critic": "floq"' in capsys.readouterr().out
+    for flags, words in (
+        (["--old_data_share=1"], "old_data_share=1.0: must be at least 0 and less than 1"),
+        (["--old_data_share=0.5", "--online_steps=2"], "batches are shared by --balanced_sampling"),
+    ):
+        assert cli.run(["train", *new, *flags]) == 2
+        assert words in capsys.readouterr().err
+    assert cli.run(["train", *data, "--old_data_share=0.5"]) == 2
+    assert "it is about the data of a --restore_path" in capsys.readouterr().err
+
+
+def test_several_environment_steps_share_an_update(tmp_path):
+    run = train(config(tmp_path, num_envs=4, utd=0.25, online_steps=12), episodes(), show=False)
+    assert int(run.load_agent().step) == run.config.offline_steps + 12 // 4
+    with pytest.raises(UserError, match=r"--utd=0.25 with --num_envs=2: .* makes 0.5 gradient steps"):
+        config(tmp_path, num_envs=2, utd=0.25)
 
 
 def params(run: Run):
@@ -255,7 +290,10 @@ def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, 
     data = episodes(low=-1.0, high=-0.9)
     rows = data.on_host()
     data = Dataset.from_rows(*rows._replace(rewards=np.minimum(rows.rewards, 0.0)))
-    run = train(config(tmp_path, online_steps=2), data)
+    narrow = train(config(tmp_path / "scalar", online_steps=2), data)
+    assert "left the range" not in capsys.readouterr().out  # which a scalar critic does not look at
+    assert float(narrow.load_agent().value_range.r_max) <= 0
+    run = train(config(tmp_path, online_steps=2, agent=agent_config(CATEGORICAL, ACTOR)), data)
     assert "an online reward left the range that the data gave; for seed 0 it is [-" in capsys.readouterr().out
     found = run.load_agent().value_range
     assert float(found.r_max) == pytest.approx(1.25)

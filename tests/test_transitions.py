@@ -86,6 +86,25 @@ def test_sampling_is_uniform_over_transitions_and_follows_its_key():
     np.testing.assert_array_equal(batch["observations"], again["observations"])
 
 
+def test_old_data_has_its_share_of_every_batch():
+    both = dataset([3], rewards=np.full(3, 9.0)).beside(dataset([4, 3]), 0.25)
+    batch = jax.jit(lambda data, key: data.sample(key, 4000))(both, jax.random.key(0))
+    starts, counts = np.unique(np.asarray(batch["observations"][:1000, 0]), return_counts=True)
+    np.testing.assert_array_equal(starts, [0, 1, 2, 4, 5])
+    assert counts.min() > 150
+    np.testing.assert_array_equal(batch["rewards"][1000:], 9)  # which new transitions have alone
+    np.testing.assert_array_equal(np.unique(batch["observations"][1000:, 0]), [0, 1])
+    chunked = both.for_chunks(2)
+    assert chunked.old == (7, 3, 0.25)  # of rows 0, 1 and 4, and row 7 of the new one
+    assert len(chunked) == 4
+
+
+def test_old_data_of_another_size_is_refused():
+    wide = Dataset.from_rows(np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), np.ones(3), np.array([0, 0, 1]))
+    with pytest.raises(UserError, match="the data of --restore_path: observations has 2 numbers per row, the new data"):
+        dataset([3]).beside(wide, 0.5)
+
+
 def test_sampled_numbers_of_steps_have_the_weights_of_the_lambda_return():
     """Far from any end: m steps with probability (1 - lambda) lambda^(m-1), the longest with what is left."""
     draws, n_step, td_lambda = 40_000, 4, 0.7

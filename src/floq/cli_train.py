@@ -18,13 +18,23 @@ class Request(NamedTuple):
 class AgentFlags:
     """The flags that `floq train` has with one agent, and the configuration that they come to."""
 
-    def __init__(self, agent: str, preset: str | None, critic: str | None = None, actor: str | None = None):
-        """Args: see `presets.configure`."""
+    def __init__(
+        self,
+        agent: str,
+        preset: str | None,
+        critic: str | None = None,
+        actor: str | None = None,
+        restored: Any = None,
+    ):
+        """Args: see `presets.configure`. `restored`: the configuration of a run whose agent this is instead."""
         from floq.config import PUBLISHED_ALIASES, Config, settings_type
         from floq.presets import configure
 
         self.agent, self.preset, self._parts = agent, preset, {"critic": critic, "actor": actor}
-        any_task = configure(agent=agent, preset=preset, critic=critic, actor=actor).agent
+        self._restored = restored
+        any_task = (
+            restored.agent if restored else configure(None, agent, preset=preset, critic=critic, actor=actor).agent
+        )
         self.critic, self.actor = any_task.critic_name, any_task.actor_name
         self._settings = settings_type(self.critic, self.actor)
         self.types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
@@ -43,6 +53,9 @@ class AgentFlags:
 
         given = {name: flags.peek(name) for name in ("env_name", "dataset")}
         base = configure(given["env_name"], self.agent, preset=self.preset, dataset=given["dataset"], **self._parts)
+        if self._restored:
+            normalize = self._restored.normalize_observations
+            base = dataclasses.replace(base, agent=self._restored.agent, normalize_observations=normalize)
         run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
         default = self._command(**run, agent=self._settings(**base.agent.flat()))
         words = flags.normalised(self.types, aliases or self.aliases)
@@ -62,7 +75,8 @@ def _description() -> str:
         f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
         "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
         "--distributed=auto (on Slurm and the like) or ADDRESS:PORT/HOSTS/NUMBER divides the runs over several hosts, "
-        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run. "
+        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
+        "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
         "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
         "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
         "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
@@ -81,10 +95,11 @@ def resolve_train(flags: Flags) -> Request:
     from floq.cli_match import Match, network_flags
     from floq.presets import notice
 
+    restored = _restored(flags)
     name, preset = flags.take("agent", "floq"), flags.take("preset", None)
     dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
     seeds, match = flags.take_seeds(), Match.taken_from(flags)
-    own = AgentFlags(name, preset, flags.take("agent.critic", None), flags.take("agent.actor", None))
+    own = AgentFlags(name, preset, flags.take("agent.critic", None), flags.take("agent.actor", None), restored)
     if match:
         match.check(own.critic)
     # The floq agent with the same actor, and without a family's settings if the baseline does without.
@@ -104,8 +119,21 @@ def resolve_train(flags: Flags) -> Request:
             notes[found] = None
         configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
     configs = list(dict.fromkeys(configs))
-    for config in configs:
+    if restored:
+        notes[f"the agent's settings are those of {flags.peek('restore_path')}, where no flag says otherwise"] = None
+    for config in [] if restored else configs:
         # A preset that changes floq has its effect, if only on what is matched.
         changed = match and preset and notice(config.task, "floq", preset) is None
         notes[notice(config.task, name, None if changed else preset)] = None
     return Request(configs, dry_run, distributed, [note for note in notes if note])
+
+
+def _restored(flags: Flags) -> Any:
+    """The configuration of the run whose weights a new one takes over: since its networks must fit, the agent is that
+    run's, unless a flag chooses one."""
+    path = flags.peek("restore_path")
+    if path is None or {"agent", "preset", "agent.critic", "agent.actor", "match"} & set(flags.names()):
+        return None
+    from floq.run import Run
+
+    return Run.open(path).config

@@ -157,6 +157,8 @@ class Config:
     """Start from the weights of this run folder."""
     restore_epoch: int | None = None
     """Which of its checkpoints, by step; by default the newest."""
+    old_data_share: float = 0.0
+    """With --restore_path, the part of each batch that comes from the data of that run, beside its new data."""
     offline_steps: int = 2_000_000
     """Gradient steps on the dataset."""
     online_steps: int = 0
@@ -215,10 +217,14 @@ class Config:
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
         if not self.offline_steps + self.online_steps:
             raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
+        if self.old_data_share and self.restore_path is None:
+            raise UserError(
+                f"--old_data_share={self.old_data_share}: it is about the data of a --restore_path, give one"
+            )
         if not float(self.utd * self.num_envs).is_integer():
             raise UserError(
-                f"--utd={self.utd:g} with --num_envs={self.num_envs}: these environments step at once, and "
-                f"{self.utd * self.num_envs:g} gradient steps with them cannot be; choose such that it is a whole number"
+                f"--utd={self.utd:g} with --num_envs={self.num_envs}: these step at once, which makes "
+                f"{self.utd * self.num_envs:g} gradient steps: choose them such that this is a whole number"
             )
         if self.online_steps % self.num_envs:
             steps, envs = self.online_steps, self.num_envs

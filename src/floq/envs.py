@@ -86,7 +86,9 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
             if is_ogbench(env_name):
                 env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
             elif env_name in DIRECTED:
-                env = DIRECTED[env_name](gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs))
+                env = DIRECTED[env_name](
+                    gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs)
+                )
             else:
                 env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from floq.config import Config
+from floq.critics import CRITICS
 from floq.data.replay import Experience, Recorded
 from floq.envs import EpisodeResult, index_of
 from floq.errors import Failed
@@ -54,6 +55,7 @@ class Online:
         self._seeds = [config.seed for config in configs]
         self._warmup = 0 if c.from_scratch else c.warmup_steps  # from scratch it is over: it was the data
         self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
+        self._bounded = CRITICS[c.agent.critic_name][1].bounded
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
         sites = [Site((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
         count = worker_count(None, len(sites))
@@ -155,7 +157,7 @@ class Online:
                 self._note(failure)
         self._obs = new.observations
         for run, stepped in enumerate(new.stepped):
-            if stepped.any():
+            if stepped.any() and self._bounded:
                 self._cover(run, new.rewards[run][stepped])
         return new
 

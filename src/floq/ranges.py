@@ -64,6 +64,7 @@ def check_ranges(settings: dict[str, Any]) -> None:
         require(name, lambda x: x >= 0, "at least 0")
     require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
     require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")
+    require("old_data_share", lambda x: 0 <= x < 1, "at least 0 and less than 1")
     for name in ("tau", "td_lambda", "p_aug"):
         require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")

@@ -118,7 +118,7 @@ def _check_steps(old: Config, new: Config, step: int) -> None:
     online = step > old.offline_steps
     for name in ("offline_steps", *BEFORE_ONLINE) if online else ():
         if (value := getattr(new, name)) != (before := getattr(old, name)):
-            raise UserError(f"--{name}={value}: the run is online already, with {before}; leave it out")
+            raise UserError(f"--{name}={value:g}: the run is online already, with {before:g}; leave it out")
     shortened = new.total_steps < step or (new.total_steps == step and old.total_steps != step)
     if shortened or (not online and new.offline_steps < step):
         name = "online_steps" if online else "offline_steps"

@@ -95,6 +95,8 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
         shared = zip((data.train, data.validation), tasks[name][:2], strict=True)
         train, validation = (one.with_labels(other.rewards, other.masks) for one, other in shared)
         tasks[name] = Splits(train, validation, tasks[name].provenance)
+    if config.old_data_share:
+        tasks = {name: _beside_old(task, config, display) for name, task in tasks.items()}
     tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
     data = tasks[names[0]]
     sizes = data.train.observations.shape[1], data.train.actions.shape[1]
@@ -107,6 +109,17 @@ def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | Non
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
     return {task_of(config): tasks[config.env_name] for config in configs}
+
+
+def _beside_old(new: Splits, config: Config, display: Display) -> Splits:
+    """New data beside that of the run whose weights are restored. What is held out is new."""
+    run = Run.open(config.restore_path or "")
+    check_given(run, None)
+    display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
+    old = load_data(dataclasses.replace(run.config, old_data_share=0.0), display)
+    check_same(run, old)
+    train = new.train.beside(old.train, config.old_data_share)
+    return Splits(train, new.validation, f"{new.provenance}; beside old data: {old.provenance}")
 
 
 def _random_play(config: Config, display: Display) -> Splits:

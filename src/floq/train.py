@@ -119,6 +119,11 @@ def check_built(config: Config) -> None:
         }.items():
             if value > 1:
                 raise UserError(f"--{name}={value} with --online_steps is not built yet: give --{name}=1")
+        if config.old_data_share:
+            raise UserError(
+                f"--old_data_share={config.old_data_share:g} with --online_steps: online, batches are shared by "
+                "--balanced_sampling; leave one of them out"
+            )
         if config.env_name is None:
             raise UserError(
                 f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -41,6 +41,9 @@ class Critic(eqx.Module):
 
     A critic knows no actor: whoever calls `target` passes the policy to be evaluated.
     """
+
+    bounded: ClassVar[bool] = False
+    """Whether it looks for values in the range that follows from that of the rewards, and nowhere else."""
 
     @classmethod
     @abc.abstractmethod

@@ -6,6 +6,7 @@ the mean of a histogram as wide as floq's would be drawn to the middle of the su
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ class CategoricalConfig(LookedUpConfig):
 
 class CategoricalCritic(LookedUpCritic):
     """Ensemble of networks that put out the logits of a histogram; Q is its mean."""
+
+    bounded: ClassVar[bool] = True
 
     @classmethod
     def init(

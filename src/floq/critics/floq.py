@@ -8,6 +8,7 @@ Source: arXiv 2509.06863, sections 4.1 to 4.3. Two networks:
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -78,6 +79,7 @@ class VelocityField(eqx.Module):
 class FloqCritic(Critic):
     """Ensemble of velocity fields and the distilled critic that the actor climbs."""
 
+    bounded: ClassVar[bool] = True
     velocity: VelocityField  # stacked over the ensemble
     distilled: MLP | None  # stacked over its members; None where nobody climbs it, as in a target network
     config: FloqConfig = eqx.field(static=True)

@@ -1,4 +1,4 @@
-"""Collect a dataset with OGBench's own scripted experts, in OGBench's file format.
+"""Collect a dataset with the benchmark's experts, in OGBench's file format.
 
 The result depends on the seed and the number of episodes, not on how many workers share the work. Every finished
 episode is a file of its own until all are there, so a collection that was stopped, or killed, goes on where it was.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.experts import Rows
+from floq.data.experts.walker import Walker
 from floq.data.recipes import Recipe, recipe, with_validation
 from floq.errors import UserError
 from floq.folders import exclusive
@@ -110,9 +111,11 @@ def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, 
 
 def _how(made: Recipe, seed: int) -> dict[str, Any]:
     """What determines an episode, beside its number."""
+    walker = {"walker": dict(Walker.load(made.settings["walker"]).about)} if "walker" in made.settings else {}
     return {
         "collected_by": "floq " + version("floq"),
         "procedure": {"expert": made.expert.__name__, "rows": made.rows, **made.settings},
+        **walker,
         "seed": seed,
         "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""How the benchmark makes each dataset that a scripted expert can make (METHOD: "Collecting the paper's data";
+"""How the benchmark makes each dataset that floq has an expert for (METHOD: "Collecting the paper's data";
 OGBench, arXiv 2410.20092, appendix)."""
 
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from floq.data.experts import ManipulationExpert, PointMazeExpert
+from floq.data.experts import AntMazeExpert, ManipulationExpert, PointMazeExpert
 from floq.envs import dataset_name
 from floq.errors import UserError, nearest
 
@@ -48,28 +48,30 @@ def recipe(name: str) -> Recipe:
     """The recipe of a dataset such as `pointmaze-medium-navigate-v0` or `cube-single-play-v0`.
 
     Raises:
-        UserError: no scripted expert makes this dataset.
+        UserError: no expert makes this dataset.
     """
     known = {made.name: made for made in _recipes()}
     if name in known:
         return known[name]
-    if re.match(r"(ant|humanoid)", name):
-        raise UserError(f"cannot collect {name}: an ant or a humanoid needs a trained expert, none is scripted")
+    if re.match(r"(antsoccer|humanoid)", name):
+        raise UserError(f"cannot collect {name}: floq brings no expert for that; of those that learn, the ant alone")
     if "singletask" in name:
         shared = dataset_name(name)
         raise UserError(f"cannot collect {name}: all tasks share one dataset, write floq data collect {shared}")
     raise UserError(
-        f"cannot collect {name!r}{nearest(name, known)}; scripted experts make pointmaze-MAZE-{{navigate,stitch}}-v0 "
-        f"with MAZE one of {', '.join(MAZES)}, and ENV-{{play,noisy}}-v0 with ENV one of {', '.join(MANIPULATION)}"
+        f"cannot collect {name!r}{nearest(name, known)}; experts make {{pointmaze,antmaze}}-MAZE-{{navigate,stitch}}"
+        f"-v0 with MAZE one of {', '.join(MAZES)}, and ENV-{{play,noisy}}-v0 with ENV one of {', '.join(MANIPULATION)}"
     )
 
 
 def _recipes():
     for maze, counts in MAZES.items():
         for kind, goal_cells in (("navigate", None), ("stitch", 4)):
-            settings = {"action_noise": 0.5, "goal_cells": goal_cells}
             episodes, rows = STITCH if kind == "stitch" else counts
-            yield Recipe(f"pointmaze-{maze}-{kind}-v0", episodes, rows, PointMazeExpert, settings)
+            point = {"action_noise": 0.5, "goal_cells": goal_cells}
+            ant = {"action_noise": 0.2, "goal_cells": goal_cells, "walker": "ant"}
+            yield Recipe(f"pointmaze-{maze}-{kind}-v0", episodes, rows, PointMazeExpert, point)
+            yield Recipe(f"antmaze-{maze}-{kind}-v0", episodes, rows, AntMazeExpert, ant)
     for env, (episodes, rows) in MANIPULATION.items():
         play = {
             "oracle": "plan",

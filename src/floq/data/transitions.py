@@ -12,10 +12,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from floq.data.arrays import Trajectories, from_arrays, from_episodes
-from floq.data.validate import check_rows
+from floq.data.validate import check_rows, check_widths
 from floq.errors import UserError
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
+
+
+class Old(NamedTuple):
+    """The first part of a dataset, which is of another origin: its rows, the transitions that start there, and how
+    much of a batch is drawn from them."""
+
+    rows: int
+    starts: int
+    share: float
 
 
 class Dataset(eqx.Module):
@@ -37,6 +46,7 @@ class Dataset(eqx.Module):
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
     num_starts: Int[Array, ""] | None = None  # how many of `starts` count, where the others fill it up
     action_chunk: int = eqx.field(static=True, default=1)  # the actions of a transition
+    old: "Old | None" = eqx.field(static=True, default=None)  # where older data comes first, which part that is
     stride: int = eqx.field(static=True, default=1)  # how many rows on the row after one is
 
     @classmethod
@@ -107,7 +117,25 @@ class Dataset(eqx.Module):
         starts = chunk_starts(np.asarray(self.masks), np.asarray(self.ends), action_chunk)
         if not len(starts):
             raise UserError(f"no trajectory is as long as --agent.action_chunk={action_chunk}: give a smaller one")
-        return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk)
+        old = self.old and self.old._replace(starts=int((starts < self.old.rows).sum()))
+        return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk, old=old)
+
+    def beside(self, old: "Dataset", share: float) -> "Dataset":
+        """This data after some older data, of which so large a share of every batch is drawn.
+
+        Raises:
+            UserError: observations or actions have other sizes.
+        """
+        names = ("observations", "actions")
+        check_widths(
+            {name: np.asarray(getattr(old, name)) for name in names},
+            {name: getattr(self, name).shape[1] for name in names},
+            "the data of --restore_path",
+            "the new data",
+        )
+        rows = (np.concatenate(pair) for pair in zip(old.on_host(), self.on_host(), strict=True))
+        joined = Dataset.from_rows(*rows)
+        return replace(joined, old=Old(len(old.ends), int((~np.asarray(old.ends)).sum()), share))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
@@ -138,10 +166,18 @@ class Dataset(eqx.Module):
                 f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
                 f"sample from dataset.for_chunks({action_chunk})"
             )
-        count = len(self) if self.num_starts is None else self.num_starts
         key, n_step, steps = divide_key(key, batch_size, n_step, td_lambda)
-        rows = self.starts[jax.random.randint(key, (batch_size,), 0, count)]
+        rows = self.starts[self._draw(key, batch_size)]
         return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(rows, steps)
+
+    def _draw(self, key: PRNGKeyArray, batch_size: int) -> Int[Array, " {batch_size}"]:
+        """Which of the transitions make up a batch."""
+        count = len(self) if self.num_starts is None else self.num_starts
+        if self.old is None:
+            return jax.random.randint(key, (batch_size,), 0, count)
+        is_old = jnp.arange(batch_size) < round(self.old.share * batch_size)
+        low, high = jnp.where(is_old, 0, self.old.starts), jnp.where(is_old, self.old.starts, count)
+        return jax.random.randint(key, (batch_size,), low, high)
 
     def transition(
         self,

@@ -1,7 +1,4 @@
-"""OGBench's scripted experts, one episode at a time, by the benchmark's published procedures.
-
-An episode depends on the seed and its number alone. No JAX in here: worker processes import this file.
-"""
+"""A robot arm's expert: OGBench's scripted oracles, by the benchmark's published procedure. No JAX in here."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,8 +14,7 @@ from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
 from floq import envs
-
-Rows = dict[str, np.ndarray]
+from floq.data.experts.episode import Rows, as_episode
 
 PLAN_ORACLES = {
     "cube": CubePlanOracle,
@@ -33,78 +29,6 @@ MARKOV_ORACLES = {
     "window": WindowMarkovOracle,
 }
 NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # action noise on position, yaw and gripper, relative to each other
-DTYPES = {"terminals": bool, "button_states": np.int64}  # of the files; all else is float32
-
-
-class PointMazeExpert:
-    """A point that follows the shortest path through a maze with noisy actions.
-
-    Args:
-        name: the dataset, such as `pointmaze-medium-navigate-v0`.
-        rows: the length of an episode.
-        seed: with an episode's number, determines it.
-        action_noise: standard deviation of the noise on the oracle's unit direction.
-        goal_cells: keep the one goal, this many cells from the start (stitch); None: a new goal, anywhere, whenever
-            one is reached (navigate).
-    """
-
-    def __init__(self, name: str, rows: int, seed: int, *, action_noise: float, goal_cells: int | None):
-        self._rows, self._seed, self._noise, self._goal_cells = rows, seed, action_noise, goal_cells
-        self._env = envs.make(name, terminate_at_goal=False, max_episode_steps=rows)
-        self._maze: Any = self._env.unwrapped
-        self._free = [(int(i), int(j)) for i, j in np.argwhere(self._maze.maze_map == 0)]
-        self._goals = [cell for cell in self._free if not self._is_hallway(cell)]
-        self._subgoals: dict[tuple[Any, Any], np.ndarray] = {}
-
-    def episode(self, number: int) -> Rows:
-        """All rows of episode `number`, the last one marked terminal."""
-        random = np.random.default_rng([self._seed, number])
-        start, goal = self._draw(random, self._free), self._draw(random, self._goals)
-        if self._goal_cells is not None:
-            goal = self._draw(random, self._cells_at(start, self._goal_cells) or [start])
-        self._env.reset_with((self._seed, number))
-        obs, _ = self._env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
-
-        rows = []
-        for _ in range(self._rows):
-            direction = self._subgoal() - self._maze.get_xy()
-            direction = direction / (np.linalg.norm(direction) + 1e-6)
-            action = np.clip(direction + random.normal(0.0, self._noise, direction.shape), -1.0, 1.0)
-            next_obs, _, _, _, info = self._env.step(action)
-            if info["success"] and self._goal_cells is None:
-                self._maze.set_goal(goal_xy=self._noisy_xy(random, self._draw(random, self._goals)))
-            rows.append({"observations": obs, "actions": action, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]})
-            obs = next_obs
-        return _episode(rows)
-
-    def _subgoal(self) -> np.ndarray:
-        """The centre of the next cell on the way to the goal. OGBench searches the maze anew at each step; the answer
-        depends on two cells only, so it is kept."""
-        here, goal = self._maze.get_xy(), self._maze.cur_goal_xy
-        cells = self._maze.xy_to_ij(here), self._maze.xy_to_ij(goal)
-        if cells not in self._subgoals:
-            self._subgoals[cells] = self._maze.get_oracle_subgoal(here, goal)[0]
-        return self._subgoals[cells]
-
-    def _is_hallway(self, cell: tuple[int, int]) -> bool:
-        """A cell with walls on two opposite sides and none on the other two: never a goal of a navigate episode."""
-        i, j = cell
-        wall = self._maze.maze_map == 1
-        up, down, left, right = wall[i - 1, j], wall[i + 1, j], wall[i, j - 1], wall[i, j + 1]
-        return bool((left and right and not up and not down) or (up and down and not left and not right))
-
-    def _cells_at(self, start: tuple[int, int], distance: int) -> list[tuple[int, int]]:
-        """The free cells whose shortest path from `start` has `distance` steps."""
-        _, steps = self._maze.get_oracle_subgoal(self._maze.ij_to_xy(start), self._maze.ij_to_xy(start))
-        return [cell for cell in self._free if steps[cell] == distance]
-
-    def _noisy_xy(self, random: np.random.Generator, cell: tuple[int, int]) -> np.ndarray:
-        quarter = self._maze._maze_unit / 4  # the spread of OGBench's own goal noise
-        return np.array(self._maze.ij_to_xy(cell)) + random.uniform(-quarter, quarter, 2)
-
-    @staticmethod
-    def _draw(random: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[int, int]:
-        return cells[random.integers(len(cells))]
 
 
 class ManipulationExpert:
@@ -150,7 +74,7 @@ class ManipulationExpert:
         """All rows of episode `number`, the last one marked terminal. A scene that loses its cube is redone."""
         attempt = 0
         while True:
-            rows = _episode(list(self._steps((self._seed, number, attempt))))
+            rows = as_episode(list(self._steps((self._seed, number, attempt))))
             if not self._has_health_check or _cube_in_sight(rows["qpos"][:, 14:17]):
                 return rows
             attempt += 1
@@ -182,12 +106,6 @@ class ManipulationExpert:
         with self._env.own_global_state():  # oracles draw their plans from NumPy's global generator
             oracle.reset(obs, info)
         return oracle
-
-
-def _episode(rows: list[dict[str, Any]]) -> Rows:
-    """Rows as the arrays of an OGBench file."""
-    arrays = {key: np.array([row[key] for row in rows], DTYPES.get(key, np.float32)) for key in rows[0]}
-    return arrays | {"terminals": np.arange(1, len(rows) + 1) == len(rows)}
 
 
 def _cube_in_sight(xyz: np.ndarray) -> bool:
