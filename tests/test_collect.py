@@ -11,7 +11,8 @@ import pytest
 
 from floq import cli, envs
 from floq.data.collect import collect
-from floq.data.experts import ManipulationExpert, PointMazeExpert, _cube_in_sight
+from floq.data.experts import AntMazeExpert, ManipulationExpert, PointMazeExpert
+from floq.data.experts.manipulation import _cube_in_sight
 from floq.data.recipes import recipe
 from floq.errors import UserError
 from floq.folders import exclusive
@@ -29,11 +30,14 @@ def test_recipes_are_the_published_ones():
     counts = {
         "pointmaze-medium-navigate-v0": (1000, 1001), "pointmaze-large-navigate-v0": (1000, 1001),
         "pointmaze-teleport-navigate-v0": (1000, 1001), "pointmaze-giant-navigate-v0": (500, 2001),
-        "pointmaze-giant-stitch-v0": (5000, 201), "cube-single-play-v0": (1000, 1001),
-        "cube-double-play-v0": (1000, 1001), "scene-play-v0": (1000, 1001), "puzzle-3x3-play-v0": (1000, 1001),
+        "pointmaze-giant-stitch-v0": (5000, 201), "antmaze-medium-navigate-v0": (1000, 1001),
+        "antmaze-giant-navigate-v0": (500, 2001), "antmaze-teleport-stitch-v0": (5000, 201),
+        "cube-single-play-v0": (1000, 1001), "cube-double-play-v0": (1000, 1001),
+        "scene-play-v0": (1000, 1001), "puzzle-3x3-play-v0": (1000, 1001),
         "puzzle-4x4-play-v0": (1000, 1001), "cube-triple-play-v0": (3000, 1001), "puzzle-4x5-noisy-v0": (3000, 1001),
         "cube-quadruple-noisy-v0": (5000, 1001), "puzzle-4x6-play-v0": (5000, 1001),
     }  # fmt: skip
+    assert recipe("antmaze-large-stitch-v0").settings == {"action_noise": 0.2, "goal_cells": 4, "walker": "ant"}
     for name, expected in counts.items():
         assert (recipe(name).episodes, recipe(name).rows) == expected, name
     play = {"oracle": "plan", "oracle_settings": {"noise": 0.1, "noise_smoothing": 0.5}}
@@ -50,7 +54,8 @@ def test_recipes_are_the_published_ones():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("antmaze-large-navigate-v0", "needs a trained expert"),
+        ("humanoidmaze-large-navigate-v0", "floq brings no expert for that"),
+        ("antsoccer-arena-navigate-v0", "floq brings no expert for that"),
         ("cube-single-play-singletask-task2-v0", "write floq data collect cube-single-play-v0"),
         ("cube-singel-play-v0", "did you mean 'cube-single-play-v0'.*ENV-{play,noisy}-v0"),
     ],
@@ -297,7 +302,7 @@ def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
     assert not _cube_in_sight(np.array([middle, right]))
     assert not _cube_in_sight(np.array([left, middle]))
     verdicts = iter([True, False, True])
-    monkeypatch.setattr("floq.data.experts._cube_in_sight", lambda xyz: next(verdicts))
+    monkeypatch.setattr("floq.data.experts.manipulation._cube_in_sight", lambda xyz: next(verdicts))
     arm = expert("scene-play-v0", 30)
     first, redone = arm.episode(0), arm.episode(0)
     assert np.abs(first["qpos"] - redone["qpos"]).max() > 0.1
@@ -306,6 +311,7 @@ def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
 def test_experts_are_those_of_the_recipe():
     assert recipe(NAME).expert is PointMazeExpert
     assert recipe("scene-noisy-v0").expert is ManipulationExpert
+    assert recipe("antmaze-giant-stitch-v0").expert is AntMazeExpert
 
 
 def test_ctrl_c_keeps_finished_episodes_and_says_so(short_maze, tmp_path, monkeypatch, capsys, request):

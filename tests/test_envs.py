@@ -12,6 +12,7 @@ from floq.errors import UserError
 
 MAZE = "pointmaze-medium-navigate-singletask-v0"
 PUZZLE = "puzzle-3x3-play-singletask-v0"
+DIRECTED = "online-ant-xy-v0"
 
 
 def roll_out(env, seed, steps=5):
@@ -21,7 +22,7 @@ def roll_out(env, seed, steps=5):
     return np.array(obs)
 
 
-@pytest.mark.parametrize("name", [MAZE, "pointmaze-teleport-navigate-singletask-v0", PUZZLE])
+@pytest.mark.parametrize("name", [MAZE, "pointmaze-teleport-navigate-singletask-v0", PUZZLE, DIRECTED])
 def test_an_episode_depends_on_its_seed_alone(name):
     env, other = envs.make(name), envs.make(name)
     first = roll_out(env, (3, 7))
@@ -32,6 +33,24 @@ def test_an_episode_depends_on_its_seed_alone(name):
     np.testing.assert_array_equal(roll_out(env, (3, 7)), first)
     np.testing.assert_array_equal(roll_out(other, (3, 7)), first)
     assert np.abs(roll_out(env, (3, 8)) - first).max() > 1e-6
+
+
+def test_a_directed_walker_is_paid_for_its_way_in_the_direction_it_sees():
+    """OGBench's task for its ant: the direction, of length 1, ends the observation and changes after 100 steps."""
+    env = envs.make(DIRECTED)
+    obs, base = env.reset_with((0, 1)), env.unwrapped
+    directions = [obs[-2:]]
+    for _ in range(101):
+        before = base.data.qpos[:2].copy()
+        obs, reward, terminated, truncated, _ = env.step(np.zeros(8))
+        assert reward == pytest.approx(float((base.data.qpos[:2] - before) @ directions[-1]))
+        assert not terminated
+        assert not truncated
+        directions.append(obs[-2:])
+    assert len(obs) == 29
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0)
+    changes = [i for i in range(101) if (directions[i] != directions[i + 1]).any()]
+    assert changes == [99]
 
 
 def test_the_callers_global_generator_is_left_alone():

@@ -249,6 +249,12 @@ class Config:
         return self.offline_steps + self.online_steps
 
     @property
+    def total_updates(self) -> int:
+        """Gradient steps of both phases."""
+        warmup = 0 if self.from_scratch else self.warmup_steps
+        return self.offline_steps + round(self.utd * max(0, self.online_steps - warmup))
+
+    @property
     def task(self) -> str:
         """What is learned, in a word: the environment's id, or without one the dataset's name."""
         return task_name(self.env_name, self.dataset)

@@ -11,9 +11,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_type_hints
 
 from floq.actors import ACTORS
+from floq.analysis.comparison import SCORES
 from floq.config import PUBLISHED_ALIASES, Config, settings_type
 from floq.critics import CRITICS
 from floq.errors import UserError, nearest
@@ -40,7 +41,7 @@ class Layer(NamedTuple):
 @dataclass(frozen=True)
 class Group:
     """Runs that differ in task and seed only. With `match`, the agent is resized until it costs what the group
-    `match_to` costs."""
+    `match_to` costs. Its scores are compared with those of the group `against`, by default the reference."""
 
     name: str
     agent: str = "floq"
@@ -50,6 +51,7 @@ class Group:
     match: Literal["flops", "params"] | None = None
     match_to: str | None = None
     match_by: Literal["width", "members"] | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Experiment:
     title: str
     question: str
     reference: str
+    score: Literal["success", "return"]
     curves: bool
     groups: tuple[Group, ...]
     budget: Budget
@@ -102,7 +105,7 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
         there = " or ".join(known_budgets) or "none is there"
         raise UserError(f"--budget={budget}: no {path.parent / 'budgets' / budget}.toml; choose {there}")
     limits = read_budget(path.parent / "budgets" / f"{budget}.toml")
-    check_keys(path, table, ["title", "question", "reference", "curves", "groups", *known_budgets])
+    check_keys(path, table, ["title", "question", "reference", "score", "curves", "groups", *known_budgets])
     tables = list_of(path, "groups", table.get("groups", []), dict)
     groups = tuple(_group(path, number, one, budget, known_budgets) for number, one in enumerate(tables, 1))
     if not groups:
@@ -113,7 +116,15 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
     reference = value_of(path, table, "reference", str)
     if reference not in names:
         raise UserError(f"{path}: reference = {reference!r} is not a group{nearest(reference, names)}")
+    score = value_of(path, table, "score", str, "success")
+    if score not in SCORES:
+        raise UserError(f"{path}: score = {score!r}: choose {' or '.join(SCORES)}{nearest(score, SCORES)}")
     for group in groups:
+        if group.against not in (None, *names):
+            raise UserError(
+                f"{path}: group {group.name!r}: against = {group.against!r} is not a group"
+                f"{nearest(str(group.against), names)}"
+            )
         _check_match(path, group, {g.name: g for g in groups})
     for section in known_budgets:
         inside = f"[{section}]"
@@ -126,6 +137,7 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
         value_of(path, table, "title", str),
         value_of(path, table, "question", str, ""),
         reference,
+        cast(Any, score),
         value_of(path, table, "curves", bool, True),
         groups,
         limits,

@@ -27,6 +27,7 @@ from floq.progress import Display
 from floq.resuming import resume_fleet
 from floq.run import Run
 from floq.run_data import collect_shown
+from floq.schedule import Schedule
 from floq.sweep_plan import Entry, plan, runs_of, show_plan
 from floq.train import fleets, train_fleet
 
@@ -153,9 +154,9 @@ def _collect_missing(entries: Sequence[Entry], configs: Iterable[Config], displa
 
 def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
     """The figure and the table of an experiment, from its CSV files alone."""
-    groups = [group.name for group in experiment.groups]
+    groups = {group.name: group.against for group in experiment.groups}
     evaluations, runs = (comparison.read_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
-    found = comparison.compare(groups, experiment.reference, evaluations, runs)
+    found = comparison.compare(groups, experiment.reference, evaluations, runs, experiment.score)
     figure, table = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
     table.write_text(comparison.table(found, experiment.title, experiment.question))
     comparison_figure.draw(figure, found, experiment.title, experiment.curves)
@@ -177,7 +178,7 @@ def write_rows(entries: Sequence[Entry], folder: Path) -> None:
                 row = {"experiment": experiment.name, "budget": experiment.budget.name, **own, "step": int(step)}
                 metrics = {name: columns.get(f"evaluation/{theirs}") for name, theirs in METRICS.items()}
                 evaluations.append(row | {name: x[number] if x else None for name, x in metrics.items()})
-            runs.append(own | _run_row(run, columns, entry.cost))
+            runs.append(own | _run_row(run, columns, entry.cost, METRICS[comparison.SCORES[experiment.score].column]))
     name = entries[0].experiment.name
     _write(folder / f"{name}.csv", evaluations, ["experiment", "budget", "group", "task", "seed", "step", *METRICS])
     first = ["group", "task", "seed", *_RUN_COLUMNS]
@@ -197,18 +198,19 @@ _RUN_COLUMNS = (
 _RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
 
 
-def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost) -> dict[str, Any]:
-    """What a run came to, and what its critic was like at the end. The evaluation at step 1, of an agent that has not
+def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost, score: str) -> dict[str, Any]:
+    """What a run came to, and what its critic was like at the end. The first evaluation, of an agent that has not
     learned, is no part of the area."""
-    success = columns.get("evaluation/success", [math.nan] * len(columns["step"]))
-    learned = [pair for pair in zip(columns["step"], success, strict=True) if pair[0] > 1]
-    steps, values = zip(*(learned or zip(columns["step"], success, strict=True)), strict=True)
+    scores = columns.get(f"evaluation/{score}", [math.nan] * len(columns["step"]))
+    first = Schedule(run.config).first_step
+    learned = [pair for pair in zip(columns["step"], scores, strict=True) if pair[0] > first]
+    steps, values = zip(*(learned or zip(columns["step"], scores, strict=True)), strict=True)
     summary, log = run.summary, run.folder / "train.csv"
     critic = {
         name: x[-1] for name, x in (read_csv(log) if log.exists() else {}).items() if "validation/critic/" in name
     }
     return {
-        "final": success[-1],
+        "final": scores[-1],
         "auc": area_under_curve(steps, values),
         "parameters": costs.parameters,
         "critic_parameters": costs.critic_parameters,

@@ -39,12 +39,13 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     Raises:
         UserError: a group, a setting or a task of the file is wrong.
     """
-    for task in experiment.tasks:
-        envs.check_task(task)
     named, datasets = experiment.budget.data, {envs.dataset_name(task) for task in experiment.budget.tasks}
     if unknown := sorted(named.keys() - datasets):
         raise UserError(f"{experiment.budget.path}: data: {unknown[0]} is of no task{nearest(unknown[0], datasets)}")
     resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
+    for (_, task), config in resolved.items():
+        if not config.from_scratch:
+            envs.check_task(task)
     entries = []
     for group in experiment.groups:
         for task in experiment.tasks:
@@ -100,7 +101,7 @@ def show_plan(entries: Sequence[Entry], display: Display) -> None:
     costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
     done = {c for entry in entries for c, run in zip(entry.configs, entry.finished, strict=True) if run}
     left = [config for config in costs if config not in done]
-    updates, flops = sum(c.offline_steps for c in left), sum(c.offline_steps * costs[c] for c in left)
+    updates, flops = sum(c.total_updates for c in left), sum(c.total_updates * costs[c] for c in left)
     display.note(
         f"total   {len(costs)} different runs, {len(done)} finished, {len(left)} to train in {len(fleets(left))} "
         f"programs: {updates:,} updates, {flops / 1e12:,.4g} TFLOP"

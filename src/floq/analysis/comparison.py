@@ -2,9 +2,10 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +24,26 @@ DIAGNOSIS = ("z0_spread", "quantile_spread", "return_spread", "member_spread", "
 DIAGNOSIS += ("one_pass_gap", "outside_histogram", "mass_at_ends", "feature_norm", "feature_rank", "td_error")
 
 
+class Score(NamedTuple):
+    """What runs are judged by: the column of the tidy CSV, its name for people, and whether it is a rate."""
+
+    column: str
+    label: str
+    is_rate: bool
+
+
+SCORES = {
+    "success": Score("success", "success rate", True),
+    "return": Score("episode_return", "return of an episode", False),
+}
+
+
 @dataclass(frozen=True)
 class Member:
-    """What the runs of a group came to. By task: the area under the learning curve of each run, its last success, and
-    the curve itself as steps and success of shape (runs, steps). `diagnosis`: what the critics showed of themselves
-    at the end, on average. `better`: how probably a run has more area than one of the reference, None for the reference
-    itself."""
+    """What the runs of a group came to. By task: the area under the learning curve of each run, its last score, and
+    the curve itself as steps and scores of shape (runs, steps). `diagnosis`: what the critics showed of themselves
+    at the end, on average. `better`: how probably a run has more area than one of the group `against`; both are None
+    for the reference itself."""
 
     name: str
     auc: dict[str, np.ndarray]
@@ -39,6 +54,7 @@ class Member:
     auc_iqm: Estimate
     final_iqm: Estimate
     better: Estimate | None
+    against: str | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,7 @@ class Comparison:
     members: tuple[Member, ...]
     absent: tuple[str, ...]
     reference: str
+    score: Score
     tasks: tuple[str, ...]
     protocol: str
 
@@ -61,12 +78,20 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: cannot read it ({error}): run the sweep first, or give another --out") from error
 
 
-def compare(groups: Sequence[str], reference: str, evaluations: Sequence[Row], runs: Sequence[Row]) -> Comparison:
+def compare(
+    groups: Mapping[str, str | None] | Sequence[str],
+    reference: str,
+    evaluations: Sequence[Row],
+    runs: Sequence[Row],
+    score: str = "success",
+) -> Comparison:
     """The scores of the groups, and what they say about each other.
 
     Args:
-        groups: their names, in order; rows of others are left out.
+        groups: their names, in order; rows of others are left out. A mapping says of some which group, other than the
+            reference, they are compared with.
         reference: the group that the others are compared with.
+        score: a name in `SCORES`.
         evaluations, runs: rows of the two files; see `floq.sweep`.
 
     Raises:
@@ -79,21 +104,25 @@ def compare(groups: Sequence[str], reference: str, evaluations: Sequence[Row], r
         members = []
         for name in present:
             auc, final = scores[name]["auc"], scores[name]["final"]
-            curves = {task: curve for task in auc if (curve := _curve(name, task, evaluations))}
+            curves = {task: curve for task in auc if (curve := _curve(name, task, evaluations, SCORES[score].column))}
             costs = {key: _numbers(runs, name, None, key) for key in ("critic_parameters", "update_gflop")}
             diagnosis = {key: _mean(runs, name, f"{DIAGNOSED}{key}") for key in DIAGNOSIS}
-            better = None if name == reference else _better(auc, scores[reference]["auc"])
-            members.append(Member(name, auc, final, curves, costs, diagnosis, _estimate(auc), _estimate(final), better))
+            own = groups[name] if isinstance(groups, Mapping) else None
+            against = own or (None if name == reference else reference)
+            better = _better(auc, scores[against]["auc"]) if against else None
+            estimates = _estimate(auc), _estimate(final), better, against
+            members.append(Member(name, auc, final, curves, costs, diagnosis, *estimates))
         seen = {key: sorted({row[key] for row in runs} - {""}) for key in ("seed", "eval_episodes", "success_timing")}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"the CSV files of the sweep are damaged ({error!r}): run it again") from error
     protocol = (
         f"{_count(len(seen['seed']), 'seed')}, {_count(len(tasks), 'task')}; "
-        f"{' or '.join(seen['eval_episodes'])} episodes per evaluation, "
-        f"success_timing={' or '.join(seen['success_timing'])}"
+        f"{' or '.join(seen['eval_episodes'])} episodes per evaluation"
     )
+    if SCORES[score].is_rate:
+        protocol += f", success_timing={' or '.join(seen['success_timing'])}"
     absent = tuple(name for name in groups if name not in present)
-    return Comparison(tuple(members), absent, reference, tasks, protocol)
+    return Comparison(tuple(members), absent, reference, SCORES[score], tasks, protocol)
 
 
 def _count(number: int, what: str) -> str:
@@ -116,12 +145,12 @@ def _scores(group: str, tasks: Sequence[str], runs: Sequence[Row]) -> dict[str, 
     return {key: {task: x for task, x in by_task.items() if len(x)} for key, by_task in found.items()}
 
 
-def _curve(group: str, task: str, evaluations: Sequence[Row]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps, and success of shape (runs, steps)."""
+def _curve(group: str, task: str, evaluations: Sequence[Row], column: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps, and scores of shape (runs, steps)."""
     chosen = [row for row in evaluations if row["group"] == group and row["task"] == task]
     by_seed: dict[str, dict[int, float]] = {}
     for row in chosen:
-        by_seed.setdefault(row["seed"], {})[int(row["step"])] = float(row["success"] or math.nan)
+        by_seed.setdefault(row["seed"], {})[int(row["step"])] = float(row[column] or math.nan)
     steps = sorted(set.intersection(*(set(curve) for curve in by_seed.values()))) if by_seed else []
     if not steps:
         return None
@@ -145,8 +174,11 @@ def _better(own: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Estimat
 
 def table(found: Comparison, title: str, question: str) -> str:
     """The comparison in Markdown."""
-    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", "last success, IQM [95%]"]
-    header += ["P(better than reference) [95%]", "seeds x tasks"]
+    score = "success" if found.score.is_rate else "return"
+    digits = 2 if found.score.is_rate else 0
+    pairs = any(member.against not in (None, found.reference) for member in found.members)
+    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {score}, IQM [95%]"]
+    header += [f"P(better than {'its match' if pairs else 'reference'}) [95%]", "seeds x tasks"]
     lines = [f"## {title}", "", *([question, ""] if question else [])]
     lines += [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
     for member in found.members:
@@ -155,9 +187,9 @@ def table(found: Comparison, title: str, question: str) -> str:
             member.name.replace("|", "\\|") + (" (reference)" if member.name == found.reference else ""),
             _range(member.costs["critic_parameters"], "{:,.0f}"),
             _range(member.costs["update_gflop"], "{:.3g}"),
-            _shown(member.auc_iqm),
-            _shown(member.final_iqm),
-            "" if member.better is None else _shown(member.better),
+            _shown(member.auc_iqm, digits),
+            _shown(member.final_iqm, digits),
+            "" if member.better is None else _shown(member.better) + (f" ({member.against})" if pairs else ""),
             f"{'-'.join(map(str, count))} x {len(member.auc)}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -165,7 +197,7 @@ def table(found: Comparison, title: str, question: str) -> str:
     tasks = ", ".join(found.tasks)
     lines += [
         "",
-        "AUC: success on average over training, without the evaluation at step 1. IQM: interquartile mean over all "
+        f"AUC: {score} on average over training, without the evaluation at step 1. IQM: interquartile mean over all "
         "runs. Intervals: percentile bootstrap within tasks. P: by AUC, ties count one half. "
         f"{found.protocol}. Tasks: {tasks}.",
     ]
@@ -184,11 +216,11 @@ def _diagnosis_table(found: Comparison) -> list[str]:
     return [*lines, "", "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."]
 
 
-def _shown(estimate: Estimate) -> str:
-    value, low, high = estimate
-    if math.isnan(value):
+def _shown(estimate: Estimate, digits: int = 2) -> str:
+    if math.isnan(estimate.value):
         return ""
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else f"{value:.2f}"
+    value, low, high = (f"{number:,.{digits}f}" for number in estimate)
+    return f"{value} [{low}, {high}]" if math.isfinite(estimate.low) else value
 
 
 def _range(values: Sequence[float], form: str) -> str:

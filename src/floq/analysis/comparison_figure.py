@@ -14,7 +14,7 @@ from floq.analysis.comparison import Comparison
 from floq.analysis.statistics import mean_interval, performance_profile
 from floq.analysis.style import COLOURS, FAINT, INK, figure
 
-THRESHOLDS = np.linspace(0, 1, 101)
+THRESHOLDS = 101  # of a profile
 BANDS = 3  # groups whose intervals can be told apart when they lie on top of each other
 
 
@@ -83,13 +83,17 @@ def _draw_curves(ax: Axes, task: str, found: Comparison, colours: dict[str, str]
     for member in found.members:
         if task not in member.curves:
             continue
-        steps, success = member.curves[task]
-        if len(success) > 1 and len(found.members) <= BANDS:
-            low, high = np.transpose([mean_interval(column) for column in success.T]).clip(0, 1)
+        steps, scores = member.curves[task]
+        if len(scores) > 1 and len(found.members) <= BANDS:
+            low, high = np.transpose([mean_interval(column) for column in scores.T])
+            if found.score.is_rate:
+                low, high = low.clip(0, 1), high.clip(0, 1)
             ax.fill_between(steps, low, high, color=colours[member.name], alpha=0.10, linewidth=0)
-        ax.plot(steps, success.mean(axis=0), "o-", color=colours[member.name], markersize=3, linewidth=1.6)
-    ax.set(title=_short(task), xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.03))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.plot(steps, scores.mean(axis=0), "o-", color=colours[member.name], markersize=3, linewidth=1.6)
+    ax.set(title=_short(task), xlabel="steps", ylabel=found.score.label)
+    if found.score.is_rate:
+        ax.set_ylim(-0.03, 1.03)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -108,23 +112,26 @@ def _draw_dots(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
     ax.set_yticks(range(len(found.members)), labels)
     for label, member in zip(ax.get_yticklabels(), found.members, strict=True):
         label.set_color(colours[member.name])
-    ax.set(ylim=(len(found.members) - 0.45, -0.55), xlabel="success rate")
+    ax.set(ylim=(len(found.members) - 0.45, -0.55), xlabel=found.score.label)
     ax.set_title("area under curve (filled), last (hollow)", fontsize=10)
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    if found.score.is_rate:
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _draw_profiles(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
+    areas = np.concatenate([runs for member in found.members for runs in member.auc.values()])
+    low, high = float(areas.min()), float(areas.max())
+    low, high = (0.0, min(1.0, high + 0.1)) if found.score.is_rate else (low - 0.1 * (high - low), high)
+    thresholds = np.linspace(low, high, THRESHOLDS)
     for member in found.members:
-        profile = performance_profile(list(member.auc.values()), THRESHOLDS)
+        profile = performance_profile(list(member.auc.values()), thresholds)
         if np.isfinite(profile.low).all() and len(found.members) <= BANDS:
-            ax.fill_between(THRESHOLDS, profile.low, profile.high, color=colours[member.name], alpha=0.08, linewidth=0)
-        ax.plot(THRESHOLDS, profile.share, color=colours[member.name], linewidth=1.6, drawstyle="steps-post")
-    most = max(float(runs.max()) for member in found.members for runs in member.auc.values())
-    ax.set(xlabel="area under the curve, threshold", ylabel="runs above it", ylim=(-0.03, 1.03))
-    ax.set_xlim(0, min(1.0, most + 0.1))
+            ax.fill_between(thresholds, profile.low, profile.high, color=colours[member.name], alpha=0.08, linewidth=0)
+        ax.plot(thresholds, profile.share, color=colours[member.name], linewidth=1.6, drawstyle="steps-post")
+    ax.set(xlabel="area under the curve, threshold", ylabel="runs above it", ylim=(-0.03, 1.03), xlim=(low, high))
     ax.set_title("performance profiles", fontsize=10)
-    for axis in (ax.xaxis, ax.yaxis):
+    for axis in (ax.xaxis, ax.yaxis) if found.score.is_rate else (ax.yaxis,):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
