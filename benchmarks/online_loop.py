@@ -103,8 +103,8 @@ def measure(config: Config, rows: Dataset, seconds: float) -> None:
         replay = sum(x.nbytes for x in jax.tree.leaves(online._fleet._replay))
     binding = min("envs", "updates", key=lambda name: best[name])
     print(
-        f"{config.agent.critic_name:<7} {config.utd:>4g} {config.num_envs:>5} {best['loop']:>8.1f} {best['envs']:>8.0f} "
-        f"{best['updates'] * config.utd:>10.1f} {binding:>9} {best['loop'] / best[binding]:>6.0%} "
+        f"{config.agent.critic_name:<7} {config.utd:>4g} {config.num_envs:>5} {best['loop']:>8.1f} "
+        f"{best['envs']:>8.0f} {best['updates'] * config.utd:>10.1f} {binding:>9} {best['loop'] / best[binding]:>6.0%} "
         f"{STEPS / best['loop'] / 3600:>19.1f} {replay / 1e6:>5.0f} MB",
         flush=True,
     )
