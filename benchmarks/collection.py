@@ -20,6 +20,8 @@ from floq.data.recipes import MANIPULATION, MAZES, recipe, with_validation
 NAMES = (
     *(f"pointmaze-{maze}-navigate-v0" for maze in MAZES),
     "pointmaze-medium-stitch-v0",
+    *(f"antmaze-{maze}-navigate-v0" for maze in MAZES),
+    "antmaze-medium-stitch-v0",
     *(f"{family}-play-v0" for family in MANIPULATION),
     "cube-single-noisy-v0",
 )
@@ -35,15 +37,15 @@ def rows_per_second(name: str, episodes: int, workers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="datasets; by default one per family")
-    parser.add_argument("--rows", type=int, default=20_000, help="at least so many; of mazes, ten times as many")
+    parser.add_argument("--rows", type=int, default=20_000, help="at least so many; of a point, ten times as many")
     options = parser.parse_args()
     print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.rows:,} rows, of mazes ten times that"
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.rows:,} rows, of a point ten times that"
     )
     print(f"{'dataset':<30} {'1 worker':>12} {'2 workers':>12} {'ratio':>6} {'published, 2 workers':>21}")
     for name in options.names:
         made = recipe(name)
-        episodes = -(-options.rows * (10 if "maze" in name else 1) // made.rows)
+        episodes = -(-options.rows * (10 if name.startswith("pointmaze") else 1) // made.rows)
         one, two = (rows_per_second(name, episodes, workers) for workers in (1, 2))
         minutes = with_validation(made.episodes) * made.rows / two / 60
         print(f"{name:<30} {one:>8.0f} 1/s {two:>8.0f} 1/s {two / one:>6.2f} {minutes:>17.0f} min", flush=True)
