@@ -3,11 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from floq.errors import UserError, nearest
 from floq.flags import Flags, described, parse
 from floq.folders import check_writable, user_path
+
+if TYPE_CHECKING:  # it loads SciPy
+    from floq.report.scores import Report
 
 Format = Literal["html", "md", "csv", "png", "pdf"]
 
@@ -59,7 +62,7 @@ def report_command(argv: list[str]) -> None:
         print(line)
 
 
-def write(report, form: Format, out: Path) -> list[str]:
+def write(report: "Report", form: Format, out: Path) -> list[str]:
     """Write a report in one of its formats. Returns lines that say what was written, and what is wrong with runs."""
     counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
     said = [f"read    {len(report.runs) + len(report.damaged)} runs in {len(report.groups)} groups: {counts}"]
@@ -123,7 +126,10 @@ def _where(out: str | None, form: Format | None) -> tuple[Format, Path]:
     if path.is_dir():
         raise UserError(f"--out={out} is a folder: name a file in it")
     check_writable(path.parent, "give another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: give another --out") from error
     return form or suffix, path  # pyright: ignore[reportReturnType]
 
 

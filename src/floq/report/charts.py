@@ -14,7 +14,7 @@ from floq.report.scores import THRESHOLDS, Report, Task
 
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")
-CROWDED = 8  # groups whose single runs can still be followed by eye
+CROWDED = 20  # runs that can still be followed by eye
 BANDS = 4  # groups whose intervals can be told apart when they lie on top of each other
 CLEAR = "rgba(0,0,0,0)"
 BUTTONS = ("zoom2d", "pan2d", "resetScale2d", "toImage")
@@ -32,23 +32,23 @@ def looks(report: Report) -> dict[str, Look]:
 def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
     """The learning curves of a task: every run thin, the mean of each group thick, with its interval."""
     chart, metric = _chart(), task.metric
-    banded, opacity = len(task.cells) <= BANDS, 0.45 if len(task.cells) <= CROWDED else 0.15
+    shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, metric)]
+    for name, line in shown:  # first, so that the means lie above them
+        run, so_far = line.run, "" if line.run.ends else f", {line.run.state}"
+        hover = f"seed {run.seed}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}{so_far}"
+        style = {"color": looks[name][0], "width": 1, "dash": "solid" if run.ends else "dot"}
+        opacity = 0.45 if len(shown) <= CROWDED else 0.15
+        chart.add_scatter(x=line.steps, y=line.values, line=style, opacity=opacity, **_of(name, hover, len(line.steps)))
     for name, cell in task.cells.items():
-        for line in lines(cell, metric):
-            run, so_far = line.run, "" if line.run.ends else f", {line.run.state}"
-            hover = f"seed {run.seed}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}{so_far}"
-            style = {"color": looks[name][0], "width": 1, "dash": "solid" if run.ends else "dot"}
-            chart.add_scatter(
-                x=line.steps, y=line.values, line=style, opacity=opacity, **_of(name, hover, len(line.steps))
-            )
         found = mean(cell, metric)
-        if found is not None:
-            if banded and found.over != "nothing":
-                _add_band(chart, found, name, looks[name][0])
-            style = {"color": looks[name][0], "width": 2.5, "dash": looks[name][1]}
-            over = f"mean of {found.number} runs" if found.number > 1 else "the only run"
-            hover = f"{over}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}"
-            chart.add_scatter(x=found.steps, y=found.values, line=style, **_of(name, hover, len(found.steps)))
+        if found is None:
+            continue
+        if len(task.cells) <= BANDS and found.over != "nothing":
+            _add_band(chart, found, name, looks[name][0])
+        style = {"color": looks[name][0], "width": 2.5, "dash": looks[name][1]}
+        over = f"mean of {found.number} runs" if found.number > 1 else "the only run"
+        hover = f"{over}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}"
+        chart.add_scatter(x=found.steps, y=found.values, line=style, **_of(name, hover, len(found.steps)))
     _name_axes(chart, task)
     return chart
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from floq.analysis.style import COLOURS, FAINT, INK, figure
-from floq.report.charts import step_name
+from floq.report.charts import BANDS, CROWDED, step_name
 from floq.report.curves import lines, mean
 from floq.report.scores import THRESHOLDS, Report, Task
 from floq.report.tables import short_task
@@ -35,7 +35,6 @@ RC: Any = {
     "pdf.fonttype": 42,
 }
 MOST_TASKS = 12
-BANDS = 4
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 Look = tuple[str, Any]
 """A colour and a dash."""
@@ -115,17 +114,16 @@ def _note(report: Report, tasks: Sequence[Task]) -> str:
 
 
 def _draw_curves(ax: Axes, task: Task, styles: dict[str, Look]) -> None:
-    phases = set()
+    shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, task.metric)]
+    phases = {(line.run.settings["offline_steps"], line.run.settings["online_steps"]) for _, line in shown}
+    for name, line in shown:  # first, so that the means lie above them
+        dots, alpha = "-" if line.run.ends else ":", 0.35 if len(shown) <= CROWDED else 0.12
+        ax.plot(line.steps, line.values, color=styles[name][0], linewidth=0.5, alpha=alpha, linestyle=dots)
     for name, cell in task.cells.items():
-        colour, dash = styles[name]
-        for line in lines(cell, task.metric):
-            phases.add((line.run.settings["offline_steps"], line.run.settings["online_steps"]))
-            dots = "-" if line.run.ends else ":"
-            alpha = 0.35 if len(task.cells) <= len(COLOURS) else 0.12
-            ax.plot(line.steps, line.values, color=colour, linewidth=0.5, alpha=alpha, linestyle=dots)
         found = mean(cell, task.metric)
         if found is None:
             continue
+        colour, dash = styles[name]
         if len(task.cells) <= BANDS and found.over != "nothing":
             ax.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.12, linewidth=0)
         alone = len(found.steps) == 1

@@ -159,12 +159,12 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def short_count(number: float) -> str:
+def short_count(number: int) -> str:
     """`1500` -> `1.5k`, `2000000` -> `2M`, where that says all; else the number."""
     for size, unit in ((1_000_000, "M"), (1_000, "k")):
         if number >= size and number * 100 % size == 0:
             return f"{number / size:g}{unit}"
-    return f"{number:g}" if number < 1_000_000 else f"{number:.0f}"
+    return str(number)
 
 
 def _natural(text: str) -> list:

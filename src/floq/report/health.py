@@ -32,9 +32,9 @@ def complaints(run: RunRecord) -> list[str]:
 def value_range(run: RunRecord) -> tuple[float, float]:
     """Between which numbers the mean of Q can lie, with a margin, as far as the task's id tells: rewards of OGBench's
     single tasks are costs, and in its mazes and antsoccer every step costs 1. Infinite where nothing is known."""
-    if run.settings.get("dataset") or "-singletask" not in run.task:
+    discount = float(run.settings.get("agent.discount") or 0)
+    if run.settings.get("dataset") or "-singletask" not in run.task or not 0 < discount < 1:
         return -math.inf, math.inf
-    scale = float(run.settings.get("agent.reward_scale", 1.0))
-    horizon = scale / (1 - float(run.settings.get("agent.discount", 0.99)))
+    horizon = float(run.settings.get("agent.reward_scale") or 1) / (1 - discount)
     low = -horizon if run.task.startswith(UNIT_COSTS) else -math.inf
     return low - MARGIN * horizon, MARGIN * horizon

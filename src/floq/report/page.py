@@ -1,11 +1,9 @@
 """The report as one page: HTML that needs no network and no other file."""
 
 import functools
-import os
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 from plotly.offline import get_plotlyjs
@@ -13,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from floq.report import charts, result_tables, run_tables
 from floq.report.metrics import METRICS
 from floq.report.scores import Report
-from floq.report.tables import listed, short_task
+from floq.report.tables import link, listed, short_task
 from floq.versions import version
 
 
@@ -50,7 +48,7 @@ def page(report: Report, folder: Path) -> str:
         },
         intervals=counted,
         profile=profile,
-        link=functools.partial(_link, folder=folder),
+        link=functools.partial(link, folder=folder),
         plotly_js=get_plotlyjs(),
     )
 
@@ -59,11 +57,6 @@ def _title(report: Report) -> str:
     families = list(dict.fromkeys(task.family for task in report.tasks))
     count = len(report.runs) + len(report.damaged)
     return f"{count} {'run' if count == 1 else 'runs'} of {listed(families, 3)}"
-
-
-def _link(run: str, folder: Path) -> str:
-    """The address of a run's folder, as seen from another folder."""
-    return quote(os.path.relpath(run, folder).replace(os.sep, "/")) + "/"
 
 
 def _template() -> jinja2.Template:

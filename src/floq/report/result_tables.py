@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from floq.analysis.statistics import Estimate
 from floq.report import published
 from floq.report.groups import short_count
-from floq.report.metrics import last
+from floq.report.metrics import SUCCESS, last
 from floq.report.runs import RunRecord
-from floq.report.scores import FEW, MANY, Cell, Report, Task
+from floq.report.scores import FEW, MANY, Cell, Report, Task, interval
 from floq.report.tables import Table, Text, listed, short_task, table, with_interval
 
 
@@ -80,16 +81,10 @@ def beside_published(report: Report) -> Table | None:
             ended = [run for run in group.runs if run.family == family and run.ends and run not in report.repeated]
             kept, reasons = published.comparable(ended)
             notes += [f"{group.name} is not compared on {family}: {reason}." for reason in reasons]
-            kept = [
-                run for run in kept if math.isfinite(run.evaluations.get("evaluation/success", np.array([np.nan]))[-1])
-            ]
+            kept = [run for run in kept if math.isfinite(last(run, SUCCESS))]
             if kept:
-                by_task: dict[str, list[float]] = {}
-                for run in kept:
-                    by_task.setdefault(run.task, []).append(float(run.evaluations["evaluation/success"][-1]))
-                mean = 100 * float(np.mean([np.mean(values) for values in by_task.values()]))
                 differs = "; ".join(published.differences(kept)) or "none"
-                own.append([family, f"{group.name}, here", f"{mean:.0f}", differs])
+                own.append([family, f"{group.name}, here", with_interval(_over_tasks(kept), "{:.0f}".format), differs])
         if own:
             rows += own
             marked = [(name, x) for name, x in zip(published.METHODS, numbers, strict=True) if x]
@@ -101,7 +96,23 @@ def beside_published(report: Report) -> Table | None:
         "reproduced them independently."
     )
     header = ("environment", "method", "success, %", "differs from the published protocol in")
-    return table(header, rows, [about, "Ours: mean over tasks of the mean over seeds.", *notes])
+    return table(header, rows, [about, OURS, *notes])
+
+
+OURS = "Ours: mean over the tasks of the mean over seeds, with the 95% Student's interval over seeds where at least "
+OURS += f"{FEW} have run all of these tasks."
+
+
+def _over_tasks(runs: Sequence[RunRecord]) -> Estimate:
+    """Success in percent: the mean over tasks, and its interval over the seeds that have run all of them."""
+    tasks = {run.task for run in runs}
+    mean = float(np.mean([np.mean([last(run, SUCCESS) for run in runs if run.task == task]) for task in tasks]))
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(last(run, SUCCESS))
+    whole = np.array([np.mean(values) for values in by_seed.values() if len(values) == len(tasks)])
+    (_, low, high), _ = interval(whole, SUCCESS, [0] * len(whole))
+    return Estimate(100 * mean, 100 * low, 100 * high)
 
 
 def aggregates(report: Report) -> Table | None:
@@ -133,7 +144,7 @@ def improvements(report: Report) -> Table | None:
     if not report.improvements:
         return None
     rows = list(dict.fromkeys(first for first, _ in report.improvements))
-    columns = list(dict.fromkeys(second for _, second in report.improvements))
+    columns = [group.name for group in report.groups if any(group.name == second for _, second in report.improvements)]
     cells = []
     for first in rows:
         found = [report.improvements.get((first, second)) for second in columns]

@@ -44,10 +44,12 @@ def costs(report: Report) -> Table:
     rows = []
     for group in report.groups:
         ended = [run for run in group.runs if run.ends]
-        rates = [run.summary.get("updates_per_second") or math.nan for run in ended]
-        steps = [run.summary.get("env_steps_per_second") or math.nan for run in ended]
-        row = [group.name, _range([1000 / rate for rate in rates]), _range(rates), _range(steps)]
-        row += [_range([run.summary.get("runs_in_fleet") or math.nan for run in ended])]
+        rates, steps, fleets = (
+            [run.told(name) for run in ended]
+            for name in ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
+        )
+        row = [group.name, _range([1000 / rate for rate in rates if rate > 0]), _range(rates), _range(steps)]
+        row += [_range(fleets)]
         row += [_duration(np.nanmedian(known)) if (known := _known([run.seconds for run in ended])) else ""]
         rows.append([*row, str(len(ended))])
     header = ["group", "ms per update", "updates/s", "environment steps/s", "runs in fleet", "time of a run", "runs"]
@@ -55,7 +57,7 @@ def costs(report: Report) -> Table:
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
     notes = [
         "Median over the runs that have ended, and from the least to the most. Updates of a run in a fleet are made "
-        "beside those of the others, so that a fleet of n makes n times as many. Compare only what ran on the same machine."
+        "beside those of the others, so a fleet of n makes n times as many. Compare only runs of one machine."
     ]
     return table(header, rows, notes)
 

@@ -19,7 +19,8 @@ from floq.folders import is_held, user_path
 
 State = Literal["running", "stopped", "finished"]
 Columns = dict[str, np.ndarray]
-RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the settings
+RECORDS = {"protocol": str, "versions": dict, "data": dict}  # what config.json holds beside the settings
+NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings that are calculated with
 LOSSES = ("training/critic/critic_loss", "training/critic/q", "training/actor/actor_loss")
 TRAINING = {
     "step",
@@ -88,7 +89,7 @@ class RunRecord:
     def step(self) -> int:
         """The last step that a file tells of."""
         logged = [columns["step"][-1] for columns in (self.training, self.evaluations) if columns]
-        return int(max([*logged, self.summary.get("steps") or 0]))
+        return int(max([*logged, np.nan_to_num(self.told("steps"))]))
 
     @property
     def ends(self) -> bool:
@@ -99,7 +100,8 @@ class RunRecord:
     def seconds(self) -> float:
         """From start to end, or to the newest row; NaN before."""
         known = [c["time/total_time"][-1] for c in (self.training, self.evaluations) if "time/total_time" in c]
-        return float(self.summary.get("seconds") or max(known, default=math.nan))
+        told = self.told("seconds")
+        return float(max(known, default=math.nan)) if math.isnan(told) else told
 
     @property
     def steps_per_second(self) -> float:
@@ -122,6 +124,11 @@ class RunRecord:
             if not finite[learning:].all():
                 return int(self.training["step"][learning + int((~finite[learning:]).argmax())])
         return None
+
+    def told(self, name: str) -> float:
+        """A number of summary.json; NaN if there is none."""
+        found = self.summary.get(name)
+        return float(found) if isinstance(found, int | float) else math.nan
 
     def last(self, column: str) -> float:
         """The newest number of a column of train.csv; NaN if there is none."""
@@ -162,7 +169,8 @@ def read_run(folder: Path) -> RunRecord | Damaged:
     held = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
     try:
         config = _read_json(folder / "config.json")
-        settings, records = _checked(config), {name: config[name] for name in RECORDS if name in config}
+        settings = _checked(config)
+        records = {name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)}
     except (OSError, ValueError) as error:
         return Damaged(folder, f"config.json: {_line(error)}")
     problems: list[str] = []
@@ -232,6 +240,9 @@ def _checked(config: Any) -> dict[str, Any]:
     for name, kind in needed.items():
         if not isinstance(settings.get(name, ...), kind):
             raise ValueError(f"{name} is {settings[name]!r}" if name in settings else f"it has no {name}")
+    for name in NUMBERS:
+        if not isinstance(settings.get(name, 0), int | float | None):
+            raise ValueError(f"{name} is {settings[name]!r}, and no number")
     if not (settings["env_name"] or isinstance(settings.get("dataset"), str)):
         raise ValueError("it names neither an environment nor data")
     return settings

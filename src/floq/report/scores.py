@@ -193,4 +193,4 @@ def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tup
 
 
 def _episodes(run: RunRecord) -> int:
-    return int(run.summary.get("eval_episodes") or run.settings.get("eval_episodes") or 0)
+    return int(np.nan_to_num(run.told("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)

@@ -1,9 +1,12 @@
 """The tables of a report: plain cells, which a page and Markdown both write out."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from floq.analysis.statistics import Estimate
 
@@ -49,3 +52,8 @@ def listed(names: Sequence[str], most: int = 12, comma: str = ", ") -> str:
 def short_task(task: str) -> str:
     """`pointmaze-large-navigate-singletask-task5-v0` -> `pointmaze-large-navigate-task5`."""
     return task.replace("-singletask", "").replace("-v0", "")
+
+
+def link(run: str, folder: Path) -> str:
+    """The address of a run's folder, as seen from another folder."""
+    return quote(os.path.relpath(run, folder).replace(os.sep, "/")) + "/"

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -10,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from floq.folders import is_held
 from floq.report.groups import grouped, short_count
 from floq.report.metrics import Metric, judged_by, last
 from floq.report.runs import Damaged, RunRecord, find, read_run
@@ -24,6 +26,8 @@ STYLES = {
     "finished": "dim",
 }
 """By state; the order in which they are shown."""
+
+MOST_DAMAGED = 5  # that are named
 
 Read = dict[Path, RunRecord | Damaged]
 
@@ -44,12 +48,12 @@ class Watcher:
         """
         now: Read = {}
         for folder in find(self._paths):
-            mark = tuple(_mark(folder / name) for name in FILES)
-            before = self._found.get(folder)
-            settled = isinstance(before, RunRecord) and before.ends
-            # Whether a run holds its folder shows in no file, so that only what has ended is left alone.
-            unchanged = settled and self._seen.get(folder) == mark
-            now[folder] = before if unchanged and before else read_run(folder)
+            mark, before = tuple(_mark(folder / name) for name in FILES), self._found.get(folder)
+            if isinstance(before, RunRecord) and self._seen.get(folder) == mark:
+                held = not before.ends and is_held(folder)  # which shows in no file
+                now[folder] = before if before.ends else replace(before, state="running" if held else "stopped")
+            else:
+                now[folder] = read_run(folder)
             self._seen[folder] = mark
         self._found = now
         return now
@@ -107,13 +111,15 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
     counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
     head = Text(", ".join(f"{count} {name}" for name, count in counts.items() if count), style="bold", no_wrap=True)
     head.append(f"   {time.strftime('%H:%M:%S')}", style="dim")
-    parts: list[RenderableType] = [head, *(_one_line(f"{run.folder}: {run.reason}", "red") for run in damaged[:5])]
-    room = math.inf if height is None else height - len(parts) - 3
+    named = [f"{run.folder}: {run.reason}" for run in damaged[:MOST_DAMAGED]]
+    parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in named)]
+    used = 3 + sum(1 + len(text) // width for text in named)  # with the names of the columns, and a last line
+    room = math.inf if height is None else height - used
     left = len(runs)
     if runs:
         parts.append(_rows([], next(iter(metrics.values())), header))
     for (task, group), members in _sections(runs):
-        shown = members[: int(min(room - 1, len(members)))]
+        shown = members[: int(max(0, min(room - 1, len(members))))]
         if not shown:
             break
         metric = metrics[task]

@@ -1,7 +1,6 @@
 """The report as files for papers and scripts: Markdown, and tidy CSV."""
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from floq.report.health import complaints
 from floq.report.metrics import METRICS, last
 from floq.report.runs import RunRecord
 from floq.report.scores import Report
-from floq.report.tables import Table
+from floq.report.tables import Table, link
 
 
 def markdown(report: Report, folder: Path) -> str:
@@ -41,7 +40,7 @@ def _markdown(table: Table, folder: Path) -> str:
     for row in table.rows:
         cells = [_escaped(cell.text) for cell in row]
         cells = [
-            f"[{text}](<{os.path.relpath(cell.folder, folder)}>)" if cell.folder else text
+            f"[{text}]({link(cell.folder, folder)})" if cell.folder else text
             for text, cell in zip(cells, row, strict=True)
         ]
         lines.append(f"| {' | '.join(cells)} |")
