@@ -15,7 +15,7 @@ from floq import cli
 @pytest.fixture(scope="module")
 def exp(tmp_path_factory):
     """Two critics on two tasks with three seeds, of which one still has to end; one run online with returns, one
-    without an environment; one that diverged, one that is damaged; and a name that would break out of a careless page."""
+    without an environment; one that diverged, one that is damaged; and a name that would break out of a page."""
     root = tmp_path_factory.mktemp("exp")
     for task in (TASK, TASK.replace("-v0", "-task2-v0")):
         for seed in range(3):

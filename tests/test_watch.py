@@ -35,7 +35,7 @@ def test_once(exp, monkeypatch, capsys):
     assert "1 diverged, 1 damaged, 1 stopped, 1 finished" in text
     assert re.search(r"1 +200 / 200 +0\.60 +-10 +1 +stopped", text)
     assert re.search(r"2 +200 / 200 +0\.60 +-10 +- +diverged", text)
-    assert "config.json: no JSON" in text
+    assert "config.json: not the configuration of a run" in text
     assert cli.run(["watch", "--once"]) == 2
     assert cli.run(["watch", str(exp), "--seconds=0"]) == 2
     assert "--seconds=0: give at least 0.5" in capsys.readouterr().err
