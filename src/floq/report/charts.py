@@ -15,7 +15,7 @@ from floq.report.scores import THRESHOLDS, Report, Task
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")
 CROWDED = 20  # runs that can still be followed by eye
-BANDS = 4  # groups whose intervals can be told apart when they lie on top of each other
+BANDS = 3  # groups whose intervals can be told apart when they lie on top of each other
 CLEAR = "rgba(0,0,0,0)"
 BUTTONS = ("zoom2d", "pan2d", "resetScale2d", "toImage")
 CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtons": [list(BUTTONS)]}
@@ -36,8 +36,8 @@ def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
     for name, line in shown:  # first, so that the means lie above them
         run, so_far = line.run, "" if line.run.ends else f", {line.run.state}"
         hover = f"seed {run.seed}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}{so_far}"
-        style = {"color": looks[name][0], "width": 1, "dash": "solid" if run.ends else "dot"}
-        opacity = 0.45 if len(shown) <= CROWDED else 0.15
+        style = {"color": looks[name][0], "width": 1 if run.ends else 1.5, "dash": "solid" if run.ends else "dot"}
+        opacity = 0.9 if not run.ends else 0.45 if len(shown) <= CROWDED else 0.15
         chart.add_scatter(x=line.steps, y=line.values, line=style, opacity=opacity, **_of(name, hover, len(line.steps)))
     for name, cell in task.cells.items():
         found = mean(cell, metric)
@@ -47,6 +47,7 @@ def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
             _add_band(chart, found, name, looks[name][0])
         style = {"color": looks[name][0], "width": 2.5, "dash": looks[name][1]}
         over = f"mean of {found.number} runs" if found.number > 1 else "the only run"
+        over += "" if found.has_ended else ", which have not ended"
         hover = f"{over}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}"
         chart.add_scatter(x=found.steps, y=found.values, line=style, **_of(name, hover, len(found.steps)))
     _name_axes(chart, task)

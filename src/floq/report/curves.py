@@ -18,8 +18,8 @@ class Line(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """The mean over `number` runs at the steps that all of them have, and its interval, infinite where it is not
-    known."""
+    """The mean over `number` runs, which have ended or not, at the steps that all of them have, and its interval,
+    infinite where it is not known."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -27,6 +27,7 @@ class Mean(NamedTuple):
     high: np.ndarray
     over: Over
     number: int
+    has_ended: bool
 
 
 def lines(cell: Cell, metric: Metric) -> list[Line]:
@@ -36,10 +37,11 @@ def lines(cell: Cell, metric: Metric) -> list[Line]:
 
 
 def mean(cell: Cell, metric: Metric) -> Mean | None:
-    """Over the runs that have ended; over all while none has. None if they have no step in common."""
+    """Over the runs that have ended; over all while none has. None if they have no step in common, or if
+    a single run, which has not ended, is its own curve."""
     shown = lines(cell, metric)
     ended = [line for line in shown if line.run.ends]
-    chosen = ended or shown
+    chosen = ended or (shown if len(shown) > 1 else [])
     common = set.intersection(*(set(line.steps) for line in chosen)) if chosen else set()
     if not common:
         return None
@@ -49,4 +51,4 @@ def mean(cell: Cell, metric: Metric) -> Mean | None:
     found = [interval(column, metric, episodes) for column in values.T]
     low, high = (np.array([estimate[end] for estimate, _ in found]) for end in (1, 2))
     over: Over = "seeds" if any(o == "seeds" for _, o in found) else found[-1][1]
-    return Mean(steps, values.mean(axis=0), low, high, over, len(chosen))
+    return Mean(steps, values.mean(axis=0), low, high, over, len(chosen), bool(ended))

@@ -106,7 +106,8 @@ def _legend(styles: dict[str, Look]) -> list[Line2D]:
 def _note(report: Report, tasks: Sequence[Task]) -> str:
     found, banded = [], len(report.groups) <= BANDS
     if tasks:
-        found.append(f"Thick: mean of runs{', shaded its 95% interval' if banded else ''}; thin: single runs.")
+        shaded = ", shaded its 95% interval" if banded else ""
+        found.append(f"Thick: mean of runs{shaded}; thin: single runs, dotted while they have not ended.")
     if report.aggregates:
         found.append("Dots: interquartile mean and its 95% stratified bootstrap interval, over tasks with success.")
     protocols = sorted({str(run.records.get("protocol", "")) for run in report.runs} - {""})
@@ -117,8 +118,9 @@ def _draw_curves(ax: Axes, task: Task, styles: dict[str, Look]) -> None:
     shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, task.metric)]
     phases = {(line.run.settings["offline_steps"], line.run.settings["online_steps"]) for _, line in shown}
     for name, line in shown:  # first, so that the means lie above them
-        dots, alpha = "-" if line.run.ends else ":", 0.35 if len(shown) <= CROWDED else 0.12
-        ax.plot(line.steps, line.values, color=styles[name][0], linewidth=0.5, alpha=alpha, linestyle=dots)
+        dots, width = ("-", 0.5) if line.run.ends else (":", 0.9)
+        alpha = 0.9 if not line.run.ends else 0.35 if len(shown) <= CROWDED else 0.12
+        ax.plot(line.steps, line.values, color=styles[name][0], linewidth=width, alpha=alpha, linestyle=dots)
     for name, cell in task.cells.items():
         found = mean(cell, task.metric)
         if found is None:

@@ -14,7 +14,9 @@ from typing import Any
 from floq.report.runs import RunRecord
 
 OF_THE_TASK = ("seed", "env_name", "dataset")
-OF_THE_PLACE = ("save_dir", "dataset_dir", "dataset_mirror", "project_name", "restore_epoch")
+WITHOUT_EFFECT = ("save_dir", "dataset_dir", "dataset_mirror", "project_name", "restore_epoch")
+WITHOUT_EFFECT += ("log_interval", "save_interval", "video_episodes", "video_frame_skip")
+"""Where things lie and how often they are written: no part of what is compared."""
 IDENTITY = ("run_group", "agent.critic", "agent.actor")
 SHORT = {"critic_flow_steps": "K", "offline_steps": "offline", "online_steps": "online"}
 
@@ -66,7 +68,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 def _compared(run: RunRecord) -> dict[str, Any]:
     """The settings by which runs are compared. Weights that were taken over count by the configuration of their run:
     each seed has its own folder."""
-    values = {name: x for name, x in run.settings.items() if name not in (*OF_THE_TASK, *OF_THE_PLACE)}
+    values = {name: x for name, x in run.settings.items() if name not in (*OF_THE_TASK, *WITHOUT_EFFECT)}
     if values.get("restore_path"):
         origin = re.search(r"sd\d+_\d+_\d+_([0-9a-f]{8})", str(values["restore_path"]))
         values["restore_path"] = origin.group(1) if origin else values["restore_path"]

@@ -22,7 +22,7 @@ def page(report: Report, folder: Path) -> str:
     for metric in METRICS:
         tasks = [task for task in report.tasks if task.metric is metric]
         if tasks:
-            found = {"title": metric.name.capitalize(), "table": result_tables.results(report, tasks), "charts": []}
+            found = {"title": metric.name.capitalize(), "tables": result_tables.results(report, tasks), "charts": []}
             for task in tasks:
                 chart = charts.as_html(charts.curve_chart(task, looks), f"chart-{len(sections)}-{len(found['charts'])}")
                 found["charts"].append((short_task(task.name), chart, len(task.cells) > charts.BANDS))
@@ -48,6 +48,7 @@ def page(report: Report, folder: Path) -> str:
         },
         intervals=counted,
         profile=profile,
+        bands=charts.BANDS,
         link=functools.partial(link, folder=folder),
         plotly_js=get_plotlyjs(),
     )

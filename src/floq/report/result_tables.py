@@ -1,6 +1,7 @@
 """The tables of what groups came to: by task, beside published numbers, over all tasks, against each other."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,20 +12,37 @@ from floq.report.groups import short_count
 from floq.report.metrics import SUCCESS, last
 from floq.report.runs import RunRecord
 from floq.report.scores import FEW, MANY, Cell, Report, Task, interval
-from floq.report.tables import Table, Text, listed, short_task, table, with_interval
+from floq.report.tables import Table, Text, short_task, table, with_interval
+
+NO_WIDTH = "An interval without width: these runs agree, which does not tell that others would."
 
 
-def results(report: Report, tasks: Sequence[Task]) -> Table:
-    """The last values of these tasks, which are judged by one metric: a row for each group, a column for each task."""
-    rows, seen = [], set()
+def results(report: Report, tasks: Sequence[Task]) -> list[Table]:
+    """The last values of these tasks, which are judged by one metric. A table for each family of tasks, with a row for
+    each of its groups and a column for each task; the last of them explains all."""
+    seen: set[str] = set()
+    families = list(dict.fromkeys(task.family for task in tasks))
+    members = [[task for task in tasks if task.family == family] for family in families]
+    rows = [_family_rows(report, own, seen) for own in members]
+    notes = [[] for _ in families[1:]] + [_explained(tasks, seen)]
+    return [
+        table(("group", *(short_task(task.name) for task in own)), cells, said)
+        for own, cells, said in zip(members, rows, notes, strict=True)
+    ]
+
+
+def _family_rows(report: Report, tasks: Sequence[Task], seen: set[str]) -> list[list[Text | str]]:
+    found = []
     for group in report.groups:
         cells = [task.cells.get(group.name) for task in tasks]
-        if not any(cells):
-            continue
-        row: list[Text | str] = [group.name]
-        for task, cell in zip(tasks, cells, strict=True):
-            row.append(_cell(task, cell, seen) if cell else "")
-        rows.append(row)
+        if any(cells):
+            shown = [_cell(task, cell, seen) if cell else "" for task, cell in zip(tasks, cells, strict=True)]
+            found.append([group.name, *shown])
+    return found
+
+
+def _explained(tasks: Sequence[Task], seen: set[str]) -> list[str]:
+    """What the cells of these tasks mean; `seen` says of what kinds they are."""
     metric = tasks[0].metric
     notes = [f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are."]
     if not metric.more_is_better:
@@ -47,7 +65,7 @@ def results(report: Report, tasks: Sequence[Task]) -> Table:
         notes.append(f"Left out: {repeated} runs whose seed has a newer run, or one that ended.")
     if "unfinished" in seen:
         notes.append("(faint): the newest value of runs that have not ended, at their step; it is in no mean.")
-    return table(("group", *(short_task(task.name) for task in tasks)), rows, notes)
+    return notes
 
 
 def _cell(task: Task, cell: Cell, seen: set[str]) -> Text:
@@ -60,16 +78,16 @@ def _cell(task: Task, cell: Cell, seen: set[str]) -> Text:
 
 
 def _so_far(task: Task, runs: Sequence[RunRecord], seen: set[str]) -> Text:
-    known = [(run, last(run, task.metric)) for run in runs]
-    shown = [
-        f"({task.metric.shown(value)} at {short_count(run.step)}, {run.state})"
-        for run, value in known
-        if value == value
-    ]
-    if not shown:
+    known = [run for run in runs if math.isfinite(last(run, task.metric))]
+    if not known:
         return Text(f"no evaluation yet ({len(runs)} {'run' if len(runs) == 1 else 'runs'})", faint=True)
     seen.add("unfinished")
-    return Text(listed(shown, 4, " "), faint=True)
+    values, steps = sorted(last(run, task.metric) for run in known), sorted(run.step for run in known)
+    ends = list(dict.fromkeys(map(task.metric.shown, (values[0], values[-1]))))
+    at = list(dict.fromkeys(map(short_count, (steps[0], steps[-1]))))
+    states = Counter(run.state for run in known)
+    counted = ", ".join(state if len(known) == 1 else f"{count} {state}" for state, count in states.items())
+    return Text(f"({' to '.join(ends)} at {' to '.join(at)}, {counted})", faint=True)
 
 
 def beside_published(report: Report) -> Table | None:
@@ -131,7 +149,7 @@ def aggregates(report: Report) -> Table | None:
     if any(not math.isfinite(found.iqm.low) for found in report.aggregates.values()):
         notes.append("No interval: a task with a single run cannot say how others would do.")
     if any(found.iqm.low == found.iqm.high for found in report.aggregates.values()):
-        notes.append("An interval without width: these runs agree, which does not tell that others would.")
+        notes.append(NO_WIDTH)
     if any(found.runs < FEW * found.tasks for found in report.aggregates.values()):
         notes.append(f"With fewer than {FEW} seeds for each task such an interval is too narrow to be relied on.")
     if any(found.tasks < most for found in report.aggregates.values()):
@@ -150,8 +168,10 @@ def improvements(report: Report) -> Table | None:
         found = [report.improvements.get((first, second)) for second in columns]
         cells.append([first, *(with_interval(x[0], "{:.2f}".format) + f" ({x[1]})" if x else "" for x in found)])
     few = "" if len(columns) > 1 else f" Of more than {MANY} groups each is compared with one alone (--reference)."
-    note = (
+    notes = [
         "How probably a run of the row is better than a run of the column on the same task, a tie counting one half, "
         f"with a 95% stratified bootstrap interval, and on how many tasks both have runs that have ended.{few}"
-    )
-    return table(("P(row better than column)", *columns), cells, [note])
+    ]
+    if any(found.low == found.high for found, _ in report.improvements.values()):
+        notes.append(NO_WIDTH)
+    return table(("P(row better than column)", *columns), cells, notes)

@@ -122,8 +122,12 @@ def _range(values: Sequence[float]) -> str:
     known = _known(values)
     if not known:
         return ""
-    middle, low, high = (f"{x:.3g}" for x in (float(np.median(known)), min(known), max(known)))
+    middle, low, high = map(_number, (float(np.median(known)), min(known), max(known)))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:

@@ -15,11 +15,12 @@ from floq.report.tables import Table, link
 
 def markdown(report: Report, folder: Path) -> str:
     """The tables of the report in Markdown; links to run folders are relative to `folder`."""
-    sections: list[tuple[str, Table | None]] = [("What was run", run_tables.overview(report))]
+    sections: list[tuple[str | None, Table | None]] = [("What was run", run_tables.overview(report))]
     for metric in METRICS:
         judged = [task for task in report.tasks if task.metric is metric]
         if judged:
-            sections.append((metric.name.capitalize(), result_tables.results(report, judged)))
+            found = result_tables.results(report, judged)
+            sections += [(metric.name.capitalize(), found[0]), *((None, other) for other in found[1:])]
     sections += [
         ("Beside published numbers", result_tables.beside_published(report)),
         ("Over all tasks", result_tables.aggregates(report)),
@@ -29,7 +30,11 @@ def markdown(report: Report, folder: Path) -> str:
         ("Settings in which groups differ", run_tables.differences(report)),
         ("Runs", run_tables.runs(report)),
     ]
-    return "\n".join(f"## {title}\n\n{_markdown(table, folder)}" for title, table in sections if table is not None)
+    return "\n".join(
+        (f"## {title}\n\n" if title else "") + _markdown(table, folder)
+        for title, table in sections
+        if table is not None
+    )
 
 
 def _markdown(table: Table, folder: Path) -> str:
