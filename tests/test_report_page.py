@@ -87,6 +87,20 @@ def test_a_group_can_be_hidden(report, page):
     assert page.complaints == []
 
 
+def test_intervals_appear_when_few_groups_are_shown(tmp_path, page):
+    for alpha in range(5):
+        for seed in range(3):
+            make_run(tmp_path, seed=seed, success=[0.0, 0.2 * seed], agent={"alpha": float(alpha)})
+    assert cli.run(["report", str(tmp_path), f"--out={tmp_path / 'report.html'}"]) == 0
+    page.open(tmp_path / "report.html", 1400)
+    fills = f"{CHART}.querySelectorAll('.fills path').length"
+    assert page.run(fills) == 0
+    for number in (0, 1):
+        page.run(f"document.querySelectorAll('[data-group]')[{number}].click()")
+    page.wait(f"{fills} === 3")
+    assert page.complaints == []
+
+
 def test_where_runs_go_online_is_marked(report, page):
     page.open(report, 1400)
     assert page.run(f"{CHART}.querySelector('.annotation-text').textContent") == "online"

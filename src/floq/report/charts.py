@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 
-from floq.report.curves import Mean, lines, mean
+from floq.report.curves import lines, mean
 from floq.report.metrics import Metric
 from floq.report.scores import THRESHOLDS, Report, Task
 
@@ -43,8 +43,10 @@ def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
         found = mean(cell, metric)
         if found is None:
             continue
-        if len(task.cells) <= BANDS and found.over != "nothing":
-            _add_band(chart, found, name, looks[name][0])
+        if found.over != "nothing":
+            known = abs(found.low) < float("inf")
+            band = found.steps[known], found.low[known], found.high[known]
+            _add_band(chart, *band, name, looks[name][0], len(task.cells) <= BANDS)
         style = {"color": looks[name][0], "width": 2.5, "dash": looks[name][1]}
         over = f"mean of {found.number} runs" if found.number > 1 else "the only run"
         over += "" if found.has_ended else ", which have not ended"
@@ -61,8 +63,8 @@ def profile_chart(report: Report, looks: Mapping[str, Look]) -> go.Figure:
     for name, found in report.aggregates.items():
         colour, dash = looks[name]
         share, low, high = found.profile
-        if banded and (abs(low) <= 1).all():
-            _add_area(chart, THRESHOLDS, low, high, name, colour)
+        if (abs(low) <= 1).all():
+            _add_band(chart, THRESHOLDS, low, high, name, colour, banded)
         hover = "%{y:.0%} of runs are above %{x:.0%}"
         style = {"color": colour, "width": 2.5, "dash": dash, "shape": "hv"}
         chart.add_scatter(x=THRESHOLDS, y=share, line=style, **_of(name, hover, len(THRESHOLDS)))
@@ -110,14 +112,11 @@ def _wrapped(name: str, width: int = 38) -> str:
     return ",<br>".join(html.escape(line) for line in found if line).replace("%{", "% {")
 
 
-def _add_band(chart: go.Figure, found: Mean, name: str, colour: str) -> None:
-    known = abs(found.low) < float("inf")
-    _add_area(chart, found.steps[known], found.low[known], found.high[known], name, colour)
-
-
-def _add_area(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: str) -> None:
+def _add_band(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: str, visible: bool) -> None:
+    """An interval. The page shows it while few groups are chosen, and knows it by its `meta`."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     shared: dict[str, Any] = {"legendgroup": name, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    shared |= {"meta": "band", "visible": visible}
     chart.add_scatter(x=x, y=low, **shared)
     chart.add_scatter(x=x, y=high, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.15)", **shared)
 
