@@ -103,6 +103,8 @@ class Resume:
     """Transitions that online batches are drawn from."""
     balanced_sampling: Literal[0, 1] | None = None
     """1 takes half of each batch from the dataset and half from new experience."""
+    logger: tuple[Literal["tensorboard", "wandb"], ...] | None = None
+    """Where rows go besides the CSV files; by default where they went before."""
     distributed: str | None = None
     """Divide the runs over several hosts, as in training."""
     dry_run: bool = False

@@ -15,7 +15,7 @@ from floq.report.runs import RunRecord
 
 OF_THE_TASK = ("seed", "env_name", "dataset")
 WITHOUT_EFFECT = ("save_dir", "dataset_dir", "dataset_mirror", "project_name", "restore_epoch")
-WITHOUT_EFFECT += ("log_interval", "save_interval", "video_episodes", "video_frame_skip")
+WITHOUT_EFFECT += ("logger", "log_interval", "save_interval", "video_episodes", "video_frame_skip")
 """Where things lie and how often they are written: no part of what is compared."""
 IDENTITY = ("run_group", "agent.critic", "agent.actor")
 SHORT = {"critic_flow_steps": "K", "offline_steps": "offline", "online_steps": "online"}
