@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Page:
     """A tab. `complaints`: errors and warnings of its console, and exceptions. `requests`: all addresses asked for."""
 
     def __init__(self, socket: Any):
-        self._socket, self._number, self._events = socket, 0, []
+        self._socket, self._number = socket, 0
         self.complaints: list[str] = []
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -48,7 +49,6 @@ class Page:
 
     def _note(self, message: dict[str, Any]) -> None:
         name, params = message["method"], message.get("params", {})
-        self._events.append(name)
         if name == "Runtime.exceptionThrown":
             self.complaints.append(str(params["exceptionDetails"]))
         elif name == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
@@ -98,8 +98,7 @@ def browser(profile: Path) -> Iterator[Page]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with websockets.sync.client.connect(_address(profile, process), max_size=None) as socket:
-            created = _first(socket)
-            yield created
+            yield Page(socket)
     finally:
         process.terminate()
         try:
@@ -109,14 +108,8 @@ def browser(profile: Path) -> Iterator[Page]:
             process.wait()
 
 
-def _first(socket: Any) -> Page:
-    return Page(socket)
-
-
 def _address(profile: Path, process: subprocess.Popen) -> str:
     """Of the first tab, once the browser listens."""
-    import urllib.request
-
     end, file = time.monotonic() + SECONDS, profile / "DevToolsActivePort"
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError, IndexError, StopIteration):
