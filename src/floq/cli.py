@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from floq.cli_data import collect_command, convert_command, inspect_command
+from floq.cli_report import report_command, watch_command
 from floq.cli_sweep import sweep_command
 from floq.cli_train import parse_train, resolve_train
 from floq.errors import Failed, Interrupted, UserError, nearest
@@ -22,6 +23,8 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
   floq eval RUN_DIR        evaluate a checkpoint again
   floq bench               what K and a fleet cost on this machine
   floq sweep FILE          train what an experiment file compares, and draw what came of it
+  floq watch RUNS          how runs are getting on, live
+  floq report RUNS         what runs came to: a page with tables and curves, or files for a paper
   floq data collect NAME   make an OGBench dataset with its scripted expert
   floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
   floq data convert A B    write a dataset as an OGBench npz or for Minari
@@ -42,6 +45,8 @@ def run(argv: list[str]) -> int:
         ("eval",): _eval,
         ("bench",): _bench,
         ("sweep",): sweep_command,
+        ("watch",): watch_command,
+        ("report",): report_command,
         ("data", "collect"): collect_command,
         ("data", "inspect"): inspect_command,
         ("data", "convert"): convert_command,
@@ -98,6 +103,8 @@ class Resume:
     """Transitions that online batches are drawn from."""
     balanced_sampling: Literal[0, 1] | None = None
     """1 takes half of each batch from the dataset and half from new experience."""
+    logger: tuple[Literal["tensorboard", "wandb"], ...] | None = None
+    """Where rows go besides the CSV files; by default where they went before."""
     distributed: str | None = None
     """Divide the runs over several hosts, as in training."""
     dry_run: bool = False

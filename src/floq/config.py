@@ -205,6 +205,8 @@ class Config:
     """What updates compute in: tf32 is float32, its products in TF32 where a GPU has that (as published); f32; bf16."""
     batch_devices: int = 1
     """Devices that share the batch of each run; the others train other runs."""
+    logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Write the rows of the CSV files to these as well; their packages are installed separately."""
     agent: AgentConfig = field(default_factory=AgentConfig)
     """The agent and its settings."""
 
@@ -278,11 +280,12 @@ class Config:
             if name not in known:
                 raise UserError(f"{name}: no such setting of a run{nearest(name, known)}")
         run: dict[str, Any] = {**values, "agent": AgentConfig.from_flat(critic, actor, agent)}
+        run["logger"] = tuple(run.get("logger", ()))
         return cls(**run)
 
     def digest(self) -> str:
-        """8 hexadecimal digits that tell configurations apart, whatever their seed."""
-        values = {key: value for key, value in self.to_json().items() if key != "seed"}
+        """8 hexadecimal digits that tell configurations apart, whatever their seed and where they log."""
+        values = {key: value for key, value in self.to_json().items() if key not in ("seed", "logger")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from floq.errors import UserError
 
 DATA_FILES = (".npz", ".hdf5", ".h5")
+GLANCE = 0.05  # seconds; `is_held` takes far less
 
 try:
     import fcntl
@@ -64,9 +66,36 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _locks(handle, fcntl.LOCK_EX):
+                time.sleep(GLANCE)  # somebody may only have looked, with `is_held`
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(busy) from error
         yield
     finally:
         os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder (see `exclusive`), which does not notice being asked. False where there are no
+    such locks, as on Windows, and for a folder that may not be read."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _locks(handle, fcntl.LOCK_SH)  # shared, so that any number may look at once
+    finally:
+        os.close(handle)
+
+
+def _locks(handle: int, kind: int) -> bool:
+    """Whether a lock of this kind is to be had now. It ends when the handle is closed."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -26,6 +26,7 @@ from floq.fleet import Fleet
 from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
 from floq.loggers import CsvLogger
+from floq.mirrors import mirrors
 from floq.online import Online
 from floq.policy import Policy
 from floq.progress import Display
@@ -37,10 +38,11 @@ MOST_PENDING = 2  # evaluations of the fleet that may wait; then training waits 
 
 
 class Member:
-    """One run of a fleet, as it is on disk."""
+    """One run of a fleet, as it is on disk and wherever else it logs; `step` is where it begins or goes on."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, step: int = 0):
         self.run, self.config = run, run.config
+        self._mirrors = mirrors(run.folder, run.config, step)
         self.keys = Keys.of(run.config.seed)
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
@@ -48,7 +50,20 @@ class Member:
     def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
         """Write a row of eval.csv."""
         self.scores = evaluation.summary()
-        self.eval_log.log(evaluation.step, self.scores | {"time/total_time": seconds})
+        self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})
+
+    def log_training(self, step: int, row: Mapping[str, float]) -> None:
+        """Write a row of train.csv."""
+        self._log(self.train_log, step, row)
+
+    def close(self) -> None:
+        """Nothing is logged any more."""
+        for mirror in self._mirrors:
+            mirror.close()
+
+    def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
+        for destination in (log, *self._mirrors):
+            destination.log(step, dict(row))
 
 
 class Loop:
@@ -211,7 +226,7 @@ class Loop:
             row = _named("training", info) | _named("validation", held_out) | times
             if self._online is not None:
                 row |= self._online.statistics(number)
-            self.members[number].train_log.log(step, row)
+            self.members[number].log_training(step, row)
 
     def _save(self) -> None:
         clocks = {

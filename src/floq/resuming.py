@@ -38,8 +38,8 @@ def resume(
         run_dir: the run's folder.
         data: what the run was given from Python, if it was.
         show: print progress.
-        changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`; and, if the run
-            is not online yet, `utd`, `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
+        changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`, `logger`; and, if
+            the run is not online yet, `utd`, `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
 
     Raises:
         UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.

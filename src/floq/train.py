@@ -20,6 +20,7 @@ from floq.held_out import HeldOutEvaluator
 from floq.hosts import ALONE, Hosts
 from floq.loop import Loop, Member, catch_signals
 from floq.machine import forget_programs, use_all_cores
+from floq.mirrors import check_installed
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import show_result
@@ -130,6 +131,7 @@ def check_built(config: Config) -> None:
             )
     elif config.balanced_sampling:
         raise UserError("--balanced_sampling=1 is about the batches of the online phase: give --online_steps")
+    check_installed(config)
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
     if config.agent.flat().get("integration") == "fused":
@@ -227,7 +229,7 @@ def carry_through(
     recorded: Sequence[Recorded | None] = (),
 ) -> list[Run]:
     """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
-    members, splits = [Member(run) for run in runs], list(tasks.values())
+    members, splits = [Member(run, step) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
         [list(tasks).index(run_data.task_of(run.config)) for run in runs],
@@ -243,7 +245,9 @@ def carry_through(
     loop = Loop(members, fleet, evaluator, sizes, display, clocks, started, step, recorded)
     for run in runs:
         display.note(f"run     {run.folder}")
-    with catch_signals() as received:
+    with contextlib.ExitStack() as logs, catch_signals() as received:
+        for member in members:
+            logs.callback(member.close)
         loop.go(received, pending)
     summaries = [loop.summary(number) for number in range(len(runs))]
     if draw:

@@ -21,7 +21,7 @@ from floq.run import Run
 from floq.state import Hypers, ValueRange
 
 # What may change when a run is continued: always; and as long as it is not online.
-ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout")
+ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout", "logger")
 BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_steps")
 
 

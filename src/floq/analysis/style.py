@@ -37,10 +37,11 @@ RC: Any = {
 
 @contextmanager
 def figure(
-    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **kwargs
+    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of `width` x `height` inches and its axes, row by row; saved to `path` and closed at the end."""
-    with plt.rc_context(RC):
+    """A figure of `width` x `height` inches and its axes, row by row; saved to `path` and closed at the end. `look`:
+    what is unlike other figures, as Matplotlib's settings."""
+    with plt.rc_context(RC | (look or {})):
         fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
         try:
             yield fig, list(axes.flat)

@@ -1,0 +1,270 @@
+"""Run folders as they are on disk, read without touching them. What is missing, unfinished or damaged is said, and
+stops nothing."""
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from floq.errors import UserError
+from floq.folders import is_held, user_path
+
+State = Literal["running", "stopped", "finished"]
+Columns = dict[str, np.ndarray]
+RECORDS = {"protocol": str, "versions": dict, "data": dict}  # what config.json holds beside the settings
+NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings that are calculated with
+LOSSES = ("training/critic/critic_loss", "training/critic/q", "training/actor/actor_loss")
+TRAINING = {
+    "step",
+    *LOSSES,
+    *("validation/critic/td_error", "validation/critic/outside_histogram", "validation/critic/mass_at_ends"),
+    *("time/epoch_time", "time/total_time"),
+}
+"""The columns of train.csv that are read; there are dozens of others."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A folder that looks like a run's and cannot be read, and why."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run as its files tell it.
+
+    `settings` are those of config.json, side by side, the agent's as `agent.NAME`; `records` what it says beside them.
+    `evaluations` and `training` are the columns of the two CSV files, empty before their first row. `problems` names
+    files that could not be used. `changed` is when a file was last written, in seconds since 1970.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    records: dict[str, Any]
+    state: State
+    summary: dict[str, Any]
+    evaluations: Columns
+    training: Columns
+    problems: tuple[str, ...]
+    changed: float
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+    @cached_property
+    def task(self) -> str:
+        """The environment's id, with the name of other data than its own; without an environment, that of the data."""
+        env_name, dataset = self.settings["env_name"], self.settings.get("dataset")
+        if not dataset:
+            return str(env_name)
+        data = Path(dataset).stem if dataset.endswith((".npz", ".hdf5", ".h5")) else Path(dataset).name
+        return f"{env_name} on {data}" if env_name else data
+
+    @cached_property
+    def family(self) -> str:
+        """What tasks have in common that share an environment and its data: `cube-double-play`."""
+        return re.sub(r"-singletask(-task\d+)?(-v\d+)?", "", self.task)
+
+    @property
+    def boundary(self) -> int:
+        """The step at which the run goes online; 0 if it has one phase alone."""
+        return self.settings["offline_steps"] if self.settings["online_steps"] else 0
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings["offline_steps"] + self.settings["online_steps"]
+
+    @property
+    def step(self) -> int:
+        """The last step that a file tells of."""
+        logged = [columns["step"][-1] for columns in (self.training, self.evaluations) if columns]
+        return int(max([*logged, np.nan_to_num(self.told("steps"))]))
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run has come to its end, so that its last evaluation is a result."""
+        return self.state == "finished"
+
+    @property
+    def seconds(self) -> float:
+        """From start to end, or to the newest row; NaN before."""
+        known = [c["time/total_time"][-1] for c in (self.training, self.evaluations) if "time/total_time" in c]
+        told = self.told("seconds")
+        return float(max(known, default=math.nan)) if math.isnan(told) else told
+
+    @property
+    def steps_per_second(self) -> float:
+        """Now, for a run that is not over: by the newest row of train.csv. NaN before that."""
+        if "time/epoch_time" not in self.training:
+            return math.nan
+        seconds = float(self.training["time/epoch_time"][-1])
+        return 1 / seconds if seconds > 0 else math.nan
+
+    @cached_property
+    def diverged_at(self) -> int | None:
+        """The step of the first row whose loss or value is not a number. A run online that has not learned yet says NaN
+        as well: only what comes after numbers counts there."""
+        for name in LOSSES:
+            if name not in self.training:
+                continue
+            finite = np.isfinite(self.training[name])
+            first = int(finite.argmax()) if finite.any() else len(finite)
+            learning = 0 if self.settings["offline_steps"] else first
+            if not finite[learning:].all():
+                return int(self.training["step"][learning + int((~finite[learning:]).argmax())])
+        return None
+
+    def told(self, name: str) -> float:
+        """A number of summary.json; NaN if there is none."""
+        found = self.summary.get(name)
+        return float(found) if isinstance(found, int | float) else math.nan
+
+    def last(self, column: str) -> float:
+        """The newest number of a column of train.csv; NaN if there is none."""
+        values = self.training.get(column)
+        return float(values[-1]) if values is not None else math.nan
+
+
+def find(paths: Sequence[str | Path]) -> list[Path]:
+    """The run folders among these folders and below them, in the order of their names.
+
+    Raises:
+        UserError: a path is not there, or none of them has a run in it.
+    """
+    found: dict[Path, None] = {}
+    for path in map(user_path, paths):
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "is not there"
+            raise UserError(f"{path} {what}: give run folders, or a folder above them, such as exp")
+        for folder, below, files in os.walk(path):
+            below.sort()
+            if "config.json" in files:
+                found[Path(os.path.abspath(folder))] = None
+                below.clear()  # checkpoints and pictures
+    if not found:
+        listed = ", ".join(map(str, paths))
+        raise UserError(f"no run in {listed}: a run's folder has a config.json; floq train makes one below exp")
+    return list(found)
+
+
+def read(folders: Iterable[Path]) -> tuple[list[RunRecord], list[Damaged]]:
+    """The runs in these folders, and the folders that hold none that can be read."""
+    records = [read_run(folder) for folder in folders]
+    return [r for r in records if isinstance(r, RunRecord)], [r for r in records if isinstance(r, Damaged)]
+
+
+def read_run(folder: Path) -> RunRecord | Damaged:
+    """One run, whatever state it is in."""
+    held = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
+    try:
+        config = _read_json(folder / "config.json")
+        settings = _checked(config)
+        records = {name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)}
+    except (OSError, ValueError) as error:
+        return Damaged(folder, f"config.json: {_line(error)}")
+    problems: list[str] = []
+    summary: dict[str, Any] = {}
+    if (folder / "summary.json").exists():
+        try:
+            summary = _read_json(folder / "summary.json")
+        except (OSError, ValueError) as error:
+            problems.append(f"summary.json: {_line(error)}")
+    evaluations, training = (
+        _columns_or(folder / name, wanted, problems) for name, wanted in (("eval.csv", None), ("train.csv", TRAINING))
+    )
+    state: State = "finished" if summary else "running" if held else "stopped"
+    changed = max(_changed(folder / name) for name in ("config.json", "train.csv", "eval.csv", "summary.json"))
+    return RunRecord(folder, settings, records, state, summary, evaluations, training, tuple(problems), changed)
+
+
+def _columns_or(path: Path, wanted: set[str] | None, problems: list[str]) -> Columns:
+    """The columns of a file; none where it is not there, or damaged, which is added to the problems."""
+    try:
+        return read_columns(path, wanted)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, csv.Error) as error:
+        problems.append(f"{path.name}: {_line(error)}")
+        return {}
+
+
+def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
+    """The columns of a file that `CsvLogger` wrote, `step` among them, or nothing if it has no row yet. A last row that
+    is only half written is left out: the run may be writing it.
+
+    Raises:
+        OSError, csv.Error: it cannot be read.
+        ValueError: it is no such file; the message says in which line.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        text = file.read()
+    header, *rows = list(csv.reader(text.splitlines())) or [[]]
+    if rows and (not text.endswith("\n") or len(rows[-1]) != len(header)):
+        rows.pop()
+    if not rows:
+        return {}
+    if header[:1] != ["step"]:
+        raise ValueError(f"its first column is {header[0] if header else ''!r}, not step")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise ValueError(f"line {number} has {len(row)} cells, the header {len(header)}")
+    chosen = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
+    try:
+        columns = {name: np.array([float(row[index]) for row in rows]) for name, index in chosen.items()}
+    except ValueError as error:
+        raise ValueError(f"{error} in a column of numbers") from error
+    if not (np.diff(columns["step"]) > 0).all():
+        raise ValueError("its steps do not increase")
+    return columns
+
+
+def _checked(config: Any) -> dict[str, Any]:
+    """The settings of config.json side by side. Raises ValueError if those that a report needs are not there."""
+    if not isinstance(config, dict) or not isinstance(config.get("agent"), dict):
+        raise ValueError("not the configuration of a run: it has no agent")
+    settings = {name: value for name, value in config.items() if name not in (*RECORDS, "agent")}
+    settings |= {f"agent.{name}": value for name, value in config["agent"].items()}
+    needed: dict[str, type | tuple[type, ...]] = {"seed": int, "offline_steps": int, "online_steps": int}
+    needed |= {"env_name": (str, type(None)), "agent.critic": str, "agent.actor": str}
+    for name, kind in needed.items():
+        if not isinstance(settings.get(name, ...), kind):
+            raise ValueError(f"{name} is {settings[name]!r}" if name in settings else f"it has no {name}")
+    for name in NUMBERS:
+        if not isinstance(settings.get(name, 0), int | float | None):
+            raise ValueError(f"{name} is {settings[name]!r}, and no number")
+    if not (settings["env_name"] or isinstance(settings.get("dataset"), str)):
+        raise ValueError("it names neither an environment nor data")
+    return settings
+
+
+def _read_json(path: Path) -> Any:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON ({error})"
+    if isinstance(error, UnicodeDecodeError):
+        return "not text"
+    return " ".join(str(error).split())

@@ -1,0 +1,347 @@
+"""What a report reads from run folders, which runs it takes together, and what it says they come to."""
+
+import fcntl
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+from run_folders import TASK, make_run
+
+from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.errors import UserError
+from floq.folders import exclusive, is_held
+from floq.report import published
+from floq.report.curves import mean
+from floq.report.groups import grouped
+from floq.report.health import complaints
+from floq.report.metrics import RETURN, SUCCESS, TD_ERROR, judged_by
+from floq.report.runs import Damaged, RunRecord, find, read, read_columns, read_run
+from floq.report.scores import assemble
+
+
+def record(folder) -> RunRecord:
+    found = read_run(folder)
+    assert isinstance(found, RunRecord), found
+    return found
+
+
+def report_of(root, reference=None):
+    return assemble(*read(find([root])), reference)
+
+
+# --- reading ---
+
+
+def test_runs_are_found_below_a_folder_and_once(tmp_path):
+    first, second = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
+    (first / "checkpoints" / "7").mkdir(parents=True)
+    (first / "checkpoints" / "7" / "config.json").write_text("{}")  # no run of its own
+    assert find([tmp_path, second]) == [first, second]
+    assert find([first / ".." / first.name]) == [first]
+    with pytest.raises(UserError, match=r"nowhere is not there: give run folders"):
+        find([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match=r"config\.json is a file"):
+        find([first / "config.json"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no run in .*empty: a run's folder has a config\.json"):
+        find([tmp_path / "empty"])
+
+
+def test_a_run_as_its_files_tell_it(tmp_path):
+    run = record(make_run(tmp_path, seed=3, success=[0, 0.5, 1]))
+    assert (run.seed, run.task, run.family, run.state) == (3, TASK, "cube-double-play", "finished")
+    assert (run.step, run.total_steps, run.seconds, run.steps_per_second) == (200, 200, 60, 100)
+    assert run.evaluations["evaluation/success"].tolist() == [0, 0.5, 1]
+    assert run.settings["agent.critic"] == "floq"
+    assert run.records["protocol"].startswith("50 episodes")
+    online = record(make_run(tmp_path, offline_steps=100, online_steps=50))
+    assert (online.boundary, online.total_steps) == (100, 150)
+    logs = record(make_run(tmp_path, None, dataset="/data/robot.npz"))
+    assert (logs.task, logs.family) == ("robot", "robot")
+    assert record(make_run(tmp_path, "Hopper-v5", dataset="mujoco/hopper/medium-v0")).task == "Hopper-v5 on medium-v0"
+
+
+def test_states_and_the_lock(tmp_path):
+    """Who holds a folder is not noticed by looking, and looking turns nobody away."""
+    folder = make_run(tmp_path, finished=False)
+    assert record(folder).state == "stopped"
+    with exclusive(folder, "busy"):
+        assert is_held(folder)
+        assert record(folder).state == "running"
+        with pytest.raises(UserError, match="busy"), exclusive(folder, "busy"):
+            pass
+    assert not is_held(folder)
+    assert not is_held(folder / "nothing")
+
+
+def test_who_begins_while_somebody_looks_is_not_turned_away(tmp_path, monkeypatch):
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    monkeypatch.setattr("floq.folders.time.sleep", lambda _: os.close(handle))  # the look ends
+    with exclusive(tmp_path, "busy"):
+        assert is_held(tmp_path)
+
+
+def test_a_row_that_is_being_written_is_left_out(tmp_path):
+    path = tmp_path / "eval.csv"
+    path.write_text("step,a\n1,0.5\n2,0.25\n3,0.1")
+    assert read_columns(path)["step"].tolist() == [1, 2]
+    path.write_text("step,a\n1,0.5\n2\n")
+    assert read_columns(path)["a"].tolist() == [0.5]
+    for text in ("", "step,a\n", "ste"):
+        path.write_text(text)
+        assert read_columns(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("eval.csv", "step,a\n1,2\n3\n4,5\n", "eval.csv: line 3 has 1 cells, the header 2"),
+        ("eval.csv", "step,a\n1,x\n", "eval.csv: could not convert string to float: 'x' in a column of numbers"),
+        ("train.csv", "step,a\n5,2\n3,2\n", "train.csv: its steps do not increase"),
+        ("eval.csv", "a,b\n1,2\n", "eval.csv: its first column is 'a', not step"),
+        ("eval.csv", "\x00\n\xff", "eval.csv: "),
+        ("summary.json", "{", "summary.json: no JSON"),
+        ("summary.json", "[]", "summary.json: it holds no JSON object"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, text, complaint):
+    folder = make_run(tmp_path)
+    (folder / name).write_bytes(text.encode("latin-1"))
+    assert record(folder).problems[0].startswith(complaint)
+    assert complaints(record(folder))[0].startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "it holds no JSON object"),
+        ('{"model": "bert"}', "not the configuration of a run: it has no agent"),
+        ('{"agent": {"critic": "floq"}, "seed": 0, "offline_steps": 1, "online_steps": 0, "env_name": "x"}', "agent.a"),
+        ('{"agent": {"critic": "floq", "actor": "fql"}, "seed": "0"}', "seed is '0'"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_no_run_is_named(tmp_path, config, reason):
+    folder = make_run(tmp_path)
+    (folder / "config.json").write_text(config)
+    found = read_run(folder)
+    assert isinstance(found, Damaged)
+    assert reason in found.reason
+
+
+# --- groups ---
+
+
+def test_groups_differ_in_more_than_seed_and_task(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path, seed=seed)
+        make_run(tmp_path, seed=seed, task=TASK.replace("-v0", "-task2-v0"))
+        make_run(tmp_path, seed=seed, agent={"critic_flow_steps": 16}, save_dir="elsewhere")
+    first, second = report_of(tmp_path).groups
+    assert (first.name, len(first.runs), len(first.tasks)) == ("K=8", 4, 2)
+    assert (second.name, len(second.runs)) == ("K=16", 2)
+    assert second.settings == {"agent.critic_flow_steps": "16"}
+
+
+def test_names_say_what_differs(tmp_path):
+    make_run(tmp_path)
+    make_run(tmp_path, agent={"critic": "scalar"})
+    assert [g.name for g in report_of(tmp_path).groups] == ["floq critic", "scalar critic"]
+    make_run(tmp_path, agent={"critic": "scalar", "actor": "gaussian"})
+    make_run(tmp_path, agent={"alpha": 30.0})
+    names = [g.name for g in report_of(tmp_path).groups]
+    assert names == [
+        "floq critic, fql actor, alpha=30",
+        "floq critic, fql actor, alpha=300",
+        "scalar critic, fql actor",
+        "scalar critic, gaussian actor",
+    ]
+    make_run(tmp_path, run_group="mine")
+    assert "mine" in [g.name for g in report_of(tmp_path).groups]
+
+
+def test_of_several_settings_only_what_is_unusual_is_named(tmp_path):
+    for change in ({}, {"critic_flow_steps": 1}, {"critic_flow_steps": 16}, {"alpha": 3.0}, {"alpha": 30.0}):
+        make_run(tmp_path, agent=change)
+    names = {group.name for group in report_of(tmp_path).groups}
+    assert names == {"alpha=300, K=8", "K=1", "K=16", "alpha=3", "alpha=30"}
+
+
+def test_settings_that_belong_to_the_task_divide_no_group(tmp_path):
+    """As published settings do, which differ from family to family. A sweep within a family does divide."""
+    maze = "antmaze-large-navigate-singletask-v0"
+    make_run(tmp_path)
+    make_run(tmp_path, maze, agent={"alpha": 10.0})
+    make_run(tmp_path, agent={"critic": "scalar"})
+    floq, _ = report_of(tmp_path).groups
+    assert floq.tasks == [maze, TASK] or floq.tasks == [TASK, maze]
+    assert floq.settings["agent.alpha"] == "10 (antmaze-large-navigate), 300 (cube-double-play)"
+    make_run(tmp_path, maze, agent={"alpha": 3.0})
+    assert len(report_of(tmp_path).groups) == 4
+
+
+def test_older_runs_that_lack_a_setting_are_not_apart(tmp_path):
+    folder = make_run(tmp_path, seed=0, utd=1.0)
+    config = json.loads((folder / "config.json").read_text())
+    del config["utd"]
+    (folder / "config.json").write_text(json.dumps(config))
+    make_run(tmp_path, seed=1, utd=1.0)
+    assert len(report_of(tmp_path).groups) == 1
+    make_run(tmp_path, seed=2, utd=4.0)
+    assert len(report_of(tmp_path).groups) == 3
+
+
+def test_weights_that_were_taken_over_count_by_their_configuration(tmp_path):
+    for seed, origin in enumerate(("sd000_20260101_000000_0123abcd", "sd001_20260101_000000_0123abcd")):
+        make_run(tmp_path, seed=seed, restore_path=f"/exp/{origin}")
+    assert len(report_of(tmp_path).groups) == 1
+    make_run(tmp_path, seed=2, restore_path="/exp/sd002_20260101_000000_ffffffff")
+    assert len(report_of(tmp_path).groups) == 2
+
+
+# --- scores ---
+
+
+def cell_of(root, task=TASK):
+    report = report_of(root)
+    return next(t for t in report.tasks if t.name == task).cells[report.groups[0].name]
+
+
+def test_three_seeds_have_students_interval(tmp_path):
+    for seed, last in enumerate((0.4, 0.5, 0.6)):
+        make_run(tmp_path, seed=seed, success=[0, last])
+    cell = cell_of(tmp_path)
+    assert cell.over == "seeds"
+    assert cell.estimate == pytest.approx((0.5, *mean_interval([0.4, 0.5, 0.6])))
+
+
+@pytest.mark.parametrize("last", [(0.4,), (0.4, 0.6), (0.5, 0.5, 0.5)])
+def test_few_seeds_or_seeds_that_agree_have_the_interval_of_their_episodes(tmp_path, last):
+    for seed, success in enumerate(last):
+        make_run(tmp_path, seed=seed, success=[0, success])
+    cell = cell_of(tmp_path)
+    assert cell.over == "episodes"
+    assert cell.estimate[1:] == wilson_interval(round(50 * sum(last)), 50 * len(last))
+
+
+def test_what_has_not_ended_is_in_no_mean(tmp_path):
+    make_run(tmp_path, seed=0, success=[0, 0.2])
+    make_run(tmp_path, seed=1, success=[0, 0.8], finished=False, offline_steps=100)
+    cell = cell_of(tmp_path)
+    assert cell.estimate.value == 0.2
+    assert [run.seed for run in cell.unfinished] == [1]
+
+
+def test_a_seed_counts_once(tmp_path):
+    """The newest run that has ended, also if a newer one has not."""
+    for number, (last, finished) in enumerate([(0.2, True), (0.8, True), (0.5, False)]):
+        folder = make_run(tmp_path, seed=0, success=[0, last], finished=finished, offline_steps=100)
+        for file in folder.iterdir():
+            os.utime(file, (number, number))
+    cell = cell_of(tmp_path)
+    assert cell.values.tolist() == [0.8]
+    assert len(cell.repeated) == 2
+    assert cell.unfinished == ()
+
+
+def test_what_runs_are_judged_by(tmp_path):
+    returns = {"evaluation/success": [math.nan] * 2, "evaluation/episode.return": [1.0, 2.0]}
+    ant = make_run(tmp_path, "Ant-v5", evaluation=returns)
+    logs = make_run(tmp_path, None, dataset="robot.npz", evaluation={"evaluation/td_error": [2.0, 1.0]})
+    assert judged_by([record(ant)]) is RETURN
+    assert judged_by([record(logs)]) is TD_ERROR
+    assert judged_by([record(make_run(tmp_path))]) is SUCCESS
+    assert cell_of(tmp_path, "Ant-v5").over == "nothing"
+    assert report_of(tmp_path).scores(report_of(tmp_path).groups[0].name, []) == {}
+
+
+def test_aggregates_and_improvements(tmp_path):
+    tasks = [TASK, TASK.replace("-v0", "-task2-v0")]
+    for seed in range(4):
+        for task in tasks:
+            make_run(tmp_path, task, seed, success=[0, 0.1 * seed])
+            make_run(tmp_path, task, seed, success=[0, 0.5 + 0.1 * seed], agent={"critic": "scalar"})
+    make_run(tmp_path, tasks[0], 9, success=[0, 1.0], agent={"critic": "quantile"}, finished=False)
+    report = report_of(tmp_path)
+    assert set(report.aggregates) == {"floq critic", "scalar critic"}
+    floq = report.aggregates["floq critic"]
+    assert (floq.tasks, floq.runs) == (2, 8)
+    assert floq.iqm.value == pytest.approx(0.15)  # of 0 0 .1 .1 .2 .2 .3 .3
+    assert floq.iqm.low < 0.15 < floq.iqm.high
+    assert floq.profile.share[0] == 0.75
+    found, shared = report.improvements["scalar critic", "floq critic"]
+    assert (found.value, shared) == (1.0, 2)
+    assert report.improvements["floq critic", "scalar critic"][0].value == 0
+    assert report.reference == "floq critic"
+    assert report_of(tmp_path, "scalar critic").reference == "scalar critic"
+    with pytest.raises(UserError, match=r"choose one of floq critic; .*did you mean 'scalar critic'"):
+        report_of(tmp_path, "scalar critc")
+
+
+def test_the_mean_curve_is_over_runs_that_have_ended(tmp_path):
+    make_run(tmp_path, seed=0, success=[0, 0.2, 0.4])
+    make_run(tmp_path, seed=1, success=[0, 0.4, 0.8])
+    make_run(tmp_path, seed=2, success=[1.0, 1.0], finished=False, offline_steps=200)
+    found = mean(cell_of(tmp_path), SUCCESS)
+    assert found is not None
+    assert found.number == 2
+    assert found.steps.tolist() == [1, 100, 200]
+    np.testing.assert_allclose(found.values, [0, 0.3, 0.6])
+    assert ((found.low <= found.values) & (found.values <= found.high)).all()
+
+
+# --- health ---
+
+
+def test_a_run_that_diverged(tmp_path):
+    assert record(make_run(tmp_path)).diverged_at is None
+    assert record(make_run(tmp_path, losses=[1.0, math.nan, math.nan])).diverged_at == 100
+    assert record(make_run(tmp_path, losses=[math.inf])).diverged_at == 50
+    waits = {"offline_steps": 0, "online_steps": 200}
+    assert record(make_run(tmp_path, losses=[math.nan, 1.0], **waits)).diverged_at is None  # it has not learned yet
+    assert record(make_run(tmp_path, losses=[math.nan, 1.0, math.nan], **waits)).diverged_at == 150
+    assert complaints(record(make_run(tmp_path, losses=[math.nan]))) == ["diverged: no numbers from step 50 on"]
+
+
+def test_values_that_cannot_be(tmp_path):
+    maze = "antmaze-large-navigate-singletask-v0"
+    assert complaints(record(make_run(tmp_path, maze, value=-100.0))) == []
+    assert complaints(record(make_run(tmp_path, maze, value=5.0))) == ["Q is 5, and no return is above 0"]
+    assert "no return is below -101" in complaints(record(make_run(tmp_path, maze, value=-150.0)))[0]
+    assert complaints(record(make_run(tmp_path, maze, value=-150.0, agent={"reward_scale": 2.0}))) == []
+    assert complaints(record(make_run(tmp_path, "Ant-v5", value=5.0))) == []
+    assert complaints(record(make_run(tmp_path, maze, value=5.0, dataset="mine.npz"))) == []
+
+
+# --- published numbers ---
+
+
+def test_what_may_stand_beside_published_numbers(tmp_path):
+    runs = [record(make_run(tmp_path, f"cube-double-play-singletask-task{n}-v0", s, offline_steps=2_000_000))
+            for n in range(1, 6) for s in range(3)]  # fmt: skip
+    assert published.comparable(runs) == (runs, [])
+    assert published.differences(runs) == []
+    assert published.differences(runs[:6]) == ["2 of 5 tasks"]
+    few = [record(make_run(tmp_path, seed=8, eval_episodes=5, offline_steps=1_000, data={"provenance": PART}))]
+    assert published.differences(few) == [
+        "1 of 5 tasks", "1 seeds", "5 episodes instead of 50", "1,000 gradient steps",
+        "a part of the data, collected here",
+    ]  # fmt: skip
+    others = [
+        record(make_run(tmp_path, dataset="mine.npz")),
+        record(make_run(tmp_path, online_steps=10)),
+        record(make_run(tmp_path, success_timing="pre")),
+    ]
+    assert published.comparable(others) == (
+        [], ["other data than the benchmark's", "an online phase", "success_timing=pre"]
+    )  # fmt: skip
+
+
+PART = "cube-double-play-v0: 2 of the published 1000 episodes, collected here with seed 0"
+
+
+def test_groups_of_nothing():
+    assert grouped([]) == []
