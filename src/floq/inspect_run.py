@@ -76,7 +76,10 @@ def inspect_run(
     saved = checkpoint.load(run.folder / "checkpoints", step)
     with _camera(run, saved, video) as camera:
         seen = _experience(run, saved, data, display)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
         inspection = Inspection(run, saved, seen, folder, display)
         inspection.critic()
         inspection.training()
@@ -97,6 +100,7 @@ class Inspection:
     def __init__(self, run: Run, saved: Checkpoint, data: Dataset, folder: Path, display: Display):
         self._run, self._saved, self._data = run, saved, data
         self._folder, self._display = folder, display
+        self._log = _train_log(run)
         self._probes = pictures.take_probes(run, saved.agent, data)
         self.made: dict[Path, str] = {}
 
@@ -146,13 +150,13 @@ class Inspection:
 
     def training(self) -> None:
         """What was logged of the critic."""
-        config, log = self._run.config, self._run.folder / "train.csv"
+        config = self._run.config
         path = self._path("diagnosis.png")
         title = f"How the {config.agent.critic_name} critic developed, on held-out transitions"
         boundary = config.offline_steps if config.online_steps else None
-        found = diagnosis.diagnosis(path, read_csv(log) if log.exists() else {}, boundary, title)
+        found = diagnosis.diagnosis(path, self._log, boundary, title)
         if found is None:
-            self._display.note(f"{log} knows nothing of the critic yet: no picture of its training")
+            self._display.note("train.csv knows nothing of the critic yet: no picture of its training")
         else:
             self._add(path.name, found)
 
@@ -165,7 +169,7 @@ class Inspection:
         with display.bar("episodes", episodes) as update:
             played = play(run, saved.agent, saved.step, episodes, update)
         path = self._path("episodes.png")
-        title = f"What the critic expects along the way, {run.config.task}, step {saved.step:,}"
+        title = f"What the critic expects along the way\n{run.config.task}, step {saved.step:,}"
         self._add(path.name, value_along(path, played, title))
         if camera is not None:
             path = self._path("film.mp4")
@@ -192,6 +196,15 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
     film.check_writer()
     with stage(run.config.env_name, run.config.success_timing, seed_of(run, saved.step, 0)) as workers:
         yield workers
+
+
+def _train_log(run: Run) -> dict[str, list[float]]:
+    """The columns of `train.csv`, none if there is no such file. Raises UserError if it is damaged."""
+    path = run.folder / "train.csv"
+    try:
+        return read_csv(path) if path.exists() else {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): mend it, or move it away to do without it") from error
 
 
 def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:

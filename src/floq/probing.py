@@ -237,4 +237,4 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
 def _pairs(agent: Agent, probes: Probes, rows: list[int] | None = None):
     """The observations, as networks see them, and actions of some of the probes, by default of all."""
     at = jnp.arange(len(probes.q)) if rows is None else jnp.asarray(rows)
-    return agent.normalize(probes.batch["observations"][at]), probes.batch["actions"][at]
+    return jax.vmap(agent.normalize)(probes.batch["observations"][at]), probes.batch["actions"][at]

@@ -7,6 +7,7 @@ So the stage is a worker process, in whose environment the renderer is named bef
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ class Stage:
 
     def __init__(self, env_name: str, success_timing: str | None):
         size = {"width": SIDE, "height": SIDE} if is_ogbench(env_name) else {}
-        self._env = make(env_name, success_timing, render_mode="rgb_array", **size)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not in the possible render_modes")  # OGBench's lists are empty
+            self._env = make(env_name, success_timing, render_mode="rgb_array", **size)
         self._film, self._scene = contextlib.ExitStack(), contextlib.ExitStack()
         self._add: Callable[[np.ndarray], None] | None = None
         self._show: Show | None = None
@@ -83,7 +86,7 @@ def stage(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Wor
     """
     named = os.environ.get("MUJOCO_GL", "").lower()
     candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for renderer in candidates:
         with _environ("MUJOCO_GL", renderer):
             workers = Workers(Stage, [(env_name, success_timing)])
@@ -91,13 +94,14 @@ def stage(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Wor
             try:
                 workers.call_one(0, "rehearse", (seed,))
             except WorkerError as error:
-                reasons.append(f"{renderer}: {str(error).strip().splitlines()[-1]}")
+                reasons.setdefault(str(error).strip().splitlines()[-1], []).append(renderer)
                 continue
             yield workers
             return
+    said = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise UserError(
-        f"cannot make pictures of {env_name} here ({'; '.join(reasons)}): install a software renderer (Debian: apt-get "
-        "install libegl1 libgl1-mesa-dri, or libosmesa6) and name it (MUJOCO_GL=egl, osmesa), or leave --video out"
+        f"cannot make pictures of {env_name} here ({said}): mend that (on Debian apt-get install libegl1 "
+        "libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave --video out"
     )
 
 

@@ -107,7 +107,7 @@ def _mark_success(ax: Axes, episode: Played, named: bool = True) -> None:
             "success",
             (episode.succeeded, 0.02),
             xycoords=("data", "axes fraction"),
-            xytext=(-5, 0),
+            xytext=(-6, 4),
             ha="right",
             textcoords="offset points",
             fontsize=9,

@@ -36,7 +36,7 @@ def check_writer() -> Any:
 def film(path: Path) -> Iterator[Callable[[np.ndarray], None]]:
     """An mp4 file, complete at the end. Yields what adds a picture of `WIDTH` x `HEIGHT` at `DPI`."""
     size = round(WIDTH * DPI), round(HEIGHT * DPI)
-    writer = check_writer().write_frames(str(path), size, fps=RATE, codec="libx264", quality=7, macro_block_size=2)
+    writer = check_writer().write_frames(str(path), size, fps=RATE, codec="libx264", quality=8, macro_block_size=2)
     writer.send(None)
     try:
         yield lambda picture: writer.send(np.ascontiguousarray(picture))

@@ -29,7 +29,7 @@ class Opinion(NamedTuple):
 def histograms(path: Path, opinions: Sequence[Opinion]) -> str:
     """Draw the histograms of a categorical critic. Returns what they show, in words."""
     masses = [opinion.said.mean(axis=0) for opinion in opinions]
-    wide = [np.sqrt(np.sum(m * np.square(o.x - o.q))) for m, o in zip(masses, opinions, strict=True)]
+    wide = [float(np.sqrt(np.sum(m * np.square(o.x - o.q)))) for m, o in zip(masses, opinions, strict=True)]
     finding = "standard deviation of the histogram " + _listed(opinions, wide)
     with figure(path, 3.7 * len(opinions), 4.2, 1, len(opinions), sharey=True) as (fig, axes):
         fig.suptitle(
@@ -137,6 +137,7 @@ def member_values(path: Path, values: np.ndarray, targets: np.ndarray, title: st
             title="Against what it is trained towards", xlabel="Q (return)", ylabel="TD target, mean of its draws"
         )
         right.legend(fontsize=8)
+        left.locator_params(axis="x", nbins=6)
     return finding
 
 
