@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="datasets; by default one per family")
     parser.add_argument("--rows", type=int, default=20_000, help="at least so many; of a point, ten times as many")
     options = parser.parse_args()
-    print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.rows:,} rows, of a point ten times"
-    )
+    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.rows:,} rows, of a point ten times")
     print(f"{'dataset':<30} {'1 worker':>12} {'2 workers':>12} {'ratio':>6} {'published, 2 workers':>21}")
     for name in options.names:
         made = recipe(name)

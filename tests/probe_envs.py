@@ -58,3 +58,30 @@ for name, kind in (("Loop", Loop), ("Choice", Choice)):
     gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)
 for how in ("raises", "dies", "hangs"):
     gymnasium.register(f"Fragile-{how}-v0", entry_point=Fragile, kwargs={"how": how}, max_episode_steps=2)
+
+
+class Painted(Probe):
+    """Can be looked at: as bright as the number of steps taken. Succeeds in the sixth."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def step(self, action):
+        self.state += 1
+        return self.shown(), -1.0, self.state == 6, False, {"success": self.state == 6}
+
+    def render(self):
+        return np.full((32, 48, 3), 40 * self.state, np.uint8)
+
+
+class Unseen(Painted):
+    """Has nothing to show."""
+
+    def render(self):
+        return None
+
+
+for name, kind in (("Painted", Painted), ("Unseen", Unseen)):
+    gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)

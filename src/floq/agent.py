@@ -165,6 +165,13 @@ class Agent(eqx.Module):
             return critic_info | self._actor_loss(self.params.actor, batch, actor_key)[1]
 
     @jax.jit
+    def td_targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
+        """What `update` would have the critic regress on for each transition of a batch, in float32; a quantile
+        critic has several targets for each. Consumes `key`."""
+        with matmul_precision("f32"):
+            return self._targets(self._prepare(batch), key)
+
+    @jax.jit
     def diagnose(self, batch: Batch, key: PRNGKeyArray) -> Info:
         """What the critic shows about itself on (the first rows of) a batch: `critic/...`, as each critic explains it
         in `diagnose`; and of the features that its last layer reads, averaged over the members, `feature_norm`, their

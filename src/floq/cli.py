@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from floq.cli_data import collect_command, convert_command, inspect_command
+from floq.cli_inspect import inspect_run_command
 from floq.cli_report import report_command, watch_command
 from floq.cli_sweep import sweep_command
 from floq.cli_train import parse_train, resolve_train
@@ -21,6 +22,7 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
 
   floq train               train an agent; with no arguments, the demonstration
   floq eval RUN_DIR        evaluate a checkpoint again
+  floq inspect RUN_DIR     pictures of what a run's critic has learned, and of how; with --video a film
   floq bench               what K and a fleet cost on this machine
   floq sweep FILE          train what an experiment file compares, and draw what came of it
   floq watch RUNS          how runs are getting on, live
@@ -43,6 +45,7 @@ def run(argv: list[str]) -> int:
     commands: dict[tuple[str, ...], Callable[[list[str]], None]] = {
         ("train",): _train,
         ("eval",): _eval,
+        ("inspect",): inspect_run_command,
         ("bench",): _bench,
         ("sweep",): sweep_command,
         ("watch",): watch_command,

@@ -1,38 +1,49 @@
 """The pictures of a run: asks the agent for the numbers, and `analysis` to draw them."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from floq import envs
+from floq import envs, probing
 from floq.agent import Agent
 from floq.analysis.curves import held_out_curve, learning_curve, return_curve
-from floq.analysis.flow import Fan, flow_fans
+from floq.analysis.flow import flow_fans
 from floq.analysis.maze import value_map
 from floq.critics import FloqCritic
 from floq.data.transitions import Dataset
-from floq.flow import curvature, source_nodes
 from floq.keys import Keys
 from floq.loggers import read_csv
+from floq.probing import Probes
 from floq.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
 VALUE_BATCH = 500  # of them at a time, for memory's sake
 GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
-FAN_CANDIDATES = 512  # transitions from which the picture of the flow takes three
-FAN_SAMPLES = 24  # source samples per state-action in the picture of the flow
 
 
 def draw(run: Run, agent: Agent, data: Dataset) -> None:
     """Draw what applies to this run into its `plots` folder: the learning curve; for mazes, the value over the floor
     plan with the greedy policy's path; for a flow critic, how it integrates a few values."""
+    plots = run.folder / "plots"
     draw_learning_curve(run)
-    if run.config.env_name and envs.is_singletask(run.config.env_name) and "maze" in run.config.env_name:
-        draw_value_map(run, agent, data)
+    if has_value_map(run):
+        draw_value_map(plots / "value_map.png", run, agent, data)
     if isinstance(agent.params.critic, FloqCritic):
-        draw_flow(run, agent, data)
+        draw_flow(plots / "flow.png", agent, take_probes(run, agent, data))
+
+
+def take_probes(run: Run, agent: Agent, data: Dataset) -> Probes:
+    """The transitions that the pictures of a run's critic are about: the same at every step."""
+    return probing.take_probes(agent, data, jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
+
+
+def has_value_map(run: Run) -> bool:
+    """Whether the run's task is a maze with one goal."""
+    name = run.config.env_name
+    return bool(name) and envs.is_singletask(name) and "maze" in name
 
 
 def draw_learning_curve(run: Run) -> None:
@@ -77,8 +88,8 @@ def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
     return [step for step, _ in known], [value for _, value in known]
 
 
-def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
-    """`value_map.png`: V(s) = Q(s, greedy action) over the maze, and the greedy policy's path."""
+def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
+    """V(s) = Q(s, greedy action) over the maze, and the greedy policy's path. Returns what it shows, in words."""
     env = envs.make(run.config.task, run.config.success_timing)
     maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
@@ -97,8 +108,9 @@ def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]
     values = _state_values(agent, states, value_key)
+    outcome = f"{'at the goal' if success else 'not at the goal'} after {elapsed} steps"
     value_map(
-        run.folder / "plots" / "value_map.png",
+        path,
         maze.maze_map,
         maze._maze_unit,
         np.array([maze._offset_x, maze._offset_y]),
@@ -107,42 +119,20 @@ def draw_value_map(run: Run, agent: Agent, data: Dataset) -> None:
         np.array(walk),
         np.array(maze.cur_goal_xy),
         "What the critic has learned, and where the greedy policy goes",
-        f"orange: the policy's path, {'at the goal' if success else 'not at the goal'} after {elapsed} steps\n"
-        f"coloured: states that the data visits; white: floor without data",
+        f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data",
     )
+    low, high = np.quantile(values, [0.01, 0.99])
+    return f"values from {low:.3g} to {high:.3g}; the greedy policy is {outcome}"
 
 
-def draw_flow(run: Run, agent: Agent, data: Dataset) -> None:
-    """`flow.png`: trajectories of z for a bad, a middling and a good state-action of the dataset."""
-    critic = agent.params.critic
-    assert isinstance(critic, FloqCritic)
-    batch_key, noise_key = jax.random.split(jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
-    batch, order = _by_value(agent, data, batch_key)
-    z_0 = agent.scale.noise(source_nodes(noise_key, FAN_SAMPLES, "midpoint"))
-    steps = critic.config.critic_flow_steps
-    fans = []
-    for name, share in (("far from reward", 0.02), ("halfway", 0.5), ("close to reward", 0.98)):
-        row = order[int(share * len(order))]
-        obs = agent.normalize(batch["observations"][row])
-        paths = _trajectories(critic, z_0, obs, batch["actions"][row], agent.scale)
-        fans.append(Fan(name, np.asarray(paths), float(jnp.mean(jax.vmap(jax.vmap(curvature))(paths)))))
-    title = f"From noise to value in K = {steps} steps: {FAN_SAMPLES} starts for each network of the ensemble"
-    flow_fans(run.folder / "plots" / "flow.png", fans, title)
-
-
-@jax.jit
-def _by_value(agent: Agent, data: Dataset, key):
-    """Some transitions of the dataset, and their order by Q."""
-    batch_key, value_key = jax.random.split(key)
-    batch = data.sample(batch_key, FAN_CANDIDATES, action_chunk=agent.static.action_chunk)
-    keys = jax.random.split(value_key, FAN_CANDIDATES)
-    q = jax.vmap(agent.value)(batch["observations"], batch["actions"], keys)
-    return batch, jnp.argsort(q)
-
-
-@jax.jit
-def _trajectories(critic: FloqCritic, z_0, obs, act, scale):
-    return critic.trajectories(z_0, obs, act, scale)
+def draw_flow(path: Path, agent: Agent, probes: Probes) -> str:
+    """Trajectories of z for a state-action of low, of middling and of high value. Returns what they show, in words."""
+    fans = probing.fans(agent, probes)
+    steps, starts = fans[0].paths.shape[-1] - 1, fans[0].paths.shape[1]
+    flow_fans(path, fans, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble")
+    landings = ", ".join(f"{fan.paths[..., -1].mean():.1f} ± {fan.paths[..., -1].std():.1f}" for fan in fans)
+    start = fans[0].paths[..., 0]
+    return f"noise {start.mean():.1f} ± {start.std():.1f} is carried to {landings}"
 
 
 @jax.jit

@@ -33,18 +33,29 @@ RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
+BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
+"""Behind words that stand on a drawing."""
+
+
+@contextmanager
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of `width` x `height` inches and its axes, row by row; closed at the end. `look`: what is unlike other
+    figures, as Matplotlib's settings."""
+    with plt.rc_context(RC | (look or {})):
+        fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
+        try:
+            yield fig, list(axes.flat)
+        finally:
+            plt.close(fig)
 
 
 @contextmanager
 def figure(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of `width` x `height` inches and its axes, row by row; saved to `path` and closed at the end. `look`:
-    what is unlike other figures, as Matplotlib's settings."""
-    with plt.rc_context(RC | (look or {})):
-        fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
-        try:
-            yield fig, list(axes.flat)
-            fig.savefig(path)
-        finally:
-            plt.close(fig)
+    """A `canvas` that is saved to `path` if nothing goes wrong."""
+    with canvas(width, height, rows, columns, look, **kwargs) as (fig, axes):
+        yield fig, axes
+        fig.savefig(path)

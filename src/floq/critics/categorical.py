@@ -58,8 +58,8 @@ class CategoricalCritic(LookedUpCritic):
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """member_spread: standard deviation of Q over the members. return_spread: that of the histogram.
         mass_at_ends: share of it in the first and the last bin, where the support may be too narrow."""
-        masses = jax.nn.softmax(self._logits(obs, act))
-        centres, values = self._centres(scale), self.members(obs, act, scale)
+        centres, masses = self.histograms(obs, act, scale)
+        values = self.members(obs, act, scale)
         variance = jnp.maximum(masses @ jnp.square(centres) - jnp.square(values), 0.0)
         return {
             "member_spread": jnp.std(values),
@@ -69,7 +69,14 @@ class CategoricalCritic(LookedUpCritic):
 
     def members(self, obs, act, scale: ReturnScale):
         """The mean of each member's histogram."""
-        return jax.nn.softmax(self._logits(obs, act)) @ self._centres(scale)
+        centres, masses = self.histograms(obs, act, scale)
+        return masses @ centres
+
+    def histograms(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
+    ) -> tuple[Float[Array, " bins"], Float[Array, "members bins"]]:
+        """The centres of the bins, and each member's masses on them."""
+        return self._centres(scale), jax.nn.softmax(self._logits(obs, act))
 
     def _logits(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, "members bins"]:
         return jax.vmap(lambda member: member(jnp.concatenate([obs, act])))(self.net)

@@ -113,6 +113,12 @@ class QuantileCritic(Critic):
         """At the median."""
         return jax.vmap(lambda member: member.features(self._input(obs, act, jnp.float32(0.5))))(self.net)
 
+    def quantiles(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], taus: Float[Array, " taus"]
+    ) -> Float[Array, "members taus"]:
+        """What each member says the tau-quantiles of the return are."""
+        return jax.vmap(lambda tau: self._members(obs, act, tau), out_axes=1)(taus)
+
     def _taus(self, key: PRNGKeyArray) -> Float[Array, " samples"]:
         return jax.random.uniform(key, (self.config.num_tau_samples,))
 

@@ -1,0 +1,308 @@
+"""`floq inspect`: the numbers behind the pictures by hand, the files of every kind of run, and what it refuses."""
+
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from episodes import make_episodes
+from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config
+
+import floq
+from floq import checkpoint, cli, pictures, probing
+from floq.agent import Agent
+from floq.analysis import diagnosis, integration, opinions
+from floq.analysis.episodes import Played, value_along
+from floq.data.replay import Recorded
+from floq.data.transitions import Dataset
+from floq.errors import UserError
+from floq.evaluate_run import evaluate_run
+from floq.inspect_run import _dataset, inspect_run
+from floq.playing import earned, play
+from floq.run import Run
+from floq.stage import film_episodes, stage
+
+
+def make_data():
+    rng = np.random.default_rng(0)
+    return Dataset.from_episodes(
+        {
+            "observations": rng.normal(size=(9, OBS)),
+            "actions": rng.uniform(-0.9, 0.9, (8, ACT)),
+            "rewards": rng.uniform(-1, 0, 8),
+            "terminations": True,
+        }
+        for _ in range(4)
+    )
+
+
+def make_probes(critic):
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(critic, n_step=2))
+    return agent, probing.take_probes(agent, make_data(), jax.random.key(1))
+
+
+# --- what the agent says ---
+
+
+def test_values_by_steps_are_the_read_out_of_the_flow():
+    agent, probes = make_probes(FLOQ)
+    assert (np.diff(probes.q) >= 0).all()
+    assert probes.targets.shape == (probing.TARGET_DRAWS, probing.TRANSITIONS)
+    values = probing.values_by_steps(agent, probes, [1, 4])
+    units = (jnp.arange(probing.ACCURATE_SAMPLES) + 0.5) / probing.ACCURATE_SAMPLES
+    row = 17
+    obs, act = probes.batch["observations"][row], probes.batch["actions"][row]
+    for column, steps in enumerate((1, 4)):
+        paths = agent.params.critic.trajectories(agent.scale.noise(units), obs, act, agent.scale, steps)
+        assert values[row, column] == pytest.approx(float(paths[..., -1].mean()), rel=1e-4)
+
+
+def test_observations_are_normalised_before_they_are_asked_about():
+    agent, probes = make_probes(SCALAR)
+    keys = jax.random.split(jax.random.key(0), probing.TRANSITIONS)
+    stats = agent.obs_stats._replace(mean=agent.obs_stats.mean + 0.5, std=2 * agent.obs_stats.std)
+    for one in (agent, floq.Agent(**{**vars(agent), "obs_stats": stats})):
+        own = jax.vmap(one.value)(probes.batch["observations"], probes.batch["actions"], keys)
+        np.testing.assert_allclose(probing.members(one, probes).mean(axis=1), own, rtol=1e-4, atol=1e-5)
+
+
+def test_the_field_is_the_velocity_along_the_paths():
+    agent, probes = make_probes(FLOQ)
+    for fan in probing.fans(agent, probes):
+        assert fan.field.shape == (len(fan.z), len(fan.t))
+        steps = fan.paths.shape[-1] - 1
+        first = np.diff(fan.paths, axis=-1)[..., 0].mean(axis=0) * steps  # Euler's first step, the mean over members
+        drawn = np.interp(fan.paths[0, :, 0], fan.z, fan.field[:, 0])
+        np.testing.assert_allclose(drawn, first, atol=0.02 * np.abs(first).max() + 0.02)
+
+
+def test_td_targets_of_a_termination_are_its_reward():
+    agent, _ = make_probes(SCALAR)
+    batch = make_data().sample(jax.random.key(2), 8) | {"masks": jnp.zeros(8)}
+    np.testing.assert_allclose(agent.td_targets(batch, jax.random.key(3)), batch["rewards"], rtol=1e-6)
+
+
+def test_data_of_another_size_is_refused():
+    agent, _ = make_probes(SCALAR)
+    other = Dataset.from_episodes(make_episodes([(5, True)]))
+    with pytest.raises(UserError, match="numbers in an observation"):
+        probing.take_probes(agent, other, jax.random.key(0))
+
+
+@pytest.mark.parametrize("critic", [SCALAR, QUANTILE, CATEGORICAL])
+def test_what_is_looked_up_is_drawn(critic, tmp_path):
+    agent, probes = make_probes(critic)
+    found = probing.opinions(agent, probes)
+    members = probing.members(agent, probes)
+    assert members.shape == (probing.TRANSITIONS, 2)
+    for opinion, (_, row) in zip(found, probes.examples, strict=True):
+        assert opinion.q == pytest.approx(members[row].mean(), rel=1e-4, abs=1e-5)
+    path = tmp_path / "x.png"
+    if critic is CATEGORICAL:
+        np.testing.assert_allclose(found[0].said.sum(axis=1), 1.0, rtol=1e-5)
+        assert "low value" in opinions.histograms(path, found)
+    if critic is QUANTILE:
+        assert "high value" in opinions.quantile_functions(path, found)
+    assert "members differ by" in opinions.member_values(path, members, probes.targets, "title")
+    assert path.stat().st_size > 10_000
+
+
+# --- what is said of it ---
+
+
+def test_step_counts():
+    assert probing.step_counts(4) == [1, 2, 4, 8, 16, 32, 64]
+    assert probing.step_counts(10) == [1, 2, 4, 8, 10, 16, 32, 64]
+    assert probing.step_counts(64)[-2:] == [64, 128]
+
+
+def test_evenly():
+    assert probing.evenly([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+    assert probing.evenly([7], 3) == [7]
+    assert probing.evenly([], 3) == []
+
+
+def test_how_far_q_has_settled(tmp_path):
+    values = np.zeros((100, 3))
+    values[:, 1] = np.linspace(0, 1, 100)  # the error of K = 2, from 0 to 1
+    found = integration.settling(tmp_path / "x.png", [1, 2, 4], values, 2)
+    assert found == "with K=2, Q is within 0.9 of K=4 for 90% of states (median 0.5)"
+
+
+def test_how_much_noise_is_left(tmp_path):
+    z_0 = np.linspace(-10, 0, 11)
+    carried = {5: np.tile(z_0 - 50, (3, 2, 1)), 9: np.full((3, 2, 11), -60.0) + 0.5 * z_0}
+    found = integration.noise_left(tmp_path / "x.png", z_0, carried, [("one", 0), ("other", 2)])
+    assert found.startswith("50% of the noise's spread is left")
+    assert found.endswith("100% at step 5")
+
+
+def test_a_log_without_a_diagnosis_gives_no_picture(tmp_path):
+    path = tmp_path / "x.png"
+    assert diagnosis.diagnosis(path, {}, None, "") is None
+    assert diagnosis.diagnosis(path, {"step": [1.0], "validation/critic/q": [np.nan]}, None, "") is None
+    assert not path.exists()
+    columns = {"step": [10.0, 20.0], "validation/critic/curvature": [0.5, 0.25]}
+    assert diagnosis.diagnosis(path, columns, 10, "") == "curvature 0.5 at step 10, 0.25 at 20"
+
+
+def test_what_an_episode_earned():
+    np.testing.assert_allclose(earned(np.array([1.0, 2.0, 4.0]), 0.5, 8.0), [4.0, 6.0, 8.0])
+
+
+def played(values, succeeded=None):
+    n = len(values)
+    flat = np.zeros(n)
+    return Played(0, np.arange(n), np.zeros((n, 1)), np.array(values), flat - 1, flat, succeeded, True, False)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_value_along_episodes(count, tmp_path):
+    episodes = [played([-1.0, -1.0, -4.0]), *[played(np.full(200, -2.0), 200)] * (count - 1)]
+    found = value_along(tmp_path / "x.png", episodes, "title")
+    assert found.startswith(f"{count - 1} of {count} succeed; Q is on average 2 below")
+
+
+def test_a_replay_becomes_trajectories():
+    ticks, envs = 3, 2
+    obs = np.arange(ticks * envs, dtype=np.float32).reshape(ticks, envs, 1)
+    ends = np.array([[False, False], [True, False], [False, False]])
+    zeros = np.zeros((ticks, envs), np.float32)
+    data = _dataset(Recorded(obs, np.zeros((ticks, envs, 1), np.float32), zeros, zeros + 1, ends))
+    assert data.observations[:, 0].tolist() == [0, 2, 4, 1, 3, 5]
+    assert data.starts.tolist() == [0, 3, 4]  # the second row ends a trajectory, the last of each environment too
+
+
+# --- whole runs ---
+
+
+def test_a_run_and_its_checkpoints(run_dir, tmp_path, capsys):
+    before = sorted(p.name for p in (run_dir / "plots").iterdir())
+    out = tmp_path / "new" / "pictures"
+    assert cli.run(["inspect", str(run_dir), f"--out={out}", "--episodes=1", "--video=False"]) == 0
+    expected = {"flow.png", "steps.png", "noise.png", "diagnosis.png", "value_map.png", "episodes.png"}
+    assert {p.name for p in out.iterdir()} == expected
+    assert all(p.stat().st_size > 10_000 for p in out.iterdir())
+    assert sorted(p.name for p in (run_dir / "plots").iterdir()) == before
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint of step 6" in printed
+    assert "with K=4, Q is within" in printed
+    assert "at step 4" in printed  # what was left of the noise at the first checkpoint
+    assert "no success in 1000 steps" in printed or "0 of 1 succeed" in printed or "1 of 1 succeed" in printed
+
+
+def test_its_episodes_are_those_of_the_evaluation(run_dir):
+    run, saved = Run.open(run_dir), checkpoint.load(run_dir / "checkpoints")
+    evaluation = evaluate_run(str(run_dir), eval_episodes=2, workers=1, show=False)
+    for episode, result in zip(play(run, saved.agent, saved.step, 2), evaluation.episodes, strict=True):
+        assert len(episode.rewards) == result.length
+        assert episode.rewards.sum() == pytest.approx(result.episode_return)
+        assert (episode.succeeded is not None) == bool(result.success)
+
+
+def test_a_run_without_an_environment(tmp_path, capsys):
+    data = make_data()
+    config = floq.configure(
+        agent="fql", dataset="mine", save_dir=str(tmp_path), offline_steps=2, batch_size=8,
+        value_hidden_dims=(8,), actor_hidden_dims=(8,),
+    )  # fmt: skip
+    run = floq.train(config, data, show=False)
+    made = inspect_run(str(run.folder), data=data, out=str(tmp_path / "out"))
+    assert {p.name for p in made} == {"members.png", "diagnosis.png"}
+    printed = capsys.readouterr().out
+    assert "a scalar critic is looked up: no flow, no K, no source noise to draw" in printed
+    assert "no environment: no episodes, and no film" in printed
+    with pytest.raises(UserError, match="was given its data from Python"):
+        inspect_run(str(run.folder), show=False)
+    with pytest.raises(UserError, match="no environment to film"):
+        inspect_run(str(run.folder), data=data, video=True, show=False)
+
+
+def test_training_draws_the_same_flow(run_dir):
+    assert (run_dir / "plots" / "flow.png").stat().st_size > 50_000
+    assert pictures.has_value_map(Run.open(run_dir))
+
+
+# --- films ---
+
+
+def test_a_film(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    episode = Played(
+        0,
+        np.arange(6),
+        np.zeros((6, 1), np.float32),
+        np.arange(-6.0, 0),
+        -np.ones(6),
+        np.arange(-6.0, 0),
+        6,
+        True,
+        False,
+    )
+    path, told = tmp_path / "film.mp4", []
+    with stage("probe_envs:Painted-v0", None, (0, 0)) as workers:
+        found = film_episodes(path, workers, [(episode, (0, 0))], "painted", 2, told.append)
+    assert found == "episode 0: success at step 6"
+    assert told == [2, 4, 6]
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+    count = "import imageio_ffmpeg, sys; print(imageio_ffmpeg.count_frames_and_secs(sys.argv[1])[0])"
+    frames = int(subprocess.run([sys.executable, "-c", count, path], capture_output=True, text=True, check=True).stdout)
+    assert frames == 4 + 25  # the first, every second step, and a second of rest
+
+
+def test_what_cannot_be_looked_at_is_refused(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    with (
+        pytest.raises(
+            UserError, match="MUJOCO_GL=egl and osmesa: TypeError: the environment renders no pictures"
+        ) as it,
+        stage("probe_envs:Unseen-v0", None, (0, 0)),
+    ):
+        pass
+    assert "\n" not in str(it.value)
+    assert "leave --video out" in str(it.value)
+
+
+# --- what is wrong ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--episodes=0"], "between 1 and 12"),
+        (["--step=5"], "choose one of 4, 6"),
+        (["--out=/proc/nowhere"], "give another --out"),
+        (["--video=maybe"], "video"),
+        (["--bogus=1"], "unknown flag --bogus"),
+    ],
+)
+def test_wrong_options(run_dir, flags, complaint, capsys):
+    assert cli.run(["inspect", str(run_dir), *flags]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+
+
+def test_what_is_missing_or_damaged(run_dir, tmp_path, capsys):
+    assert cli.run(["inspect", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert cli.run(["inspect"]) == 2
+    capsys.readouterr()
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    tensors = copy / "checkpoints" / "6" / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    assert cli.run(["inspect", str(copy)]) == 2
+    said = capsys.readouterr().err
+    assert "is damaged" in said
+    assert said.count("\n") == 1
+    shutil.rmtree(copy / "checkpoints" / "6")
+    (copy / "train.csv").write_text("step,validation/critic/q\n2\n")
+    assert cli.run(["inspect", str(copy)]) == 2
+    assert "train.csv is damaged" in capsys.readouterr().err
+    shutil.rmtree(copy / "checkpoints")
+    assert cli.run(["inspect", str(copy)]) == 2
+    assert "holds no complete checkpoint" in capsys.readouterr().err
