@@ -38,25 +38,31 @@ class Choice(Probe):
 
 
 class Fragile(Probe):
-    """Fails in the fifth step of its life, in its own way."""
+    """Fails in the fifth step of its life, in its own way. `vanishes` is death too, and then none can be made any more:
+    that of the file which PROBE_LICENCE names."""
 
     def __init__(self, how="raises"):
         self.how, self.elapsed = how, 0
+        if how == "vanishes" and not os.path.exists(os.environ["PROBE_LICENCE"]):
+            raise RuntimeError("no licence left")
 
     def step(self, action):
         self.elapsed += 1
         if self.elapsed == 5:
             if self.how == "raises":
                 raise RuntimeError("a joint broke")
-            if self.how == "dies":
+            if self.how == "vanishes":
+                os.remove(os.environ["PROBE_LICENCE"])
+            if self.how in ("dies", "vanishes"):
                 os._exit(3)
-            time.sleep(600)
+            if self.how == "hangs":
+                time.sleep(600)
         return self.shown(), 1.0, False, False, {}
 
 
 for name, kind in (("Loop", Loop), ("Choice", Choice)):
     gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)
-for how in ("raises", "dies", "hangs"):
+for how in ("raises", "dies", "hangs", "vanishes", "not"):
     gymnasium.register(f"Fragile-{how}-v0", entry_point=Fragile, kwargs={"how": how}, max_episode_steps=2)
 
 

@@ -33,6 +33,8 @@ class Counter(gymnasium.Env):
         if self.t == self.wrong and not self.sound:
             if self.what == "raises":
                 raise RuntimeError("a joint\nbroke")
+            if self.what == "success":
+                return obs, reward, True, False, {"success": "yes"}
             obs = {"nan": np.full(2, np.nan), "shape": np.zeros(3), "reward": obs}[self.what]
             reward = np.inf if self.what == "reward" else reward
         return obs, reward, self.t == self.length, False, {"success": self.t == self.length}
@@ -90,6 +92,7 @@ def test_episodes_are_seeded_by_run_environment_and_tick(counter):
         ("nan", "its observation was not finite, in number 0"),
         ("shape", r"its observation had the shape \(3,\), and not \(2,\)"),
         ("reward", "its reward was inf"),
+        ("success", "could not convert string to float: 'yes'"),
     ],
 )
 def test_a_failure_is_told_in_one_line_and_may_be_survived(counter, what, words):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,18 +16,19 @@ from conftest import MAZE_DATA, TINY
 from helpers import ACTOR, FLOQ, SCALAR, agent_config
 
 import floq
-from floq import cli, pictures
+from floq import background, cli, pictures
+from floq.agent import Agent
+from floq.background import Background, Request
 from floq.config import Config
 from floq.data.transitions import Dataset
 from floq.envs import EnvSlots
-from floq.errors import UserError
-from floq.evaluate import RESTARTS, Background, Evaluator, Request
+from floq.errors import Failed, UserError
+from floq.evaluate import RESTARTS, Evaluator
 from floq.fleet import Fleet, FleetData, Layout, sample_batch
 from floq.keys import Keys
 from floq.presets import configure
 from floq.train import fleets, train_fleet
 from floq.weights import make_agent
-from floq.workers import WorkerError
 
 ROWS = 60
 TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
@@ -235,8 +237,23 @@ def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
 def test_what_an_evaluation_raises_reaches_the_training(policy):
     with Evaluator("Pendulum-v1", None, 2, 1) as evaluate, Background(evaluate, [0], ["Nothing-v0"]) as background:
         background.submit([Request(0, 1, policy, 0.0)])
-        with pytest.raises(WorkerError, match="unknown environment 'Nothing-v0'"):
+        with pytest.raises(UserError, match="unknown environment 'Nothing-v0'"):
             list(background.finished(wait=60.0))
+
+
+def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
+    monkeypatch.setattr(background, "PATIENCE", 0.5)
+    policy = Agent.init(jax.random.key(0), 1, 1, agent_config(SCALAR, ACTOR)).policy
+    name = "probe_envs:Fragile-hangs-v0"
+    with Evaluator(name, None, 1, 1) as evaluate:
+        with Background(evaluate, [0], [name]) as beside:
+            beside.submit([Request(0, step, policy, 0.0) for step in (1, 2, 3)])  # two steps of the environment each
+            while len(beside.pending) > 1:
+                list(beside.finished(wait=1.0))
+            time.sleep(0.5)
+            left = time.monotonic()
+        assert time.monotonic() - left < 10
+        assert [request.step for request in beside.pending] == [3]
 
 
 def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
@@ -268,7 +285,7 @@ def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
 
         evaluate._workers.restart = stillborn  # type: ignore[method-assign]
         kill()
-        with pytest.raises(WorkerError, match="died with exit code -9"):
+        with pytest.raises(Failed, match="died with exit code -9"):
             evaluate(policy, 0, 1)
         assert restarts == [0] * RESTARTS
 

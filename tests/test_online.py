@@ -84,6 +84,8 @@ def test_new_logs_refine_an_agent_without_its_environment(tmp_path, npz, capsys)
 def test_several_environment_steps_share_an_update(tmp_path):
     run = train(config(tmp_path, num_envs=4, utd=0.25, online_steps=12), episodes(), show=False)
     assert int(run.load_agent().step) == run.config.offline_steps + 12 // 4
+    rounded = config(tmp_path, num_envs=25, utd=0.28, online_steps=25)  # 0.28 * 25 is 7.000000000000001
+    assert rounded.updates_per_tick == 7
     with pytest.raises(UserError, match=r"--utd=0.25 with --num_envs=2: .* makes 0.5 gradient steps"):
         config(tmp_path, num_envs=2, utd=0.25)
 
@@ -97,7 +99,7 @@ def test_an_agent_learns_online_what_the_data_does_not_show(tmp_path):
     actor = DeterministicConfig(actor_hidden_dims=(32, 32), alpha=0.0, exploration_noise=0.3)
     critic = dataclasses.replace(SCALAR, value_hidden_dims=(32, 32))
     agent = agent_config(critic, actor, batch_size=64, lr=3e-3, tau=0.05, discount=0.5)
-    many = {"offline_steps": 1, "online_steps": 1200, "num_envs": 4, "utd": 2, "log_interval": 600}
+    many = {"offline_steps": 1, "online_steps": 1200, "num_envs": 4, "utd": 2.0, "log_interval": 600}
     run = train(config(tmp_path, "Choice", agent=agent, **many), episodes(), show=False)
     learned = run.load_agent()
     acts = [float(learned.act(np.array([s], np.float32), jax.random.key(0))[0]) for s in (0.0, 1.0)]
@@ -118,7 +120,7 @@ def test_an_agent_learns_online_what_the_data_does_not_show(tmp_path):
 
 def test_a_run_that_is_stopped_online_ends_as_if_it_had_not_been(tmp_path):
     """Bit by bit, in an environment whose episodes all look alike: nothing else starts anew."""
-    settings = {"utd": 2, "save_interval": 4}
+    settings = {"utd": 2.0, "save_interval": 4}
     whole = train(config(tmp_path / "a", **settings), episodes(), show=False)
     shorter = train(config(tmp_path / "b", **settings | {"online_steps": 5}), episodes(), show=False)
     longer = resume(shorter.folder, episodes(), online_steps=8, show=False)
@@ -249,6 +251,18 @@ def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz,
     assert "checkpoint of step 16" in capsys.readouterr().out
 
 
+def test_a_warm_up_counts_as_no_update(tmp_path, npz):
+    data = [f"--dataset={npz}", "--env_name=probe_envs:Loop-v0", f"--save_dir={tmp_path}"]
+    steps = ["--offline_steps=0", "--online_steps=6", "--warmup_steps=6", "--num_envs=2"]
+    assert cli.run(["train", *FLAGS, *data, *steps]) == 0
+    run = only_run(tmp_path)
+    assert int(run.load_agent().step) == 0
+    assert [run.summary[name] for name in ("seconds_to_first_update", "updates_per_second")] == [None, None]
+    assert cli.run(["train", f"--resume={run.folder}", "--online_steps=12"]) == 0
+    assert run.summary["seconds_to_first_update"] > 0
+    assert run.summary["updates_per_second"] == pytest.approx(run.summary["env_steps_per_second"])
+
+
 @pytest.mark.slow
 def test_an_online_fleet_over_several_devices_goes_on_bit_by_bit(tmp_path, npz):
     """Three runs over two devices, so that one place is idle; stopped in between or not."""
@@ -294,7 +308,8 @@ def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, 
     assert "left the range" not in capsys.readouterr().out  # which a scalar critic does not look at
     assert float(narrow.load_agent().value_range.r_max) <= 0
     run = train(config(tmp_path, online_steps=2, agent=agent_config(CATEGORICAL, ACTOR)), data)
-    assert "an online reward left the range that the data gave; for seed 0 it is [-" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note    step 4: an online reward left the range that the data gave; for seed 0 it is [-" in said
     found = run.load_agent().value_range
     assert float(found.r_max) == pytest.approx(1.25)
     assert float(found.r_min) == pytest.approx(float(rows.rewards.min()))
@@ -329,6 +344,52 @@ def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_and_can_be_sur
     assert "each begins a new episode" in printed
     assert any(words in line and "anew" in line for line in printed.splitlines())
     assert int(run.load_agent().step) == 17
+
+
+@pytest.mark.parametrize("online_steps", [7, 9])
+def test_what_is_due_where_an_environment_fails_is_done(tmp_path, npz, capsys, online_steps):
+    """It fails at step 8, which is the last or one with an evaluation."""
+    for how, code in (("not", 0), ("raises", 1)):
+        data = [f"--dataset={npz}", f"--env_name=probe_envs:Fragile-{how}-v0", f"--save_dir={tmp_path / how}"]
+        steps = ["--offline_steps=1", f"--online_steps={online_steps}", "--eval_interval=8"]
+        assert cli.run(["train", *FLAGS, *data, *steps]) == code
+    sound, failed = only_run(tmp_path / "not"), only_run(tmp_path / "raises")
+    assert "at step 8; go on with" in capsys.readouterr().err
+    assert not failed.is_finished
+    assert cli.run(["train", f"--resume={failed.folder}", "--restart_failed_envs=True"]) == 0
+    for name in ("train.csv", "eval.csv"):
+        assert read_csv(failed.folder / name)["step"] == read_csv(sound.folder / name)["step"]
+    assert 8 in read_csv(failed.folder / "eval.csv")["step"]
+
+
+def test_an_environment_that_cannot_be_made_anew_ends_the_run_with_a_checkpoint(tmp_path, npz, capsys, monkeypatch):
+    monkeypatch.setenv("PROBE_LICENCE", str(tmp_path / "licence"))
+    (tmp_path / "licence").touch()
+    data = [f"--dataset={npz}", "--env_name=probe_envs:Fragile-vanishes-v0", f"--save_dir={tmp_path / 'exp'}"]
+    steps = ["--offline_steps=1", "--online_steps=9", "--restart_failed_envs=True"]
+    assert cli.run(["train", *FLAGS, *data, *steps]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "failed: RuntimeError: no licence left (3 times in a row); at step 8" in error
+    assert checkpoint.steps(only_run(tmp_path / "exp").folder / "checkpoints")[-1] == 8
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+def test_an_evaluation_that_fails_ends_the_run_with_a_checkpoint_and_one_that_hangs_begins_again(
+    tmp_path, npz, capsys, how
+):
+    """Each evaluation makes two steps of its environment: the third is that of step 4, or the last but one."""
+    data = [f"--dataset={npz}", f"--env_name=probe_envs:Fragile-{how}-v0", f"--save_dir={tmp_path}"]
+    code = cli.run(["train", *FLAGS, *data, "--offline_steps=6", "--eval_interval=2", "--env_timeout=2"])
+    run, error = only_run(tmp_path), capsys.readouterr().err
+    if how == "raises":
+        assert code == 1
+        (line,) = error.splitlines()
+        what = f"the evaluation of {run.config.env_name} at step 4 failed: RuntimeError: a joint broke"
+        assert line.startswith(f"floq: {what}; at step ")
+        assert cli.run(["train", f"--resume={run.folder}"]) == 0
+    else:
+        assert code == 0
+    assert read_csv(run.folder / "eval.csv")["step"] == [1, 2, 4, 6]
 
 
 # --- from scratch ---

@@ -62,3 +62,10 @@ def test_a_rate_leaves_the_first_call_out_and_says_how_far_the_next_should_go():
     assert (rate.per_second, rate.per_call(), rate.per_call(5)) == (20.0, 10, 2)
     again = Rate(rate.seconds, rate.steps)
     assert again.per_call() == 1  # it compiles first
+
+
+def test_the_end_of_the_warm_up_is_a_stop():
+    """So that no call makes steps of both kinds, which take unlike times."""
+    _, found = stops(offline_steps=2, online_steps=40, num_envs=2, warmup_steps=15)
+    assert 18 in found  # the first tick of updates is that after 16 steps
+    assert 18 not in stops(offline_steps=2, online_steps=40, num_envs=2)[1]

@@ -95,7 +95,7 @@ class Resume:
     restart_failed_envs: bool | None = None
     """Go on with a fresh environment where one fails."""
     env_timeout: float | None = None
-    """Seconds that a step of the environments may take."""
+    """Seconds that a step of the environments may take, of all that a process steps at once."""
     utd: float | None = None
     """Gradient steps for each environment step."""
     num_envs: int | None = None

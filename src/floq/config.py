@@ -7,6 +7,7 @@ line and in `config.json` all of them stand side by side under their published n
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -178,7 +179,7 @@ class Config:
     restart_failed_envs: bool = False
     """Online, go on with a fresh environment where one raises, hangs or returns NaN; otherwise that ends the run."""
     env_timeout: float = 60.0
-    """Online, seconds that a step of the environments may take."""
+    """Seconds that a step of the environments may take, of all that a process steps at once."""
     log_interval: int = 5_000
     """Steps between rows of train.csv."""
     eval_interval: int = 20_000
@@ -223,7 +224,7 @@ class Config:
             raise UserError(
                 f"--old_data_share={self.old_data_share}: it is about the data of a --restore_path, give one"
             )
-        if not float(self.utd * self.num_envs).is_integer():
+        if self.updates_per_tick < 1 or not math.isclose(self.updates_per_tick, self.utd * self.num_envs):
             raise UserError(
                 f"--utd={self.utd:g} with --num_envs={self.num_envs}: these step at once, which makes "
                 f"{self.utd * self.num_envs:g} gradient steps: choose them such that this is a whole number"
@@ -244,6 +245,16 @@ class Config:
     def random_steps(self) -> int:
         """From scratch, the environment steps with random actions that take the place of data."""
         return self.warmup_steps or RANDOM_STEPS
+
+    @property
+    def steps_without_updates(self) -> int:
+        """Online, the environment steps before gradient steps begin: from scratch the random ones were the warm-up."""
+        return 0 if self.from_scratch else self.warmup_steps
+
+    @property
+    def updates_per_tick(self) -> int:
+        """Online, gradient steps while all environments take a step."""
+        return round(self.utd * self.num_envs)
 
     @property
     def total_steps(self) -> int:

@@ -22,6 +22,13 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks; with its type unless the message speaks for itself."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return text if text and isinstance(error, UserError | ValueError) else f"{name}: {text}" if text else name
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known word closest to `word`, or nothing if none is close."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

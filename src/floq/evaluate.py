@@ -1,4 +1,4 @@
-"""Parallel, seeded evaluation: many environments, one call for the actions of all, beside the training if wanted.
+"""Parallel, seeded evaluation: many environments, one call for the actions of all.
 
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise by the step within the
 episode on top, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing nor
@@ -10,10 +10,7 @@ The policies of a fleet are asked together, in one program that runs one after t
 the machine it is waiting for a turn, and not computing, that a call takes its time for.
 """
 
-import contextlib
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -23,7 +20,7 @@ import numpy as np
 from floq.envs import EnvSlots, EpisodeResult, index_of, is_heavy
 from floq.keys import Keys
 from floq.policy import Policy
-from floq.workers import WorkerDied, Workers, cores, worker_count
+from floq.workers import START_SECONDS, WorkerDied, WorkerError, Workers, cores, worker_count
 
 ROWS = 64  # of the policy's batch
 LEAST_SLOTS = 10  # environments of a player at once: one per core, but not fewer than these, or more than rows
@@ -63,6 +60,7 @@ class Evaluator:
         workers: processes; by default one per core.
         action_chunk: actions that the policies decide on at once.
         players: how many there will be to evaluate. All together where environments are small, else one after another.
+        timeout: seconds that a step of all the environments of a worker may take; then it counts as dead.
     """
 
     def __init__(
@@ -73,8 +71,10 @@ class Evaluator:
         workers: int | None = None,
         action_chunk: int = 1,
         players: int = 1,
+        timeout: float | None = None,
     ):
         self._env_name, self._num_episodes, self._action_chunk = env_name, num_episodes, action_chunk
+        self._timeout, self._start_timeout = timeout, timeout and max(START_SECONDS, timeout)
         self._num_slots = min(num_episodes, max(LEAST_SLOTS, cores()), ROWS)
         self._together = 1 if is_heavy(env_name) else _even_share(players, max(1, MOST_ENVS // self._num_slots))
         slots = [(player, slot) for player in range(self._together) for slot in range(self._num_slots)]
@@ -93,6 +93,10 @@ class Evaluator:
     def close(self) -> None:
         """End the worker processes."""
         self._workers.close()
+
+    def kill(self) -> None:
+        """End the worker processes at once, from whichever thread: no environment is waited for."""
+        self._workers.kill()
 
     def __call__(
         self,
@@ -118,8 +122,21 @@ class Evaluator:
         """Play the episodes of several players at once, of as many as a group has. None for those whose episodes were
         not all played when `should_stop` said so.
 
-        A worker that dies is replaced, and the episodes that it was playing begin again.
+        A worker that dies or hangs is replaced, and the episodes that it was playing begin again.
+
+        Raises:
+            Failed: an environment raised, or workers died again and again.
+            UserError: there is no such environment.
         """
+        try:
+            return self._play(players, on_progress, should_stop)
+        except WorkerError as error:
+            names = ", ".join(dict.fromkeys(f"{player.env_name} at step {player.step}" for player in players))
+            raise error.told(f"the evaluation of {names}") from error
+
+    def _play(
+        self, players: Sequence[Player], on_progress: Callable[[int], None], should_stop: Callable[[], bool]
+    ) -> list[Evaluation | None]:
         count = self._together
         assert 0 < len(players) <= count
         results: list[dict[int, EpisodeResult]] = [{} for _ in players]
@@ -131,22 +148,25 @@ class Evaluator:
         game = ([(p.env_name, (p.seed, p.step)) for p in players], self._num_episodes)
         restarts = 0
 
-        def revived(worker: int, died: WorkerDied) -> np.ndarray:
-            """Replace a worker. Its slots' observations at the start of the episodes that they were playing."""
+        def revived(worker: int, died: WorkerError) -> np.ndarray:
+            """Replace a worker that died. Its slots' observations at the start of the episodes that they were playing.
+            What it raised is raised here: it would do so again."""
             nonlocal restarts
             share = self._shares[worker]
             while True:
-                if (restarts := restarts + 1) > RESTARTS:
+                restarts += 1
+                if restarts > RESTARTS or not isinstance(died, WorkerDied) or should_stop():
                     raise died
                 self._workers.restart(worker)
                 elapsed[index_of(share)] = 0
                 try:
-                    return self._workers.call_one(worker, "start", (*game, {at: int(episode[at]) for at in share}))
+                    begin = (*game, {at: int(episode[at]) for at in share})
+                    return self._workers.call_one(worker, "start", begin, self._start_timeout)
                 except WorkerDied as again:
                     died = again
 
-        first = self._workers.try_call("start", [game] * len(self._shares))
-        first = [revived(i, a) if isinstance(a, WorkerDied) else a for i, a in enumerate(first)]
+        first = self._workers.try_call("start", [game] * len(self._shares), self._start_timeout)
+        first = [revived(i, a) if isinstance(a, WorkerError) else a for i, a in enumerate(first)]
         obs = np.zeros((count, ROWS, *first[0].shape[1:]), np.float32)
         for share, rows in zip(self._shares, first, strict=True):
             obs[index_of(share)] = rows
@@ -161,10 +181,11 @@ class Evaluator:
                 fresh = fresh.reshape(count, ROWS, self._action_chunk, -1)
                 plan = fresh if plan is None else np.where((at == 0)[..., None, None], fresh, plan)
             actions = np.take_along_axis(plan, at[..., None, None], axis=2)[:, :, 0]
-            answers = self._workers.try_call("step", [(actions[index_of(share)],) for share in self._shares])
+            each = [(actions[index_of(share)],) for share in self._shares]
+            answers = self._workers.try_call("step", each, self._timeout)
             elapsed += 1
             for worker, (share, answer) in enumerate(zip(self._shares, answers, strict=True)):
-                if isinstance(answer, WorkerDied):
+                if isinstance(answer, WorkerError):
                     obs[index_of(share)] = revived(worker, answer)
                     continue
                 obs[index_of(share)], finished = answer
@@ -179,75 +200,6 @@ class Evaluator:
             else None
             for player, found in zip(players, results, strict=True)
         ]
-
-
-class Request(NamedTuple):
-    """An evaluation to come: which of the fleet's runs, at which step, with what policy."""
-
-    run: int
-    step: int
-    policy: Policy
-    seconds: float  # the run's clock at that step
-
-
-class Background:
-    """Evaluations that go on while the training does, group after group, in a thread of their own. A context manager.
-
-    The policies act on the CPU, whatever trains them: they are small, and a step of the environments should not wait
-    for the accelerator to come to the end of its chunk.
-    """
-
-    def __init__(self, evaluator: Evaluator, seeds: Sequence[int], env_names: Sequence[str]):
-        self._evaluator, self._seeds, self._env_names = evaluator, seeds, env_names
-        self._requests: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()  # an empty group is the last
-        self._answers: queue.SimpleQueue[tuple[Request, Evaluation] | BaseException] = queue.SimpleQueue()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
-        self.pending: list[Request] = []
-        self.episodes_done = 0
-
-    def __enter__(self) -> "Background":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._requests.put([])
-        self._thread.join()
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Ask for evaluations; `pending` holds them until `finished` has handed them out."""
-        self.pending += (here := [request._replace(policy=on_cpu(request.policy)) for request in requests])
-        for group in self._evaluator.groups(here):
-            self._requests.put(group)
-
-    def finished(self, wait: float = 0.0) -> Iterator[tuple[Request, Evaluation]]:
-        """The evaluations that have come to their end, in the order they were asked for; waits up to `wait` seconds for
-        the first. Raises what an evaluation raised."""
-        with contextlib.suppress(queue.Empty):
-            while self.pending:
-                answer = self._answers.get(timeout=wait) if wait else self._answers.get_nowait()
-                wait = 0.0
-                if isinstance(answer, BaseException):
-                    raise answer
-                self.pending = [request for request in self.pending if request is not answer[0]]
-                self.episodes_done = 0
-                yield answer
-
-    def _work(self) -> None:
-        while (group := self._requests.get()) and not self._stopping.is_set():
-            players = [Player(r.policy, self._seeds[r.run], r.step, self._env_names[r.run]) for r in group]
-            try:
-                evaluations = self._evaluator.play(players, self._count, self._stopping.is_set)
-            except BaseException as error:
-                self._answers.put(error)
-                return
-            for request, evaluation in zip(group, evaluations, strict=True):
-                if evaluation is not None:
-                    self._answers.put((request, evaluation))
-
-    def _count(self, done: int) -> None:
-        self.episodes_done = done
 
 
 def on_cpu(policy: Policy) -> Policy:

@@ -35,6 +35,7 @@ def evaluate_run(
     Raises:
         UserError: there is no such run or checkpoint, the data is another, an option is out of range, or acting does
             not integrate the flow.
+        Failed: an environment raised, or hangs again and again.
     """
     run = Run.open(run_dir)
     seed = run.config.seed if seed is None else seed
@@ -55,7 +56,12 @@ def evaluate_run(
     else:
         with (
             Evaluator(
-                config.env_name, config.success_timing, eval_episodes, workers, config.agent.action_chunk
+                config.env_name,
+                config.success_timing,
+                eval_episodes,
+                workers,
+                config.agent.action_chunk,
+                timeout=config.env_timeout,
             ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):

@@ -6,11 +6,12 @@ seed, the environment's number and the tick of the reset, so a run that goes on 
 
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from floq.envs import EpisodeResult, SeededEnv, Slot, make
+from floq.errors import in_one_line
 
 STREAM = 2  # keeps these seeds apart from those of evaluations
 MOST_FAILURES = 3  # of an environment without a step between them; then making it anew does not help
@@ -76,34 +77,25 @@ class ExploringEnvs:
                     self._over.remove(slot)
                     continue
                 obs, reward, terminated, truncated, info = self._envs[slot].step(action)
-                observations[i], rewards[i] = self._checked(obs), reward
-                if not np.isfinite(rewards[i]):
-                    raise ValueError(f"its reward was {reward}")
+                observations[i], rewards[i] = checked(obs, reward, self._obs_shape)
+                self._return[slot] += float(reward)
+                self._length[slot] += 1
+                if terminated or truncated:
+                    finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
+                    self._over.add(slot)
             except Exception as error:
                 failures.append(self._failure(site, error))
                 observations[i], rewards[i] = 0.0, 0.0
                 continue
             stepped[i], masks[i], self._failed[slot] = True, not terminated, 0
-            self._return[slot] += float(reward)
-            self._length[slot] += 1
-            if terminated or truncated:
-                finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
-                self._over.add(slot)
         return Tick(observations, rewards, masks, stepped, finished, failures)
 
     def _reset(self, site: Site, tick: int) -> np.ndarray:
         if site.slot not in self._envs:  # it failed
             self._envs[site.slot] = make(site.env_name, self._success_timing)
         self._return[site.slot], self._length[site.slot] = 0.0, 0
-        return self._checked(self._envs[site.slot].reset_with((site.seed, site.slot[1], tick, STREAM)))
-
-    def _checked(self, obs: np.ndarray) -> np.ndarray:
-        if np.shape(obs) != self._obs_shape:
-            raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {self._obs_shape}")
-        obs = np.asarray(obs, np.float32)
-        if not np.isfinite(obs).all():
-            raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
-        return obs
+        obs = self._envs[site.slot].reset_with((site.seed, site.slot[1], tick, STREAM))
+        return checked(obs, 0.0, self._obs_shape)[0]
 
     def _failure(self, site: Site, error: Exception) -> Failure:
         """Drop the environment and its episode."""
@@ -111,7 +103,18 @@ class ExploringEnvs:
         self._failed[site.slot] += 1
         with contextlib.suppress(Exception):
             self._envs.pop(site.slot).close()
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {kind}{error}"
+        what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {in_one_line(error)}"
         goes_on = self._restart and self._failed[site.slot] < MOST_FAILURES
-        return Failure(site.slot, " ".join(what.split()), goes_on)
+        return Failure(site.slot, what, goes_on)
+
+
+def checked(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
+    """What an environment showed. Raises ValueError if a number is not finite, or the observation not of this shape."""
+    if np.shape(obs) != obs_shape:
+        raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {obs_shape}")
+    obs, given = np.asarray(obs, np.float32), np.float32(reward)
+    if not np.isfinite(obs).all():
+        raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
+    if not np.isfinite(given):
+        raise ValueError(f"its reward was {reward}")
+    return obs, given

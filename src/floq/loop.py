@@ -18,10 +18,11 @@ import numpy as np
 
 from floq import checkpoint
 from floq.agent import Agent
+from floq.background import Background, Request
 from floq.config import Config
 from floq.data.replay import Recorded
 from floq.errors import Failed, Interrupted
-from floq.evaluate import Background, Evaluation, Request
+from floq.evaluate import Evaluation
 from floq.fleet import Fleet
 from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
@@ -101,6 +102,7 @@ class Loop:
         self._origin = started - clocks.get("seconds", 0.0)
         self._updates = Rate(clocks.get("update_seconds", 0.0), clocks.get("timed_steps", 0.0))
         self._env_steps = Rate(clocks.get("online_seconds", 0.0), clocks.get("timed_env_steps", 0.0))
+        self._warm_up = Rate()  # of environment steps without updates
         self._to_first_update = clocks.get("to_first_update")
         self._step, self._schedule = step, Schedule(self._config)
         self._online: Online | None = None  # from the first environment step on
@@ -115,48 +117,58 @@ class Loop:
 
         Raises:
             Interrupted: a signal appeared in `received`; a checkpoint is written before.
-            Failed: an environment failed; likewise.
+            Failed: an environment failed; likewise, as before whatever else is raised.
         """
         with contextlib.ExitStack() as workers:
             try:
                 self._train(received, pending, workers)
-            except Failed as failure:
+            except Exception as error:
                 self._save()
-                raise Failed(f"{failure}; {self._stopped}") from failure
+                if isinstance(error, Failed):
+                    raise Failed(f"{error}; {self._stopped}") from error
+                self._display.note(f"saved   {self._stopped}")
+                raise
 
     def _train(
         self, received: list[int], pending: Sequence[Mapping[int, Policy]], workers: contextlib.ExitStack
     ) -> None:
         first, last, due = self._step, self._schedule.last_step, self._schedule
-        step, saved_step = first, first or None
-        logged_at, logged_step = time.monotonic(), first
+        saved_step = first or None
+        self._logged_at, self._logged_step = time.monotonic(), first
         waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
         for at in sorted({at for at, _, _ in waiting}):
             self._submit(at, {run: policy for step, run, policy in waiting if step == at})
         if self._held_out and first and due.evaluation_due(first):
             self._look_at_held_out(first, received)  # the run was stopped in the middle of it
         with self._display.bar("train", last, start=first) as update_bar:
-            while step < last and not received:
-                infos = self._advance_online(workers) if due.is_online(step) else self._advance()
-                step = self._step
+            while self._step < last and not received:
+                infos = self._advance_online(workers, received) if due.is_online(self._step) else self._advance()
+                self._do_what_is_due(infos, received)
                 self._take_evaluations()
-                if due.log_due(step):
-                    now = time.monotonic()
-                    self._log(step, infos, (now - logged_at) / (step - logged_step), now - self._origin)
-                    logged_at, logged_step = now, step
-                if due.evaluation_due(step):
-                    self._evaluate(step, received)
-                if due.save_due(step) or received:
+                self._wait_for_evaluations(MOST_PENDING * len(self.members), received)
+                if due.save_due(self._step) or received:
                     self._save()
-                    saved_step = step
-                update_bar(step, line=due.due(step, self._config.eval_interval), **self._state(infos))
+                    saved_step = self._step
+                update_bar(self._step, line=due.due(self._step, self._config.eval_interval), **self._state(infos))
         waiting = len(self._pending())
         self._wait_for_evaluations(0, received)
-        if saved_step != step or waiting != len(self._pending()):  # the signal came after this step's turn, or what is
+        if saved_step != self._step or waiting != len(
+            self._pending()
+        ):  # the signal came after this step's turn, or what is
             self._save()  # pending, and the clock, have changed since
         if received:
             name = signal.Signals(received[0]).name
             raise Interrupted(f"stopped by {name} {self._stopped}", received[0])
+
+    def _do_what_is_due(self, infos: list[dict[str, float]], received: list[int]) -> None:
+        """At this step: write the row of the log, begin the evaluation. Who goes on from here does neither again."""
+        if self._schedule.log_due(self._step):
+            now = time.monotonic()
+            epoch_time = (now - self._logged_at) / (self._step - self._logged_step)
+            self._log(self._step, infos, epoch_time, now - self._origin)
+            self._logged_at, self._logged_step = now, self._step
+        if self._schedule.evaluation_due(self._step):
+            self._evaluate(self._step, received)
 
     @property
     def _stopped(self) -> str:
@@ -190,35 +202,48 @@ class Loop:
         """Gradient steps on the data, to the next stop. Returns each run's info of the last one."""
         stop, before = self._schedule.next_stop(self._step, self._updates.per_call()), time.monotonic()
         infos = self.fleet.advance(stop - self._step)
-        self._count(self._updates, stop - self._step, before)
-        self._step = stop
+        made, self._step = stop - self._step, stop
+        self._count(self._updates, made, before)
         return infos
 
-    def _advance_online(self, workers: contextlib.ExitStack) -> list[dict[str, float]]:
-        """Environment steps with updates beside them, to the next stop."""
+    def _advance_online(self, workers: contextlib.ExitStack, received: list[int]) -> list[dict[str, float]]:
+        """Environment steps with updates beside them, to the next stop. Where an environment fails on the way, what is
+        due at the step that it led to is done before that is raised."""
         c = self._config
         if self._online is None:
             configs, done = [member.config for member in self.members], self._step - c.offline_steps
             online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display)
             self._online = workers.enter_context(online)
             self._recorded = []
-        stop, before = self._schedule.next_stop(self._step, self._env_steps.per_call(c.num_envs)), time.monotonic()
+        first, before, rate = self._step, time.monotonic(), self._online_rate
+        stop = self._schedule.next_stop(first, rate.per_call(c.num_envs))
         try:
-            infos = self._online.advance((stop - self._step) // c.num_envs)
-            self._count(self._env_steps, stop - self._step, before)
-        finally:
-            self._step = c.offline_steps + self._online.steps  # also if an environment failed on the way
+            self._online.advance((stop - first) // c.num_envs)
+        except Exception:
+            self._step = c.offline_steps + self._online.steps
+            if self._step > first:
+                self._do_what_is_due(self._online.infos(), received)
+            raise
+        self._step, infos = stop, self._online.infos()
+        self._count(rate, stop - first, before)
         return infos
+
+    @property
+    def _online_rate(self) -> Rate:
+        """Of the environment steps from here on: those of the warm-up are faster, and must not be mixed with others."""
+        c = self._config
+        return self._warm_up if self._step < c.offline_steps + c.steps_without_updates else self._env_steps
 
     def _count(self, rate: Rate, steps: int, before: float) -> None:
         rate.count(steps, time.monotonic() - before)
-        self._to_first_update = self._to_first_update or time.monotonic() - self._origin
+        if rate is not self._warm_up:
+            self._to_first_update = self._to_first_update or time.monotonic() - self._origin
 
     @property
     def _updates_per_second(self) -> float | None:
         """Of one run; all runs of the fleet make them at the same time. Those offline, if there were any."""
-        online = self._env_steps.per_second
-        return self._updates.per_second or (online and online * self._config.utd)
+        ticks = self._env_steps.per_second and self._env_steps.per_second / self._config.num_envs
+        return self._updates.per_second or (ticks and ticks * self._config.updates_per_tick)
 
     def _log(self, step: int, infos: list[dict[str, float]], epoch_time: float, total_time: float) -> None:
         times = {"time/epoch_time": epoch_time, "time/total_time": total_time}
@@ -254,7 +279,6 @@ class Loop:
         if self._held_out is not None:
             return self._look_at_held_out(step, received)
         self._submit(step, {run: agent.policy for run, agent in enumerate(self.agents())})
-        self._wait_for_evaluations(MOST_PENDING * len(self.members), received)
 
     def _submit(self, step: int, policies: Mapping[int, Policy]) -> None:
         assert self._background is not None
@@ -301,8 +325,8 @@ class Loop:
         known = [headline(member.scores) for member in self.members if member.scores]
         if known:
             state[known[0][0]] = f"{np.mean([value for _, value in known]):.3g}"
-        if self._online is not None and self._env_steps.per_second:
-            state["env steps/s"] = f"{self._env_steps.per_second:.0f}"
+        if self._online is not None and (rate := self._online_rate.per_second):
+            state["env steps/s"] = f"{rate:.0f}"
         elif self._updates_per_second:
             state["updates/s"] = f"{self._updates_per_second:.0f}" + (
                 f" x {len(self.members)}" if len(self.members) > 1 else ""

@@ -20,10 +20,9 @@ from floq.fleet import Fleet
 from floq.keys import Keys
 from floq.online_fleet import OnlineFleet
 from floq.progress import Display
-from floq.workers import WorkerDied, WorkerLate, Workers, worker_count
+from floq.workers import START_SECONDS, WorkerError, WorkerLate, Workers, worker_count
 
 RESET_ROOM = 1.1  # rows of a replay for each transition: those at the ends of episodes are none
-START_SECONDS = 300.0  # what a worker may take to make its environments
 STATISTICS = ("exploration/success", "exploration/episode.return", "exploration/episode.length")
 
 
@@ -53,7 +52,6 @@ class Online:
     ):
         c = self._config = configs[0]
         self._seeds = [config.seed for config in configs]
-        self._warmup = 0 if c.from_scratch else c.warmup_steps  # from scratch it is over: it was the data
         self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
         self._bounded = CRITICS[c.agent.critic_name][1].bounded
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
@@ -62,6 +60,7 @@ class Online:
         self._shares = [sites[i::count] for i in range(count)]
         arguments = [(tuple(share), c.success_timing, c.restart_failed_envs) for share in self._shares]
         self._workers = Workers(ExploringEnvs, arguments)
+        self._start_timeout = max(START_SECONDS, c.env_timeout)
         self._deaths = [0] * count  # of each worker since its last answer
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
         self._statistics: list[dict[str, float]] = [dict.fromkeys(STATISTICS, math.nan) for _ in configs]
@@ -79,7 +78,7 @@ class Online:
         self._pending: Experience | None = None  # what no replay holds yet
         try:
             begun = self._workers.begin_call("step", self._calls(nothing.actions))
-            self._pending = self._received(self._workers.answers(begun, START_SECONDS), nothing.actions)
+            self._pending = self._received(self._workers.answers(begun, self._start_timeout), nothing.actions)
         except BaseException:
             self._workers.close()
             raise
@@ -95,8 +94,8 @@ class Online:
         """The environment steps that every run has behind it. A reset counts as one."""
         return self._tick * self._config.num_envs
 
-    def advance(self, num_ticks: int) -> list[dict[str, float]]:
-        """Go on for so many ticks. Returns each run's info of the last update.
+    def advance(self, num_ticks: int) -> None:
+        """Go on for so many ticks.
 
         Raises:
             Failed: an environment failed and is not to be restarted, or fails again and again. What the others did in
@@ -106,11 +105,14 @@ class Online:
             assert self._pending is not None
             actions = self._fleet.explore(self._obs, self._tick)
             begun = self._workers.begin_call("step", self._calls(actions))
-            updates = round(self._config.utd * self._config.num_envs)
-            self._fleet.learn(self._pending, updates if self.steps >= self._warmup else 0)
+            learns = self.steps >= self._config.steps_without_updates
+            self._fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
             self._pending = None
             self._tick += 1
             self._pending = self._received(self._workers.answers(begun, self._config.env_timeout), actions)
+
+    def infos(self) -> list[dict[str, float]]:
+        """Each run's info of the last update. Waits for it."""
         return self._fleet.infos()
 
     @property
@@ -139,11 +141,11 @@ class Online:
         """Where the environments of a share are in arrays of all."""
         return index_of([site.slot for site in share])
 
-    def _received(self, answers: Sequence[Tick | WorkerDied], actions: np.ndarray) -> Experience:
+    def _received(self, answers: Sequence[Tick | WorkerError], actions: np.ndarray) -> Experience:
         """What a tick brought, out of what the workers answered."""
-        ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerDied)]
+        ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerError)]
         ticks = [
-            self._revived(i, answer) if isinstance(answer, WorkerDied) else answer for i, answer in enumerate(answers)
+            self._revived(i, answer) if isinstance(answer, WorkerError) else answer for i, answer in enumerate(answers)
         ]
         self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
         new = Experience.of_resets(np.zeros_like(self._obs), self._act_size)._replace(actions=actions)
@@ -163,36 +165,37 @@ class Online:
 
     def _note(self, failure: Failure) -> None:
         if not failure.goes_on:
-            again = f"{MOST_FAILURES} times in a row" if self._config.restart_failed_envs else ""
-            remedy = again or "--restart_failed_envs=True would go on with a fresh one"
-            raise Failed(f"{failure.what} ({remedy})")
+            raise self._end(failure.what, MOST_FAILURES)
         self._display.note(f"note    {failure.what}; it is made anew")
 
-    def _revived(self, worker: int, died: WorkerDied) -> Tick:
-        """The first tick of a worker that takes the place of one that died, or hangs: all its environments begin
-        anew."""
+    def _end(self, what: str, times: int) -> Failed:
+        """What ends the run, after so many failures in a row if they were survived."""
+        remedy = "--restart_failed_envs=True would go on with a fresh one"
+        return Failed(f"{what} ({f'{times} times in a row' if self._config.restart_failed_envs else remedy})")
+
+    def _revived(self, worker: int, failed: WorkerError) -> Tick:
+        """The first tick of a worker that takes the place of one that died, hangs, or could not make its environments:
+        all of them begin anew."""
         names = ", ".join(f"{site.slot[1]} of {site.env_name} (seed {site.seed})" for site in self._shares[worker])
         while True:
-            late = isinstance(died, WorkerLate)
-            why = f"did not answer within {self._config.env_timeout:g} seconds" if late else f"ended: {died}"
-            what = f"the process with the environments {names} {why}"
+            late = f"did not answer within {failed.timeout:g} seconds" if isinstance(failed, WorkerLate) else ""
+            what = f"the process with the environments {names} {late or f'failed: {failed.line}'}"
             self._deaths[worker] += 1
             if not self._config.restart_failed_envs or self._deaths[worker] >= MOST_FAILURES:
-                remedy = "--restart_failed_envs=True would go on with a fresh one"
-                again = f"{self._deaths[worker]} times in a row"
-                raise Failed(f"{what} ({again if self._config.restart_failed_envs else remedy})")
+                raise self._end(what, self._deaths[worker])
             self._display.note(f"note    {what}; it is started anew")
             self._workers.restart(worker)
             zeros = np.zeros((len(self._shares[worker]), self._act_size), np.float32)
             try:
-                return self._workers.call_one(worker, "step", (self._tick, zeros), START_SECONDS)
-            except WorkerDied as again_died:
-                died = again_died
+                return self._workers.call_one(worker, "step", (self._tick, zeros), self._start_timeout)
+            except WorkerError as again:
+                failed = again
 
     def _cover(self, run: int, rewards: np.ndarray) -> None:
         wider = self._fleet.cover(run, float(rewards.min()), float(rewards.max()))
         if wider is not None:
+            step = self._config.offline_steps + self.steps
             self._display.note(
-                f"note    step {self.steps}: an online reward left the range that the data gave; for seed "
+                f"note    step {step}: an online reward left the range that the data gave; for seed "
                 f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
             )

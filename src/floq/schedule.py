@@ -35,14 +35,15 @@ class Schedule:
         return self.due(step, self._config.save_interval)
 
     def next_stop(self, step: int, most: int) -> int:
-        """The next step at which something is due, or that `most` gradient steps or ticks lead to."""
+        """The next step at which something is due or the warm-up is over, or that `most` updates or ticks lead to."""
         c = self._config
         if step == 0:
             return self.first_step
         due = [interval * (step // interval + 1) for interval in (c.log_interval, c.eval_interval, c.save_interval)]
         if not self.is_online(step):
             return min(*due, c.offline_steps, step + most)
-        ticks = [-(-(at - step) // c.num_envs) for at in (*due, self.last_step)]
+        phases = c.offline_steps + c.steps_without_updates, self.last_step
+        ticks = [-(-(at - step) // c.num_envs) for at in (*due, *phases) if at > step]
         return step + c.num_envs * min(*ticks, most)
 
 

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 from floq import kernels, pictures, run_data
 from floq.agent import Agent
+from floq.background import Background
 from floq.config import Config
 from floq.data.replay import Recorded
 from floq.data.transitions import Dataset, Splits
 from floq.envs import dataset_name
 from floq.errors import Interrupted, UserError
-from floq.evaluate import Background, Evaluator
+from floq.evaluate import Evaluator
 from floq.fleet import Fleet, FleetData, Layout
 from floq.folders import check_writable
 from floq.held_out import HeldOutEvaluator
@@ -208,6 +209,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
             c.eval_episodes,
             action_chunk=c.agent.action_chunk,
             players=len(configs),
+            timeout=c.env_timeout,
         ) as evaluator,
         Background(evaluator, [config.seed for config in configs], names) as background,
     ):

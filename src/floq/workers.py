@@ -17,15 +17,34 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from floq.errors import UserError
+from floq.errors import Failed, UserError, in_one_line
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in so many microseconds
+START_SECONDS = 300.0  # what a worker may take to make its environments
+CLOSE_SECONDS = 5.0  # what all of them may take to end by themselves
+
+
+class Raised(NamedTuple):
+    """What a worker's object raised, as its process tells it."""
+
+    line: str
+    traceback: str
+    is_users: bool  # whether it was a UserError
 
 
 class WorkerError(RuntimeError):
-    """A worker raised or died; the message holds its traceback."""
+    """A worker raised or died; the message holds its traceback, `line` says it in one line."""
+
+    def __init__(self, message: str, line: str = "", is_users: bool = False):
+        super().__init__(message)
+        self.line, self._is_users = line or message, is_users
+
+    def told(self, what: str) -> Exception:
+        """What to raise where nobody replaces the worker: UserError if the worker's object raised one, otherwise
+        Failed. `what` was at work there."""
+        return UserError(self.line) if self._is_users else Failed(f"{what} failed: {self.line}")
 
 
 class WorkerDied(WorkerError):
@@ -34,6 +53,10 @@ class WorkerDied(WorkerError):
 
 class WorkerLate(WorkerDied):
     """A worker has not answered in time. It may still do so, so it must be replaced like one that died."""
+
+    def __init__(self, worker: int, timeout: float):
+        super().__init__(f"worker {worker} has not answered within {timeout:g} seconds")
+        self.timeout = timeout
 
 
 class Workers:
@@ -64,9 +87,10 @@ class Workers:
             self._send(i, method, args)
         return [self._receive(i) for i in range(len(self))]
 
-    def try_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The same, but where a worker has died, its place in the list holds what `call` would raise."""
-        return self.answers(self.begin_call(method, arguments))
+    def try_call(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
+        """The same, but where a worker has raised or died, its place in the list holds the WorkerError that `call`
+        would raise. One that takes longer than `timeout` seconds counts as dead."""
+        return self.answers(self.begin_call(method, arguments), timeout)
 
     def begin_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[WorkerDied | None]:
         """The first half of `try_call`: the workers begin, and the caller may do something else. The other half is
@@ -82,14 +106,13 @@ class Workers:
     def answers(self, begun: Sequence[WorkerDied | None], timeout: float | None = None) -> list[Any]:
         """What the workers answer, as `try_call` explains it. One that takes longer than `timeout` seconds from now
         counts as dead."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        since = time.monotonic()
         answers: list[Any] = []
-        for i, failed in enumerate(begun):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for i, died in enumerate(begun):
             try:
-                answers.append(failed or self._receive(i, left))
-            except WorkerDied as died:
-                answers.append(died)
+                answers.append(died or self._receive(i, timeout, since))
+            except WorkerError as failed:
+                answers.append(failed)
         return answers
 
     def call_one(self, worker: int, method: str, arguments: tuple[Any, ...], timeout: float | None = None) -> Any:
@@ -124,15 +147,22 @@ class Workers:
                 give(worker)
                 yield index, result
 
+    def kill(self) -> None:
+        """End the processes at once, from whichever thread: then a call that waits for them ends with WorkerDied."""
+        for process in self._processes:
+            process.kill()
+
     def close(self) -> None:
-        """End the processes. Harmless when repeated."""
+        """End the processes, those that hang after a few seconds. Harmless when repeated."""
         atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for process in self._processes:
-            process.join(timeout=5)
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
+                process.join()
         self._processes, self._pipes = [], []
 
     def _send(self, worker: int, method: str, args: tuple[Any, ...]) -> None:
@@ -141,15 +171,18 @@ class Workers:
         except (BrokenPipeError, OSError) as error:
             raise self._died(worker) from error
 
-    def _receive(self, worker: int, timeout: float | None = None) -> Any:
+    def _receive(self, worker: int, timeout: float | None = None, since: float | None = None) -> Any:
+        """What a worker answers, within `timeout` seconds `since` some time, by default now."""
         try:
-            if timeout is not None and not self._pipes[worker].poll(timeout):
-                raise WorkerLate(f"worker {worker} has not answered in time")
-            failed, result = self._pipes[worker].recv()
+            if timeout is not None:
+                elapsed = 0.0 if since is None else time.monotonic() - since
+                if not self._pipes[worker].poll(max(0.0, timeout - elapsed)):
+                    raise WorkerLate(worker, timeout)
+            result = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._died(worker) from error
-        if failed:
-            raise WorkerError(f"worker {worker} failed:\n{result}")
+        if isinstance(result, Raised):
+            raise WorkerError(f"worker {worker} failed:\n{result.traceback}", result.line, result.is_users)
         return result
 
     def _died(self, worker: int) -> WorkerDied:
@@ -195,19 +228,23 @@ def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> Non
     owned, failure = None, None
     try:
         owned = factory(*args)  # at once, so that it is ready when it is first needed
-    except Exception:
-        failure = traceback.format_exc()
+    except Exception as error:
+        failure = _raised(error)
     while True:
         try:
             method, arguments = pipe.recv()
         except (EOFError, ConnectionResetError):
             return  # the parent is gone, or is done with us
         try:
-            answer = (True, failure) if failure else (False, getattr(owned, method)(*arguments))
-        except Exception:
-            answer = (True, traceback.format_exc())
+            answer = failure or getattr(owned, method)(*arguments)
+        except Exception as error:
+            answer = _raised(error)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
+
+
+def _raised(error: Exception) -> Raised:
+    return Raised(in_one_line(error), traceback.format_exc(), isinstance(error, UserError))
 
 
 @contextlib.contextmanager
