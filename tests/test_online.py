@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,28 @@ def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz,
     assert "finished already, at step 16" in capsys.readouterr().out
     assert cli.run(["eval", str(old.folder), "--step=16", "--eval_episodes=1"]) == 0
     assert "checkpoint of step 16" in capsys.readouterr().out
+
+
+def test_what_was_seen_is_kept_and_a_run_that_lost_it_is_left_as_it_was(tmp_path):
+    """All that batches are drawn from, more than the buffer, by the newest two checkpoints. In Choice two steps follow
+    each reset."""
+    small = {"buffer_size": 2, "online_steps": 12, "save_interval": 4, "log_interval": 1}
+    run = train(config(tmp_path, "Choice", **small), episodes(), show=False)
+    folder = run.folder / "checkpoints"
+    assert checkpoint.steps(folder) == [3, 4, 8, 12, 15]
+    assert [at for at in checkpoint.steps(folder) if checkpoint.load_replay(folder, at)] == [12, 15]
+    assert (~checkpoint.load_replay(folder, 15).ends).sum() == 12 - 4
+    resume(run.folder, episodes(), online_steps=13, show=False)  # no episode ends in that step
+    explored = read_csv(run.folder / "train.csv")["exploration/episode.return"]
+    assert np.isfinite(explored[-2])
+    assert explored[-1] == explored[-2]
+    before = (run.folder / "config.json").read_bytes()
+    for step in (16, 15, 12):
+        shutil.rmtree(folder / str(step))
+    with pytest.raises(UserError, match=r"checkpoints/8 has no replay.*: start a new run .* --restore_epoch=8$"):
+        resume(run.folder, episodes(), online_steps=14, show=False)
+    assert run.is_finished
+    assert (run.folder / "config.json").read_bytes() == before
 
 
 def test_a_warm_up_counts_as_no_update(tmp_path, npz):

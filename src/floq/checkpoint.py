@@ -23,6 +23,7 @@ from floq.policy import Policy
 FORMAT = 2
 TENSORS, PENDING, MANIFEST = "state.safetensors", "pending-{}.safetensors", "manifest.json"
 REPLAY = "replay.safetensors"
+REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all that the run has seen
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def save(
         clocks: numbers that a continued run counts on from.
         pending: by step, policies that a continued run still has to evaluate.
         step: of the run; by default the agent's, which counts its updates.
-        replay: what the run has seen online.
+        replay: what the run has seen online. Checkpoints but for the newest two lose theirs.
     """
     step = int(agent.step) if step is None else step
     final, partial = folder / str(step), folder / f".{step}.partial"
@@ -85,6 +86,8 @@ def save(
         final.rename(aside)
     partial.rename(final)
     shutil.rmtree(aside, ignore_errors=True)
+    for older in steps(folder)[:-REPLAYS_KEPT] if replay is not None else ():
+        (folder / str(older) / REPLAY).unlink(missing_ok=True)
     return final
 
 
@@ -127,7 +130,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
 
 
 def load_replay(folder: Path, step: int) -> Recorded | None:
-    """What the run had seen online at its checkpoint of that step, None if it was not online yet.
+    """What the run had seen online at its checkpoint of that step, None if it has no replay.
 
     Raises:
         UserError: it is damaged.

@@ -54,6 +54,11 @@ class FleetData(eqx.Module):
         starts = [jnp.pad(task.starts, (0, max(counts) - len(task))) for task in tasks]
         return cls(first, rewards, masks, jnp.stack(starts), jnp.array(counts))
 
+    @property
+    def most_transitions(self) -> int:
+        """Of any task."""
+        return len(self.trajectories) if self.counts is None else int(self.counts.max())
+
     def task(self, number: Int[Array, ""]) -> Dataset:
         """The dataset of one task."""
         task = self.trajectories.with_labels(self.rewards[number], self.masks[number])

@@ -26,7 +26,7 @@ from floq.evaluate import Evaluation
 from floq.fleet import Fleet
 from floq.held_out import HeldOut, HeldOutEvaluator
 from floq.keys import Keys
-from floq.loggers import CsvLogger
+from floq.loggers import CsvLogger, read_csv
 from floq.mirrors import mirrors
 from floq.online import Online
 from floq.policy import Policy
@@ -47,6 +47,8 @@ class Member:
         self.keys = Keys.of(run.config.seed)
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
+        log = run.folder / "train.csv"
+        self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
 
     def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
         """Write a row of eval.csv."""
@@ -152,10 +154,8 @@ class Loop:
                 update_bar(self._step, line=due.due(self._step, self._config.eval_interval), **self._state(infos))
         waiting = len(self._pending())
         self._wait_for_evaluations(0, received)
-        if saved_step != self._step or waiting != len(
-            self._pending()
-        ):  # the signal came after this step's turn, or what is
-            self._save()  # pending, and the clock, have changed since
+        if saved_step != self._step or waiting != len(self._pending()):
+            self._save()  # the signal came after this step's turn, or what is pending, and the clock, have changed since
         if received:
             name = signal.Signals(received[0]).name
             raise Interrupted(f"stopped by {name} {self._stopped}", received[0])
@@ -212,7 +212,8 @@ class Loop:
         c = self._config
         if self._online is None:
             configs, done = [member.config for member in self.members], self._step - c.offline_steps
-            online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display)
+            explored = [member.last_row for member in self.members]
+            online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display, explored)
             self._online = workers.enter_context(online)
             self._recorded = []
         first, before, rate = self._step, time.monotonic(), self._online_rate

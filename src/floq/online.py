@@ -6,13 +6,14 @@ being made, and neither side waits for the other longer than it must.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from floq.config import Config
 from floq.critics import CRITICS
-from floq.data.replay import Experience, Recorded
+from floq.data.replay import Experience, Recorded, window
 from floq.envs import EpisodeResult, index_of
 from floq.errors import Failed
 from floq.exploring import MOST_FAILURES, ExploringEnvs, Failure, Site, Tick
@@ -36,6 +37,7 @@ class Online:
         steps: the environment steps that every run has behind it.
         recorded: for each run its replay, or None before the first step.
         display: where it says what it mends.
+        explored: for each run what the last row of its log says, if there is one.
 
     Raises:
         Failed: an environment failed at once.
@@ -49,6 +51,7 @@ class Online:
         steps: int,
         recorded: Sequence[Recorded | None],
         display: Display,
+        explored: Sequence[Mapping[str, float]] = (),
     ):
         c = self._config = configs[0]
         self._seeds = [config.seed for config in configs]
@@ -63,16 +66,14 @@ class Online:
         self._start_timeout = max(START_SECONDS, c.env_timeout)
         self._deaths = [0] * count  # of each worker since its last answer
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
-        self._statistics: list[dict[str, float]] = [dict.fromkeys(STATISTICS, math.nan) for _ in configs]
+        last = explored or [{} for _ in configs]
+        self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
         before = [run or Recorded.nothing(c.num_envs, *sizes) for run in recorded]
-        self._fleet = OnlineFleet(
-            fleet,
-            [Keys.of(config.seed).exploration for config in configs],
-            before,
-            math.ceil(RESET_ROOM * min(c.buffer_size, c.online_steps) / c.num_envs) + 2,
-            c.buffer_size,
-            bool(c.balanced_sampling),
-        )
+        balanced = bool(c.balanced_sampling)
+        drawn_from = int(window(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
+        ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
+        keys = [Keys.of(config.seed).exploration for config in configs]
+        self._fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)
         self._obs = np.zeros((len(configs), c.num_envs, sizes[0]), np.float32)
         nothing = Experience.of_resets(self._obs, sizes[1])
         self._pending: Experience | None = None  # what no replay holds yet

@@ -9,6 +9,7 @@ from typing import Any
 from floq import checkpoint, run_data
 from floq.checkpoint import Checkpoint
 from floq.config import Config
+from floq.data.replay import Recorded
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 from floq.fleet import Layout
@@ -85,6 +86,7 @@ def resume_fleet(
 
     for run in old:
         run_data.check_given(run, data)
+    recorded = [_replay(run, found) for run, found in zip(old, saved, strict=True)]
     with held(runs), episodes_of(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data)
         splits = [tasks[run_data.task_of(config)] for config in configs]
@@ -104,7 +106,6 @@ def resume_fleet(
                 cut_csv(run.folder / name, step)
         run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
-        recorded = [checkpoint.load_replay(run.folder / "checkpoints", step) for run in runs]
         if step > configs[0].offline_steps:
             display.note("note    the environments were not saved: each begins a new episode")
         pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
@@ -143,6 +144,20 @@ def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
     if not common:
         return [None] * len(runs)
     return [own_checkpoint(run, max(common)) for run in runs]
+
+
+def _replay(run: Run, saved: Checkpoint | None) -> Recorded | None:
+    """What the run has seen online until that checkpoint. Raises UserError if that is lost."""
+    if saved is None:
+        return None
+    replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step)
+    if replay is None and saved.step > saved.config.offline_steps:
+        raise UserError(
+            f"{run.folder / 'checkpoints' / str(saved.step)} has no {checkpoint.REPLAY}, which only the newest "
+            f"{checkpoint.REPLAYS_KEPT} checkpoints of a run keep: start a new run from its weights, with "
+            f"--restore_path={run.folder} --restore_epoch={saved.step}"
+        )
+    return replay
 
 
 def continued(run: Run, changes: Mapping[str, Any]) -> Config:

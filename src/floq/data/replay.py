@@ -156,6 +156,11 @@ class Replay(eqx.Module):
         return Recorded(*(of_run(name) for name in Recorded._fields))
 
 
+def window(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:
+    """From how many transitions a batch is drawn at most, beside data of `old` ones: see `Mixture`."""
+    return jnp.int32(buffer_size) if balanced else jnp.maximum(buffer_size, old + 1)
+
+
 class Mixture(eqx.Module):
     """What a run draws its batches from online: its data, and its part of a replay.
 
@@ -196,7 +201,7 @@ class Mixture(eqx.Module):
         """For each transition of a batch whether it is new, and its number among those or in the data."""
         old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
         new = self.replay.count[self.run]
-        limit = jnp.int32(self.buffer_size) if self.balanced else jnp.maximum(self.buffer_size, old + 1)
+        limit = window(old, self.buffer_size, self.balanced)
         too_old = jnp.maximum(new - limit, 0)  # of the new ones
         if self.balanced:
             old_key, new_key = jax.random.split(key)
