@@ -1,6 +1,7 @@
 """Environments for the tests of the online phase; worker processes find them by ids such as `probe_envs:Choice-v0`."""
 
 import os
+import random
 import time
 
 import gymnasium
@@ -57,12 +58,21 @@ class Fragile(Probe):
                 os._exit(3)
             if self.how == "hangs":
                 time.sleep(600)
+            if self.how == "nan":
+                return self.shown(), float("nan"), False, False, {}
         return self.shown(), 1.0, False, False, {}
 
 
-for name, kind in (("Loop", Loop), ("Choice", Choice)):
+class Unseeded(Probe):
+    """Its rewards follow no seed."""
+
+    def step(self, action):
+        return self.shown(), random.random(), False, False, {}
+
+
+for name, kind in (("Loop", Loop), ("Choice", Choice), ("Unseeded", Unseeded)):
     gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)
-for how in ("raises", "dies", "hangs", "vanishes", "not"):
+for how in ("raises", "dies", "hangs", "vanishes", "nan", "not"):
     gymnasium.register(f"Fragile-{how}-v0", entry_point=Fragile, kwargs={"how": how}, max_episode_steps=2)
 
 

@@ -202,6 +202,18 @@ class SeededEnv(gymnasium.Wrapper):
             random.set_bit_generator(others)
 
 
+def checked(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
+    """What an environment showed. Raises ValueError if a number is not finite, or the observation not of this shape."""
+    if np.shape(obs) != obs_shape:
+        raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {obs_shape}")
+    obs, given = np.asarray(obs, np.float32), np.float32(reward)
+    if not np.isfinite(obs).all():
+        raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
+    if not np.isfinite(given):
+        raise ValueError(f"its reward was {reward}")
+    return obs, given
+
+
 def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
     """The environment with another of its OGBench tasks, itself if it can be switched: making one anew takes a second
     and over 100 MB that never come back. It can if `env_name` numbers a task, or it once had that very name."""

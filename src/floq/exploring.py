@@ -6,11 +6,11 @@ seed, the environment's number and the tick of the reset, so a run that goes on 
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from floq.envs import EpisodeResult, SeededEnv, Slot, make
+from floq.envs import EpisodeResult, SeededEnv, Slot, checked, make
 from floq.errors import in_one_line
 
 STREAM = 2  # keeps these seeds apart from those of evaluations
@@ -106,15 +106,3 @@ class ExploringEnvs:
         what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {in_one_line(error)}"
         goes_on = self._restart and self._failed[site.slot] < MOST_FAILURES
         return Failure(site.slot, what, goes_on)
-
-
-def checked(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
-    """What an environment showed. Raises ValueError if a number is not finite, or the observation not of this shape."""
-    if np.shape(obs) != obs_shape:
-        raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {obs_shape}")
-    obs, given = np.asarray(obs, np.float32), np.float32(reward)
-    if not np.isfinite(obs).all():
-        raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
-    if not np.isfinite(given):
-        raise ValueError(f"its reward was {reward}")
-    return obs, given

@@ -155,7 +155,7 @@ class Loop:
         waiting = len(self._pending())
         self._wait_for_evaluations(0, received)
         if saved_step != self._step or waiting != len(self._pending()):
-            self._save()  # the signal came after this step's turn, or what is pending, and the clock, have changed since
+            self._save()  # the signal came after this step's turn, or what is pending, and the clock, changed since
         if received:
             name = signal.Signals(received[0]).name
             raise Interrupted(f"stopped by {name} {self._stopped}", received[0])

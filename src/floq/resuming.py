@@ -88,7 +88,7 @@ def resume_fleet(
         run_data.check_given(run, data)
     recorded = [_replay(run, found) for run, found in zip(old, saved, strict=True)]
     with held(runs), episodes_of(configs) as episodes:
-        tasks = run_data.load_tasks(configs, display, data)
+        tasks = run_data.load_tasks(configs, display, data, runs)
         splits = [tasks[run_data.task_of(config)] for config in configs]
         for run, split in zip(old, splits, strict=True):
             run_data.check_same(run, split)

@@ -24,7 +24,8 @@ PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium",
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`."""
+    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; from
+    scratch also `random.npz`."""
 
     folder: Path
     config: Config

@@ -12,17 +12,17 @@ from floq import envs
 from floq.agent import Agent
 from floq.config import Config
 from floq.data import ogbench
-from floq.data.arrays import hold_out, memory
+from floq.data.arrays import memory
 from floq.data.collect import collect
 from floq.data.download import download
 from floq.data.open import GIVEN, given_splits, open_splits
-from floq.data.random_play import play_randomly
 from floq.data.recipes import with_validation
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.data.transitions import Dataset, Splits
 from floq.errors import UserError
 from floq.folders import looks_like_path, user_path
 from floq.progress import Display
+from floq.random_data import keep, random_data
 from floq.run import Run
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
@@ -57,9 +57,9 @@ def collect_shown(name: str, directory: Path, episodes: int, display: Display) -
         collect(name, directory, episodes=episodes, on_progress=lambda done, _: update(done))
 
 
-def load_data(config: Config, display: Display, given: Dataset | None = None) -> Splits:
+def load_data(config: Config, display: Display, given: Dataset | None = None, run: Run | None = None) -> Splits:
     """The data of one run; see `load_tasks`."""
-    return load_tasks([config], display, given)[task_of(config)]
+    return load_tasks([config], display, given, [run] if run else [])[task_of(config)]
 
 
 def task_of(config: Config) -> Hashable:
@@ -67,18 +67,22 @@ def task_of(config: Config) -> Hashable:
     return (config.env_name, config.seed) if config.from_scratch else config.env_name
 
 
-def load_tasks(configs: Sequence[Config], display: Display, given: Dataset | None = None) -> dict[Hashable, Splits]:
+def load_tasks(
+    configs: Sequence[Config], display: Display, given: Dataset | None = None, runs: Sequence[Run] = ()
+) -> dict[Hashable, Splits]:
     """The data of the runs of a fleet, by `task_of` them. What is missing of OGBench's is downloaded, except the
-    demonstration's, which is collected. From scratch it is made with random actions.
+    demonstration's, which is collected. From scratch it is made with random actions, once.
 
     Args:
         configs: of the runs; they differ in nothing that concerns the data but the task.
         display: shows where the data comes from and what it takes.
         given: use this instead of reading anything; a part of it is held out.
+        runs: those of the configurations, where they have been begun; their folders keep what was made from scratch.
     """
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
     if config.from_scratch and given is None:
-        return {task_of(config): _random_play(config, display) for config in configs}
+        made = random_data(configs, runs, display)
+        return {task_of(config): data for config, data in zip(configs, made, strict=True)}
     fetch = _fetcher(config, display)
     if given is not None:
         rows = given.on_host()
@@ -116,20 +120,16 @@ def _beside_old(new: Splits, config: Config, display: Display) -> Splits:
     run = Run.open(config.restore_path or "")
     check_given(run, None)
     display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
-    old = load_data(dataclasses.replace(run.config, old_data_share=0.0), display)
+    old = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
     check_same(run, old)
     train = new.train.beside(old.train, config.old_data_share)
     return Splits(train, new.validation, f"{new.provenance}; beside old data: {old.provenance}")
 
 
-def _random_play(config: Config, display: Display) -> Splits:
-    steps, name = config.random_steps, config.env_name or ""
-    with display.bar("random", steps) as update:
-        rows = play_randomly(name, config.success_timing, config.seed, steps, update)
-    train, validation, how = hold_out(rows)
-    data = Splits.of(train, validation, f"{steps:,} steps of {name} with random actions, seed {config.seed}; {how}")
-    display.note(f"data    {data.provenance}")
-    return data
+def keep_made(run: Run, data: Splits) -> None:
+    """Keep in the folder of a run from scratch the data that it begins with."""
+    if run.config.from_scratch:
+        keep(run, data)
 
 
 def settled(config: Config) -> Config:
@@ -144,6 +144,11 @@ def check_same(run: Run, data: Splits) -> None:
     """Raises UserError if this is not the data that the run was trained on."""
     before = run.records["data"]
     if before.get("fingerprint", now := records(data)["fingerprint"]) != now:
+        if run.config.from_scratch:
+            raise UserError(
+                f"the random play that {run.folder} began with is lost, and was another when made again: "
+                "its environment does not follow its seed alone; start a new run"
+            )
         raise UserError(
             f"the data in {run.config.dataset or run.config.dataset_dir} is not what {run.folder} was trained on "
             f"({before.get('provenance', 'unknown')}): bring that back, or start a new run"

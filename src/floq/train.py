@@ -154,6 +154,8 @@ def _train_one_fleet(
             display.note(f"note    {note}")
         runs = [Run.create(config, records(split)) for config, split in zip(configs, splits, strict=True)]
         with held(runs):
+            for run, split in zip(runs, splits, strict=True) if data is None else ():
+                run_data.keep_made(run, split)
             return carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 

@@ -1,44 +1,53 @@
-"""Data out of nothing: environment steps with random actions. No JAX in here."""
+"""Data out of nothing: environment steps with random actions. No JAX in here: worker processes import this file."""
 
-from collections.abc import Callable
+import time
 from typing import Any
 
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
-from floq.envs import make
+from floq.envs import checked, make
 
 STREAM = 3  # keeps these seeds apart from those of evaluations and of exploring
+PIECE_SECONDS = 0.5  # a call plays for so long, so that one that hangs is told from a long one
 
 
-def play_randomly(
-    env_name: str,
-    success_timing: str | None,
-    seed: int,
-    steps: int,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> Trajectories:
+class RandomPlay:
     """So many steps of an environment with actions drawn uniformly from [-1, 1]; the last episode is cut off. The same
-    seed gives the same data.
+    seed gives the same data, however it is divided into pieces.
 
     Raises:
-        UserError: there is no such environment, or a number in it is not finite.
+        UserError: there is no such environment.
     """
-    env, rng = make(env_name, success_timing), np.random.default_rng([seed, STREAM])
-    episodes: list[dict[str, Any]] = []
-    done = 0
-    while done < steps:
-        obs, acts, rewards, ended = [env.reset_with((seed, len(episodes), 0, STREAM))], [], [], False
-        terminated = False
-        while not ended and done < steps:
-            act = rng.uniform(-1, 1, env.action_space.shape or ()).astype(np.float32)
-            next_obs, reward, terminated, truncated, _ = env.step(act)
-            ended, done = terminated or truncated, done + 1
-            obs.append(next_obs)
-            acts.append(act)
-            rewards.append(float(reward))
-        episodes.append(
-            {"observations": obs, "actions": np.array(acts), "rewards": np.array(rewards), "terminations": terminated}
-        )
-        on_progress(done)
-    return from_episodes(episodes, f"random play in {env_name}")
+
+    def __init__(self, env_name: str, success_timing: str | None, seed: int, steps: int):
+        self._env, self._rng = make(env_name, success_timing), np.random.default_rng([seed, STREAM])
+        self._name, self._seed, self._steps = env_name, seed, steps
+        self._episodes: list[dict[str, Any]] = []
+        self._done, self._over = 0, True
+
+    def go_on(self) -> int:
+        """Play another piece. Returns how many steps there are now. Raises ValueError for numbers that are not finite,
+        and what the environment raises."""
+        until = time.monotonic() + PIECE_SECONDS
+        while self._done < self._steps and time.monotonic() < until:
+            if self._over:
+                first = self._env.reset_with((self._seed, len(self._episodes), 0, STREAM))
+                obs, _ = checked(first, 0.0, self._env.observation_space.shape)
+                self._episodes.append({"observations": [obs], "actions": [], "rewards": [], "terminations": False})
+            self._step(self._episodes[-1])
+        return self._done
+
+    def trajectories(self) -> Trajectories:
+        """What was played. The environment is closed."""
+        self._env.close()
+        arrays = [e | {name: np.array(e[name]) for name in ("actions", "rewards")} for e in self._episodes]
+        return from_episodes(arrays, f"random play in {self._name}")
+
+    def _step(self, episode: dict[str, Any]) -> None:
+        act = self._rng.uniform(-1, 1, self._env.action_space.shape or ()).astype(np.float32)
+        next_obs, reward, episode["terminations"], truncated, _ = self._env.step(act)
+        obs, _ = checked(next_obs, reward, self._env.observation_space.shape)
+        for name, value in (("observations", obs), ("actions", act), ("rewards", float(reward))):
+            episode[name].append(value)
+        self._over, self._done = bool(episode["terminations"] or truncated), self._done + 1
