@@ -39,17 +39,17 @@ class Choice(Probe):
 
 
 class Fragile(Probe):
-    """Fails in the fifth step of its life, in its own way. `vanishes` is death too, and then none can be made any more:
-    that of the file which PROBE_LICENCE names."""
+    """Fails in the fifth step of its life, in its own way; with `once` only the first that gets there, which makes the
+    file that PROBE_LICENCE names. `vanishes` is death too, and then none can be made any more: that file is gone."""
 
-    def __init__(self, how="raises"):
-        self.how, self.elapsed = how, 0
+    def __init__(self, how="raises", once=False):
+        self.how, self.once, self.elapsed = how, once, 0
         if how == "vanishes" and not os.path.exists(os.environ["PROBE_LICENCE"]):
             raise RuntimeError("no licence left")
 
     def step(self, action):
         self.elapsed += 1
-        if self.elapsed == 5:
+        if self.elapsed == 5 and not (self.once and self.has_failed()):
             if self.how == "raises":
                 raise RuntimeError("a joint broke")
             if self.how == "vanishes":
@@ -61,6 +61,13 @@ class Fragile(Probe):
             if self.how == "nan":
                 return self.shown(), float("nan"), False, False, {}
         return self.shown(), 1.0, False, False, {}
+
+    def has_failed(self):
+        try:
+            os.close(os.open(os.environ["PROBE_LICENCE"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return True
+        return False
 
 
 class Unseeded(Probe):
@@ -74,6 +81,9 @@ for name, kind in (("Loop", Loop), ("Choice", Choice), ("Unseeded", Unseeded)):
     gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)
 for how in ("raises", "dies", "hangs", "vanishes", "nan", "not"):
     gymnasium.register(f"Fragile-{how}-v0", entry_point=Fragile, kwargs={"how": how}, max_episode_steps=2)
+for how in ("raises", "dies"):
+    own = {"how": how, "once": True}
+    gymnasium.register(f"Fragile-{how}-once-v0", entry_point=Fragile, kwargs=own, max_episode_steps=2)
 
 
 class Painted(Probe):

@@ -22,11 +22,12 @@ from floq.background import Background, Request
 from floq.config import Config
 from floq.data.transitions import Dataset
 from floq.envs import EnvSlots
-from floq.errors import Failed, UserError
+from floq.errors import Failed, Interrupted, UserError
 from floq.evaluate import RESTARTS, Evaluator
 from floq.fleet import Fleet, FleetData, Layout, sample_batch
 from floq.keys import Keys
 from floq.presets import configure
+from floq.run import Run
 from floq.train import fleets, train_fleet
 from floq.weights import make_agent
 
@@ -300,6 +301,28 @@ def test_one_environment_serves_all_tasks_as_fresh_ones_do(family):
     for name in (names[1], names[2], names[0], names[1]):
         np.testing.assert_array_equal(slots.start([(name, (0, 1))], 1), fresh[name])
         assert slots._envs[0, 0] is env
+
+
+def test_a_program_that_fails_does_not_keep_others_from_being_trained(monkeypatch, tmp_path, capsys):
+    own = {"env_name": "Pendulum-v1", "dataset": "nowhere.npz", "save_dir": str(tmp_path)}
+    configs = [Config(**own, agent=agent_config(SCALAR, ACTOR, batch_size=size)) for size in (8, 16, 32)]
+    begun = []
+
+    def train_one(group, *_):
+        begun.append(group[0].agent.batch_size)
+        if begun[-1] == 8:
+            raise Failed("a joint broke")
+        if begun[-1] == 32:
+            raise Interrupted("stopped", 15)
+        return [Run(tmp_path, config) for config in group]
+
+    monkeypatch.setattr(sys.modules["floq.train"], "_train_one_fleet", train_one)
+    with pytest.raises(Failed, match=r"^a joint broke$"):
+        train_fleet(configs[:2])
+    assert begun == [8, 16]
+    assert "failed  a joint broke; the other programs go on" in capsys.readouterr().out
+    with pytest.raises(Interrupted, match=r"^stopped; 1 runs of other programs were not begun; a joint broke$"):
+        train_fleet([configs[0], configs[2], configs[1]], show=False)
 
 
 def test_two_runs_of_the_same_name_are_refused():

@@ -389,6 +389,30 @@ def test_what_is_due_where_an_environment_fails_is_done(tmp_path, npz, capsys, o
     assert 8 in read_csv(failed.folder / "eval.csv")["step"]
 
 
+@pytest.mark.parametrize(("how", "counts"), [("raises", [5, 6, 6, 6]), ("dies", [6, 6, 6, 6])])
+def test_what_a_fleet_saw_beside_an_environment_that_failed_is_kept(tmp_path, monkeypatch, how, counts):
+    """Two runs with two environments each, and nine ticks. One raises in tick 7, in which the others step; or dies, and
+    takes along those that are in its process, whose first tick anew is a reset."""
+    monkeypatch.setenv("PROBE_LICENCE", str(tmp_path / "licence"))
+    own = {"num_envs": 2, "online_steps": 18, "offline_steps": 1, "log_interval": 6, "restart_failed_envs": True}
+
+    def fleet(env):
+        runs = [config(tmp_path / env, env, **own, seed=seed) for seed in (0, 1)]
+        runs = train_fleet(runs, episodes(), show=False)
+        return runs, [checkpoint.load_replay(run.folder / "checkpoints", 19) for run in runs]
+
+    (sound, whole), (failed, seen) = fleet("Fragile-not"), fleet(f"Fragile-{how}-once")
+    assert sorted(int(count) for replay in seen for count in (~replay.ends).sum(axis=0)) == counts
+    for run, one, other, replay in zip(failed, sound, whole, seen, strict=True):
+        for before, after in zip(other, replay, strict=True):
+            np.testing.assert_array_equal(before[:6], after[:6])
+        logged = read_csv(run.folder / "train.csv")
+        assert set(logged["exploration/episode.length"][1:]) == {2.0}
+        if (~replay.ends).sum() == (~other.ends).sum() and how == "raises":  # the run in which none failed
+            for a, b in zip(params(one), params(run), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 def test_an_environment_that_cannot_be_made_anew_ends_the_run_with_a_checkpoint(tmp_path, npz, capsys, monkeypatch):
     monkeypatch.setenv("PROBE_LICENCE", str(tmp_path / "licence"))
     (tmp_path / "licence").touch()

@@ -13,7 +13,7 @@ from floq.config import Config
 from floq.data.replay import Recorded
 from floq.data.transitions import Dataset, Splits
 from floq.envs import dataset_name
-from floq.errors import Interrupted, UserError
+from floq.errors import Failed, Interrupted, UserError
 from floq.evaluate import Evaluator
 from floq.fleet import Fleet, FleetData, Layout
 from floq.folders import check_writable
@@ -48,6 +48,7 @@ def train(config: Config, data: Dataset | None = None, *, show: bool = True, not
 
     Raises:
         UserError: the environment or its data is missing, or a folder cannot be written.
+        Failed: an environment failed; what was learned is in a checkpoint.
         Interrupted: a signal ended the run.
     """
     return train_fleet([config], data, show=show, notes=notes)[0]
@@ -66,7 +67,8 @@ def train_fleet(
     in traced settings (alpha, discount, lr, tau, noise_coverage, reward_scale). Others follow one another. Each leaves
     the folder that it would have left alone.
 
-    Args, raises: see `train`. With several `hosts`, each trains its share. Without `draw` there are no pictures.
+    Args, raises: see `train`. With several `hosts`, each trains its share. Without `draw` there are no pictures. Where
+    one program fails, the others are trained before that is raised.
 
     Returns:
         The finished runs, in the order of `configs`.
@@ -84,16 +86,24 @@ def train_fleet(
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
     finished: dict[int, Run] = {}
+    failures: list[str] = []
+    left = len(configs)
     for group in groups:
+        left -= len(group)
         try:
             runs = _train_one_fleet([configs[i] for i in group], data, display, notes, draw)
+            finished |= zip(group, runs, strict=True)
         except Interrupted as stop:
-            if left := len(configs) - len(finished) - len(group):
-                raise Interrupted(f"{stop}; {left} runs of other programs were not begun", stop.signum) from stop
-            raise
-        finished |= zip(group, runs, strict=True)
+            others = [f"{left} runs of other programs were not begun"] if left else []
+            raise Interrupted("; ".join([str(stop), *others, *failures]), stop.signum) from stop
+        except Failed as failure:
+            failures.append(str(failure))
+            if left:
+                display.note(f"failed  {failure}; the other programs go on")
         if len(groups) > 1:
             forget_programs()
+    if failures:
+        raise Failed("; ".join(failures))
     return [finished[i] for i in range(len(configs))]
 
 
