@@ -91,7 +91,7 @@ def test_what_can_be_sampled_equals_a_list_of_episodes(runs, envs, ticks):
     for tick in range(5 * ticks):
         if tick % 7 == 6:
             new = random_experience(rng, runs, envs, over)
-            replay = Replay.of([replay.recorded(run).and_then(new, run) for run in range(runs)], ticks)
+            replay = Replay.of([one.and_then(new, run) for run, one in enumerate(replay.recorded())], ticks)
         else:
             new = random_experience(rng, runs, envs, over)
             replay = add(replay, new)
@@ -112,7 +112,7 @@ def test_a_record_keeps_the_newest_ticks_and_pads_the_shorter_runs():
     replay = empty(2, 1, 12)
     for _ in range(10):
         replay = add(replay, random_experience(rng, 2, 1, over))
-    records = [replay.recorded(run) for run in (0, 1)]
+    records = list(replay.recorded())
     assert len(records[0].ends) == 11
     shorter = Recorded(*(x[-6:] for x in records[1]))
     smaller = Replay.of([records[0], shorter], 9)

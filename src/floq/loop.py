@@ -263,10 +263,11 @@ class Loop:
             "online_seconds": self._env_steps.seconds,
             "timed_env_steps": self._env_steps.steps,
         }
-        for number, (member, agent) in enumerate(zip(self.members, self.agents(), strict=True)):
+        replays = self._online.recorded() if self._online is not None else self._recorded
+        everything = zip(self.members, self.agents(), replays, strict=True)
+        for number, (member, agent, replay) in enumerate(everything):
             waiting = {request.step: request.policy for request in self._pending() if request.run == number}
             folder = member.run.folder / "checkpoints"
-            replay = self._online.recorded(number) if self._online is not None else self._recorded[number]
             own = {"step": self._step, "replay": replay}
             checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting, **own)
 

@@ -6,7 +6,7 @@ being made, and neither side waits for the other longer than it must.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,10 +129,10 @@ class Online:
             self._episodes[run] = []
         return self._statistics[run]
 
-    def recorded(self, run: int) -> Recorded:
-        """One run's replay with all that it has seen."""
-        recorded = self._fleet.recorded(run)
-        return recorded if self._pending is None else recorded.and_then(self._pending, run)
+    def recorded(self) -> Iterator[Recorded]:
+        """The replays of the runs with all that they have seen, one after another."""
+        for run, recorded in enumerate(self._fleet.recorded()):
+            yield recorded if self._pending is None else recorded.and_then(self._pending, run)
 
     def _calls(self, actions: np.ndarray) -> list[tuple[int, np.ndarray]]:
         return [(self._tick, actions[self._at(share)]) for share in self._shares]

@@ -1,8 +1,10 @@
 """What the online phase adds to a fleet on its devices: the replays of its runs, and the programs with which they
 explore and learn."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,12 +45,9 @@ class OnlineFleet:
     ):
         self._fleet, self._keys = fleet, fleet.place(keys)
         self._settings = {"layout": fleet.layout, "buffer_size": buffer_size, "balanced": balanced}
-        places = len(fleet.layout.mesh.devices)
-        self._per_place = len(fleet.slots) // places
-        shares = [fleet.slots[i : i + self._per_place] for i in range(0, len(fleet.slots), self._per_place)]
-        replays = [Replay.of([recorded[run] for run in share], ticks) for share in shares]
-        together = replays[0] if places == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *replays)
-        self._replay: Replay = jax.device_put(together, NamedSharding(fleet.layout.mesh, PartitionSpec("runs")))
+        self._places = fleet.layout.mesh.devices[:, 0]  # online, each holds runs of its own
+        shares = np.split(np.array(fleet.slots), len(self._places))
+        self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, fleet.layout)
         self._info: dict[str, Float[Array, " runs"]] = {}
         self.has_learned = False
         value_range = jax.device_get(fleet.agents.value_range)
@@ -72,15 +71,11 @@ class OnlineFleet:
         infos = self._fleet.divided(self._info)
         return infos if self.has_learned else [dict.fromkeys(info, float("nan")) for info in infos]
 
-    def recorded(self, run: int) -> Recorded:
-        """One run's replay."""
-        place, number = divmod(run, self._per_place)
-        part = lambda x: x[place * x.shape[0] // self._places : (place + 1) * x.shape[0] // self._places]  # noqa: E731
-        return jax.tree.map(part, self._replay).recorded(number)
-
-    @property
-    def _places(self) -> int:
-        return len(self._fleet.slots) // self._per_place
+    def recorded(self) -> Iterator[Recorded]:
+        """The replays of the runs, one after another."""
+        shards = [jax.tree.map(lambda x, place=place: _on(place, x), self._replay) for place in self._places]
+        everything = itertools.chain.from_iterable(shard.recorded() for shard in shards)
+        return itertools.islice(everything, len(self._fleet))  # the last may be idle copies
 
     def cover(self, run: int, low: float, high: float) -> tuple[float, float] | None:
         """Widen a run's range of rewards, which its flow looks for values in, where rewards from `low` to `high` leave
@@ -96,6 +91,25 @@ class OnlineFleet:
         placed = self._fleet.place(wider)
         self._fleet.agents = eqx.tree_at(lambda agents: agents.value_range, self._fleet.agents, placed)
         return float(self._range[0, run]), float(self._range[1, run])
+
+
+def _divided(shares: Sequence[Sequence[Recorded]], ticks: int, layout: Layout) -> Replay:
+    """The replays of the devices as one whose arrays are divided among them: none holds more than its own, ever."""
+    sharding, parts = NamedSharding(layout.mesh, PartitionSpec("runs")), []
+    for place, share in zip(layout.mesh.devices[:, 0], shares, strict=True):
+        with jax.default_device(place):
+            parts.append(Replay.of(list(share), ticks))
+
+    def join(*part: Array) -> Array:
+        whole = len(part) * part[0].shape[0], *part[0].shape[1:]
+        return jax.make_array_from_single_device_arrays(whole, sharding, part)
+
+    return jax.tree.map(join, *parts)
+
+
+def _on(place: Any, x: Array) -> Array:
+    """The part of an array that lies on this device."""
+    return next(shard.data for shard in x.addressable_shards if shard.device == place)
 
 
 @partial(jax.jit, static_argnames="layout")

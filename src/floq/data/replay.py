@@ -7,6 +7,7 @@ last state stays an end. So the state after a row's is always one tick on, and r
 which they were written.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -144,16 +145,14 @@ class Replay(eqx.Module):
         places = self.data.starts.shape[0] // self.count.shape[0]
         return self.data.starts[run * places + (self.oldest[run] + index) % places]
 
-    def recorded(self, run: int) -> Recorded:
-        """One run's, on the host."""
+    def recorded(self) -> Iterator[Recorded]:
+        """That of each run on the host, one after another."""
         runs, last = self.count.shape[0], int(self.tick[0])
         used = np.arange(max(0, last + 1 - self.ticks), last + 1) % self.ticks
-
-        def of_run(name: str) -> np.ndarray:
-            rows = np.asarray(getattr(self.data, name))
-            return rows.reshape(self.ticks, runs, -1, *rows.shape[1:])[used, run]
-
-        return Recorded(*(of_run(name) for name in Recorded._fields))
+        flat = [np.asarray(getattr(self.data, name)) for name in Recorded._fields]
+        rows = [x.reshape(self.ticks, runs, -1, *x.shape[1:]) for x in flat]
+        for run in range(runs):
+            yield Recorded(*(x[used, run] for x in rows))
 
 
 def window(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:
