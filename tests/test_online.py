@@ -15,20 +15,23 @@ import numpy as np
 import pytest
 from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config
 
-from floq import checkpoint, cli, pictures, random_data, run_data
+from floq import checkpoint, cli, online, pictures, random_data, run_data
 from floq.actors import DeterministicConfig
 from floq.analysis.curves import return_curve
 from floq.config import Config
 from floq.data import random_play
-from floq.data.random_play import RandomPlay
+from floq.data.random_play import RandomPlay, play_randomly
 from floq.data.transitions import Dataset
 from floq.errors import Interrupted, UserError
+from floq.fleet import Fleet, FleetData
+from floq.keys import Keys
 from floq.loggers import CsvLogger, read_csv
 from floq.online import Online
 from floq.progress import Display
 from floq.resuming import resume
 from floq.run import Run
 from floq.train import train, train_fleet
+from floq.weights import make_agent
 
 
 @pytest.fixture(autouse=True)
@@ -259,18 +262,14 @@ def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz,
 def test_what_was_seen_is_kept_and_a_run_that_lost_it_is_left_as_it_was(tmp_path):
     """All that batches are drawn from, more than the buffer, by the newest two checkpoints. In Choice two steps follow
     each reset."""
-    small = {"buffer_size": 2, "online_steps": 12, "save_interval": 4, "log_interval": 1}
+    small = {"buffer_size": 2, "online_steps": 12, "save_interval": 4}
     run = train(config(tmp_path, "Choice", **small), episodes(), show=False)
     folder = run.folder / "checkpoints"
     assert checkpoint.steps(folder) == [3, 4, 8, 12, 15]
     assert [at for at in checkpoint.steps(folder) if checkpoint.load_replay(folder, at)] == [12, 15]
     assert (~checkpoint.load_replay(folder, 15).ends).sum() == 12 - 4
-    resume(run.folder, episodes(), online_steps=13, show=False)  # no episode ends in that step
-    explored = read_csv(run.folder / "train.csv")["exploration/episode.return"]
-    assert np.isfinite(explored[-2])
-    assert explored[-1] == explored[-2]
     before = (run.folder / "config.json").read_bytes()
-    for step in (16, 15, 12):
+    for step in (15, 12):
         shutil.rmtree(folder / str(step))
     with pytest.raises(UserError, match=r"checkpoints/8 has no replay.*: start a new run .* --restore_epoch=8$"):
         resume(run.folder, episodes(), online_steps=14, show=False)
@@ -278,9 +277,10 @@ def test_what_was_seen_is_kept_and_a_run_that_lost_it_is_left_as_it_was(tmp_path
     assert (run.folder / "config.json").read_bytes() == before
 
 
-def test_a_warm_up_counts_as_no_update(tmp_path, npz):
-    data = [f"--dataset={npz}", "--env_name=probe_envs:Loop-v0", f"--save_dir={tmp_path}"]
-    steps = ["--offline_steps=0", "--online_steps=6", "--warmup_steps=6", "--num_envs=2"]
+def test_a_warm_up_counts_as_no_update_and_what_was_explored_before_a_stop_is_still_known(tmp_path, npz):
+    """In Choice two steps follow a reset, so the tick after the stop ends no episode."""
+    data = [f"--dataset={npz}", "--env_name=probe_envs:Choice-v0", f"--save_dir={tmp_path}", "--balanced_sampling=1"]
+    steps = ["--offline_steps=0", "--online_steps=6", "--warmup_steps=6", "--num_envs=2", "--buffer_size=2"]
     assert cli.run(["train", *FLAGS, *data, *steps]) == 0
     run = only_run(tmp_path)
     assert int(run.load_agent().step) == 0
@@ -288,6 +288,9 @@ def test_a_warm_up_counts_as_no_update(tmp_path, npz):
     assert cli.run(["train", f"--resume={run.folder}", "--online_steps=12"]) == 0
     assert run.summary["seconds_to_first_update"] > 0
     assert run.summary["updates_per_second"] == pytest.approx(run.summary["env_steps_per_second"])
+    explored = read_csv(run.folder / "train.csv")["exploration/episode.return"]
+    assert np.isfinite(explored[2])
+    assert explored[3] == explored[2]
 
 
 @pytest.mark.slow
@@ -389,28 +392,48 @@ def test_what_is_due_where_an_environment_fails_is_done(tmp_path, npz, capsys, o
     assert 8 in read_csv(failed.folder / "eval.csv")["step"]
 
 
-@pytest.mark.parametrize(("how", "counts"), [("raises", [5, 6, 6, 6]), ("dies", [6, 6, 6, 6])])
-def test_what_a_fleet_saw_beside_an_environment_that_failed_is_kept(tmp_path, monkeypatch, how, counts):
-    """Two runs with two environments each, and nine ticks. One raises in tick 7, in which the others step; or dies, and
-    takes along those that are in its process, whose first tick anew is a reset."""
+class Seen:
+    """Stands in for an `OnlineFleet`: it learns nothing, and remembers what it was given."""
+
+    def __init__(self, *_):
+        self.experience = []
+
+    def explore(self, obs, tick):
+        return np.full((*obs.shape[:2], 1), 0.1 * tick, np.float32)
+
+    def learn(self, new, num_updates):
+        self.experience.append(new)
+
+
+@pytest.mark.parametrize(("how", "lost"), [("raises", 1), ("dies", None)])
+def test_what_a_fleet_saw_beside_an_environment_that_failed_is_kept(tmp_path, monkeypatch, how, lost):
+    """Two runs with two environments each. One raises in tick 7, in which the others step; or dies, and takes along
+    those that are in its process, whose first tick anew is a reset."""
     monkeypatch.setenv("PROBE_LICENCE", str(tmp_path / "licence"))
-    own = {"num_envs": 2, "online_steps": 18, "offline_steps": 1, "log_interval": 6, "restart_failed_envs": True}
+    monkeypatch.setattr(online, "OnlineFleet", Seen)
+    data = episodes()
+    own = {"num_envs": 2, "online_steps": 18, "restart_failed_envs": True}
 
-    def fleet(env):
-        runs = [config(tmp_path / env, env, **own, seed=seed) for seed in (0, 1)]
-        runs = train_fleet(runs, episodes(), show=False)
-        return runs, [checkpoint.load_replay(run.folder / "checkpoints", 19) for run in runs]
+    def played(env):
+        configs = [config(tmp_path, env, **own, seed=seed) for seed in (0, 1)]
+        agents, keys = [make_agent(c, data) for c in configs], [Keys.of(c.seed) for c in configs]
+        both = FleetData.of([data])
+        batches, others = [key.batches for key in keys], [key.validation for key in keys]
+        fleet = Fleet(agents, [0, 0], both, both, batches, others)
+        with Online(configs, fleet, (1, 1), 0, [None, None], Display(show=False)) as playing:
+            playing.advance(8)
+            seen = [*playing._fleet.experience, playing._pending]
+            return seen, [playing.statistics(run)["exploration/episode.length"] for run in (0, 1)]
 
-    (sound, whole), (failed, seen) = fleet("Fragile-not"), fleet(f"Fragile-{how}-once")
-    assert sorted(int(count) for replay in seen for count in (~replay.ends).sum(axis=0)) == counts
-    for run, one, other, replay in zip(failed, sound, whole, seen, strict=True):
-        for before, after in zip(other, replay, strict=True):
-            np.testing.assert_array_equal(before[:6], after[:6])
-        logged = read_csv(run.folder / "train.csv")
-        assert set(logged["exploration/episode.length"][1:]) == {2.0}
-        if (~replay.ends).sum() == (~other.ends).sum() and how == "raises":  # the run in which none failed
-            for a, b in zip(params(one), params(run), strict=True):
-                np.testing.assert_array_equal(a, b)
+    (sound, _), (seen, lengths) = played("Fragile-not"), played(f"Fragile-{how}-once")
+    failed = ~seen[7].stepped
+    assert 1 <= failed.sum() == (lost or failed.sum())
+    for before, after in zip(sound, seen, strict=True):
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one[~failed], other[~failed])
+    for before, after in zip(sound[:7], seen[:7], strict=True):
+        np.testing.assert_array_equal(before.stepped, after.stepped)
+    assert lengths == [2.0, 2.0]
 
 
 def test_an_environment_that_cannot_be_made_anew_ends_the_run_with_a_checkpoint(tmp_path, npz, capsys, monkeypatch):
@@ -464,7 +487,7 @@ def test_from_scratch_random_steps_come_first_and_a_fleet_has_those_of_its_runs(
 
 
 def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
-    one, other, third = (played("probe_envs:Choice-v0", seed, 7) for seed in (3, 3, 4))
+    one, other, third = (play_randomly("probe_envs:Choice-v0", None, seed, 7) for seed in (3, 3, 4))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(one.actions, third.actions)
@@ -473,15 +496,8 @@ def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
     assert np.ptp(one.actions[~one.ends]) > 1
 
 
-def played(name, seed, steps):
-    play = RandomPlay(name, None, seed, steps)
-    while play.go_on() < steps:
-        pass
-    return play.trajectories()
-
-
 def test_random_play_is_the_same_in_one_piece_and_in_many(monkeypatch):
-    whole = played("Pendulum-v1", 0, 6)
+    whole = play_randomly("Pendulum-v1", None, 0, 6)
     clock = itertools.count()
     monkeypatch.setattr(random_play, "time", SimpleNamespace(monotonic=lambda: next(clock) / 4))
     play, pieces = RandomPlay("Pendulum-v1", None, 0, 6), []

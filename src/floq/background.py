@@ -9,7 +9,7 @@ from typing import NamedTuple
 from floq.evaluate import Evaluation, Evaluator, Player, on_cpu
 from floq.policy import Policy
 
-PATIENCE = 3.0  # seconds that a step which is under way at the end may go on for
+PATIENCE = 2.0  # seconds that a step which is under way at the end may go on for
 
 
 class Request(NamedTuple):

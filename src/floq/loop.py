@@ -9,9 +9,8 @@ online that holds but for the episodes that it was in, which begin anew.
 import contextlib
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,51 +21,16 @@ from floq.background import Background, Request
 from floq.config import Config
 from floq.data.replay import Recorded
 from floq.errors import Failed, Interrupted
-from floq.evaluate import Evaluation
 from floq.fleet import Fleet
-from floq.held_out import HeldOut, HeldOutEvaluator
-from floq.keys import Keys
-from floq.loggers import CsvLogger, read_csv
-from floq.mirrors import mirrors
+from floq.held_out import HeldOutEvaluator
+from floq.member import Member
 from floq.online import Online
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import headline, scores
-from floq.run import Run
 from floq.schedule import Rate, Schedule
 
 MOST_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
-
-
-class Member:
-    """One run of a fleet, as it is on disk and wherever else it logs; `step` is where it begins or goes on."""
-
-    def __init__(self, run: Run, step: int = 0):
-        self.run, self.config = run, run.config
-        self._mirrors = mirrors(run.folder, run.config, step)
-        self.keys = Keys.of(run.config.seed)
-        self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
-        self.scores = {name: column[-1] for name, column in run.evaluations().items()}
-        log = run.folder / "train.csv"
-        self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
-
-    def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
-        """Write a row of eval.csv."""
-        self.scores = evaluation.summary()
-        self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})
-
-    def log_training(self, step: int, row: Mapping[str, float]) -> None:
-        """Write a row of train.csv."""
-        self._log(self.train_log, step, row)
-
-    def close(self) -> None:
-        """Nothing is logged any more."""
-        for mirror in self._mirrors:
-            mirror.close()
-
-    def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
-        for destination in (log, *self._mirrors):
-            destination.log(step, dict(row))
 
 
 class Loop:
@@ -124,6 +88,8 @@ class Loop:
         with contextlib.ExitStack() as workers:
             try:
                 self._train(received, pending, workers)
+            except Interrupted:
+                raise  # saved already
             except Exception as error:
                 self._save()
                 if isinstance(error, Failed):
@@ -344,18 +310,3 @@ class Loop:
 
 def _named(prefix: str, info: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in info.items()}
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are appended when they come, instead of ending the process at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-    before = {s: signal.signal(s, lambda signum, _: received.append(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -19,13 +19,15 @@ from floq.fleet import Fleet, FleetData, Layout
 from floq.folders import check_writable
 from floq.held_out import HeldOutEvaluator
 from floq.hosts import ALONE, Hosts
-from floq.loop import Loop, Member, catch_signals
+from floq.loop import Loop
 from floq.machine import forget_programs, use_all_cores
+from floq.member import Member
 from floq.mirrors import check_installed
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
+from floq.signals import catch_signals
 from floq.weights import make_agent, network_sizes, restore, source_of_weights
 
 T = TypeVar("T")

@@ -51,3 +51,11 @@ class RandomPlay:
         for name, value in (("observations", obs), ("actions", act), ("rewards", float(reward))):
             episode[name].append(value)
         self._over, self._done = bool(episode["terminations"] or truncated), self._done + 1
+
+
+def play_randomly(env_name: str, success_timing: str | None, seed: int, steps: int) -> Trajectories:
+    """`RandomPlay` from beginning to end, in this process."""
+    play = RandomPlay(env_name, success_timing, seed, steps)
+    while play.go_on() < steps:
+        pass
+    return play.trajectories()

@@ -1,0 +1,41 @@
+"""One run of a fleet, as it is on disk while it is trained."""
+
+from collections.abc import Mapping
+
+from floq.evaluate import Evaluation
+from floq.held_out import HeldOut
+from floq.keys import Keys
+from floq.loggers import CsvLogger, read_csv
+from floq.mirrors import mirrors
+from floq.run import Run
+
+
+class Member:
+    """One run of a fleet, as it is on disk and wherever else it logs; `step` is where it begins or goes on."""
+
+    def __init__(self, run: Run, step: int = 0):
+        self.run, self.config = run, run.config
+        self._mirrors = mirrors(run.folder, run.config, step)
+        self.keys = Keys.of(run.config.seed)
+        self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
+        self.scores = {name: column[-1] for name, column in run.evaluations().items()}
+        log = run.folder / "train.csv"
+        self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
+
+    def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
+        """Write a row of eval.csv."""
+        self.scores = evaluation.summary()
+        self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})
+
+    def log_training(self, step: int, row: Mapping[str, float]) -> None:
+        """Write a row of train.csv."""
+        self._log(self.train_log, step, row)
+
+    def close(self) -> None:
+        """Nothing is logged any more."""
+        for mirror in self._mirrors:
+            mirror.close()
+
+    def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
+        for destination in (log, *self._mirrors):
+            destination.log(step, dict(row))
