@@ -1,37 +1,29 @@
-"""The online phase: what is learned there, that fleets, stops and failures leave it as it should be."""
+"""The online phase: what is learned there, that fleets and stops leave it as it should be."""
 
 import dataclasses
-import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config
+from online_runs import FLAGS, config, episodes, only_run, params, write_data
 
-from floq import checkpoint, cli, online, pictures, random_data, run_data
+from floq import checkpoint, cli, pictures
 from floq.actors import DeterministicConfig
 from floq.analysis.curves import return_curve
-from floq.config import Config
-from floq.data import random_play
-from floq.data.random_play import RandomPlay, play_randomly
 from floq.data.transitions import Dataset
 from floq.errors import Interrupted, UserError
-from floq.fleet import Fleet, FleetData
-from floq.keys import Keys
 from floq.loggers import CsvLogger, read_csv
 from floq.online import Online
-from floq.progress import Display
 from floq.resuming import resume
 from floq.run import Run
 from floq.train import train, train_fleet
-from floq.weights import make_agent
 
 
 @pytest.fixture(autouse=True)
@@ -39,26 +31,9 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(pictures, "draw", lambda *_: None)
 
 
-def config(save_dir, env="Loop", **settings) -> Config:
-    """A small run on a probe; settings of the agent go by the name `agent`."""
-    own = {"offline_steps": 3, "online_steps": 8, "eval_episodes": 1, "agent": agent_config(SCALAR, ACTOR)}
-    own |= {"env_name": f"probe_envs:{env}-v0", "save_dir": str(save_dir), "log_interval": 2}
-    return Config(**(own | settings))
-
-
-def episodes(count=30, low=-1.0, high=-0.5) -> Dataset:
-    """Of the probe Choice, with actions in state 0 from this range and uniform ones in state 1."""
-    rng = np.random.default_rng(0)
-    first, second = rng.uniform(low, high, (count, 1)), rng.uniform(-1, 1, (count, 1))
-    return Dataset.from_episodes(
-        {
-            "observations": np.array([[0.0], [1.0], [1.0]]),
-            "actions": np.array([a, b]),
-            "rewards": np.array([a[0], -b[0]]),
-            "terminations": np.array([False, True]),
-        }
-        for a, b in zip(first, second, strict=True)
-    )
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "choice.npz")
 
 
 def test_new_logs_refine_an_agent_without_its_environment(tmp_path, npz, capsys):
@@ -96,10 +71,6 @@ def test_several_environment_steps_share_an_update(tmp_path):
     assert rounded.updates_per_tick == 7
     with pytest.raises(UserError, match=r"--utd=0.25 with --num_envs=2: .* makes 0.5 gradient steps"):
         config(tmp_path, num_envs=2, utd=0.25)
-
-
-def params(run: Run):
-    return jax.tree.leaves(run.load_agent().params)
 
 
 def test_an_agent_learns_online_what_the_data_does_not_show(tmp_path):
@@ -196,33 +167,6 @@ def test_the_picture_has_both_phases_and_marks_the_boundary(tmp_path, monkeypatc
 
 
 # --- as a user does it ---
-
-
-FLAGS = [
-    *("--agent=fql", "--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"),
-    *("--eval_episodes=1", "--log_interval=2"),
-]
-
-
-@pytest.fixture(scope="module")
-def npz(tmp_path_factory):
-    """The data of the probe Choice as a file."""
-    path, rows = tmp_path_factory.mktemp("data") / "choice.npz", episodes().on_host()
-    starts = np.flatnonzero(~rows.ends)
-    np.savez(
-        path,
-        observations=rows.observations[starts],
-        next_observations=rows.observations[starts + 1],
-        actions=rows.actions[starts],
-        rewards=rows.rewards[starts],
-        terminals=rows.masks[starts] == 0,
-    )
-    return path
-
-
-def only_run(folder) -> Run:
-    (found,) = folder.glob("floq/debug/*/*")
-    return Run.open(found)
 
 
 def test_an_offline_run_goes_online_in_its_folder_or_in_a_new_one(tmp_path, npz, capsys):
@@ -343,209 +287,3 @@ def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, 
     found = run.load_agent().value_range
     assert float(found.r_max) == pytest.approx(1.25)
     assert float(found.r_min) == pytest.approx(float(rows.rewards.min()))
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("raises", "environment 0 of probe_envs:Fragile-raises-v0 (seed 0) failed: RuntimeError: a joint broke"),
-        ("hangs", "did not answer within 3 seconds"),
-        ("dies", "died with exit code 3"),
-    ],
-)
-def test_an_environment_that_fails_ends_the_run_with_a_checkpoint_and_can_be_survived(
-    tmp_path, npz, capsys, how, words
-):
-    """In its fifth step, which comes in tick 7: after two steps it is reset. The two evaluations make four steps."""
-    data = [f"--dataset={npz}", f"--env_name=probe_envs:Fragile-{how}-v0", f"--save_dir={tmp_path}"]
-    assert cli.run(["train", *FLAGS, *data, "--offline_steps=1", "--online_steps=9", "--env_timeout=3"]) == 1
-    (error,) = capsys.readouterr().err.splitlines()
-    run = only_run(tmp_path)
-    assert words in error
-    assert "--restart_failed_envs=True would go on with a fresh one" in error
-    assert f"at step 8; go on with floq train --resume {run.folder}" in error
-    assert int(run.load_agent(8).step) == 8
-    assert (
-        len(checkpoint.load_replay(run.folder / "checkpoints", 8).ends) == 8
-    )  # all but the last tick, and an empty one
-    goes_on = ["train", f"--resume={run.folder}", "--restart_failed_envs=True", "--online_steps=16"]
-    assert cli.run(goes_on) == 0  # its third instance fails as well, in tick 14
-    printed = capsys.readouterr().out
-    assert "each begins a new episode" in printed
-    assert any(words in line and "anew" in line for line in printed.splitlines())
-    assert int(run.load_agent().step) == 17
-
-
-@pytest.mark.parametrize("online_steps", [7, 9])
-def test_what_is_due_where_an_environment_fails_is_done(tmp_path, npz, capsys, online_steps):
-    """It fails at step 8, which is the last or one with an evaluation."""
-    for how, code in (("not", 0), ("raises", 1)):
-        data = [f"--dataset={npz}", f"--env_name=probe_envs:Fragile-{how}-v0", f"--save_dir={tmp_path / how}"]
-        steps = ["--offline_steps=1", f"--online_steps={online_steps}", "--eval_interval=8"]
-        assert cli.run(["train", *FLAGS, *data, *steps]) == code
-    sound, failed = only_run(tmp_path / "not"), only_run(tmp_path / "raises")
-    assert "at step 8; go on with" in capsys.readouterr().err
-    assert not failed.is_finished
-    assert cli.run(["train", f"--resume={failed.folder}", "--restart_failed_envs=True"]) == 0
-    for name in ("train.csv", "eval.csv"):
-        assert read_csv(failed.folder / name)["step"] == read_csv(sound.folder / name)["step"]
-    assert 8 in read_csv(failed.folder / "eval.csv")["step"]
-
-
-class Seen:
-    """Stands in for an `OnlineFleet`: it learns nothing, and remembers what it was given."""
-
-    def __init__(self, *_):
-        self.experience = []
-
-    def explore(self, obs, tick):
-        return np.full((*obs.shape[:2], 1), 0.1 * tick, np.float32)
-
-    def learn(self, new, num_updates):
-        self.experience.append(new)
-
-
-@pytest.mark.parametrize(("how", "lost"), [("raises", 1), ("dies", None)])
-def test_what_a_fleet_saw_beside_an_environment_that_failed_is_kept(tmp_path, monkeypatch, how, lost):
-    """Two runs with two environments each. One raises in tick 7, in which the others step; or dies, and takes along
-    those that are in its process, whose first tick anew is a reset."""
-    monkeypatch.setenv("PROBE_LICENCE", str(tmp_path / "licence"))
-    monkeypatch.setattr(online, "OnlineFleet", Seen)
-    data = episodes()
-    own = {"num_envs": 2, "online_steps": 18, "restart_failed_envs": True}
-
-    def played(env):
-        configs = [config(tmp_path, env, **own, seed=seed) for seed in (0, 1)]
-        agents, keys = [make_agent(c, data) for c in configs], [Keys.of(c.seed) for c in configs]
-        both = FleetData.of([data])
-        batches, others = [key.batches for key in keys], [key.validation for key in keys]
-        fleet = Fleet(agents, [0, 0], both, both, batches, others)
-        with Online(configs, fleet, (1, 1), 0, [None, None], Display(show=False)) as playing:
-            playing.advance(8)
-            seen = [*playing._fleet.experience, playing._pending]
-            return seen, [playing.statistics(run)["exploration/episode.length"] for run in (0, 1)]
-
-    (sound, _), (seen, lengths) = played("Fragile-not"), played(f"Fragile-{how}-once")
-    failed = ~seen[7].stepped
-    assert 1 <= failed.sum() == (lost or failed.sum())
-    for before, after in zip(sound, seen, strict=True):
-        for one, other in zip(before, after, strict=True):
-            np.testing.assert_array_equal(one[~failed], other[~failed])
-    for before, after in zip(sound[:7], seen[:7], strict=True):
-        np.testing.assert_array_equal(before.stepped, after.stepped)
-    assert lengths == [2.0, 2.0]
-
-
-def test_an_environment_that_cannot_be_made_anew_ends_the_run_with_a_checkpoint(tmp_path, npz, capsys, monkeypatch):
-    monkeypatch.setenv("PROBE_LICENCE", str(tmp_path / "licence"))
-    (tmp_path / "licence").touch()
-    data = [f"--dataset={npz}", "--env_name=probe_envs:Fragile-vanishes-v0", f"--save_dir={tmp_path / 'exp'}"]
-    steps = ["--offline_steps=1", "--online_steps=9", "--restart_failed_envs=True"]
-    assert cli.run(["train", *FLAGS, *data, *steps]) == 1
-    (error,) = capsys.readouterr().err.splitlines()
-    assert "failed: RuntimeError: no licence left (3 times in a row); at step 8" in error
-    assert checkpoint.steps(only_run(tmp_path / "exp").folder / "checkpoints")[-1] == 8
-
-
-@pytest.mark.parametrize("how", ["raises", "hangs"])
-def test_an_evaluation_that_fails_ends_the_run_with_a_checkpoint_and_one_that_hangs_begins_again(
-    tmp_path, npz, capsys, how
-):
-    """Each evaluation makes two steps of its environment: the third is that of step 4, or the last but one."""
-    data = [f"--dataset={npz}", f"--env_name=probe_envs:Fragile-{how}-v0", f"--save_dir={tmp_path}"]
-    code = cli.run(["train", *FLAGS, *data, "--offline_steps=6", "--eval_interval=2", "--env_timeout=2"])
-    run, error = only_run(tmp_path), capsys.readouterr().err
-    if how == "raises":
-        assert code == 1
-        (line,) = error.splitlines()
-        what = f"the evaluation of {run.config.env_name} at step 4 failed: RuntimeError: a joint broke"
-        assert line.startswith(f"floq: {what}; at step ")
-        assert cli.run(["train", f"--resume={run.folder}"]) == 0
-    else:
-        assert code == 0
-    assert read_csv(run.folder / "eval.csv")["step"] == [1, 2, 4, 6]
-
-
-# --- from scratch ---
-
-
-def test_from_scratch_random_steps_come_first_and_a_fleet_has_those_of_its_runs(tmp_path, monkeypatch):
-    own = {"offline_steps": 0, "online_steps": 6, "warmup_steps": 45, "env_name": "Pendulum-v1"}
-    runs = [config(tmp_path / "together", **own, seed=seed) for seed in (0, 1)]
-    together = train_fleet(runs, show=False)
-    alone = train(dataclasses.replace(runs[1], save_dir=str(tmp_path / "alone")), show=False)
-    for a, b in zip(params(together[1]), params(alone), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert int(alone.load_agent().step) == 6  # updates begin at once: the warm-up is over
-    data = [run.records["data"] for run in (*together, alone)]
-    assert data[1] == data[2]
-    assert data[0]["fingerprint"] != data[1]["fingerprint"]
-    assert data[1]["provenance"].startswith("45 steps of Pendulum-v1 with random actions, seed 1")
-    monkeypatch.setattr(random_data, "Workers", None)
-    longer = resume(alone.folder, online_steps=8, show=False)  # which reads the data again
-    assert longer.summary["steps"] == 8
-
-
-def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
-    one, other, third = (play_randomly("probe_envs:Choice-v0", None, seed, 7) for seed in (3, 3, 4))
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(one.actions, third.actions)
-    np.testing.assert_array_equal(one.ends, [0, 0, 1] * 3 + [0, 1])  # three whole episodes, and a step of another
-    np.testing.assert_array_equal(one.masks[~one.ends], [1, 0] * 3 + [1])
-    assert np.ptp(one.actions[~one.ends]) > 1
-
-
-def test_random_play_is_the_same_in_one_piece_and_in_many(monkeypatch):
-    whole = play_randomly("Pendulum-v1", None, 0, 6)
-    clock = itertools.count()
-    monkeypatch.setattr(random_play, "time", SimpleNamespace(monotonic=lambda: next(clock) / 4))
-    play, pieces = RandomPlay("Pendulum-v1", None, 0, 6), []
-    while not pieces or pieces[-1] < 6:
-        pieces.append(play.go_on())
-    assert pieces == [1, 2, 3, 4, 5, 6]
-    for a, b in zip(whole, play.trajectories(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_run_keeps_its_random_play_since_not_every_environment_makes_it_again(tmp_path):
-    own = {"env_name": "probe_envs:Unseeded-v0", "offline_steps": 0, "warmup_steps": 60}
-    runs, display = [Run.create(config(tmp_path, **own, seed=seed), {}) for seed in (0, 1)], Display(show=False)
-    configs = [run.config for run in runs]
-    first, again = (run_data.load_tasks(configs, display) for _ in range(2))
-    for run in runs:
-        made = first[run_data.task_of(run.config)]
-        assert run_data.records(made) != run_data.records(again[run_data.task_of(run.config)])
-        run.write_config({"data": run_data.records(made)})
-        run_data.keep_made(run, made)
-    kept = run_data.load_tasks(configs, display, runs=runs)
-    for run in runs:
-        run_data.check_same(run, kept[run_data.task_of(run.config)])
-    (runs[0].folder / "random.npz").unlink()
-    with pytest.raises(UserError, match="its environment does not follow its seed alone; start a new run"):
-        run_data.check_same(runs[0], run_data.load_data(configs[0], display, run=runs[0]))
-    path = runs[1].folder / "random.npz"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"random.npz cannot be read .*: delete it"):
-        run_data.load_data(configs[1], display, run=runs[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "words"),
-    [
-        ("probe_envs:Fragile-raises-v0", 1, "(seed 0) failed: RuntimeError: a joint broke"),
-        ("probe_envs:Fragile-hangs-v0", 1, "(seed 0) failed: worker 0 has not answered within 1.5 seconds"),
-        ("probe_envs:Fragile-dies-v0", 1, "(seed 0) failed: worker 0 died with exit code 3"),
-        ("probe_envs:Fragile-nan-v0", 1, "(seed 0) failed: its reward was nan"),
-        ("Nothing-v0", 2, "unknown environment 'Nothing-v0'"),
-    ],
-)
-def test_random_play_that_fails_is_told_in_one_line(tmp_path, capsys, monkeypatch, name, code, words):
-    monkeypatch.setattr(random_data, "START_SECONDS", 0.0)  # its first call is the one that hangs
-    flags = [f"--env_name={name}", f"--save_dir={tmp_path}", "--offline_steps=0", "--online_steps=4"]
-    timeout = "--env_timeout=1" if "hangs" in name else "--env_timeout=60"
-    assert cli.run(["train", *FLAGS, *flags, timeout]) == code
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("floq: ")
-    assert words in line
-    assert not list(tmp_path.iterdir())
