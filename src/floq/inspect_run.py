@@ -215,7 +215,7 @@ def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Dis
         display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
         return _dataset(replay).for_chunks(run.config.agent.action_chunk)
     run_data.check_given(run, given)
-    splits = run_data.load_data(run.config, display, given)
+    splits = run_data.load_data(run.config, display, given, run)
     run_data.check_same(run, splits)
     return splits.train
 
