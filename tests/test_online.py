@@ -21,6 +21,7 @@ from floq.data.transitions import Dataset
 from floq.errors import Interrupted, UserError
 from floq.loggers import CsvLogger, read_csv
 from floq.online import Online
+from floq.online_fleet import OnlineFleet
 from floq.resuming import resume
 from floq.run import Run
 from floq.train import train, train_fleet
@@ -125,6 +126,17 @@ def test_a_run_that_is_stopped_online_ends_as_if_it_had_not_been(tmp_path):
     for name in columns[0]:
         if not name.startswith(("time/", "exploration/")):
             np.testing.assert_array_equal(columns[0][name], columns[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("utd", [1.0, 3.0])
+def test_who_is_late_decides_about_the_order_and_not_about_the_result(tmp_path, utd):
+    found = []
+    for late in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OnlineFleet, "is_busy", late)
+            found.append(params(train(config(tmp_path / str(late), utd=utd), episodes(), show=False)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_fleet_of_online_runs_equals_the_runs_alone(tmp_path):

@@ -264,8 +264,8 @@ class Config:
     @property
     def total_updates(self) -> int:
         """Gradient steps of both phases."""
-        warmup = 0 if self.from_scratch else self.warmup_steps
-        return self.offline_steps + round(self.utd * max(0, self.online_steps - warmup))
+        with_updates = max(0, self.online_steps - self.steps_without_updates)
+        return self.offline_steps + self.updates_per_tick * -(-with_updates // self.num_envs)
 
     @property
     def task(self) -> str:

@@ -103,14 +103,25 @@ class Online:
                 that tick is lost; the tick counts, so that whoever goes on makes no update twice.
         """
         for _ in range(num_ticks):
-            assert self._pending is not None
-            actions = self._fleet.explore(self._obs, self._tick)
+            # Who is late sets the order: late devices get their next updates at once, to be made when the actions are
+            # chosen; late environments get their actions before anything else happens.
+            devices_are_late = self._fleet.is_busy
+            chosen = self._fleet.explore(self._obs, self._tick)
+            if devices_are_late:
+                self._learn()
+            actions = chosen()
             begun = self._workers.begin_call("step", self._calls(actions))
-            learns = self.steps >= self._config.steps_without_updates
-            self._fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
-            self._pending = None
+            if not devices_are_late:
+                self._learn()
             self._tick += 1
             self._pending = self._received(self._workers.answers(begun, self._config.env_timeout), actions)
+
+    def _learn(self) -> None:
+        """Have the updates of a tick made."""
+        assert self._pending is not None
+        learns = self.steps >= self._config.steps_without_updates
+        self._fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
+        self._pending = None
 
     def infos(self) -> list[dict[str, float]]:
         """Each run's info of the last update. Waits for it."""

@@ -2,7 +2,7 @@
 explore and learn."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,10 +53,16 @@ class OnlineFleet:
         value_range = jax.device_get(fleet.agents.value_range)
         self._range = np.stack([value_range.r_min, value_range.r_max])[:, : len(fleet)]
 
-    def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Float[np.ndarray, "runs envs act"]:
-        """The actions of every run in every environment. Waits for the updates before."""
+    @property
+    def is_busy(self) -> bool:
+        """Whether the devices are still at the updates of the last `learn`."""
+        return not all(value.is_ready() for value in self._info.values())
+
+    def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
+        """Have the actions of every run in every environment chosen, when the updates before have been made. What is
+        returned waits for them: an array (runs, envs, act)."""
         acts = _explore(self._fleet.agents, self._keys, obs[self._fleet.slots], np.int32(tick), self._fleet.layout)
-        return np.asarray(acts)[: len(self._fleet)]
+        return lambda: np.asarray(acts)[: len(self._fleet)]
 
     def learn(self, new: Experience, num_updates: int) -> None:
         """Add what a tick brought, and make so many updates of each run. Does not wait for them."""
