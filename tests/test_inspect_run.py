@@ -1,5 +1,6 @@
 """`floq inspect`: the numbers behind the pictures by hand, the files of every kind of run, and what it refuses."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,14 @@ def test_its_episodes_are_those_of_the_evaluation(run_dir):
         assert len(episode.rewards) == result.length
         assert episode.rewards.sum() == pytest.approx(result.episode_return)
         assert (episode.succeeded is not None) == bool(result.success)
+
+
+def test_weights_that_are_no_numbers_are_noticed():
+    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config())
+    assert not probing.diverged(agent)
+    biases, structure = jax.tree.flatten(agent.params)
+    biases[-1] = biases[-1].at[0].set(jnp.inf)
+    assert probing.diverged(dataclasses.replace(agent, params=jax.tree.unflatten(structure, biases)))
 
 
 def test_a_run_without_an_environment(tmp_path, capsys):

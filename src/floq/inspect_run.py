@@ -65,8 +65,8 @@ def inspect_run(
         The files, and what each shows.
 
     Raises:
-        UserError: there is no such run or checkpoint, it is damaged, the data is missing or another, an option is out
-            of range, `out` cannot be written to, or no pictures of the environment can be made.
+        UserError: there is no such run or checkpoint, it is damaged or diverged, the data is missing or another, an
+            option is out of range, `out` cannot be written to, or no pictures of the environment can be made.
     """
     run, display = Run.open(run_dir), Display(show)
     if episodes not in EPISODES:
@@ -74,6 +74,10 @@ def inspect_run(
     folder = run.folder / "plots" if out is None else user_path(out)
     check_writable(folder, "give another --out")
     saved = checkpoint.load(run.folder / "checkpoints", step)
+    if probing.diverged(saved.agent):
+        raise UserError(
+            f"{run_dir} diverged before step {saved.step}, its weights are no numbers: give an earlier --step"
+        )
     with _camera(run, saved, video) as camera:
         seen = _experience(run, saved, data, display)
         try:

@@ -26,9 +26,12 @@ GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
 
 def draw(run: Run, agent: Agent, data: Dataset) -> None:
     """Draw what applies to this run into its `plots` folder: the learning curve; for mazes, the value over the floor
-    plan with the greedy policy's path; for a flow critic, how it integrates a few values."""
+    plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent diverged, the
+    learning curve alone."""
     plots = run.folder / "plots"
     draw_learning_curve(run)
+    if probing.diverged(agent):
+        return
     if has_value_map(run):
         draw_value_map(plots / "value_map.png", run, agent, data)
     if isinstance(agent.params.critic, FloqCritic):

@@ -51,6 +51,11 @@ class Probes(NamedTuple):
         return [(name, int(share * len(self.q))) for name, share in EXAMPLES]
 
 
+def diverged(agent: Agent) -> bool:
+    """Whether a weight is no finite number: of such an agent there is nothing to be seen."""
+    return not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(agent.params))
+
+
 def take_probes(agent: Agent, data: Dataset, key) -> Probes:
     """Draw transitions from `data`, which must be of the agent's sizes. Consumes `key`.
 

@@ -1,0 +1,76 @@
+"""The tutorials run, block by block, as a reader would type them; only the numbers of steps are small."""
+
+import glob
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MAZE_DATA
+
+import floq
+from floq import cli, presets
+from floq.actors import ACTORS
+from floq.critics import CRITICS
+
+TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.md"))
+BLOCK = re.compile(r"(?ms)^```(\w+)\n(.*?)^```$")
+FEW: dict[str, int] = {
+    **{"offline_steps": 8, "online_steps": 8, "warmup_steps": 40, "log_interval": 4, "eval_interval": 4},
+    **{"save_interval": 4, "eval_episodes": 1},
+}
+ON_REQUEST = {"online_steps", "warmup_steps"}  # only where a tutorial speaks of them
+
+
+@pytest.fixture
+def at_work(tmp_path, monkeypatch):
+    """In an empty folder. Critics and actors that a tutorial adds are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    configure = presets.configure
+    monkeypatch.setattr(floq, "configure", lambda *names, **given: configure(*names, **(given | few_of(given))))
+    known = [(registry, dict(registry)) for registry in (CRITICS, ACTORS)]
+    yield tmp_path
+    for registry, before in known:
+        registry.clear()
+        registry.update(before)
+
+
+def few_of(given: dict[str, Any]) -> dict[str, int]:
+    """The small numbers of steps, for what a tutorial trains."""
+    wanted = FEW.keys() - (ON_REQUEST - given.keys())
+    return {name: 0 if given.get(name) in (0, "0") else FEW[name] for name in wanted}
+
+
+def run_command(line: str, dataset_dir: Path) -> None:
+    """One line of a shell block."""
+    command, *words = shlex.split(line, comments=True)
+    assert command == "floq", f"tutorials type floq commands: {line}"
+    words = [path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])]
+    given = dict(re.findall(r"--(\w+)=(\S+)", line))
+    if words[0] == "train" and "--resume" in words:
+        words.append(f"--online_steps={2 * FEW['online_steps']}")
+    elif words[0] == "train":
+        words += [f"--{name}={count}" for name, count in few_of(given).items()]
+        if not given.keys() & {"dataset"} and given.get("env_name", MAZE_DATA).startswith("pointmaze"):
+            words.append(f"--dataset_dir={dataset_dir}")
+    assert cli.run(words) == 0, line
+
+
+TRAIN_MUCH = {"choosing", "fine_tuning"}
+
+
+@pytest.mark.parametrize(
+    "tutorial",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in TRAIN_MUCH), id=path.stem) for path in TUTORIALS],
+)
+def test_a_tutorial_runs(tutorial, at_work, dataset_dir):
+    text, names = tutorial.read_text(), {"__name__": "__main__"}
+    for language, body in BLOCK.findall(text):
+        assert language in ("python", "bash"), language
+        if language == "python":
+            before = text[: text.index(body)].count("\n")
+            exec(compile("\n" * before + body, str(tutorial), "exec"), names)
+        else:
+            for line in body.replace("\\\n", " ").splitlines():
+                run_command(line, dataset_dir)
