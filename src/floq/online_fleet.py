@@ -56,7 +56,8 @@ class OnlineFleet:
     @property
     def is_busy(self) -> bool:
         """Whether the devices are still at the updates of the last `learn`."""
-        return not all(value.is_ready() for value in self._info.values())
+        ready: Callable[[Any], bool] = lambda value: value.is_ready()  # noqa: E731  JAX's stubs lack the method
+        return not all(map(ready, self._info.values()))
 
     def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
         """Have the actions of every run in every environment chosen, when the updates before have been made. What is
