@@ -77,6 +77,10 @@ def test_what_is_read(write):
     assert [group.name for group in experiment.groups] == ["one", "two", "three"]
     two = experiment.groups[1]
     assert (two.agent, two.match, two.match_to, two.match_by) == ("fql", "flops", "one", "width")
+    assert (experiment.score, two.against) == ("success", None)
+    named = FILE.replace('name = "three"', 'name = "three"\nagainst = "two"')
+    other = write(named.replace('reference = "one"', 'reference = "one"\nscore = "return"'))
+    assert (other.score, other.groups[2].against) == ("return", "two")
 
 
 def test_precedence(write):
@@ -143,6 +147,16 @@ FIRST = 'name = "one"'
         ('title = "Two"', 'title = "Two"\ncurves = "no"', "curves = 'no': must be true or false"),
         ('reference = "one"', 'reference = "ones"', "reference = 'ones' is not a group; did you mean 'one'"),
         ('reference = "one"', "", "reference is missing"),
+        (
+            'reference = "one"',
+            'reference = "one"\nscore = "retrun"',
+            "score = 'retrun': choose success or return",
+        ),
+        (
+            'name = "two"',
+            'name = "two"\nagainst = "tree"',
+            "group 'two': against = 'tree' is not a group",
+        ),
         ('name = "three"', 'name = "two"', "two groups are called 'two'"),
         (FILE[FILE.index("[[groups]]") :], "", "no groups to compare"),
         (FIRST, "", "group number 1 name is missing"),
@@ -222,7 +236,7 @@ def test_the_experiments_that_come_with_floq(budget):
         for task in experiment.tasks:
             configs = [resolve(experiment, group, task) for group in experiment.groups]
             assert {config.run_group for config in configs} == {budget}
-            learning = {dataclasses.replace(config, agent=AgentConfig()) for config in configs}
+            learning = {dataclasses.replace(config, agent=AgentConfig(), utd=1.0) for config in configs}
             shared = {
                 tuple(config.agent.flat()[f.name] for f in dataclasses.fields(LearningSettings)) for config in configs
             }

@@ -296,10 +296,28 @@ def test_compare():
         comparison.compare(["one"], "one", [{"group": "one"}], [{"group": "one"}])
 
 
+def test_groups_are_compared_with_those_that_they_name_and_returns_are_no_rates():
+    groups = {"one": [[100.0, 300.0]], "two": [[1000.0, 1200.0]], "three": [[500.0, 1300.0]]}
+    evaluations, runs = made_up(groups)
+    evaluations = [row | {"success": "", "episode_return": row["success"]} for row in evaluations]
+    found = comparison.compare({"one": None, "two": None, "three": "two"}, "one", evaluations, runs, "return")
+    assert [member.against for member in found.members] == [None, "one", "two"]
+    assert found.members[2].better == probability_of_improvement(groups["three"], groups["two"])
+    np.testing.assert_array_equal(found.members[1].curves["maze0-navigate-singletask-v0"][1], [[1000] * 3, [1200] * 3])
+    shown = comparison.table(found, "Title", "")
+    assert "1,100 [1,000, 1,200]" in shown
+    assert "(two)" in shown
+    assert "last return" in shown
+    assert "success" not in shown
+
+
+@pytest.mark.parametrize("score", ["success", "return"])
 @pytest.mark.parametrize("count", [0, 2, 9])
-def test_figures_of_few_and_many_groups(count, tmp_path):
+def test_figures_of_few_and_many_groups(count, score, tmp_path):
     groups = {f"group {number} & co_{number}": [[0.1 * number, 0.05], [0.0, 0.3]] for number in range(count)}
-    found = comparison.compare(list(groups), "group 0 & co_0", *made_up(groups))
+    evaluations, runs = made_up(groups)
+    evaluations = [row | {"episode_return": row["success"]} for row in evaluations]
+    found = comparison.compare(list(groups), "group 0 & co_0", evaluations, runs, score)
     for curves in (True, False):
         comparison_figure.draw(tmp_path / "figure.png", found, "Title", curves)
         assert (tmp_path / "figure.png").stat().st_size > 5_000
