@@ -155,8 +155,8 @@ def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(no_server, t
     assert "no route to host" in message
     assert "floq data collect pointmaze-large-navigate-v0" in message
     assert "\n" not in message
-    with pytest.raises(UserError, match="no scripted expert can make it"):
-        load("antmaze-large-navigate-singletask-v0", tmp_path)
+    with pytest.raises(UserError, match="floq has no expert that could make it"):
+        load("humanoidmaze-large-navigate-singletask-v0", tmp_path)
 
 
 @pytest.mark.parametrize("mirror_address", ["example.org/data", "ftp://example.org", ""])

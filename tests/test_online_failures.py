@@ -73,11 +73,13 @@ def test_what_is_due_where_an_environment_fails_is_done(tmp_path, npz, capsys, o
 class Seen:
     """Stands in for an `OnlineFleet`: it learns nothing, and remembers what it was given."""
 
+    is_busy = False
+
     def __init__(self, *_):
         self.experience = []
 
     def explore(self, obs, tick):
-        return np.full((*obs.shape[:2], 1), 0.1 * tick, np.float32)
+        return lambda: np.full((*obs.shape[:2], 1), 0.1 * tick, np.float32)
 
     def learn(self, new, num_updates):
         self.experience.append(new)

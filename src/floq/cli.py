@@ -27,7 +27,7 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
   floq sweep FILE          train what an experiment file compares, and draw what came of it
   floq watch RUNS          how runs are getting on, live
   floq report RUNS         what runs came to: a page with tables and curves, or files for a paper
-  floq data collect NAME   make an OGBench dataset with its scripted expert
+  floq data collect NAME   make an OGBench dataset with an expert
   floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
   floq data convert A B    write a dataset as an OGBench npz or for Minari
 

@@ -13,7 +13,7 @@ from floq.folders import check_writable, user_path
 
 @dataclass(frozen=True)
 class Collect:
-    """Make an OGBench dataset with the benchmark's own scripted expert: NAME.npz, NAME-val.npz, and NAME.json."""
+    """Make an OGBench dataset with the benchmark's expert, or floq's ant: NAME.npz, NAME-val.npz, and NAME.json."""
 
     name: Positional[str]
     """A dataset, such as pointmaze-medium-navigate-v0."""

@@ -94,4 +94,4 @@ def _remedy(name: str) -> str:
     with contextlib.suppress(UserError):
         recipe(name)
         return f"make it here with `floq data collect {name}`, or name a --dataset_mirror"
-    return "name a --dataset_mirror, or fetch it on a machine with access; no scripted expert can make it here"
+    return "name a --dataset_mirror, or fetch it on a machine with access; floq has no expert that could make it here"
