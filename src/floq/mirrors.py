@@ -66,7 +66,7 @@ class WandB(Mirror):
     `WANDB_MODE=offline`, is the user's, and so are all other settings of that package."""
 
     def __init__(self, folder: Path, config: Config, step: int):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  an extra that tests do without
 
         try:
             self._run = wandb.init(
