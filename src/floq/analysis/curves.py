@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from floq.analysis.statistics import mean_interval, wilson_interval
-from floq.analysis.style import BLUE, COLOURS, ORANGE, figure
+from floq.analysis.style import BLUE, COLOURS, ORANGE, figure, mark_online
 
 Explored: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Steps, and a mean over the episodes of exploration there."""
@@ -87,16 +87,7 @@ def _phases(ax: Axes, boundary: int | None, explored: Explored) -> None:
         ax.set(xlabel="gradient steps" if boundary is None else "environment steps")
         return
     ax.set(xlabel="gradient steps, then environment steps")
-    ax.axvline(boundary, color="#666666", linestyle="--", linewidth=1)
-    ax.annotate(
-        "online",
-        (boundary, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -10),
-        textcoords="offset points",
-        fontsize=8,
-        color="#666666",
-    )
+    mark_online(ax, boundary)
 
 
 def held_out_curve(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from floq.analysis.style import BLUE, FAINT, ORANGE, figure
+from floq.analysis.style import BLUE, figure, mark_online
 
 PREFIX = "validation/critic/"
 PANELS = {
@@ -79,13 +79,4 @@ def _steps(ax: Axes, boundary: int | None) -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlabel("environment steps" if boundary == 0 else "steps" if boundary else "gradient steps", fontsize=8)
     if boundary:
-        ax.axvline(boundary, color=ORANGE, linestyle="--", linewidth=1)
-        ax.annotate(
-            "online",
-            (boundary, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -9),
-            textcoords="offset points",
-            fontsize=7,
-            color=FAINT,
-        )
+        mark_online(ax, boundary, 7)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
 
-from floq.analysis.style import BLUE, BOX, FAINT, INK, ORANGE, figure
+from floq.analysis.style import BLUE, BOX, FAINT, INK, ORANGE, figure, star
 
 MARGIN = 0.07  # of the unit of time, on both sides, for the noise interval and the targets
 
@@ -94,13 +94,4 @@ def _ends(fan: Fan, top: Axes) -> None:
     top.axhline(value, color=FAINT, linewidth=0.8, linestyle="--", label="value: mean over starts and networks")
     right = 1 + MARGIN / 2
     top.plot([right] * 2, [fan.targets.min(), fan.targets.max()], color=INK, linewidth=1.4)
-    top.plot(
-        right,
-        fan.targets.mean(),
-        "*",
-        color="gold",
-        markeredgecolor=INK,
-        markersize=13,
-        clip_on=False,
-        label="TD target, mean and range of its draws",
-    )
+    star(top, right, float(fan.targets.mean()), "TD target, mean and range of its draws")

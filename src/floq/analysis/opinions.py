@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from floq.analysis.style import BLUE, COLOURS, INK, figure
+from floq.analysis.style import BLUE, COLOURS, INK, figure, star
 
 
 class Opinion(NamedTuple):
@@ -51,18 +51,9 @@ def histograms(path: Path, opinions: Sequence[Opinion]) -> str:
                     label=_numbered(member, opinion.said),
                 )
             ax.axvline(opinion.q, color=INK, linewidth=1, linestyle="--", label="Q")
-            low = -0.03 * max(o.said.max() for o in opinions)
+            low = -0.03 * float(max(o.said.max() for o in opinions))
             ax.plot(opinion.targets, np.full(len(opinion.targets), low), "|", color=INK, clip_on=False)
-            ax.plot(
-                opinion.targets.mean(),
-                low,
-                "*",
-                color="gold",
-                markeredgecolor=INK,
-                markersize=13,
-                clip_on=False,
-                label="TD target, draws and their mean",
-            )
+            star(ax, float(opinion.targets.mean()), low, "TD target, draws and their mean")
             ax.set(title=f"{opinion.name}: Q = {opinion.q:.1f}", xlabel="return")
         axes[0].set_ylabel("mass of a bin")
         _legend(fig, axes[0])
@@ -86,16 +77,7 @@ def quantile_functions(path: Path, opinions: Sequence[Opinion]) -> str:
                 ax.plot(opinion.x, values, color=colour, linewidth=1.6, label=_numbered(member, opinion.said))
             ax.axhline(opinion.q, color=INK, linewidth=1, linestyle="--", label="Q")
             ax.plot(np.full(len(opinion.targets), 1.03), opinion.targets, "_", color=INK)
-            ax.plot(
-                1.03,
-                opinion.targets.mean(),
-                "*",
-                color="gold",
-                markeredgecolor=INK,
-                markersize=13,
-                clip_on=False,
-                label="TD targets, draws and their mean",
-            )
+            star(ax, 1.03, float(opinion.targets.mean()), "TD targets, draws and their mean")
             ax.set(title=f"{opinion.name}: Q = {opinion.q:.1f}", xlabel="tau", xlim=(0, 1.06))
         axes[0].set_ylabel("tau-quantile of the return")
         _legend(fig, axes[0])

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, FAINT = "#222222", "#9a9a9a"
+INK, GREY, FAINT = "#222222", "#666666", "#9a9a9a"
 BLUE, ORANGE = "#2166ac", "#d6604d"
 COLOURS = (BLUE, ORANGE, "#4d9221", "#762a83", "#8c510a", "#01665e", "#de77ae", "#e0a010")
 RC: Any = {
@@ -59,3 +59,22 @@ def figure(
     with canvas(width, height, rows, columns, look, **kwargs) as (fig, axes):
         yield fig, axes
         fig.savefig(path)
+
+
+def mark_online(ax: Axes, boundary: int, size: int = 8) -> None:
+    """Mark the step at which a run goes from its data to its environments, in letters of this size."""
+    ax.axvline(boundary, color=GREY, linestyle="--", linewidth=0.9)
+    ax.annotate(
+        "online",
+        (boundary, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(size / 2, -size - 2),
+        textcoords="offset points",
+        fontsize=size,
+        color=GREY,
+    )
+
+
+def star(ax: Axes, x: float, y: float, label: str) -> None:
+    """A mean of TD targets, which may stand outside of the axes."""
+    ax.plot(x, y, "*", color="gold", markeredgecolor=INK, markersize=13, clip_on=False, label=label)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from floq.analysis.style import COLOURS, FAINT, INK, figure
+from floq.analysis.style import COLOURS, INK, figure, mark_online
 from floq.report.charts import BANDS, CROWDED, step_name
 from floq.report.curves import lines, mean
 from floq.report.scores import THRESHOLDS, Report, Task
@@ -131,15 +131,7 @@ def _draw_curves(ax: Axes, task: Task, styles: dict[str, Look]) -> None:
         alone = len(found.steps) == 1
         ax.plot(found.steps, found.values, color=colour, linestyle=dash, marker="o" if alone else None, markersize=3)
     for boundary in sorted({offline for offline, online in phases if offline and online}):
-        ax.axvline(boundary, color=FAINT, linestyle="--", linewidth=0.8)
-        ax.annotate(
-            "online",
-            (boundary, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(2, -7),
-            textcoords="offset points",
-            fontsize=6,
-        )
+        mark_online(ax, boundary, 6)
     ax.set(xlabel=step_name(sorted(phases)), ylabel=task.metric.name)
     ax.set_title("\n".join(textwrap.wrap(short_task(task.name), 26)))
     if task.metric.is_rate:
