@@ -22,8 +22,8 @@ from episodes import (
 )
 from hypothesis import given, settings
 
-from floq import cli
-from floq.data import d4rl, files, minari
+from floq import cli, untrusted
+from floq.data import d4rl, minari
 from floq.data.arrays import from_episodes, read_folder
 from floq.data.convert import convert
 from floq.data.open import open_dataset, open_splits
@@ -340,7 +340,7 @@ def test_files_that_unpack_to_more_than_the_machine_holds(tmp_path, store, monke
     shutil.copy(tmp_path / "bomb.npz", tmp_path / "episodes")
     episode = {key: x[1:] for key, x in zeros.items()} | {"terminations": np.zeros(n - 1, bool)}
     write_minari("bomb-v0", [episode | {"observations": np.zeros((n, 2), np.float32)}])
-    monkeypatch.setattr(files, "SIZE_LIMIT", 2**20)
+    monkeypatch.setattr(untrusted, "SIZE_LIMIT", 2**20)
     for name in ("bomb.npz", "bomb.hdf5", "episodes"):
         assert (tmp_path / name).exists()
         with pytest.raises(UserError, match="would unpack to"):

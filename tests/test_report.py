@@ -59,7 +59,7 @@ def test_the_page_says_what_was_run(page):
         "second-hand",
         "74 (VINE)",
         "held-out TD error",
-        "diverged: no numbers from step 100 on",
+        "diverged at step 100: no numbers from there on",
         "config.json: no JSON",
         "1 not ended",
     ):

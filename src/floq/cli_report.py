@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from floq.errors import UserError, nearest
 from floq.flags import Flags, described, parse
 from floq.folders import check_writable, user_path
+from floq.untrusted import printable
 
 if TYPE_CHECKING:  # it loads SciPy
     from floq.report.scores import Report
@@ -59,7 +60,7 @@ def report_command(argv: list[str]) -> None:
         first = report.damaged[0]
         raise UserError(f"none of {len(report.damaged)} runs can be read; {first.folder}: {first.reason}")
     for line in write(report, form, out):
-        print(line)
+        print(printable(line))
 
 
 def write(report: "Report", form: Format, out: Path) -> list[str]:

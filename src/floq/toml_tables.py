@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from floq.errors import UserError, nearest
+from floq.untrusted import TOML_LIMIT, check_depth, read_text
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a file. Raises UserError, as all of these do: it is missing, or not TOML."""
+    """The tables of a file. Raises UserError, as all of these do: it is missing, not TOML, too large or nested too
+    deep."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(read_text(path, TOML_LIMIT))
+        check_depth(found)
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot read it ({error})") from error
+    return found
 
 
 def check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
@@ -48,13 +54,16 @@ def list_of(path: Path, name: str, values: Any, kind: type) -> list[Any]:
 
 
 def typed(where: str, value: Any, hint: Any) -> Any:
-    """The value as a setting of this type has it. Raises UserError for a value of another type."""
+    """The value as a setting of this type has it; None, which JSON can say, only where the type allows for it. Raises
+    UserError for a value of another type."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in choices:
+        return None
     for kind in choices:
         if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
             return value
-        if get_origin(kind) is tuple and isinstance(value, list):
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):  # a file has lists, `to_json` tuples
             return tuple(typed(where, member, get_args(kind)[0]) for member in value)
         if kind is float and type(value) is int:
             return float(value)  # or the same run would have two digests

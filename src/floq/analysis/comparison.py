@@ -1,6 +1,7 @@
 """Groups of runs compared, from the two CSV files of a sweep: their scores, and a table of them."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from floq.analysis.statistics import (
     probability_of_improvement,
 )
 from floq.errors import UserError
+from floq.untrusted import CSV_LIMIT, read_text
 
 Row = dict[str, str]
 DIAGNOSED = "validation/critic/"
@@ -72,9 +74,8 @@ class Comparison:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a CSV file. Raises UserError if it cannot be read."""
     try:
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return list(csv.DictReader(io.StringIO(read_text(path, CSV_LIMIT), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot read it ({error}): run the sweep first, or give another --out") from error
 
 
@@ -113,7 +114,7 @@ def compare(
             estimates = _estimate(auc), _estimate(final), better, against
             members.append(Member(name, auc, final, curves, costs, diagnosis, *estimates))
         seen = {key: sorted({row[key] for row in runs} - {""}) for key in ("seed", "eval_episodes", "success_timing")}
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"the CSV files of the sweep are damaged ({error!r}): run it again") from error
     protocol = (
         f"{_count(len(seen['seed']), 'seed')}, {_count(len(tasks), 'task')}; "

@@ -16,6 +16,7 @@ INK, GREY, FAINT = "#222222", "#666666", "#9a9a9a"
 BLUE, ORANGE = "#2166ac", "#d6604d"
 COLOURS = (BLUE, ORANGE, "#4d9221", "#762a83", "#8c510a", "#01665e", "#de77ae", "#e0a010")
 RC: Any = {
+    "text.parse_math": False,  # names of runs and groups may have dollar signs
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",

@@ -1,6 +1,6 @@
 """Trajectories as plain NumPy arrays: the one form in which every reader hands its data on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +187,16 @@ def read_folder(folder: Path) -> Trajectories:
     if not files:
         raise UserError(f"{folder} holds no .npz files")
     keys, remedy = (*EPISODE_KEYS, *MISNOMERS), "mend it, or take it out of the folder"
-    return from_episodes((open_npz(file, keys, remedy) for file in files), str(folder))
+    return from_episodes(_opened(files, keys, remedy), str(folder))
+
+
+def _opened(files: Sequence[Path], keys: Sequence[str], remedy: str) -> Iterator[dict[str, np.ndarray]]:
+    """One file after another, all of them together within the limit for one."""
+    held = 0
+    for file in files:
+        arrays = open_npz(file, keys, remedy, held)
+        held += sum(array.nbytes for array in arrays.values())
+        yield arrays
 
 
 def bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:

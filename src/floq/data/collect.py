@@ -168,7 +168,7 @@ def _check_space(parts: Path, needed: int) -> None:
 
 def _join(parts: Sequence[Path], path: Path) -> None:
     """Write the rows of all parts as one compressed npz, with no more than one of its arrays in memory."""
-    with np.load(parts[0]) as first:
+    with np.load(parts[0], allow_pickle=False) as first:
         keys = first.files
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for key in keys:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_arrays
-from floq.data.files import check_exists, check_size
+from floq.data.files import check_exists
+from floq.data.hdf5 import bytes_of, numbers, open_hdf5
 from floq.errors import UserError
+from floq.untrusted import check_size
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
@@ -22,24 +24,18 @@ def read(path: Path) -> Trajectories:
     Raises:
         UserError: h5py is missing, or the file is missing or damaged, lacks an array or holds wrong data.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path}: reading HDF5 files needs h5py: pip install 'floq[d4rl]'") from error
     check_exists(path)
     try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in REQUIRED if key not in file]
+        with open_hdf5(path) as file:
+            there = set(file)  # names alone: a link is not followed to see whether it leads anywhere
+            missing = [key for key in REQUIRED if key not in there]
             if missing:
                 raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL dataset")
-            found: dict[str, Any] = {key: file[key] for key in (*REQUIRED, *OPTIONAL) if key in file}
-            groups = [key for key, x in found.items() if not isinstance(x, h5py.Dataset)]
-            if groups:
-                raise UserError(f"{path}: {groups[0]} is not an array: it is not a D4RL dataset")
-            check_size(sum(x.size * x.dtype.itemsize for x in found.values()), path)
+            found: dict[str, Any] = {key: numbers(file, key, path) for key in (*REQUIRED, *OPTIONAL) if key in there}
+            check_size(sum(map(bytes_of, found.values())), path)
             arrays = {key: np.asarray(x) for key, x in found.items()}
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from error
+    except ImportError as error:
+        raise UserError(f"{path}: reading HDF5 files needs h5py: pip install 'floq[d4rl]'") from error
     for key in ("rewards", "terminals", "timeouts"):
         if key in arrays and arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
             arrays[key] = arrays[key][:, 0]

@@ -1,17 +1,21 @@
-"""Minari datasets, by id from the local store or by path."""
+"""Minari datasets, by id from the local store or by path. Minari says what their spaces are; the arrays are read here,
+those that floq needs and no others, and nothing that the metadata name is imported."""
 
-import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
-from floq.data.files import check_size
+from floq.data.hdf5 import bytes_of, numbers, open_hdf5
 from floq.errors import UserError
+from floq.untrusted import check_size, parse_json, read_json
 
 METADATA, EPISODES = "data/metadata.json", "data/main_data.hdf5"
+ANEW = "fetch it again"
+LARGEST_SPACE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
 
 
 def is_dataset(folder: Path) -> bool:
@@ -46,41 +50,123 @@ def read(folder: Path) -> Trajectories:
     end in the order of their space, and actions are mapped from its limits to [-1, 1], as `floq.envs.make` does.
 
     Raises:
-        UserError: Minari is missing, or the dataset is damaged or holds wrong data.
+        UserError: Minari is missing, or the dataset is damaged, asks for too much or holds wrong data.
     """
     try:
-        import minari
+        count, observed, acted = _metadata(folder)
+        low, high = _limits(acted, folder)
+        with open_hdf5(folder / EPISODES) as file:
+            groups = [_part(file, f"episode_{number}", folder) for number in range(min(count, len(file)))]
+            arrays = [_Episode(group, observed, acted, folder) for group in groups]
+            check_size(sum(episode.size for episode in arrays), folder)
+            return from_episodes((episode.read(low, high) for episode in arrays), str(folder))
     except ImportError as error:
         raise UserError(f"{folder}: reading Minari datasets needs Minari: pip install 'floq[minari]'") from error
+
+
+def _metadata(folder: Path) -> tuple[int, Any, Any]:
+    """How many episodes there are, and the spaces of observations and actions. Where the metadata lack a space, Minari
+    would make the environment that they name, and so call whatever function a stranger wrote there."""
+    from minari.serialization import deserialize_space
+
     try:
-        _check_spaces(folder)
-        _check_size(folder)
-        dataset = minari.MinariDataset(folder / "data")
-        return from_episodes(_episodes(dataset, *_limits(dataset.spec.action_space, folder)), str(folder))
-    except UserError:
-        raise
-    except Exception as error:  # damaged HDF5 and JSON raise nearly anything, Minari's assertions among it
-        raise UserError(f"{folder} is damaged, or no Minari dataset ({error!r}): fetch it again") from error
-
-
-def _check_spaces(folder: Path) -> None:
-    """Raises UserError if a dataset does not say what its spaces are. Minari would then make the environment that the
-    metadata name, and so call whatever function a stranger wrote there."""
-    metadata = json.loads((folder / METADATA).read_text())
-    if not all(isinstance(metadata.get(key), str) for key in ("observation_space", "action_space")):
+        metadata = read_json(folder / METADATA)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / METADATA} cannot be read ({error}): {ANEW}") from error
+    written = [metadata.get(key) for key in ("observation_space", "action_space")]
+    if not all(isinstance(space, str) for space in written):
         raise UserError(f"{folder}: its metadata lack the spaces of observations and actions, it is not read")
+    if (form := metadata.get("data_format", "hdf5")) != "hdf5":
+        raise UserError(f"{folder} is stored as {form!r}, floq reads Minari's hdf5: convert it, or download that")
+    if type(count := metadata.get("total_episodes")) is not int or count < 1:
+        raise UserError(f"{folder} says that it has {count!r} episodes: {ANEW}")
+    try:
+        described = [parse_json(str(space), infinite=True) for space in written]
+        for space in described:
+            _check_space(space)
+        observed, acted = map(deserialize_space, described)
+    except Exception as error:  # wrong spaces raise nearly anything, Gymnasium's assertions among it
+        raise UserError(f"{folder}: its spaces are damaged ({' '.join(str(error).split())}): {ANEW}") from error
+    return count, observed, acted
 
 
-def _check_size(folder: Path) -> None:
-    file = folder / EPISODES
-    if not file.exists():  # Minari's other format, Arrow, is read by memory map
-        return
+def _check_space(space: Any) -> None:
+    """Raises ValueError if Gymnasium would make large arrays of a short description, or hold what is no number."""
+    if not isinstance(space, dict):
+        raise ValueError("a space is no JSON object")
+    match space.get("type"):
+        case "Dict":
+            inner = space.get("subspaces", {}).values()
+        case "Tuple":
+            inner = space.get("subspaces", [])
+        case "Box":
+            sizes, inner = space.get("shape", []), []
+            if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > LARGEST_SPACE:
+                raise ValueError(f"a Box of shape {sizes}")
+        case "Discrete":
+            inner = []
+            if type(space.get("n")) is not int or not 0 < space["n"] <= LARGEST_SPACE:
+                raise ValueError(f"a Discrete space of {space.get('n')}")
+        case other:
+            raise ValueError(f"{other!r} is no space that floq reads")
+    for one in inner:
+        _check_space(one)
+
+
+class _Episode:
+    """What is needed of one episode, found and checked but not read; `size` is what it unpacks to."""
+
+    def __init__(self, group: Any, observed: Any, acted: Any, folder: Path):
+        self._observed, self._folder = observed, folder
+        self._observations = self._find(group, "observations", observed)
+        self._others = {key: numbers(group, key, folder) for key in ("actions", "rewards", "terminations")}
+        self.size += sum(map(bytes_of, self._others.values()))
+
+    size = 0
+
+    def _find(self, group: Any, key: str, space: Any) -> Any:
+        """The arrays of a space: one, or a dictionary or tuple of what its parts are."""
+        from gymnasium import spaces
+
+        if isinstance(space, spaces.Dict):
+            within = _part(group, key, self._folder)
+            return {name: self._find(within, name, part) for name, part in space.spaces.items()}
+        if isinstance(space, spaces.Tuple):
+            within = _part(group, key, self._folder)
+            return tuple(self._find(within, f"_index_{i}", part) for i, part in enumerate(space.spaces))
+        found = numbers(group, key, self._folder)
+        self.size += 4 * int(space.n) * found.size if isinstance(space, spaces.Discrete) else bytes_of(found)
+        return found
+
+    def read(self, low: np.ndarray, high: np.ndarray) -> Mapping[str, Any]:
+        actions, rewards, terminations = (array[()] for array in self._others.values())
+        if not (low == -1).all() or not (high == 1).all():
+            if actions.ndim != 2 or actions.shape[1:] != low.shape:
+                raise UserError(f"{self._folder}: actions have the shape {actions.shape}, their space {low.shape}")
+            actions = 2 * (actions - low) / (high - low) - 1
+        observations = _flat(self._observed, _read(self._observations), self._folder)
+        return {
+            "observations": observations,
+            "actions": actions,
+            "rewards": rewards,
+            "terminations": terminations,
+        }
+
+
+def _part(group: Any, name: str, folder: Path) -> Any:
+    """The group of this name within another."""
     import h5py
 
-    sizes: list[int] = []
-    with h5py.File(file, "r") as stored:
-        stored.visititems(lambda _, x: sizes.append(x.size * x.dtype.itemsize) if isinstance(x, h5py.Dataset) else None)
-    check_size(sum(sizes), folder)
+    hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
+    if not hard or not isinstance(found := group[name], h5py.Group):
+        raise UserError(f"{folder}: {group.name.rstrip('/')}/{name} is missing, or no group: {ANEW}")
+    return found
+
+
+def _read(arrays: Any) -> Any:
+    if isinstance(arrays, dict):
+        return {name: _read(part) for name, part in arrays.items()}
+    return tuple(map(_read, arrays)) if isinstance(arrays, tuple) else np.asarray(arrays)
 
 
 def _limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -94,28 +180,27 @@ def _limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
 
 
-def _episodes(dataset: Any, low: np.ndarray, high: np.ndarray) -> Iterator[Mapping[str, Any]]:
-    as_they_are = (low == -1).all() and (high == 1).all()
-    for episode in dataset.iterate_episodes():
-        actions = np.asarray(episode.actions)
-        yield {
-            "observations": _flat(dataset.spec.observation_space, episode.observations),
-            "actions": actions if as_they_are else 2 * (actions - low) / (high - low) - 1,
-            "rewards": episode.rewards,
-            "terminations": episode.terminations,
-        }
-
-
-def _flat(space: Any, observations: Any) -> np.ndarray:
+def _flat(space: Any, observations: Any, source: object = "the dataset") -> np.ndarray:
     """Observations as (rows, size), in the order in which Gymnasium flattens their space."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        return np.concatenate([_flat(part, observations[key]) for key, part in space.spaces.items()], axis=1)
+        return _beside([_flat(part, observations[key], source) for key, part in space.spaces.items()], source)
     if isinstance(space, spaces.Tuple):
         parts = zip(space.spaces, observations, strict=True)
-        return np.concatenate([_flat(part, values) for part, values in parts], axis=1)
-    if isinstance(space, spaces.Discrete):
-        return np.eye(int(space.n), dtype=np.float32)[np.asarray(observations).astype(int) - int(space.start)]
+        return _beside([_flat(part, values, source) for part, values in parts], source)
     array = np.asarray(observations)
-    return array.reshape(len(array), -1)
+    if array.ndim == 0:
+        raise UserError(f"{source}: observations are a single number")
+    if isinstance(space, spaces.Discrete):
+        places = array.astype(int).ravel() - int(space.start)
+        if array.ndim != 1 or ((places < 0) | (places >= space.n)).any():
+            raise UserError(f"{source}: observations are not within their space, {space}")
+        return (places[:, None] == np.arange(int(space.n))).astype(np.float32)
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def _beside(parts: list[np.ndarray], source: object) -> np.ndarray:
+    if len({len(part) for part in parts}) != 1:
+        raise UserError(f"{source}: the parts of an observation are not equally long")
+    return np.concatenate(parts, axis=1)

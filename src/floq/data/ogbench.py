@@ -1,7 +1,7 @@
 """OGBench datasets: find the file, read it, label it with the rewards of a task."""
 
-import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from floq.data.files import open_npz
 from floq.data.transitions import Splits
 from floq.data.validate import check_rows, check_widths
 from floq.errors import UserError
+from floq.untrusted import read_json
 
 ROW_KEYS = ("observations", "actions", "terminals")
 LABEL_KEYS = ("qpos", "button_states")  # what rewards are computed from; not every dataset has both
@@ -81,6 +82,8 @@ def find(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Pat
     Raises:
         UserError: they cannot be fetched, or only one of the two is there.
     """
+    if not re.fullmatch(r"\w[-.\w]*", name):  # it becomes a file's name
+        raise UserError(f"{name!r} is no name of a dataset, as cube-single-play-v0 is")
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
     if not os.path.exists(train):
         fetch(name, directory)
@@ -92,8 +95,8 @@ def find(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Pat
 def provenance(name: str, directory: Path) -> str:
     """Where a dataset came from, as far as the record says that `floq data collect` leaves beside it."""
     try:
-        record = json.loads((directory / f"{name}.json").read_text())
-        made, published, seed = record["episodes"], record["published_episodes"], record["seed"]
+        record = read_json(directory / f"{name}.json")
+        made, published, seed = (int(record[key]) for key in ("episodes", "published_episodes", "seed"))
     except (OSError, ValueError, KeyError, TypeError):
         return f"{name}: {NO_RECORD}"
     share = "" if made == published else f" of the published {published}"

@@ -27,7 +27,7 @@ def overview(report: Report) -> Table:
         "steps": "; ".join(_phases(*both) for both in steps),
         "protocol": "; ".join(sorted({str(run.records.get("protocol", "not recorded")) for run in runs})),
         "data": listed(
-            sorted({run.records.get("data", {}).get("provenance", "not recorded") for run in runs}), 6, "; "
+            sorted({str(run.records.get("data", {}).get("provenance", "not recorded")) for run in runs}), 6, "; "
         ),
         "versions": ", ".join(versions),
     }

@@ -2,12 +2,11 @@
 stops nothing."""
 
 import csv
-import json
 import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +15,12 @@ import numpy as np
 
 from floq.errors import UserError
 from floq.folders import is_held, user_path
+from floq.untrusted import CSV_LIMIT, JSON_LIMIT, LARGEST, all_printable, parse_json, printable, read_json, read_text
 
 State = Literal["running", "stopped", "finished"]
 Columns = dict[str, np.ndarray]
 RECORDS = {"protocol": str, "versions": dict, "data": dict}  # what config.json holds beside the settings
+COUNTS = ("seed", "offline_steps", "online_steps")
 NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings that are calculated with
 LOSSES = ("training/critic/critic_loss", "training/critic/q", "training/actor/actor_loss")
 TRAINING = {
@@ -57,6 +58,8 @@ class RunRecord:
     training: Columns
     problems: tuple[str, ...]
     changed: float
+    diverged: dict[str, Any] = field(default_factory=dict)  # diverged.json: the step, and the term that was not finite
+    rewinds: int = 0  # how often it went back to earlier weights
 
     @property
     def seed(self) -> int:
@@ -113,8 +116,11 @@ class RunRecord:
 
     @cached_property
     def diverged_at(self) -> int | None:
-        """The step of the first row whose loss or value is not a number. A run online that has not learned yet says NaN
-        as well: only what comes after numbers counts there."""
+        """The step at which training saw that a term was not finite; for runs of before it looked at that, and for
+        those of an environment that shows such numbers, the step of the first row whose loss or value is not a number.
+        A run online that has not learned yet says NaN as well: only what comes after numbers counts there."""
+        if self.diverged:
+            return int(self.diverged["step"])
         for name in LOSSES:
             if name not in self.training:
                 continue
@@ -168,7 +174,7 @@ def read_run(folder: Path) -> RunRecord | Damaged:
     """One run, whatever state it is in."""
     held = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
     try:
-        config = _read_json(folder / "config.json")
+        config = all_printable(read_json(folder / "config.json"))
         settings = _checked(config)
         records = {name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)}
     except (OSError, ValueError) as error:
@@ -177,7 +183,7 @@ def read_run(folder: Path) -> RunRecord | Damaged:
     summary: dict[str, Any] = {}
     if (folder / "summary.json").exists():
         try:
-            summary = _read_json(folder / "summary.json")
+            summary = read_json(folder / "summary.json")
         except (OSError, ValueError) as error:
             problems.append(f"summary.json: {_line(error)}")
     evaluations, training = (
@@ -185,7 +191,26 @@ def read_run(folder: Path) -> RunRecord | Damaged:
     )
     state: State = "finished" if summary else "running" if held else "stopped"
     changed = max(_changed(folder / name) for name in ("config.json", "train.csv", "eval.csv", "summary.json"))
-    return RunRecord(folder, settings, records, state, summary, evaluations, training, tuple(problems), changed)
+    diverged, rewinds = _divergence(folder, problems)
+    found = tuple(problems)
+    return RunRecord(
+        folder, settings, records, state, summary, evaluations, training, found, changed, diverged, rewinds
+    )
+
+
+def _divergence(folder: Path, problems: list[str]) -> tuple[dict[str, Any], int]:
+    """What diverged.json says, and how often the run went back; damage is added to the problems."""
+    diverged: dict[str, Any] = {}
+    rewinds = 0
+    try:
+        if (folder / "diverged.json").exists():
+            told = read_json(folder / "diverged.json")
+            diverged = {"step": int(told["step"]), "term": all_printable(str(told["term"]))}
+        if (folder / "rewinds.json").exists():
+            rewinds = len(parse_json(read_text(folder / "rewinds.json", JSON_LIMIT)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"diverged.json or rewinds.json: {_line(error)}")
+    return diverged, rewinds
 
 
 def _columns_or(path: Path, wanted: set[str] | None, problems: list[str]) -> Columns:
@@ -207,8 +232,7 @@ def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
         OSError, csv.Error: it cannot be read.
         ValueError: it is no such file; the message says in which line.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        text = file.read()
+    text = read_text(path, CSV_LIMIT)
     header, *rows = list(csv.reader(text.splitlines())) or [[]]
     if rows and (not text.endswith("\n") or len(rows[-1]) != len(header)):
         rows.pop()
@@ -224,9 +248,10 @@ def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
         columns = {name: np.array([float(row[index]) for row in rows]) for name, index in chosen.items()}
     except ValueError as error:
         raise ValueError(f"{error} in a column of numbers") from error
-    if not (np.diff(columns["step"]) > 0).all():
+    steps = columns["step"]
+    if not (np.diff(steps) > 0).all() or not (abs(steps) < LARGEST).all():
         raise ValueError("its steps do not increase")
-    return columns
+    return {printable(name): column for name, column in columns.items()}
 
 
 def _checked(config: Any) -> dict[str, Any]:
@@ -235,24 +260,21 @@ def _checked(config: Any) -> dict[str, Any]:
         raise ValueError("not the configuration of a run: it has no agent")
     settings = {name: value for name, value in config.items() if name not in (*RECORDS, "agent")}
     settings |= {f"agent.{name}": value for name, value in config["agent"].items()}
-    needed: dict[str, type | tuple[type, ...]] = {"seed": int, "offline_steps": int, "online_steps": int}
+    needed: dict[str, type | tuple[type, ...]] = dict.fromkeys(COUNTS, int)
     needed |= {"env_name": (str, type(None)), "agent.critic": str, "agent.actor": str}
+    if "dataset" in settings:
+        needed["dataset"] = (str, type(None))
     for name, kind in needed.items():
         if not isinstance(settings.get(name, ...), kind):
             raise ValueError(f"{name} is {settings[name]!r}" if name in settings else f"it has no {name}")
+    if odd := [name for name in COUNTS if settings[name] < 0]:
+        raise ValueError(f"{odd[0]} is {settings[odd[0]]}")
     for name in NUMBERS:
         if not isinstance(settings.get(name, 0), int | float | None):
             raise ValueError(f"{name} is {settings[name]!r}, and no number")
     if not (settings["env_name"] or isinstance(settings.get("dataset"), str)):
         raise ValueError("it names neither an environment nor data")
     return settings
-
-
-def _read_json(path: Path) -> Any:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    return found
 
 
 def _changed(path: Path) -> float:
@@ -263,8 +285,6 @@ def _changed(path: Path) -> float:
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"no JSON ({error})"
     if isinstance(error, UnicodeDecodeError):
         return "not text"
     return " ".join(str(error).split())

@@ -16,6 +16,7 @@ from floq.report.groups import grouped, short_count
 from floq.report.metrics import Metric, judged_by, last
 from floq.report.runs import Damaged, RunRecord, find, read_run
 from floq.report.tables import short_task
+from floq.untrusted import printable
 
 FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
 STYLES = {
@@ -106,12 +107,12 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
     runs = [run for run in found.values() if isinstance(run, RunRecord)]
     damaged = [run for run in found.values() if isinstance(run, Damaged)]
     metrics = {task: judged_by([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
-    names = {_short(metric) for metric in metrics.values()}
+    names = {short_name(metric) for metric in metrics.values()}
     header = names.pop() if len(names) == 1 else "score"
     counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
     head = Text(", ".join(f"{count} {name}" for name, count in counts.items() if count), style="bold", no_wrap=True)
     head.append(f"   {time.strftime('%H:%M:%S')}", style="dim")
-    named = [f"{run.folder}: {run.reason}" for run in damaged[:MOST_DAMAGED]]
+    named = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MOST_DAMAGED]]
     parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in named)]
     used = 3 + sum(1 + len(text) // width for text in named)  # with the names of the columns, and a last line
     room = math.inf if height is None else height - used
@@ -124,7 +125,9 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
             break
         metric = metrics[task]
         parts.append(
-            _one_line(f"{short_task(task)}  {group}" + ("" if header != "score" else f"  ({_short(metric)})"), "bold")
+            _one_line(
+                f"{short_task(task)}  {group}" + ("" if header != "score" else f"  ({short_name(metric)})"), "bold"
+            )
         )
         parts.append(_rows(shown, metric))
         room, left = room - 1 - len(shown), left - len(shown)
@@ -156,7 +159,7 @@ COLUMNS = (
 """Names and widths; the third is named after what runs are judged by."""
 
 
-def _short(metric: Metric) -> str:
+def short_name(metric: Metric) -> str:
     return metric.name.removesuffix(" rate").removeprefix("held-out ")
 
 
@@ -177,7 +180,7 @@ def _rows(runs: Sequence[RunRecord], metric: Metric, header: str = "") -> Table:
             _number(run.last("training/critic/q")),
             _number(run.last("training/critic/critic_loss")),
             _number(rate) if run.state == "running" else "",
-            _clock(left),
+            clock(left),
             Text(name, style=STYLES[name]),
         )
     return table
@@ -187,7 +190,7 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """`45s`, `12m`, `3h05`, `2d04h`."""
     if math.isnan(seconds):
         return ""

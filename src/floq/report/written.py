@@ -12,6 +12,9 @@ from floq.report.runs import RunRecord
 from floq.report.scores import Report
 from floq.report.tables import Table, link
 
+FORMULAS = tuple("=+-@")
+"""How a text begins that a spreadsheet would calculate."""
+
 
 def markdown(report: Report, folder: Path) -> str:
     """The tables of the report in Markdown; links to run folders are relative to `folder`."""
@@ -54,7 +57,7 @@ def _markdown(table: Table, folder: Path) -> str:
 
 def _escaped(text: str) -> str:
     """So that a name cannot end its cell, and an interval with a star is not taken for emphasis."""
-    for character in "\\|*_<>[]":
+    for character in "\\|*_<>[]`":
         text = text.replace(character, f"\\{character}")
     return text
 
@@ -109,8 +112,14 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], first: Iterable[str] =
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(_harmless, columns))
         for row in rows:
-            writer.writerow({name: "" if value is None or value != value else value for name, value in row.items()})
+            values = (row.get(name) for name in columns)
+            writer.writerow(_harmless("" if value is None or value != value else value) for value in values)
     partial.replace(path)
+
+
+def _harmless(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULAS else value

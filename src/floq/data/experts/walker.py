@@ -4,13 +4,16 @@ It is the actor of a run on OGBench's directed task (`floq train --env_name=onli
 which the mode is taken; `benchmarks/walker.py` measures one, and writes the file.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
+
+from floq.errors import UserError
+from floq.tensors import read_tensors
 
 
 class Walker(NamedTuple):
@@ -21,12 +24,21 @@ class Walker(NamedTuple):
 
     @classmethod
     def load(cls, name: str) -> "Walker":
-        """The one in a file that `save` has written, or that floq brings along under this name."""
-        path = name if name.endswith(".safetensors") else str(Path(__file__).with_name(f"{name}.safetensors"))
-        with safetensors.safe_open(path, framework="numpy") as file:
-            numbers = range(len(file.keys()) // 2)
-            layers = [(file.get_tensor(f"weight{i}"), file.get_tensor(f"bias{i}")) for i in numbers]
-            return cls(layers, file.metadata() or {})
+        """The one in a file that `save` has written, or that floq brings along under this name. Raises UserError if it
+        is no such file."""
+        path = Path(name) if name.endswith(".safetensors") else Path(__file__).with_name(f"{name}.safetensors")
+        try:
+            stored, about = read_tensors(path)
+            if any(x.dtype != np.float32 for x in stored.values()):
+                raise ValueError("its numbers are no 32-bit floats")
+            layers = [(stored[f"weight{i}"], stored[f"bias{i}"]) for i in range(max(1, len(stored) // 2))]
+            widths = [weight.shape for weight, _ in layers]
+            fit = all(out == into for (_, out), (into, _) in itertools.pairwise(widths))
+            if not fit or any(bias.shape != weight.shape[1:] for weight, bias in layers) or widths[-1][1] % 2:
+                raise ValueError("its layers do not fit each other")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is no walker ({error}): benchmarks/walker.py writes one") from error
+        return cls(layers, about)
 
     def save(self, path: Path) -> None:
         """Write it to a file, with how it was made in the file's header."""

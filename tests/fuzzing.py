@@ -1,0 +1,226 @@
+"""The readers of files from strangers as functions of bytes: what `tests/test_fuzz.py` tries with random changes to
+good files, and `benchmarks/fuzz.py` with whatever reaches new lines of code. Each may return, or raise UserError."""
+
+import functools
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from episodes import flat, make_episodes, write_hdf5
+
+from floq.config import Config
+from floq.data import d4rl
+from floq.data.experts.walker import Walker
+from floq.data.files import open_npz
+from floq.data.open import open_dataset
+from floq.errors import UserError
+from floq.experiment import read_experiment
+from floq.loggers import read_csv
+from floq.manifest import Manifest
+from floq.report import runs as report_runs
+from floq.report.page import page
+from floq.report.scores import assemble
+from floq.report.written import evaluation_rows, markdown, run_rows, write_csv
+from floq.run import Run
+from floq.tensors import read_tensors
+from floq.untrusted import read_json
+
+Target = Callable[[bytes], None]
+
+CONFIG = Config(env_name="pointmaze-medium-navigate-singletask-v0").to_json()
+MANIFEST = {"format": 2, "step": 6, "obs_size": 2, "act_size": 2, "config": CONFIG, "pending": [4]}
+MANIFEST |= {"clocks": {"seconds": 1.5}}
+SUMMARY = {"steps": 6, "success": 0.5, "updates_per_second": 10.0, "seconds": 3.0, "eval_episodes": 3}
+EVALUATIONS = "step,evaluation/success,evaluation/episode.return,time/total_time\n1,0.0,-5.0,1.0\n6,0.5,-3.0,2.0\n"
+TRAINING = "step,training/critic/critic_loss,training/critic/q,training/actor/actor_loss,time/epoch_time\n"
+TRAINING += "2,0.5,-1.0,0.1,0.01\n4,0.25,-2.0,0.1,0.01\n"
+BUDGET = 'tasks = ["pointmaze-medium-navigate-singletask-v0"]\nseeds = [0, 1]\n[settings]\noffline_steps = 10\n'
+BUDGET += "[critics.floq]\n'agent.block_width' = 8\n"
+EXPERIMENT = (
+    'title = "t"\nreference = "a"\n[[groups]]\nname = "a"\n[[groups]]\nname = "b"\nagent = "fql"\nmatch = "flops"\n'
+)
+EXPERIMENT += 'match_to = "a"\n[b.settings]\n"agent.lr" = 0.001\n'
+
+
+@functools.cache
+def folder() -> Path:
+    """A place for the files, gone with the process."""
+    place = Path(tempfile.mkdtemp(prefix="floq-fuzz-"))
+    import atexit
+
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def _file(name: str, content: bytes) -> Path:
+    path = folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def json_file(content: bytes) -> None:
+    try:
+        read_json(_file("a.json", content))
+    except ValueError as error:
+        raise UserError("who calls it says which file it was") from error
+
+
+def manifest(content: bytes) -> None:
+    try:
+        Manifest.of(read_json(_file("manifest.json", content)))
+    except ValueError as error:
+        raise UserError("who calls it says which file it was") from error
+
+
+def run_folder(content: bytes) -> None:
+    path = _file("run/config.json", content)
+    run = Run.open(path.parent)
+    _ = run.records, Run.parent(run.config), run.config.digest(), run.config.task
+
+
+def report(content: bytes) -> None:
+    """Four files of a run, with zero bytes between them."""
+    parts = [*content.split(b"\0"), b"", b"", b"", b""]
+    for name, part in zip(("config.json", "summary.json", "eval.csv", "train.csv"), parts, strict=False):
+        _file(f"reported/{name}", part)
+    found = report_runs.read_run(folder() / "reported")
+    runs = [found] if isinstance(found, report_runs.RunRecord) else []
+    damaged = [found] if isinstance(found, report_runs.Damaged) else []
+    whole = assemble(runs, damaged)
+    markdown(whole, folder())
+    write_csv(folder() / "runs.csv", run_rows(whole))
+    write_csv(folder() / "evaluations.csv", evaluation_rows(whole))
+
+
+def report_page(content: bytes) -> None:
+    report(content)
+    found = report_runs.read_run(folder() / "reported")
+    if isinstance(found, report_runs.RunRecord):
+        page(assemble([found], []), folder())
+
+
+def table(content: bytes) -> None:
+    read_csv(_file("a.csv", content))
+
+
+def budget(content: bytes) -> None:
+    _file("e.toml", EXPERIMENT.encode())
+    _file("budgets/b.toml", content)
+    read_experiment(folder() / "e.toml", "b")
+
+
+def experiment(content: bytes) -> None:
+    _file("e.toml", content)
+    _file("budgets/b.toml", BUDGET.encode())
+    read_experiment(folder() / "e.toml", "b")
+
+
+def npz_archive(content: bytes) -> None:
+    open_npz(_file("a.npz", content), ("observations", "actions", "rewards", "terminals", "timeouts"))
+
+
+def npz_dataset(content: bytes) -> None:
+    open_dataset(str(_file("b.npz", content)), "none")
+
+
+def npy_array(content: bytes) -> None:
+    """The array within the zip, whose checksum random changes would never get right."""
+    with zipfile.ZipFile(folder() / "c.npz", "w") as archive:
+        archive.writestr("observations.npy", content)
+    open_npz(folder() / "c.npz", ("observations",))
+
+
+def hdf5(content: bytes) -> None:
+    d4rl.read(_file("a.hdf5", content))
+
+
+def tensors(content: bytes) -> None:
+    try:
+        read_tensors(_file("a.safetensors", content))
+    except ValueError as error:
+        raise UserError("who calls it says which file it was") from error
+
+
+def walker(content: bytes) -> None:
+    Walker.load(str(_file("w.safetensors", content)))
+
+
+def _npz() -> bytes:
+    np.savez(folder() / "seed.npz", **flat(make_episodes([(2, True), (1, False)]), with_next=True))
+    return (folder() / "seed.npz").read_bytes()
+
+
+def _npy() -> bytes:
+    np.save(folder() / "seed.npy", np.arange(6.0).reshape(3, 2))
+    return (folder() / "seed.npy").read_bytes()
+
+
+def _hdf5() -> bytes:
+    arrays = flat(make_episodes([(2, True), (1, False)]), with_next=True)
+    return write_hdf5(folder() / "seed.hdf5", arrays).read_bytes()
+
+
+def _walker() -> bytes:
+    layers = [(np.zeros((3, 4), np.float32), np.zeros(4, "f4")), (np.zeros((4, 2), np.float32), np.zeros(2, "f4"))]
+    Walker(layers, {"seed": "0"}).save(folder() / "seed.safetensors")
+    return (folder() / "seed.safetensors").read_bytes()
+
+
+def _reported() -> bytes:
+    told = CONFIG | {"protocol": "p", "versions": {"jax": "1"}, "data": {"provenance": "here"}}
+    parts = (json.dumps(told), json.dumps(SUMMARY), EVALUATIONS, TRAINING)
+    return b"\0".join(part.encode() for part in parts)
+
+
+SEEDS: dict[Target, Callable[[], bytes]] = {
+    json_file: lambda: json.dumps(SUMMARY).encode(),
+    manifest: lambda: json.dumps(MANIFEST).encode(),
+    run_folder: lambda: json.dumps(CONFIG).encode(),
+    report: _reported,
+    report_page: _reported,
+    table: EVALUATIONS.encode,
+    budget: BUDGET.encode,
+    experiment: EXPERIMENT.encode,
+    npz_archive: _npz,
+    npz_dataset: _npz,
+    npy_array: _npy,
+    hdf5: _hdf5,
+    tensors: _walker,
+    walker: _walker,
+}
+"""The readers, and of each a good file."""
+
+BY_NAME = {target.__name__: target for target in SEEDS}
+
+
+def refused(target: Target, content: bytes) -> bool:
+    """Whether a reader refuses these bytes. Raises whatever else it raises, which is a finding."""
+    try:
+        target(content)
+    except UserError:
+        return True
+    return False
+
+
+def words() -> Iterator[bytes]:
+    """What is worth putting into a file: keys, and values at the edges."""
+    yield from (b"NaN", b"Infinity", b"1e999", b"-1", b"0", b"null", b"true", b'"\\ud800"', b"[]", b"{}", b"[[[[[[[[")
+    yield from (b"9223372036854775807", b"9223372036854775808", b"4294967296", b"1e308", b'""', b"nan", b"inf", b"-inf")
+    yield from (
+        b"../../x",
+        b"trap:Any-v0",
+        b"</script>",
+        b"\\u001b]0;x\\u0007",
+        b"|O",
+        b"<f8",
+        b"|V1",
+        b"(2,)",
+        b"BF16",
+    )
+    for name in (*CONFIG, *CONFIG["agent"], *MANIFEST, "protocol", "versions", "data", "provenance"):
+        yield f'"{name}"'.encode()
