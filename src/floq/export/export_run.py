@@ -1,0 +1,164 @@
+"""`floq export`: the policy of a checkpoint as a folder that acts without floq."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from floq import checkpoint, exported
+from floq.checkpoint import Checkpoint
+from floq.errors import UserError
+from floq.export import check
+from floq.export.formats import Exportable, Format, check_installed, load, write
+from floq.export.operations import translate
+from floq.export.traced import Traced
+from floq.folders import check_writable, user_path
+from floq.policy import Policy
+from floq.progress import Display
+from floq.run import Run
+from floq.versions import version
+
+DEFAULT = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # folders of the run
+
+
+def export_run(
+    run_dir: str,
+    step: int | None = None,
+    out: str | None = None,
+    format: Format = "numpy",
+    explore: bool = False,
+    tolerance: float = check.TOLERANCE,
+    overwrite: bool = False,
+    show: bool = True,
+) -> Path:
+    """Write the policy of a checkpoint as a folder, compare it with the agent, and say how long an action takes.
+
+    Args:
+        run_dir: the run's folder.
+        step: which checkpoint; by default the newest.
+        out: the folder to write; by default `export` in the run's, or `export-stablehlo`, `export-onnx`.
+        format: numpy, stablehlo or onnx.
+        explore: the policy with which new experience is made, not the one that is evaluated.
+        tolerance: how far actions may be from the agent's.
+        overwrite: replace what was exported to that folder before.
+        show: print what was written.
+
+    Returns:
+        The folder. It appears when it is complete and its actions are those of the agent, and not before.
+
+    Raises:
+        UserError: there is no such run or checkpoint, it is damaged or diverged, the folder is there already or cannot
+            be written, a package is missing, or the policy computes what cannot be exported.
+        Failed: the exported actions are not the agent's.
+    """
+    if format not in get_args(Format):
+        raise UserError(f"--format={format}: choose {', '.join(get_args(Format))}")
+    if not 0 <= tolerance < 1:
+        raise UserError(f"--tolerance={tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
+    run, display = Run.open(run_dir), Display(show)
+    folder = (run.folder / DEFAULT[format] if out is None else user_path(out)).absolute()
+    _check_free(folder, overwrite)
+    check_installed(format)
+    saved = checkpoint.load(run.folder / "checkpoints", step)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(saved.agent.params)):
+        raise UserError(
+            f"{run_dir} diverged before step {saved.step}, its weights are no numbers: give an earlier --step"
+        )
+    policy = saved.agent.policy
+    traced = Traced.of(policy, saved.sizes[0], explore)
+    exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
+    expected = check.samples(policy, traced, explore)
+    with _appearing(folder) as partial:
+        write(format, exportable, partial)
+        acting = load(format, partial)
+        agreement = check.compare(policy, acting, expected, tolerance)
+        speed = check.milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
+        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+    display.table(
+        f"{run.config.task}, policy of step {saved.step}",
+        {
+            **{name: f"{size / 1000:,.1f} kB" for name, size in files.items()},
+            "actions": _agreed(agreement),
+            "one action": f"{speed:.3g} ms here, median of {check.CALLS}",
+            "in training": f"{_own_speed(policy, expected, explore):.3g} ms (JAX, compiled)",
+        },
+    )
+    display.note(f"  policy      {folder}")
+    return folder
+
+
+def _description(run: Run, saved: Checkpoint, explore: bool) -> dict[str, Any]:
+    agent, chunk = saved.config.agent, saved.config.agent.action_chunk
+    about = {"task": run.config.task, "step": saved.step, "seed": saved.config.seed, "explores": explore}
+    about |= {"critic": agent.critic_name, "actor": agent.actor_name, "floq": version("floq"), "jax": version("jax")}
+    sizes = {"observation_size": saved.sizes[0], "action_size": saved.sizes[1] // chunk, "action_chunk": chunk}
+    return {"about": about, **sizes}
+
+
+def _agreed(agreement: check.Agreement) -> str:
+    text = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
+    if not agreement.ties:
+        return text
+    return f"{text}, but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
+
+
+def _own_speed(policy: Policy, expected: list[check.Sample], explore: bool) -> float:
+    """Of the policy as it is trained and evaluated."""
+    act = policy.explore if explore else policy.act
+    keys = list(jax.random.split(jax.random.key(0), 2 * check.CALLS))
+    return check.milliseconds(lambda sample: np.asarray(act(sample.obs, keys.pop())), expected)
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raises UserError if the folder must not or cannot be written."""
+    check_writable(folder.parent, "give another --out")
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise UserError(f"{folder} exists: give another --out, or --overwrite to replace what was exported there")
+    if not _is_export(folder):
+        raise UserError(f"{folder} was not written by floq export, and is left as it is: give another --out")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether the folder is one that `floq export` made, and nothing was put beside."""
+    known = {*("policy.json", "policy.safetensors", "policy.stablehlo", "policy.onnx", "read_policy.py", "README.txt")}
+    known |= {"__pycache__"}
+    try:
+        described = json.loads((folder / exported.PROGRAM).read_text())
+        return described["format"] == exported.FORMAT and {p.name for p in folder.iterdir()} <= known
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which takes its name, and the place of the one before, when all went well."""
+    partial, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    try:
+        if aside.exists() and not folder.exists():  # a kill came between the two renames below
+            aside.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        partial.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,151 @@
+"""The three ways in which a policy is written, each with the way back: files in a folder, and a function that acts."""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.export
+import numpy as np
+from safetensors.numpy import save
+
+from floq import exported
+from floq.errors import UserError
+from floq.export.operations import Program
+from floq.export.traced import Traced
+
+Format: TypeAlias = Literal["numpy", "stablehlo", "onnx"]
+Acting: TypeAlias = Callable[[np.ndarray, Sequence[np.ndarray]], np.ndarray]  # of an observation and noise
+
+READER, README = "read_policy.py", "README.txt"
+PLATFORMS = ("cpu", "cuda")
+NEEDS = {"numpy": (), "stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A policy, ready to be written."""
+
+    traced: Traced
+    program: Program
+    description: dict[str, Any]  # what policy.json says of it: sizes, where it is from
+
+    @property
+    def act_size(self) -> int:
+        """How many numbers it decides on at once."""
+        return self.description["action_size"] * self.description["action_chunk"]
+
+
+def check_installed(form: Format) -> None:
+    """Raises UserError if a package is missing that writes this format or reads it back."""
+    for package in NEEDS[form]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(f"--format={form} needs {package} ({error}): pip install 'floq[export]'") from error
+
+
+def write(form: Format, policy: Exportable, folder: Path) -> None:
+    """Write the policy's files into an empty folder."""
+    noise = [entry._asdict() for entry in policy.program.noise]
+    document = {"format": exported.FORMAT, "version": exported.VERSION, **policy.description, "noise": noise}
+    text = json.dumps(document, indent=2, allow_nan=False)
+    if form == "numpy":
+        text = _with_program(text, policy.program)
+        (folder / exported.TENSORS).write_bytes(save(policy.program.tensors))  # save_file hides it from other users
+        (folder / READER).write_text(inspect.getsource(exported), encoding="utf-8")
+    elif form == "stablehlo":
+        (folder / "policy.stablehlo").write_bytes(_stablehlo(policy))
+    else:
+        from floq.export.onnx_graph import onnx_model
+
+        described = f"{policy.description['about']['task']}, exported by floq"
+        model = onnx_model(policy.program, policy.traced.obs_size, policy.act_size, described)
+        (folder / "policy.onnx").write_bytes(model.SerializeToString())
+    (folder / exported.PROGRAM).write_text(text + "\n", encoding="utf-8")
+    (folder / README).write_text(_readme(form, policy), encoding="utf-8")
+
+
+def load(form: Format, folder: Path) -> Acting:
+    """The policy that was written there, as it will be read elsewhere."""
+    if form == "numpy":
+        policy = exported.load_policy(folder)
+        return lambda obs, noise: policy.act(obs, noise=noise)
+    if form == "stablehlo":
+        call = jax.jit(jax.export.deserialize(bytearray((folder / "policy.stablehlo").read_bytes())).call)
+        return lambda obs, noise: np.asarray(call(obs, *noise))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "policy.onnx", providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda obs, noise: np.asarray(session.run(None, dict(zip(names, (obs, *noise), strict=True)))[0])
+
+
+def _with_program(text: str, program: Program) -> str:
+    """The document with the program, a line for each operation."""
+    lines = ",\n".join(f"    {json.dumps(line)}" for line in program.lines)
+    return f'{text.removesuffix("}").rstrip()},\n  "program": [\n{lines}\n  ]\n}}'
+
+
+def _stablehlo(policy: Exportable) -> bytes:
+    shapes = [(policy.traced.obs_size,), *(noise.shape for noise in policy.program.noise)]
+    specs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    return bytes(jax.export.export(jax.jit(policy.traced.act), platforms=PLATFORMS)(*specs).serialize())
+
+
+def _readme(form: Format, policy: Exportable) -> str:
+    return "\n".join([*_described(policy), "", *USAGE[form], "", *FRAME]) + "\n"
+
+
+def _described(policy: Exportable) -> list[str]:
+    about, d = policy.description["about"], policy.description
+    draws = [f"noise.{i} {list(noise.shape)} {noise.distribution}" for i, noise in enumerate(policy.program.noise)]
+    return [
+        f"A policy for {about['task']}, step {about['step']}, exported by floq {about['floq']}.",
+        "",
+        f"observation  {d['observation_size']} numbers (float32), as the environment gave them in training",
+        f"action       {d['action_size']} numbers in [-1, 1]"
+        + (f", {d['action_chunk']} actions at once, laid end to end" if d["action_chunk"] > 1 else ""),
+        f"noise        {', '.join(draws) or 'none'}",
+    ]
+
+
+USAGE: dict[Format, list[str]] = {
+    "numpy": [
+        "policy.json        the operations",
+        "policy.safetensors the arrays",
+        "read_policy.py     loads and runs them; needs Python and NumPy. It is floq/exported.py",
+        "",
+        "    import numpy as np",
+        "    from read_policy import load_policy",
+        "",
+        "    policy = load_policy('.')",
+        "    action = policy.act(observation, np.random.default_rng(0))",
+    ],
+    "stablehlo": [
+        "policy.stablehlo  for jax.export, on CPU or an NVIDIA GPU; needs jax and flatbuffers",
+        "policy.json       sizes and noise",
+        "",
+        "    import pathlib, jax.export",
+        "",
+        "    policy = jax.export.deserialize(bytearray(pathlib.Path('policy.stablehlo').read_bytes())).call",
+        "    action = policy(observation, *noise)",
+    ],
+    "onnx": [
+        "policy.onnx  opset 18; inputs observation, noise.0, noise.1, ...; output action",
+        "policy.json  sizes and noise",
+        "",
+        "    import onnxruntime",
+        "",
+        "    session = onnxruntime.InferenceSession('policy.onnx')",
+        "    (action,) = session.run(None, {'observation': observation, 'noise.0': noise})",
+    ],
+}
+FRAME = [
+    "Noise is drawn anew for every action: normal is N(0, 1), uniform is in [0, 1). Where an environment's actions are",
+    "not in [-1, 1], floq scaled them in training: -1 is the lower bound of each, 1 the upper.",
+]

@@ -1,0 +1,289 @@
+"""A traced policy as the operations of `floq.exported`; what depends on no observation and no noise is computed now."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+from floq.errors import UserError
+from floq.export.traced import Noise, Traced, Visitor, walk
+from floq.exported import DTYPES, OPERATIONS, PolicyError, Type
+
+
+@dataclass(frozen=True)
+class Program:
+    """What `policy.json` and `policy.safetensors` say of a policy's computation."""
+
+    lines: list[list[Any]]  # [operation, inputs, parameters], see `floq.exported`
+    tensors: dict[str, np.ndarray]
+    noise: list[Noise]
+
+
+class Known(NamedTuple):
+    """A value that depends on nothing; with a name if it is one of the policy's own arrays."""
+
+    array: np.ndarray
+    name: str | None = None
+
+    @property
+    def type(self) -> Type:
+        return Type(self.array.shape, str(self.array.dtype))
+
+
+class Computed(NamedTuple):
+    """A value that depends on the observation or the noise: what it is called, or the line that makes it."""
+
+    name: str | int
+    type: Type
+
+
+Value: TypeAlias = Known | Computed
+HIDDEN = object()  # a random key, and what was made of one by other means than a draw
+
+
+def translate(traced: Traced) -> Program:
+    """The program of a traced policy.
+
+    Raises:
+        UserError: it computes something for which there is no operation.
+    """
+    writer = _Writer()
+    leaves = [Known(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
+    observation = Computed("observation", Type((traced.obs_size,), "float32"))
+    (action,) = walk(traced.program, [*leaves, observation, HIDDEN], writer)
+    if action is HIDDEN:
+        raise UserError(
+            "this actor draws random numbers with a function that floq export does not know: use jax.random.normal or "
+            "uniform, or others that are made of them"
+        )
+    if not isinstance(action.name, int):  # it depends on nothing, or is what was put in
+        writer.line("reshape", [action], action.type.shape)
+        return _tidy(writer, len(writer.lines) - 1)
+    return _tidy(writer, action.name)
+
+
+@dataclass
+class _Writer(Visitor):
+    """Writes lines for the primitives that it is shown, unless all their inputs are known."""
+
+    lines: list[tuple[str, list[Value], list[Any]]] = field(default_factory=list)
+    noise: list[Noise] = field(default_factory=list)
+
+    def draw(self, noise: Noise, sample: Any) -> Computed:
+        self.noise.append(noise)
+        return Computed(f"noise.{len(self.noise) - 1}", Type(noise.shape, "float32"))
+
+    def primitive(self, equation: Any, inputs: list[Any]) -> list[Any]:
+        if any(x is HIDDEN for x in inputs):
+            return [HIDDEN] * len(equation.outvars)
+        pairs = zip(equation.invars, inputs, strict=True)
+        given = [x if isinstance(x, Known | Computed) else Known(np.asarray(x, atom.aval.dtype)) for atom, x in pairs]
+        if all(isinstance(x, Known) for x in given):
+            return _computed_now(equation, given)
+        name = equation.primitive.name
+        if name in UNCHANGED:
+            return list(given)
+        if name not in TRANSLATIONS:
+            raise UserError(f"this policy computes {name!r}, for which exported policies have no operation")
+        try:
+            made = TRANSLATIONS[name](self, given, equation.params)
+        except PolicyError as error:
+            raise UserError(f"this policy computes {name!r} in a way that exported policies cannot: {error}") from error
+        return made if isinstance(made, list) else [made]
+
+    def line(self, operation: str, inputs: list[Any], parameters: Iterable[Any] = ()) -> Computed:
+        """Write a line; its type is what the reader's own rule says."""
+        numbers = list(parameters)
+        made = OPERATIONS[operation].types([x.type for x in inputs], numbers)
+        if foreign := {x.dtype for x in (made, *(x.type for x in inputs))} - set(DTYPES.values()):
+            raise PolicyError(f"it is of dtype {foreign.pop()}")
+        self.lines.append((operation, inputs, numbers))
+        return Computed(len(self.lines) - 1, made)
+
+    def arithmetic(self, operation: str, a: Value, b: Value) -> Value:
+        """An operation with two inputs, left out where it would do nothing: observations that are not normalised are
+        divided by 1."""
+        neutral = {"add": 0, "subtract": 0, "multiply": 1, "divide": 1}.get(operation)
+        pairs = [(a, b), (b, a)] if operation in ("add", "multiply") else [(a, b)]
+        for kept, other in pairs:
+            spread = np.broadcast_shapes(a.type.shape, b.type.shape) != kept.type.shape
+            if isinstance(other, Known) and (other.array == neutral).all() and not spread:
+                return kept
+        return self.line(operation, [a, b])
+
+    def reshape(self, x: Value, shape: Iterable[int]) -> Value:
+        shape = [int(n) for n in shape]
+        if x.type.shape == tuple(shape):
+            return x
+        return Known(np.reshape(x.array, shape)) if isinstance(x, Known) else self.line("reshape", [x], shape)
+
+    def transpose(self, x: Value, axes: Iterable[int]) -> Value:
+        axes = [int(axis) for axis in axes]
+        if axes == sorted(axes):
+            return x
+        return Known(np.transpose(x.array, axes)) if isinstance(x, Known) else self.line("transpose", [x], axes)
+
+    def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Computed:
+        return self.line("slice", [x], [[int(a), int(b)] for a, b in zip(starts, ends, strict=True)])
+
+
+def _computed_now(equation: Any, given: list[Any]) -> list[Known]:
+    outputs = equation.primitive.bind(*(jnp.asarray(x.array) for x in given), **equation.params)
+    return [Known(np.asarray(x)) for x in (outputs if equation.primitive.multiple_results else [outputs])]
+
+
+def _tidy(writer: _Writer, last: int) -> Program:
+    """What `last` needs, with lines and tensors numbered anew, and equal tensors stored once."""
+    needed, numbers = {last}, {}
+    for number in range(last, -1, -1):
+        if number in needed:
+            needed |= {x.name for x in writer.lines[number][1] if isinstance(x, Computed) and isinstance(x.name, int)}
+    names: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, np.ndarray] = {}
+
+    def reference(value: Value) -> str | int:
+        if isinstance(value, Computed):
+            return numbers.get(value.name, value.name)
+        content = (*value.type, value.array.tobytes())
+        if content not in names:
+            names[content] = value.name or f"constant.{sum(name.startswith('constant.') for name in tensors)}"
+            tensors[names[content]] = np.array(value.array, order="C")
+        return names[content]
+
+    lines = []
+    for number in sorted(needed):
+        operation, inputs, parameters = writer.lines[number]
+        lines.append([operation, [reference(x) for x in inputs], parameters])
+        numbers[number] = len(lines) - 1
+    return Program(lines, tensors, writer.noise)
+
+
+# --- what becomes of each primitive ---
+
+Translation: TypeAlias = Callable[[_Writer, list[Any], dict[str, Any]], Value | list[Value]]
+ONE = Known(np.ones((), np.float32))
+
+
+def _matmul(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    """Any product of two arrays as one of matrices, with what they share as leading axes."""
+    (a, b), ((a_sum, b_sum), (a_batch, b_batch)) = given, p["dimension_numbers"]
+    a_own, b_own = (
+        [axis for axis in range(len(x.type.shape)) if axis not in (*summed, *batch)]
+        for x, summed, batch in ((a, a_sum, a_batch), (b, b_sum, b_batch))
+    )
+    sizes = lambda x, axes: [x.type.shape[axis] for axis in axes]  # noqa: E731
+    batch, rows, columns = sizes(a, a_batch), sizes(a, a_own), sizes(b, b_own)
+    length = math.prod(sizes(a, a_sum))
+    lead = [*batch, math.prod(rows)] if rows or batch else []
+    left = w.reshape(w.transpose(a, [*a_batch, *a_own, *a_sum]), [*lead, length])
+    right = w.reshape(w.transpose(b, [*b_batch, *b_sum, *b_own]), [*batch, length, math.prod(columns)])
+    return w.reshape(w.line("matmul", [left, right]), [*batch, *rows, *columns])
+
+
+def _broadcast(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    axes = [int(axis) for axis in p["broadcast_dimensions"]]
+    spread = [given[0].type.shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(p["shape"]))]
+    x = w.reshape(given[0], spread)
+    return x if spread == list(p["shape"]) else w.line("broadcast", [x], map(int, p["shape"]))
+
+
+def _power(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    (x,), exponent = given, abs(p["y"])
+    product = x if exponent else ONE
+    for _ in range(exponent - 1):
+        product = w.line("multiply", [product, x])
+    return product if p["y"] >= 0 else w.line("divide", [ONE, product])
+
+
+def _slice(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    if any(stride != 1 for stride in p["strides"] or ()):
+        raise PolicyError("it skips elements")
+    return w.slice(given[0], p["start_indices"], p["limit_indices"])
+
+
+def _dynamic_slice(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    (x, *starts), sizes = given, [int(n) for n in p["slice_sizes"]]
+    if not all(isinstance(start, Known) for start in starts):
+        return w.line("window", [x, *starts], sizes)
+    ends = [min(max(int(a.array), 0), n - k) + k for a, n, k in zip(starts, x.type.shape, sizes, strict=True)]
+    return w.slice(x, [end - size for end, size in zip(ends, sizes, strict=True)], ends)
+
+
+def _split(w: _Writer, given: list[Any], p: dict[str, Any]) -> list[Value]:
+    (x,), parts, begin = given, [], 0
+    for size in p["sizes"]:
+        ranges = [[0, n] for n in x.type.shape]
+        ranges[p["axis"]] = [begin, begin + size]
+        parts.append(w.slice(x, *zip(*ranges, strict=True)))
+        begin += size
+    return parts
+
+
+def _stack(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    widened = [w.reshape(x, [*x.type.shape[: p["axis"]], 1, *x.type.shape[p["axis"] :]]) for x in given]
+    return w.line("concatenate", widened, [p["axis"]])
+
+
+def _select(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    which, *cases = given
+    if len(cases) != 2:
+        raise PolicyError("there are more than two cases")
+    return w.line("select", [which, cases[1], cases[0]])
+
+
+def _cast(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    dtype = str(p["new_dtype"])
+    return given[0] if given[0].type.dtype == dtype else w.line("cast", given, [dtype])
+
+
+def _logistic(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    return w.line("divide", [ONE, w.line("add", [ONE, w.line("exp", [w.line("negative", given)])])])
+
+
+def _as(operation: str, *parameters: str) -> Translation:
+    """The operation of that name, with parameters of the primitive."""
+
+    def translation(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+        return w.line(operation, given, [int(n) for name in parameters for n in np.atleast_1d(p[name])])
+
+    return translation
+
+
+def _arithmetic(operation: str) -> Translation:
+    return lambda w, given, p: w.arithmetic(operation, *given)
+
+
+UNCHANGED = ("copy", "stop_gradient", "optimization_barrier")
+TRANSLATIONS: dict[str, Translation] = {
+    **{name: _as(name) for name in ("exp", "log", "log1p", "tanh", "cos", "sin", "sqrt", "erf", "sign")},
+    **{"neg": _as("negative"), "abs": _as("absolute"), "max": _as("maximum"), "min": _as("minimum")},
+    **{"add": _arithmetic("add"), "sub": _arithmetic("subtract")},
+    **{"mul": _arithmetic("multiply"), "div": _arithmetic("divide"), "add_any": _arithmetic("add")},
+    **{"lt": _as("less"), "le": _as("less_equal"), "gt": _as("greater"), "ge": _as("greater_equal")},
+    **{"eq": _as("equal"), "ne": _as("not_equal")},
+    **{"not": _as("logical_not"), "and": _as("logical_and"), "or": _as("logical_or")},
+    "square": lambda w, given, p: w.line("multiply", [given[0], given[0]]),
+    "rsqrt": lambda w, given, p: w.line("divide", [ONE, w.line("sqrt", given)]),
+    "integer_pow": _power,
+    "logistic": _logistic,
+    "clamp": lambda w, given, p: w.line("minimum", [w.line("maximum", [given[0], given[1]]), given[2]]),
+    "select_n": _select,
+    "dot_general": _matmul,
+    **{"reduce_sum": _as("sum", "axes"), "reduce_max": _as("max", "axes"), "reduce_min": _as("min", "axes")},
+    "argmax": _as("argmax", "axes"),
+    "reshape": lambda w, given, p: w.reshape(given[0], p["new_sizes"]),
+    "squeeze": lambda w, given, p: w.reshape(
+        given[0], [n for axis, n in enumerate(given[0].type.shape) if axis not in p["dimensions"]]
+    ),
+    "broadcast_in_dim": _broadcast,
+    "transpose": lambda w, given, p: w.transpose(given[0], p["permutation"]),
+    "concatenate": _as("concatenate", "dimension"),
+    "stack": _stack,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "split": _split,
+    "convert_element_type": _cast,
+}

@@ -1,0 +1,446 @@
+"""Load a policy that `floq export` wrote, and act with it. This file needs NumPy alone, and may be copied anywhere.
+
+    policy = load_policy("RUN_DIR/export")
+    action = policy.act(observation, np.random.default_rng(0))
+
+`policy.json` holds a list of operations on arrays, `policy.safetensors` the arrays. Neither is ever run as code: every
+operation is one of `OPERATIONS`, and the shape and size of all that it will make are known before the first array is
+allocated. So a stranger's policy can be wrong, and slow, and no worse. A copy of this file that came along with one can
+be worse: take it from a floq that you trust.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PROGRAM, TENSORS = "policy.json", "policy.safetensors"
+FORMAT, VERSION = "floq policy", 1
+MAX_JSON, MAX_OPERATIONS, MAX_DIMS = 2**25, 200_000, 8
+MEMORY = 2**31  # bytes that the arrays of a policy may take, by default
+DTYPES = {"F32": "float32", "I32": "int32", "BOOL": "bool"}  # as safetensors calls them, and NumPy
+
+
+class PolicyError(ValueError):
+    """These files are not a policy that can be loaded; one line says why."""
+
+
+class Type(NamedTuple):
+    """What is known of an array before it is there."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Operation(NamedTuple):
+    """What an operation does, and what it makes of which types; `parameters` are the numbers beside its inputs."""
+
+    inputs: int | None  # how many; None for any number but none
+    types: Callable[[list[Type], list[Any]], Type]
+    function: Callable[[list[Any]], Callable[..., Any]]
+
+
+# --- acting ---
+
+
+class Policy:
+    """A policy that acts for one observation at a time.
+
+    `observation_size` and `action_size` are how many numbers those have, `action_chunk` is how many actions it decides
+    on at once, `noise` says which noise it draws for that (distribution and shape of each array), `about` where it is
+    from.
+    """
+
+    def __init__(self, document: Mapping[str, Any], tensors: Mapping[str, np.ndarray], memory: int = MEMORY):
+        """A policy from what its two files hold; `load_policy` reads them. Raises PolicyError."""
+        _need(document.get("format") == FORMAT, f"its format is not {FORMAT!r}")
+        _need(document.get("version") == VERSION, f"its version is {document.get('version')!r}, not {VERSION}")
+        _need("program" in document, "it has no program: it describes a policy in another format")
+        sizes = [document.get(name, 0) for name in ("observation_size", "action_size", "action_chunk")]
+        _need(all(type(size) is int and 0 < size < 2**24 for size in sizes), "its sizes are not whole numbers above 0")
+        self.observation_size, self.action_size, self.action_chunk = sizes
+        self.about: dict[str, Any] = dict(_of(document.get("about", {}), dict, "about"))
+        self.noise = [_noise(entry) for entry in _of(document.get("noise"), list, "noise")]
+        self._rng = np.random.default_rng()
+
+        types = {name: Type(array.shape, str(array.dtype)) for name, array in tensors.items()}
+        inputs = {"observation": Type((self.observation_size,), "float32")}
+        inputs |= {f"noise.{i}": Type(shape, "float32") for i, (_, shape) in enumerate(self.noise)}
+        _need(not types.keys() & inputs.keys(), "a tensor has the name of an input")
+        self._tensors = list(tensors.values())
+        self._steps, made = _compiled(_of(document["program"], list, "program"), types | inputs, memory)
+        wanted = Type((self.action_size * self.action_chunk,), "float32")
+        _need(made == wanted, f"its program makes {made}, and not an action, {wanted}")
+
+    def draw(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Noise for one action."""
+        draws = {"normal": rng.standard_normal, "uniform": rng.random}
+        return [draws[distribution](shape, dtype=np.float32) for distribution, shape in self.noise]
+
+    def act(
+        self,
+        observation: Any,
+        rng: np.random.Generator | None = None,
+        noise: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """One action in [-1, 1], or `action_chunk` of them laid end to end.
+
+        Args:
+            observation: `observation_size` numbers, as the environment gave them in training.
+            rng: draws the noise; by default a generator that the system seeded when the policy was loaded.
+            noise: the noise itself, shaped as `noise` says, for an action that can be repeated exactly.
+
+        Raises:
+            ValueError: the observation or the noise has another shape, or numbers in it or the action are not finite.
+        """
+        with np.errstate(all="ignore"):
+            values: list[Any] = [*self._tensors, _array("the observation", observation, (self.observation_size,))]
+            if noise is None:
+                values += self.draw(self._rng if rng is None else rng)
+            elif len(noise) != len(self.noise):
+                raise ValueError(f"{len(noise)} arrays of noise were given; this policy takes {len(self.noise)}")
+            else:
+                values += [_array(f"noise {i}", noise[i], shape) for i, (_, shape) in enumerate(self.noise)]
+            for function, slots, dead in self._steps:
+                values.append(function(*[values[slot] for slot in slots]))
+                for slot in dead:
+                    values[slot] = None
+        action = np.array(values[-1])
+        if not np.isfinite(action).all():
+            raise ValueError(
+                "the action is not finite: is the observation far from all that the policy was trained on?"
+            )
+        return action
+
+    def controller(self, seed: int | None = None) -> "Controller":
+        """What a control loop calls once per step; see `Controller`."""
+        return Controller(self, seed)
+
+
+class Controller:
+    """Hands out one action per call. A policy that decides on several actions at once is asked for the next ones when
+    those are used up, and the observations in between are not looked at. `reset` at the start of an episode."""
+
+    def __init__(self, policy: Policy, seed: int | None = None):
+        self._policy, self._rng = policy, np.random.default_rng(seed)
+        self._left: list[np.ndarray] = []
+
+    def reset(self) -> None:
+        """Forget the actions that are left."""
+        self._left = []
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        """The next action, `action_size` numbers in [-1, 1]. Raises ValueError as `Policy.act` does."""
+        if not self._left:
+            chunk = self._policy.act(observation, self._rng)
+            self._left = list(chunk.reshape(self._policy.action_chunk, self._policy.action_size))
+        return self._left.pop(0)
+
+
+def _array(what: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(given, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} is not an array of numbers") from error
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {array.shape}; this policy takes {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} has numbers that are not finite, the first at {np.argwhere(~np.isfinite(array))[0]}")
+    return array
+
+
+# --- operations ---
+
+
+def _elementwise(*dtypes: str, makes: str | None = None) -> Callable[[list[Type], list[Any]], Type]:
+    def types(inputs: list[Type], parameters: list[Any]) -> Type:
+        _need(not parameters and inputs[0].dtype in dtypes, "wrong parameters or dtype")
+        _need(len({x.dtype for x in inputs}) == 1, "mixed dtypes")
+        return Type(np.broadcast_shapes(*(x.shape for x in inputs)), makes or inputs[0].dtype)
+
+    return types
+
+
+def _select(inputs: list[Type], parameters: list[Any]) -> Type:
+    _need(inputs[0].dtype == "bool" and inputs[1].dtype == inputs[2].dtype and not parameters, "wrong dtypes")
+    return Type(np.broadcast_shapes(*(x.shape for x in inputs)), inputs[1].dtype)
+
+
+def _matmul(inputs: list[Type], parameters: list[Any]) -> Type:
+    a, b = inputs
+    _need(a.dtype == b.dtype == "float32" and not parameters, "wrong parameters or dtype")
+    _need(len(b.shape) >= 2 and a.shape[-1:] == b.shape[-2:-1], "shapes do not fit")
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return Type((*batch, *a.shape[-2:-1], *b.shape[-1:]), "float32")
+
+
+def _reduced(makes: str | None = None, most: int = MAX_DIMS) -> Callable[[list[Type], list[Any]], Type]:
+    def types(inputs: list[Type], parameters: list[Any]) -> Type:
+        (x,), axes = inputs, _numbers(parameters, len(inputs[0].shape))
+        _need(len(set(axes)) == len(axes) <= most and axes and x.dtype == "float32", "wrong axes or dtype")
+        _need(all(x.shape[axis] > 0 for axis in axes), "nothing to reduce")
+        return Type(tuple(n for axis, n in enumerate(x.shape) if axis not in axes), makes or x.dtype)
+
+    return types
+
+
+def _reshape(inputs: list[Type], parameters: list[Any]) -> Type:
+    shape = _shape(parameters)
+    _need(math.prod(shape) == math.prod(inputs[0].shape), "shapes do not fit")
+    return Type(shape, inputs[0].dtype)
+
+
+def _broadcast(inputs: list[Type], parameters: list[Any]) -> Type:
+    shape = _shape(parameters)
+    _need(np.broadcast_shapes(inputs[0].shape, shape) == shape, "shapes do not fit")
+    return Type(shape, inputs[0].dtype)
+
+
+def _transpose(inputs: list[Type], parameters: list[Any]) -> Type:
+    shape = inputs[0].shape
+    _need(sorted(_numbers(parameters, len(shape))) == list(range(len(shape))), "not a permutation")
+    return Type(tuple(shape[axis] for axis in parameters), inputs[0].dtype)
+
+
+def _concatenate(inputs: list[Type], parameters: list[Any]) -> Type:
+    shape = inputs[0].shape
+    _need(len(parameters) == 1 and len({x.dtype for x in inputs}) == 1, "wrong parameters or mixed dtypes")
+    (axis,) = _numbers(parameters, len(shape))
+    around = {(len(x.shape), x.shape[:axis], x.shape[axis + 1 :]) for x in inputs}
+    _need(len(around) == 1, "shapes do not fit")
+    return Type((*shape[:axis], sum(x.shape[axis] for x in inputs), *shape[axis + 1 :]), inputs[0].dtype)
+
+
+def _slice(inputs: list[Type], parameters: list[Any]) -> Type:
+    x, ranges = inputs[0], [_numbers(_of(pair, list, "a range")) for pair in parameters]
+    _need(len(ranges) == len(x.shape) and all(len(pair) == 2 for pair in ranges), "a range for each axis is wanted")
+    _need(all(a <= b <= n for (a, b), n in zip(ranges, x.shape, strict=True)), "out of range")
+    return Type(tuple(b - a for a, b in ranges), x.dtype)
+
+
+def _window(inputs: list[Type], parameters: list[Any]) -> Type:
+    (x, *starts), sizes = inputs, _shape(parameters)
+    _need(all(start == Type((), "int32") for start in starts), "starts are not whole numbers")
+    _need(len(starts) == len(sizes) == len(x.shape), "shapes do not fit")
+    _need(all(size <= n for size, n in zip(sizes, x.shape, strict=True)), "out of range")
+    return Type(sizes, x.dtype)
+
+
+def _cut_window(sizes: list[int]) -> Callable[..., np.ndarray]:
+    def cut(x: np.ndarray, *starts: np.ndarray) -> np.ndarray:
+        first = [min(max(int(start), 0), n - size) for start, n, size in zip(starts, x.shape, sizes, strict=True)]
+        return x[tuple(slice(a, a + size) for a, size in zip(first, sizes, strict=True))]
+
+    return cut
+
+
+def _cast(inputs: list[Type], parameters: list[Any]) -> Type:
+    _need(len(parameters) == 1 and parameters[0] in DTYPES.values(), "unknown dtype")
+    return Type(inputs[0].shape, parameters[0])
+
+
+_NODES = np.linspace(-6.0, 6.0, 3073)
+_ERF = np.array([math.erf(x) for x in _NODES])
+_SLOPE = 2.0 / math.sqrt(math.pi) * np.exp(-_NODES * _NODES)
+
+
+def _erf(x: Any) -> np.ndarray:
+    """The error function, within 1e-10: NumPy has none. Three terms of Taylor's series from the nearest node."""
+    x = np.clip(np.asarray(x, np.float64), -6.0, 6.0)
+    nearest = np.rint(np.where(np.isnan(x), 0.0, x + 6.0) * 256.0).astype(np.int64)
+    a = _NODES[nearest]
+    h = x - a
+    return (_ERF[nearest] + _SLOPE[nearest] * h * (1.0 - h * (a - h * (2.0 * a * a - 1.0) / 3.0))).astype(np.float32)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[[list[Any]], Callable[..., Any]]:
+    return lambda parameters: function
+
+
+_REAL, _NUMBER, _TRUTH = ("float32",), ("float32", "int32"), ("bool",)
+_UNARY = {f.__name__: f for f in (np.exp, np.log, np.log1p, np.tanh, np.cos, np.sin, np.sqrt)} | {"erf": _erf}
+_BINARY = {f.__name__: f for f in (np.add, np.subtract, np.multiply, np.maximum, np.minimum)}
+_COMPARE = {f.__name__: f for f in (np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal)}
+OPERATIONS: dict[str, Operation] = {
+    **{name: Operation(1, _elementwise(*_REAL), _plain(f)) for name, f in _UNARY.items()},
+    **{f.__name__: Operation(1, _elementwise(*_NUMBER), _plain(f)) for f in (np.negative, np.absolute, np.sign)},
+    **{name: Operation(2, _elementwise(*_NUMBER), _plain(f)) for name, f in _BINARY.items()},
+    "divide": Operation(2, _elementwise(*_REAL), _plain(np.divide)),
+    **{name: Operation(2, _elementwise(*_NUMBER, makes="bool"), _plain(f)) for name, f in _COMPARE.items()},
+    "logical_not": Operation(1, _elementwise(*_TRUTH), _plain(np.logical_not)),
+    **{f.__name__: Operation(2, _elementwise(*_TRUTH), _plain(f)) for f in (np.logical_and, np.logical_or)},
+    "select": Operation(3, _select, _plain(np.where)),
+    "matmul": Operation(2, _matmul, _plain(np.matmul)),
+    "sum": Operation(1, _reduced(), lambda axes: lambda x: np.add.reduce(x, axis=tuple(axes))),
+    "max": Operation(1, _reduced(), lambda axes: lambda x: np.maximum.reduce(x, axis=tuple(axes))),
+    "min": Operation(1, _reduced(), lambda axes: lambda x: np.minimum.reduce(x, axis=tuple(axes))),
+    "argmax": Operation(
+        1, _reduced("int32", most=1), lambda axes: lambda x: np.argmax(x, axis=axes[0]).astype(np.int32)
+    ),
+    "reshape": Operation(1, _reshape, lambda shape: lambda x: np.reshape(x, shape)),
+    "broadcast": Operation(1, _broadcast, lambda shape: lambda x: np.broadcast_to(x, shape)),
+    "transpose": Operation(1, _transpose, lambda axes: lambda x: np.transpose(x, axes)),
+    "concatenate": Operation(None, _concatenate, lambda axis: lambda *xs: np.concatenate(xs, axis[0])),
+    "slice": Operation(1, _slice, lambda ranges: lambda x: x[tuple(slice(a, b) for a, b in ranges)]),
+    "window": Operation(None, _window, _cut_window),
+    "cast": Operation(1, _cast, lambda dtype: lambda x: x.astype(dtype[0])),
+}
+
+
+def _compiled(program: list[Any], types: dict[str, Type], memory: int) -> tuple[list[tuple[Any, ...]], Type]:
+    """Each line of a program as a function, the slots of its inputs, and the slots that nobody reads after it; and what
+    the last line makes. A line is [operation, inputs, parameters]; an input is the name of a tensor, `observation` or
+    `noise.i`, or the number of an earlier line."""
+    _need(0 < len(program) <= MAX_OPERATIONS, f"its program has {len(program)} lines, not 1 to {MAX_OPERATIONS}")
+    slots: dict[Any, int] = {name: slot for slot, name in enumerate(types)}
+    known, last_read, lines = list(types.values()), {}, []
+    for number, line in enumerate(program):
+        try:
+            name, inputs, parameters = _of(line, list, "a line")
+            _need(type(name) is str and name in OPERATIONS, f"unknown operation {str(name)[:40]!r}")
+            operation, own = OPERATIONS[name], [slots[x] for x in _of(inputs, list, "its inputs")]
+            _need(len(own) > 0 and operation.inputs in (None, len(own)), "wrong number of inputs")
+            made = operation.types([known[slot] for slot in own], _of(parameters, list, "its parameters"))
+            _need(len(made.shape) <= MAX_DIMS and made.bytes <= memory, f"{made} is too large")
+        except (ValueError, TypeError, KeyError) as error:
+            raise PolicyError(f"line {number} of its program: {_short(error)}") from error
+        lines.append((operation.function(parameters), own))
+        last_read |= dict.fromkeys(own, number)
+        slots[number] = len(known)
+        known.append(made)
+    steps, live = [], sum(x.bytes for x in types.values())
+    for number, (function, own) in enumerate(lines):
+        dead = [slot for slot in dict.fromkeys(own) if slot >= len(types) and last_read[slot] == number]
+        live += known[len(types) + number].bytes
+        _need(live <= memory, f"it would take more than {memory / 2**30:.3g} GiB of memory")
+        live -= sum(known[slot].bytes for slot in dead)
+        steps.append((function, tuple(own), tuple(dead)))
+    return steps, known[-1]
+
+
+# --- files ---
+
+
+def load_policy(folder: str | Path, memory: int = MEMORY) -> Policy:
+    """The policy that `floq export` wrote into a folder.
+
+    Args:
+        folder: holds `policy.json` and `policy.safetensors`.
+        memory: bytes that its arrays and what is computed from them may take.
+
+    Raises:
+        PolicyError: the files are missing, damaged, or would take more memory.
+    """
+    folder = Path(folder)
+    try:
+        document = _of(_json(_read(folder / PROGRAM, MAX_JSON)), dict, "the file")
+        return Policy(document, _tensors(_read(folder / TENSORS, memory)), memory)
+    except PolicyError as error:
+        raise PolicyError(f"{folder} holds no policy that can be loaded: {error}") from error
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        _need(path.is_file(), f"there is no file {path.name}")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise PolicyError(f"{path.name} cannot be read ({error.strerror})") from error
+    _need(len(content) <= most, f"{path.name} is larger than {most:,} bytes")
+    return content
+
+
+def _tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file: 8 bytes that say how long its JSON header is, the header, arrays end to end."""
+    length = int.from_bytes(content[:8], "little")
+    _need(len(content) >= 8 and length <= min(len(content) - 8, MAX_JSON), f"{TENSORS} is cut off")
+    header, start = _of(_json(content[8 : 8 + length]), dict, "the header"), 8 + length
+    header.pop("__metadata__", None)
+    arrays, expected = {}, 0
+    for name, entry in header.items():
+        _need(str(_of(entry, dict, "a tensor").get("dtype")) in DTYPES, f"tensor {name[:40]!r} has an unknown dtype")
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
+        kind, (begin, end) = Type(_shape(entry.get("shape")), DTYPES[entry["dtype"]]), _offsets(entry)
+        _need(begin == expected and end - begin == kind.bytes, f"tensor {name[:40]!r} does not lie where it should")
+        _need(start + end <= len(content), f"{TENSORS} is cut off")
+        flat = np.frombuffer(content, kind.dtype, math.prod(kind.shape), start + begin)
+        arrays[name], expected = np.require(flat.reshape(kind.shape), requirements="A"), end
+    _need(start + expected == len(content), f"{TENSORS} has bytes that belong to no tensor")
+    return arrays
+
+
+def _offsets(entry: dict[str, Any]) -> tuple[int, ...]:
+    offsets = _numbers(_of(entry.get("data_offsets"), list, "the offsets"))
+    _need(len(offsets) == 2, "a tensor has a begin and an end")
+    return tuple(offsets)
+
+
+def _noise(entry: Any) -> tuple[str, tuple[int, ...]]:
+    """The distribution of an array of noise, and its shape."""
+    entry = _of(entry, dict, "noise")
+    _need(entry.get("distribution") in ("normal", "uniform"), "noise is neither normal nor uniform")
+    return entry["distribution"], _shape(entry.get("shape"))
+
+
+def _json(content: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise PolicyError(f"{constant} is no number of JSON")
+
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=refuse)
+    except PolicyError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"damaged JSON ({_short(error)})") from error
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    shape = tuple(_numbers(_of(given, list, "a shape")))
+    _need(len(shape) <= MAX_DIMS, f"more than {MAX_DIMS} dimensions")
+    return shape
+
+
+def _numbers(given: list[Any], below: int = 2**40) -> list[int]:
+    _need(all(type(n) is int and 0 <= n < below for n in given), "a number is no whole number, or out of range")
+    return given
+
+
+def _of(value: Any, kind: type, what: str) -> Any:
+    _need(type(value) is kind, f"{what} is no {kind.__name__}")
+    return value
+
+
+def _need(condition: object, message: str) -> None:
+    if not condition:
+        raise PolicyError(message)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def main() -> None:
+    """Say what a policy is, and how long an action takes here: `python read_policy.py [FOLDER]`."""
+    policy = load_policy(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)
+    seconds = []
+    for _ in range(100):
+        begin = time.perf_counter()
+        policy.act(np.zeros(policy.observation_size))
+        seconds.append(time.perf_counter() - begin)
+    print("\n".join(f"{name:<12} {value}" for name, value in policy.about.items()))
+    print(f"observation  {policy.observation_size} numbers")
+    print(f"action       {policy.action_size} numbers, actions decided on at once: {policy.action_chunk}")
+    print(f"time         {1000 * sorted(seconds)[50]:.3f} ms per action")
+
+
+if __name__ == "__main__":
+    main()
