@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from floq import envs
@@ -29,7 +29,7 @@ class Entry:
 
     @property
     def finished(self) -> list[Run | None]:
-        """The runs that have ended, None where one has not."""
+        """The runs that have come to their end, None where one has not."""
         return [next((run for run in runs_of(config) if run.is_finished), None) for config in self.configs]
 
 
@@ -69,6 +69,11 @@ def runs_of(config: Config) -> list[Run]:
     return [run for run in runs if run.config == config]
 
 
+def missing(configs: Iterable[Config]) -> list[Config]:
+    """Those of these settled configurations of which no run has ended, each once."""
+    return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
+
+
 @functools.lru_cache(maxsize=256)
 def sizes_of(task: str) -> tuple[int, int]:
     """How many numbers an observation and an action of the task have."""
@@ -99,10 +104,9 @@ def show_plan(entries: Sequence[Entry], display: Display) -> None:
     for title, rows in tables.items():
         display.columns(title, header, rows)
     costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
-    done = {c for entry in entries for c, run in zip(entry.configs, entry.finished, strict=True) if run}
-    left = [config for config in costs if config not in done]
+    left = missing(costs)
     updates, flops = sum(c.total_updates for c in left), sum(c.total_updates * costs[c] for c in left)
     display.note(
-        f"total   {len(costs)} different runs, {len(done)} finished, {len(left)} to train in {len(fleets(left))} "
-        f"programs: {updates:,} updates, {flops / 1e12:,.4g} TFLOP"
+        f"total   {len(costs)} different runs, {len(costs) - len(left)} finished, {len(left)} to train in "
+        f"{len(fleets(left))} programs: {updates:,} updates, {flops / 1e12:,.4g} TFLOP"
     )

@@ -1,0 +1,193 @@
+"""Cells of a sweep: how runs are divided, how begun ones go on, and how a sweep of flags looks. No Ray in here."""
+
+import contextlib
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import benchmark
+from rich.console import Console
+
+from floq import checkpoint, cli, sweep_board, sweep_cells
+from floq.cli_train import parse_train
+from floq.errors import UserError
+from floq.run import Run
+from floq.sweep_cells import Cell, Outcome, cells_of, train_cell
+from floq.sweep_estimate import seconds_per_step
+from floq.sweep_plan import missing
+from floq.train import settled
+
+KILLS = benchmark("ray_kills")
+STEPS = 40  # a row each, a checkpoint every second, an evaluation every tenth
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Flags of three programs of two runs."""
+    return KILLS.flags(KILLS.make_data(tmp_path_factory.mktemp("data") / "data.npz"), STEPS)
+
+
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    """A folder below which a sweep of the first of these programs has left its runs, undisturbed, in `exp`."""
+    place = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(place):
+        assert cli.run(["sweep", *only_first(words)]) == 0
+    return place
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch):
+    """A copy of that folder, in which the test is at work."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def only_first(words):
+    return [word for word in words if word not in ("3", "4")]
+
+
+def configs_of(words):
+    return [settled(config) for config in parse_train(words).configs]
+
+
+def folders(place: Path) -> list[Path]:
+    return sorted(place.glob("exp/floq/debug/*/sd*"))
+
+
+def stop(place: Path, steps) -> None:
+    """Make finished runs such as they were when their newest checkpoints were of these steps."""
+    for folder, newest in zip(folders(place), steps, strict=True):
+        (folder / "summary.json").unlink()
+        for step in checkpoint.steps(folder / "checkpoints"):
+            if step > newest:
+                shutil.rmtree(folder / "checkpoints" / str(step))
+
+
+def test_cells_are_programs_divided_evenly(words):
+    configs = configs_of([*only_first(words[:-3]), "--seeds", "0", "1", "2", "3", "4"])
+    labels = {config: f"run {config.seed // 3}" for config in configs}
+    assert [len(cell.configs) for cell in cells_of(labels)] == [5]
+    cells = cells_of(labels, 2)
+    assert [[config.seed for config in cell.configs] for cell in cells] == [[0], [1, 2], [3, 4]]
+    assert [cell.label for cell in cells] == ["run 0", "run 0", "run 1"]
+    assert len(cells_of(dict.fromkeys(configs_of(words), "x"))) == 3
+    assert cells_of({}) == []
+
+
+@pytest.mark.parametrize("steps", [(20, 20), (20, 18), (2, 0), (0, 0), (30, 10)])
+def test_what_was_begun_goes_on_in_its_folders(words, finished, copy, steps, monkeypatch):
+    """Also where a fleet was killed while it saved, before its first checkpoint, or where runs are far apart."""
+    together, resume_fleet = [], sweep_cells.resume_fleet
+    monkeypatch.setattr(
+        sweep_cells, "resume_fleet", lambda runs, **how: together.append(len(runs)) or resume_fleet(runs, **how)
+    )
+    stop(copy, steps)
+    train_cell(configs_of(only_first(words)), show=False)
+    assert all(Run.open(folder).is_finished for folder in folders(copy))
+    if steps == (30, 10):  # two programs of one run each: the last bits are not those of one program of two
+        assert together == [1, 1]
+        assert [folder.name for folder in folders(copy)] == [folder.name for folder in folders(finished)]
+    else:
+        assert together == [2]
+        assert KILLS.difference(finished / "exp", copy / "exp") is None
+
+
+def test_what_has_ended_or_diverged_is_left_alone(words, copy, monkeypatch):
+    stop(copy, (STEPS, 20))
+    first, second = folders(copy)
+    (second / "diverged.json").write_text('{"step": 20}')
+    configs = configs_of(only_first(words))
+    assert missing(configs) == configs[:1]
+    resumed = []
+    monkeypatch.setattr(sweep_cells, "resume_fleet", lambda runs, **_: resumed.append([run.name for run in runs]))
+    train_cell(configs, show=False)
+    assert resumed == [[first.name]]
+
+
+def test_a_sweep_of_flags_is_shown_and_not_trained_again(words, copy, capsys):
+    own = only_first(words)
+    assert cli.run(["sweep", *own]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs, 0 to train" in said
+    assert "2 runs of data" in said
+    assert re.search(r"page +floq report exp/floq/debug --out report.html", said)
+    assert len(folders(copy)) == 2
+    assert cli.run(["sweep", *own[:-2], "0", "7", "--dry_run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "plan 1 cells, 1 at once, on this machine" in said
+    assert re.search(r"time about \S+ hours, by finished runs", said)
+    assert len(folders(copy)) == 2
+
+
+def test_hours_are_those_of_the_same_program(finished, tmp_path):
+    (each,) = seconds_per_step(str(finished / "exp")).values()
+    seconds = [Run.open(folder).summary["seconds"] for folder in folders(finished)]
+    assert each == pytest.approx(min(seconds) / STEPS / 2)
+    assert seconds_per_step(str(tmp_path)) == {}
+
+
+def test_the_board(words, copy):
+    """A cell that waits, one that is tried for the second time, one that is done, one that failed."""
+    ended = Cell("flow steps 2", tuple(configs_of(only_first(words))))
+    fresh = configs_of([*words[:-2], "5", "6"])
+    others = [Cell(f"cell {n}", tuple(fresh[2 * n : 2 * n + 2])) for n in range(3)]
+    (copy / "cell-1.jsonl").write_text(
+        '{"node": "one 12ab", "pid": 1, "time": 100}\n{"node": "two 34cd", "pid": 2, "time": 200}\n{"node": "thr'
+    )
+    for terminal in (False, True):
+        console = Console(width=120, height=30, record=True, force_terminal=terminal, file=open("/dev/null", "w"))  # noqa: SIM115
+        with (
+            console.file,
+            sweep_board.Board([others[0], others[1], ended, others[2]], copy, console=console) as board,
+        ):
+            board.ended(2, Outcome("done"))
+            board.ended(3, Outcome("failed", "no such file"))
+            console.print(board.table())
+        text = console.export_text()
+        assert re.search(r"2 +cell 1 +2 +0 / 40 +- +2 +\S+ +two 34cd +running", text)
+        assert re.search(r"1 +cell 0 +2 +0 / 40 +- +waiting", text)
+        assert re.search(r"3 +flow steps 2 +2 +40 / 40 +[0-9.]+ +done", text)
+        assert re.search(r"failed +cell 4: cell 2, no such file", text)
+        assert "1 waiting, 1 running, 1 done, 1 failed; 1 retry; 25% of all steps" in text
+    assert "begun   cell 2 on two 34cd, try 2: cell 1, 2 runs" in text or terminal
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (["--seeds", "0", "--cores_per_cell=2"], "about a Ray cluster: give --address"),
+        (["--seeds", "0", "--address=ray://x"], "give auto, local or HOST:PORT"),
+        (["--budget=gpu", "--seeds", "0"], "--budget is about experiment files"),
+        (["--dry_run", "steps.toml"], "needs its files before the flags: floq sweep steps.toml"),
+        (["--distributed=auto"], "leave it out"),
+        (["--agent.alhpa=3"], "did you mean"),
+        (["--env_name=pointmaze-mediun-navigate-singletask-v0"], "unknown environment"),
+        (["--address=local", "--fleet_size=0"], "must be at least 1"),
+        (["--address=local", "--gpus_per_cell=1.5"], "a part of one GPU"),
+    ],
+)
+def test_wrong_flags(own, said, capsys):
+    assert cli.run(["sweep", *own]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_ray_the_line_says_what_to_install(monkeypatch):
+    import builtins
+    import sys
+
+    real = builtins.__import__
+
+    def without_ray(name, *args):
+        if name == "ray" or name.startswith("ray."):
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", without_ray)
+    monkeypatch.delitem(sys.modules, "floq.cluster", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'floq\[ray\]'"):
+        import floq.cluster  # noqa: F401
