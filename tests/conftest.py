@@ -17,7 +17,8 @@ install_import_hook("floq", "beartype.beartype")  # before anything imports floq
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
+if jax.__version_info__ >= (0, 10):  # older checkers take a key that is passed on within a fleet for one that is used
+    jax.config.update("jax_debug_key_reuse", True)
 
 import pytest  # noqa: E402
 
@@ -59,3 +60,19 @@ def run_dir(dataset_dir, tmp_path_factory):
     assert cli.run(["train", *TINY, *flags]) == 0
     (folder,) = save_dir.glob("floq/debug/*/*")
     return folder
+
+
+@pytest.fixture(scope="session")
+def held_out_runs(tmp_path_factory):
+    """A finished fleet of two runs of twelve updates without an environment, with checkpoints of 5, 10 and 12."""
+    from online_runs import FLAGS, write_data
+
+    from floq import cli, pictures
+
+    folder = tmp_path_factory.mktemp("held-out")
+    data = write_data(folder / "choice.npz")
+    settings = [f"--dataset={data}", "--offline_steps=12", "--eval_interval=6", "--save_interval=5"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: None)
+        assert cli.run(["train", *FLAGS, *settings, f"--save_dir={folder / 'exp'}", "--seeds", "0", "1"]) == 0
+    return sorted((folder / "exp").glob("floq/debug/*/*"))

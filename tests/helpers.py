@@ -1,5 +1,8 @@
 """Small agents and scales that several tests share."""
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,3 +40,13 @@ def make_batch(size=8, seed=0) -> dict:
         "rewards": jnp.asarray(rng.uniform(-1, 0, size), jnp.float32),
         "masks": jnp.ones(size),
     }
+
+
+def benchmark(name: str) -> ModuleType:
+    """A program in `benchmarks/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

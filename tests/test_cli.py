@@ -96,7 +96,10 @@ WRONG = [
     (["train", "cube"], "unexpected argument 'cube'"),
     (["train", "--agent=agents/floq.py--agent.alpha=3"], "write --agent=agents/floq.py --agent.alpha=3"),
     (["train", "--agent.time_embedding=fourier", "--agent.time_embed_dim=7"], "time_embed_dim=7: must be even"),
-    (["trian"], "unknown command 'trian'; commands are train, eval, inspect, bench, sweep, watch, report, data"),
+    (
+        ["trian"],
+        "unknown command 'trian'; commands are train, eval, inspect, export, bench, sweep, watch, report, data",
+    ),
     (["trian"], "did you mean 'train'?"),
     (["train", "--offline_steps=many"], "Error parsing --offline_steps"),
     (["train", "--precision=fp16"], "Expected one of ('tf32', 'f32', 'bf16')"),

@@ -24,8 +24,9 @@ from floq.data.transitions import Dataset
 from floq.envs import EnvSlots
 from floq.errors import Failed, Interrupted, UserError
 from floq.evaluate import RESTARTS, Evaluator
-from floq.fleet import Fleet, FleetData, Layout, sample_batch
+from floq.fleet import Fleet, FleetData, sample_batch
 from floq.keys import Keys
+from floq.layout import Layout
 from floq.presets import configure
 from floq.run import Run
 from floq.train import fleets, train_fleet

@@ -7,20 +7,22 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 from conftest import TINY
 
 from floq import cli, workers
 from floq.errors import UserError
-from floq.fleet import Layout
 from floq.hosts import Hosts, meet
-from floq.machine import processor_digest
+from floq.layout import Layout
+from floq.machine import DETERMINISTIC, be_deterministic, processor_digest
 
 SHARED_BATCH = """
 import dataclasses, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from floq.data.transitions import Dataset
-from floq.fleet import Fleet, FleetData, Layout
+from floq.fleet import Fleet, FleetData
+from floq.layout import Layout
 from floq.keys import Keys
 from floq.presets import configure
 from floq.weights import make_agent
@@ -204,3 +206,25 @@ def test_forgotten_programs_give_their_memory_back():
     process = in_a_process("-c", textwrap.dedent(code), JAX_ENABLE_COMPILATION_CACHE="false")
     errors = process.communicate()[1]
     assert process.returncode == 0, errors
+
+
+def test_deterministic_is_a_flag_that_xla_reads_when_it_starts(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
+    be_deterministic()  # JAX is in use here, on a CPU, which needs nothing
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=somewhere {DETERMINISTIC}"
+    be_deterministic()
+    assert os.environ["XLA_FLAGS"].count(DETERMINISTIC) == 1
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.devices()
+    with pytest.raises(UserError, match=f"start Python with XLA_FLAGS={DETERMINISTIC}"):
+        be_deterministic()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_xla_knows_that_flag():
+    """It ends a process that has one it does not know."""
+    probe = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    command = [sys.executable, "-c", probe]
+    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": DETERMINISTIC}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr

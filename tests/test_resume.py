@@ -170,7 +170,7 @@ def test_a_run_stopped_while_drawing_is_not_finished(dataset_dir, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pictures, "draw", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT when all was trained; the rest comes with .* --resume"):
         train(small_config(dataset_dir, tmp_path, "fql", offline_steps=1), show=False)
     (folder,) = tmp_path.glob("floq/debug/*/*")
     assert not Run.open(folder).is_finished
@@ -206,9 +206,6 @@ def test_what_cannot_be_continued(dataset_dir, tmp_path, capsys):
     (run.folder / "config.json").write_text(json.dumps(values))
     assert "is not what" in complaint()
     (run.folder / "config.json").write_text(written)
-    tensors = run.folder / "checkpoints" / "6" / "state.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:100])
-    assert re.search(r"is damaged .*: delete .*checkpoints/6 to go back to an older checkpoint", complaint())
     assert (run.folder / "train.csv").read_bytes() == before
     assert run.is_finished
 

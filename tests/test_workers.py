@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from floq.workers import WorkerError, WorkerLate, Workers
+from floq.workers import CORES, WorkerError, WorkerLate, Workers, cores
 
 
 class Adder:
@@ -85,3 +85,11 @@ def test_a_call_in_two_halves_and_one_that_takes_too_long():
         with pytest.raises(WorkerLate, match=r"has not answered within 0\.5 seconds"):
             workers.call_one(0, "wait", (60.0,), timeout=0.5)
         workers.restart(0)
+
+
+def test_fewer_cores_on_request(monkeypatch):
+    monkeypatch.delenv(CORES, raising=False)
+    most = cores()
+    for given, used in (("1", 1), ("100000", most), ("0", 1), ("many", most), ("", most)):
+        monkeypatch.setenv(CORES, given)
+        assert cores() == used

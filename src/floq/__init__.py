@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from floq.config import AgentConfig as AgentConfig
     from floq.config import Config as Config
     from floq.data.transitions import Dataset as Dataset
+    from floq.errors import Failed as Failed
     from floq.errors import Interrupted as Interrupted
     from floq.errors import UserError as UserError
     from floq.presets import configure as configure
@@ -29,6 +30,7 @@ _HOME = {
     "AgentConfig": "config",
     "Config": "config",
     "Dataset": "data.transitions",
+    "Failed": "errors",
     "Interrupted": "errors",
     "Run": "run",
     "UserError": "errors",

@@ -1,6 +1,23 @@
 """`python -m floq` is the `floq` command."""
 
-from floq.cli import main
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command. Ctrl-C while Python still reads the program ends it as quietly as later."""
+    try:
+        from floq.cli import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    try:
+        sys.stdout.flush()
+    except OSError:  # whoever read it is gone; Python would complain of that once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
 
 if __name__ == "__main__":
     main()

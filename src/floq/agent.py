@@ -13,6 +13,8 @@ from floq.actors import ACTORS, Actor
 from floq.config import AgentConfig
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.errors import UserError
+from floq.faults import SOUND, first_fault
+from floq.networks import effective_rank
 from floq.policy import ObsStats, Policy, chosen
 from floq.precision import PUBLISHED, Precision, computing_copy, matmul_precision
 from floq.state import ADAM, Hypers, OptStates, Params, ValueRange
@@ -106,34 +108,53 @@ class Agent(eqx.Module):
         Returns:
             The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
         """
+        return self._step(batch)[:2]
+
+    @jax.jit
+    def guarded_update(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
+        """`update`, unless something in it is not finite: then the agent stays as it is.
+
+        Returns:
+            The agent, the scalars to log, and which of `floq.faults.TERMS` was the first that is not finite.
+        """
+        agent, info, fault = self._step(batch)
+        keep = lambda new, old: jnp.where(fault == SOUND, new, old)  # noqa: E731
+        learned = ("params", "target", "target_actor", "opt_state", "step")
+        own = {name: jax.tree.map(keep, getattr(agent, name), getattr(self, name)) for name in learned}
+        return dataclasses.replace(agent, **own), info, fault
+
+    def _step(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
         target_key, critic_key, actor_key = jax.random.split(jax.random.fold_in(self.key, self.step), 3)
         batch = self._prepare(batch)
         with matmul_precision(self.precision):
             targets = self._targets(batch, target_key)
             critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
-            (_, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
+            (critic_loss, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
         critic, critic_state = self._adam(self.params.critic, critic_grads, self.opt_state.critic)
+        critic_terms = targets, critic_loss, critic_grads
 
-        def move(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info]:
+        def move(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
             """A step of the actor, and of the target copies. The published average takes in the parameters from before
             this step, not after it."""
             with matmul_precision(self.precision):
                 actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
-                (_, info), grads = actor_grad_fn(self.params.actor, batch, actor_key)
+                (loss, info), grads = actor_grad_fn(self.params.actor, batch, actor_key)
             actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
             target = self._averaged(self.target, self.params.critic.tracked())
-            return (actor, state, target, self._averaged(self.target_actor, self.params.actor.tracked())), info
+            moved = actor, state, target, self._averaged(self.target_actor, self.params.actor.tracked())
+            return moved, info, first_fault((*critic_terms, loss, grads))
 
-        def stay(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info]:
+        def stay(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
             with matmul_precision(self.precision):
-                info = self._actor_loss(self.params.actor, batch, actor_key)[1]
-            return (self.params.actor, self.opt_state.actor, self.target, self.target_actor), info
+                loss, info = self._actor_loss(self.params.actor, batch, actor_key)
+            still = self.params.actor, self.opt_state.actor, self.target, self.target_actor
+            return still, info, first_fault((*critic_terms, loss))
 
         interval = self.params.actor.update_interval
         if interval == 1:
-            moved, actor_info = move(None)
+            moved, actor_info, fault = move(None)
         else:
-            moved, actor_info = jax.lax.cond((self.step + 1) % interval == 0, move, stay, None)
+            moved, actor_info, fault = jax.lax.cond((self.step + 1) % interval == 0, move, stay, None)
         actor, actor_state, target, target_actor = moved
         agent = dataclasses.replace(
             self,
@@ -143,7 +164,7 @@ class Agent(eqx.Module):
             opt_state=OptStates(critic_state, actor_state),
             step=self.step + 1,
         )
-        return agent, critic_info | actor_info
+        return agent, critic_info | actor_info, fault
 
     def _adam(self, params: Tree, grads: Tree, state: optax.OptState) -> tuple[Tree, optax.OptState]:
         steps, state = ADAM.update(grads, state)  # pyright: ignore[reportArgumentType]
@@ -186,7 +207,7 @@ class Agent(eqx.Module):
             features = jax.vmap(lambda obs, act: critic.features(obs, act, scale), out_axes=1)(obs, act)
         if features is not None:  # (members, batch, features)
             info["feature_norm"] = jnp.linalg.norm(features, axis=-1)
-            info["feature_rank"] = jax.vmap(_effective_rank)(features)
+            info["feature_rank"] = jax.vmap(effective_rank)(features)
         return _named_means("critic", info)
 
     @jax.jit
@@ -281,13 +302,6 @@ class Agent(eqx.Module):
         q_loss = -jnp.mean(terms.q) * jax.lax.stop_gradient(actor.q_scale(terms.q))
         total = jnp.mean(terms.behaviour) + q_loss
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
-
-
-def _effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""]:
-    """(sum of s^2)^2 / sum of s^4 for singular values s, from traces of the Gram matrix: LAPACK's decompositions wait
-    for the very threads of the processor that a fleet's devices occupy, and may wait forever."""
-    gram = features.T @ features
-    return jnp.square(jnp.trace(gram)) / (jnp.sum(jnp.square(gram)) + 1e-12)
 
 
 def _named_means(prefix: str, info: dict[str, Any]) -> Info:

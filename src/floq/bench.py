@@ -22,9 +22,10 @@ from floq.analysis.cost_model import has_formula, update_cost
 from floq.config import AgentConfig, Config, settings_type
 from floq.data.transitions import Dataset
 from floq.errors import UserError
-from floq.fleet import Fleet, FleetData, Layout
+from floq.fleet import Fleet, FleetData
 from floq.folders import check_writable, user_path
 from floq.keys import Keys
+from floq.layout import Layout
 from floq.machine import use_all_cores
 from floq.presets import configure
 from floq.progress import Display

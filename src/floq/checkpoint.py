@@ -1,8 +1,8 @@
 """The whole state of an agent on disk: safetensors beside a JSON manifest, written atomically, never a pickle."""
 
+import errno
+import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,21 +11,29 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
+from floq import durable
 from floq.agent import Agent
+from floq.checkpoint_folder import MANIFEST, path_of, put, steps
 from floq.config import Config
 from floq.data.replay import Recorded
 from floq.errors import UserError
+from floq.manifest import Manifest
 from floq.policy import Policy
+from floq.tensors import Kind, Unfit, read_tensors
+from floq.untrusted import read_json
 
 FORMAT = 2
-TENSORS, PENDING, MANIFEST = "state.safetensors", "pending-{}.safetensors", "manifest.json"
-REPLAY = "replay.safetensors"
+TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "replay.safetensors"
+DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
 REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all that the run has seen
 
 T = TypeVar("T")
+
+
+class Damaged(UserError):
+    """A checkpoint cannot be read, since its files are not those that were written."""
 
 
 class Checkpoint(NamedTuple):
@@ -66,112 +74,161 @@ def save(
         replay: what the run has seen online. Checkpoints but for the newest two lose theirs.
     """
     step = int(agent.step) if step is None else step
-    final, partial = folder / str(step), folder / f".{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write(agent, partial / TENSORS)
-    for at, policy in (pending or {}).items():
-        _write(policy, partial / PENDING.format(at))
+    files = {TENSORS: _named_arrays(agent)} | {
+        PENDING.format(at): _named_arrays(p) for at, p in (pending or {}).items()
+    }
     if replay is not None:
-        save_file({name: np.ascontiguousarray(x) for name, x in replay._asdict().items()}, partial / REPLAY)
-    manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
-    manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    for file in partial.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    aside = folder / f".{step}.old"
-    if final.exists():  # saved before, with other evaluations pending
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-    partial.rename(final)
-    shutil.rmtree(aside, ignore_errors=True)
+        files[REPLAY] = {name: np.ascontiguousarray(x) for name, x in replay._asdict().items()}
+    partial = folder / f".{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.mkdir(exist_ok=True)  # not the run's folder: if that was deleted, it stays so
+    partial.mkdir()
+    try:
+        digests = {}
+        for name, arrays in files.items():
+            content = serialised(arrays)
+            durable.write(partial / name, content)
+            digests[name] = hashlib.sha256(content).hexdigest()
+        manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
+        manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
+        manifest[DIGESTS] = digests | {MANIFEST: _digest(manifest | {DIGESTS: digests})}
+        durable.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        final = put(partial, folder, step)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # where the disk is full, every byte counts
+        raise
     for older in steps(folder)[:-REPLAYS_KEPT] if replay is not None else ():
         (folder / str(older) / REPLAY).unlink(missing_ok=True)
     return final
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps that have a complete checkpoint, in order. Brings back one that a kill left aside."""
-    for aside in folder.glob(".*.old"):
-        name = folder / aside.name.strip(".").removesuffix(".old")
-        if not name.exists() and (aside / MANIFEST).exists():
-            aside.rename(name)
-    return sorted(int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d+", p.name) and (p / MANIFEST).exists())
 
 
 def load(folder: Path, step: int | None = None) -> Checkpoint:
     """Read the checkpoint of `step`, by default the newest one.
 
     Raises:
-        UserError: there is none, it is damaged, or its tensors are not those of its configuration.
+        Damaged: its files are not those that were written.
+        UserError: there is none, it cannot be read, or its tensors are not those of its configuration.
     """
     available = steps(folder)
     if not available:
         raise UserError(f"{folder} holds no complete checkpoint: is this a run folder that floq train has written?")
     if step is not None and step not in available:
         raise UserError(f"{folder} has no checkpoint of step {step}: choose one of {', '.join(map(str, available))}")
-    path = folder / str(available[-1] if step is None else step)
-    remedy = _remedy(path, available)
+    step = available[-1] if step is None else step
+    path, remedy = path_of(folder, step), _remedy(step, available)
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{path} has checkpoint format {manifest['format']}; this version of floq reads {FORMAT}")
-        config, sizes = Config.from_json(manifest["config"]), (manifest["obs_size"], manifest["act_size"])
-        clocks = {name: float(value) for name, value in manifest.get("clocks", {}).items()}
-        waiting = [int(at) for at in manifest.get("pending", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / MANIFEST} is damaged ({error!r}): {remedy}") from error
+        manifest = _manifest(path, remedy)
+        if (form := manifest.get("format")) != FORMAT:
+            raise UserError(f"{path} has checkpoint format {form}; this version of floq reads {FORMAT}")
+        config, sizes, clocks, waiting = Manifest.of(manifest)
+        template = _template(config, sizes)
+    except ValueError as error:
+        raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
+    digests = manifest.get(DIGESTS, {})
+    agent = _read(template, path / TENSORS, digests, remedy)
+    pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in waiting}
+    return Checkpoint(agent, config, sizes, clocks, pending, step)
 
-    template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
-    agent = _read(template, path / TENSORS, remedy)
-    pending = {at: _read(template.policy, path / PENDING.format(at), remedy) for at in waiting}
-    return Checkpoint(agent, config, sizes, clocks, pending, int(path.name))
+
+def _template(config: Config, sizes: tuple[int, int]) -> Agent:
+    """The shapes of an agent, for which no memory is taken. Raises ValueError if they are none."""
+    try:
+        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
+    except (OverflowError, TypeError, MemoryError) as error:
+        raise ValueError(f"no agent has these sizes: {error}") from error
 
 
 def load_replay(folder: Path, step: int) -> Recorded | None:
     """What the run had seen online at its checkpoint of that step, None if it has no replay.
 
     Raises:
-        UserError: it is damaged.
+        Damaged: it is not what was written.
+        UserError: it cannot be read.
     """
-    path = folder / str(step) / REPLAY
+    path = path_of(folder, step) / REPLAY
     if not path.exists():
         return None
-    remedy = _remedy(path.parent, steps(folder))
-    stored = _tensors(path, remedy)
+    remedy = _remedy(step, steps(folder))
+    stored = _tensors(path, _manifest(path.parent, remedy).get(DIGESTS, {}), remedy)
     if stored.keys() != set(Recorded._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
-        raise UserError(f"{path} is damaged (it lacks a part): {remedy}")
+        raise Damaged(f"{path} is damaged (it lacks a part): {remedy}")
+    kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
+    if kinds != {name: (3 if name in ("observations", "actions") else 2, _dtype(name)) for name in Recorded._fields}:
+        raise Damaged(f"{path} is damaged (a part is of another shape or type): {remedy}")
     return Recorded(**stored)
 
 
-def _remedy(path: Path, available: list[int]) -> str:
-    return f"delete {path} to go back to an older checkpoint" if len(available) > 1 else "there is no other checkpoint"
+def _dtype(part: str) -> str:
+    return "bool" if part == "ends" else "float32"
 
 
-def _tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
+def _remedy(step: int, available: list[int]) -> str:
+    """What to do if the checkpoint of this step is damaged."""
+    older = [at for at in available if at < step]
+    if not older:
+        return "there is no older checkpoint"
+    return f"floq train --resume goes back to that of step {older[-1]}, floq eval takes --step={older[-1]}"
+
+
+def _unreadable(path: Path, error: OSError, remedy: str) -> UserError:
+    """What to raise where a file cannot be read: it may be the file's fault, or that of the moment."""
+    if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
+        return Damaged(f"{path} is damaged ({error.strerror}): {remedy}")
+    return UserError(f"{path} cannot be read ({error.strerror}): see to that, and try again")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest, whatever the order of its lines."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(path: Path, remedy: str) -> dict[str, Any]:
+    """The manifest of a checkpoint. Checkpoints of older versions have no digests."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+        manifest = read_json(path / MANIFEST)
+        if DIGESTS in manifest:
+            digests = dict(manifest[DIGESTS])
+            written = digests.pop(MANIFEST)
+            if _digest(manifest | {DIGESTS: digests}) != written:
+                raise ValueError("its checksum differs")
+        return manifest
+    except OSError as error:
+        raise _unreadable(path / MANIFEST, error, remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
 
 
-def _write(tree: Any, path: Path) -> None:
-    save_file(dict(zip(_names(tree), map(np.asarray, _stored_leaves(tree)), strict=True)), path)
+def _tensors(
+    path: Path, digests: Mapping[str, str], remedy: str, expected: Mapping[str, Kind] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays in a file, if it has the digest that the manifest says."""
+    try:
+        if path.name in digests and path.is_file():  # a pipe might never end
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digests[path.name]:
+                    raise Damaged(f"{path} is damaged (its checksum differs): {remedy}")
+        return read_tensors(path, expected)[0]
+    except Unfit as error:
+        raise UserError(f"{path} does not fit its configuration: {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error, remedy) from error
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error}): {remedy}") from error
 
 
-def _read(template: T, path: Path, remedy: str) -> T:
+def _named_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's arrays as they are stored, by name."""
+    return dict(zip(_names(tree), map(np.asarray, _stored_leaves(tree)), strict=True))
+
+
+def _read(template: T, path: Path, digests: Mapping[str, str], remedy: str) -> T:
     """The tree of the template's shape whose arrays are in the file."""
-    stored = _tensors(path, remedy)
     names = _names(template)
-    expected = dict(zip(names, jax.eval_shape(_stored_leaves, template), strict=True))
-    wrong = sorted(expected.keys() ^ stored.keys())
-    wrong += [
-        n for n in names if n in stored and (expected[n].shape, expected[n].dtype) != (stored[n].shape, stored[n].dtype)
-    ]
-    if wrong:
-        raise UserError(f"{path} does not fit its configuration: {wrong[0]} is missing, extra or of another shape")
+    expected = {
+        name: (leaf.shape, str(leaf.dtype))
+        for name, leaf in zip(names, jax.eval_shape(_stored_leaves, template), strict=True)
+    }
+    stored = _tensors(path, digests, remedy, expected)
     arrays = [jnp.asarray(stored[name]) for name in names]
     if "key" in names:
         arrays[names.index("key")] = jax.random.wrap_key_data(arrays[names.index("key")])

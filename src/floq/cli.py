@@ -1,5 +1,6 @@
 """The command line. Parses, calls one function, turns a `UserError` into one line and exit code 2."""
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -10,12 +11,15 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from floq.cli_data import collect_command, convert_command, inspect_command
+from floq.cli_export import export_command
 from floq.cli_inspect import inspect_run_command
 from floq.cli_report import report_command, watch_command
 from floq.cli_sweep import sweep_command
 from floq.cli_train import parse_train, resolve_train
 from floq.errors import Failed, Interrupted, UserError, nearest
 from floq.flags import Flags, described, parse
+from floq.signals import number_of, raise_signals
+from floq.untrusted import printable
 
 USAGE = """\
 floq: reinforcement learning with a Q-function that is integrated, not looked up
@@ -23,8 +27,9 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
   floq train               train an agent; with no arguments, the demonstration
   floq eval RUN_DIR        evaluate a checkpoint again
   floq inspect RUN_DIR     pictures of what a run's critic has learned, and of how; with --video a film
+  floq export RUN_DIR      its policy as a folder that acts with NumPy alone; also for ONNX and StableHLO
   floq bench               what K and a fleet cost on this machine
-  floq sweep FILE          train what an experiment file compares, and draw what came of it
+  floq sweep FILE          train what an experiment file compares, and draw what came of it; with --address on Ray
   floq watch RUNS          how runs are getting on, live
   floq report RUNS         what runs came to: a page with tables and curves, or files for a paper
   floq data collect NAME   make an OGBench dataset with an expert
@@ -35,17 +40,13 @@ Each command explains its options with --help.
 """
 
 
-def main() -> None:
-    """The `floq` command."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 the input is wrong, 128 + n after signal n, 1 otherwise."""
     commands: dict[tuple[str, ...], Callable[[list[str]], None]] = {
         ("train",): _train,
         ("eval",): _eval,
         ("inspect",): inspect_run_command,
+        ("export",): export_command,
         ("bench",): _bench,
         ("sweep",): sweep_command,
         ("watch",): watch_command,
@@ -58,25 +59,34 @@ def run(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        for words, command in commands.items():
-            if tuple(argv[: len(words)]) == words:
-                command(argv[len(words) :])
-                return 0
-        typed = " ".join(argv[: 2 if argv[0] == "data" else 1])
-        known = [" ".join(words) for words in commands]
-        raise UserError(f"unknown command {typed!r}; commands are {', '.join(known)}{nearest(typed, known)}")
+        with raise_signals():
+            _command_of(argv, commands)()
+        return 0
     except UserError as error:
-        print(f"floq: {error}", file=sys.stderr)
-        return 2
+        return _told(error, 2)
     except Failed as error:
-        print(f"floq: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("floq: stopped", file=sys.stderr)
-        return 130
+        return _told(error, 1)
+    except KeyboardInterrupt as stop:
+        return _told(f"stopped by {number_of(stop).name}", 128 + number_of(stop))
     except Interrupted as error:
-        print(f"floq: {error}", file=sys.stderr)
-        return 128 + error.signum
+        return _told(error, 128 + error.signum)
+
+
+def _command_of(argv: list[str], commands: dict[tuple[str, ...], Callable[[list[str]], None]]) -> Callable[[], None]:
+    """What the words ask for. Raises UserError if there is no such command."""
+    for words, command in commands.items():
+        if tuple(argv[: len(words)]) == words:
+            return lambda: command(argv[len(words) :])
+    typed = " ".join(argv[: 2 if argv[0] == "data" else 1])
+    known = [" ".join(words) for words in commands]
+    raise UserError(f"unknown command {typed!r}; commands are {', '.join(known)}{nearest(typed, known)}")
+
+
+def _told(what: Exception | str, code: int) -> int:
+    """Say how a command ended, in one line whatever names of files and settings are in it, and return its exit code."""
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"floq: {printable(str(what))}".replace("\n", " "), file=sys.stderr)
+    return code
 
 
 # --- floq train ---
@@ -108,6 +118,12 @@ class Resume:
     """1 takes half of each batch from the dataset and half from new experience."""
     logger: tuple[Literal["tensorboard", "wandb"], ...] | None = None
     """Where rows go besides the CSV files; by default where they went before."""
+    on_divergence: Literal["stop", "rewind"] | None = None
+    """Where a target, loss or gradient is not finite: stop the run, or go back to earlier weights."""
+    keep_checkpoints: int | None = None
+    """The newest checkpoints that are kept."""
+    checkpoint_minutes: float | None = None
+    """Write a checkpoint after so many minutes without one, too."""
     distributed: str | None = None
     """Divide the runs over several hosts, as in training."""
     dry_run: bool = False
@@ -155,13 +171,13 @@ def _resume(argv: list[str]) -> None:
     changes = {name: x for name, x in vars(options).items() if x is not None and name not in ("distributed", "dry_run")}
     if options.dry_run:
         return _print_configs([continued(Run.open(folder), changes) for folder in folders])
-    hosts = _start_jax(options.distributed, [Run.open(folder).config for folder in folders])
+    hosts = _start_jax(options.distributed, runs=[Run.open(folder) for folder in folders])
     resume_fleet(folders, hosts=hosts, **changes)
 
 
-def _start_jax(distributed: str | None = None, configs: Sequence[Any] = ()) -> Any:
+def _start_jax(distributed: str | None = None, configs: Sequence[Any] = (), runs: Sequence[Any] = ()) -> Any:
     """Have compiled programs kept between processes, and meet the other hosts if there are any; the first of them
-    brings the data of the runs."""
+    brings the data of the configurations, or of the runs that go on."""
     from floq.hosts import ALONE, meet
     from floq.machine import keep_programs
     from floq.progress import Display
@@ -171,7 +187,8 @@ def _start_jax(distributed: str | None = None, configs: Sequence[Any] = ()) -> A
     if distributed is None:
         return ALONE
     display = Display()
-    return meet(distributed, lambda: fetch_missing(configs, display), display.note)
+    configs = [*configs, *(run.config for run in runs)]
+    return meet(distributed, lambda: fetch_missing(configs, display, runs), display.note)
 
 
 def _print_configs(configs: list[Any]) -> None:

@@ -10,16 +10,20 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
 from floq.errors import UserError, nearest
 from floq.folders import DATA_FILES, looks_like_path
 from floq.precision import PUBLISHED, Precision
-from floq.ranges import check_ranges
+from floq.ranges import check_names, check_ranges
+from floq.toml_tables import typed
 
 RANDOM_STEPS = 5_000
+
+NOT_TOLD_APART = ("seed", "logger", "keep_checkpoints", "checkpoint_minutes")
+YOUNG = ("on_divergence", "deterministic")
 
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
@@ -206,6 +210,15 @@ class Config:
     """What updates compute in: tf32 is float32, its products in TF32 where a GPU has that (as published); f32; bf16."""
     batch_devices: int = 1
     """Devices that share the batch of each run; the others train other runs."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """Where a target, loss or gradient is not finite: stop that run at its last good state, or rewind, go back to the
+    weights of its last checkpoint and on with other batches, up to three times between two checkpoints."""
+    keep_checkpoints: int | None = None
+    """The newest checkpoints of a run that are kept, at least 2; by default all."""
+    checkpoint_minutes: float | None = None
+    """Write a checkpoint after so many minutes without one, too: for machines that may be taken away."""
+    deterministic: bool = False
+    """On a GPU, the same bits in every run of the same command, at a cost in speed; on a CPU it is so anyway."""
     logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Write the rows of the CSV files to these as well; their packages are installed separately."""
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -213,6 +226,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
+        check_names({"project_name": self.project_name, "run_group": self.run_group})
         if self.agent.batch_size % self.batch_devices:
             batch_size = self.agent.batch_size
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
@@ -279,24 +293,32 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`, of values that anybody may have written.
 
         Raises:
-            UserError: a key is unknown.
+            UserError: a key is unknown, or a value is of another type or out of range.
         """
-        agent: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["agent"].items()}
-        critic, actor = agent.pop("critic"), agent.pop("actor")
-        known = {f.name for f in dataclasses.fields(cls)}
+        given = values.get("agent")
+        if not isinstance(given, dict):
+            raise UserError("agent: give its settings, by name")
+        agent, types = dict(given), get_type_hints(cls)
+        critic, actor = (str(agent.pop(part, None)) for part in ("critic", "actor"))
+        known = get_type_hints(settings_type(critic, actor))
         for name in values:
-            if name not in known:
-                raise UserError(f"{name}: no such setting of a run{nearest(name, known)}")
-        run: dict[str, Any] = {**values, "agent": AgentConfig.from_flat(critic, actor, agent)}
-        run["logger"] = tuple(run.get("logger", ()))
-        return cls(**run)
+            if name not in types:
+                raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
+        # What neither critic nor actor has, `from_flat` complains of.
+        agent = {name: typed(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
+        run = {name: typed(name, x, types[name]) for name, x in values.items() if name != "agent"}
+        return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """8 hexadecimal digits that tell configurations apart, whatever their seed and where they log."""
-        values = {key: value for key, value in self.to_json().items() if key not in ("seed", "logger")}
+        """8 hexadecimal digits that tell configurations apart, whatever their seed, where they log and what they keep.
+        Settings that are younger than the first runs count where they are not at their defaults."""
+        values = {key: value for key, value in self.to_json().items() if key not in NOT_TOLD_APART}
+        for name in YOUNG:
+            if values[name] == getattr(Config, name):
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -50,7 +50,7 @@ def evaluate_run(
                 f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
             )
         run_data.check_given(run, data)
-        splits = run_data.load_data(config, display, data)
+        splits = run_data.load_data(config, display, data, run)
         run_data.check_same(run, splits)
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:

@@ -22,6 +22,7 @@ from floq.folders import user_path
 from floq.presets import configure, family
 from floq.ranges import SEEDS
 from floq.toml_tables import check_keys, list_of, read_toml, typed, value_of
+from floq.untrusted import check_environment, printable
 
 PROJECT = "sweep"
 OWN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
@@ -228,6 +229,8 @@ def known_settings(critic: str, actor: str) -> dict[str, Any]:
 def _tasks(path: Path, values: Any) -> tuple[str, ...]:
     if not list_of(path, "tasks", values, str):
         raise UserError(f"{path}: tasks is empty: name at least one")
+    for task in values:
+        check_environment(task, path)
     return tuple(dict.fromkeys(values))
 
 
@@ -248,7 +251,9 @@ def _group(path: Path, number: int, table: Mapping[str, Any], budget: str, known
     """A group, with the settings that it has for this budget."""
     where = f"group {table['name']!r}" if isinstance(table.get("name"), str) else f"group number {number}"
     check_keys(path, table, [*(f.name for f in dataclasses.fields(Group)), *known_budgets], where)
-    value_of(path, table, "name", str, None, where)
+    name = value_of(path, table, "name", str, None, where)
+    if not name or printable(name) != name or "\n" in name:
+        raise UserError(f"{path}: {where}: write the name in letters that show, on one line")
     own = {name: _flat(value_of(path, table, name, dict, {}, where)) for name in ("settings", *known_budgets)}
     for settings in own.values():
         _check_names(path, where, settings)

@@ -3,30 +3,26 @@
 The agents of a fleet share their static settings, so their states stack: every array gets a leading run axis. What
 differs between runs is all traced: keys, hypers, value range, and which task's rewards and masks they learn from. The
 trajectories lie on the device once.
-
-How the axis is laid out depends on the backend, and only speed does. An accelerator wants few large kernels: the runs
-are vmapped. A CPU core wants small matrices that stay in its cache: runs follow one another, and the cores, each
-posing as a device, share the runs among them. Several accelerators share the runs likewise; and several devices may
-share each run's batch, whose products the compiler then divides.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent import Agent, Info, zeros_like_info
 from floq.data.arrays import Trajectories
 from floq.data.replay import Mixture
 from floq.data.transitions import Batch, Dataset
-from floq.errors import UserError
+from floq.faults import SOUND
+from floq.layout import Layout, for_each_run
 
 RunKeys: TypeAlias = Key[Array, " runs"]
 
@@ -78,45 +74,6 @@ def _end_to_end(tasks: Sequence[Dataset]) -> list[Dataset]:
     ]
 
 
-class Layout(NamedTuple):
-    """How a fleet lies on the machine: the devices, how many of them share each run's batch, and whether the runs of
-    one device are batched."""
-
-    devices: tuple[Any, ...]
-    batched: bool
-    batch_devices: int = 1
-
-    @classmethod
-    def for_runs(cls, runs: int, batch_devices: int = 1) -> "Layout":
-        """The layout that suits the backend.
-
-        Raises:
-            UserError: there are not as many devices as are to share a batch.
-        """
-        devices = jax.local_devices()
-        if batch_devices > len(devices):
-            there = f"this process has {len(devices)} (the cores of a CPU count if JAX was not in use before)"
-            raise UserError(f"--batch_devices={batch_devices}: {there}, give at most as many")
-        places = min(len(devices) // batch_devices, runs)
-        return cls(tuple(devices[: places * batch_devices]), devices[0].platform != "cpu", batch_devices)
-
-    @property
-    def mesh(self) -> Mesh:
-        """The devices, along the run axis and along the batch."""
-        return Mesh(np.array(self.devices).reshape(-1, self.batch_devices), ("runs", "batch"))
-
-    def slots(self, runs: int) -> int:
-        """The length of the run axis: as many in each place, so the last ones may be idle copies."""
-        places = len(self.devices) // self.batch_devices
-        return -(-runs // places) * places
-
-    def divide_batch(self, batch: Batch) -> Batch:
-        """Lay the rows of a run's batch on the devices that share it."""
-        if self.batch_devices == 1:
-            return batch
-        return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
-
-
 class Fleet:
     """The agents of several runs, and the program that trains them.
 
@@ -148,6 +105,8 @@ class Fleet:
         self.batch_keys, self._validation_keys = self.place(batch_keys), self.place(validation_keys)
         self.train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
         self._program: Callable[..., Any] = partial(_train_steps, layout=self.layout)
+        self.fault_codes = self.place([jnp.int32(SOUND)] * self._runs)
+        self._stop = max((int(agent.step) for agent in agents), default=0)
 
     def __len__(self) -> int:
         return self._runs
@@ -164,8 +123,20 @@ class Fleet:
 
     @property
     def step(self) -> int:
-        """How many updates every run has behind it."""
-        return int(self.agents.step[0])
+        """How many updates every run has behind it, but for those at a fault."""
+        return self._stop
+
+    @property
+    def faults(self) -> list[int]:
+        """For each run what keeps it from going on, the number of one of `floq.faults.TERMS`; 0 for a sound one. Its
+        agent is as it was before that update."""
+        return [int(code) for code in np.asarray(self.fault_codes)[: self._runs]]
+
+    def replace(self, run: int, agent: Agent) -> None:
+        """Let a run go on as this agent, its fault forgotten."""
+        self.agents = self.place([agent if number == run else self.agent(number) for number in range(self._runs)])
+        codes = [SOUND if number == run else code for number, code in enumerate(self.faults)]
+        self.fault_codes = self.place([jnp.int32(code) for code in codes])
 
     def agent(self, run: int) -> Agent:
         """One run's agent, as if it had been alone."""
@@ -178,22 +149,36 @@ class Fleet:
         return jax.tree.map(of_run, self.agents)
 
     def advance(self, num_steps: int) -> list[dict[str, float]]:
-        """Train all runs for `num_steps` updates, in one device call. Returns each run's info of the last one."""
-        self.agents, info = self._program(*self._arguments(num_steps))
+        """Train all runs for `num_steps` updates, in one device call; one that was behind catches up, and one in whose
+        update something is not finite stays there. Returns each run's info of its last update, zeros if it made none.
+        """
+        self.aim(num_steps)
+        self.agents, self.fault_codes, info = self._program(*self._arguments())
         return self.divided(info)
+
+    def aim(self, num_steps: int) -> np.int32:
+        """Have what trains next train `num_steps` updates further. Returns the step at which it stops."""
+        self._stop += num_steps
+        return np.int32(self._stop)
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of `advance` now, and return it for its analyses."""
-        program = _train_steps.lower(*self._arguments(1), layout=self.layout).compile()
+        program = _train_steps.lower(*self._arguments(), layout=self.layout).compile()
         self._program = program
         return program
 
-    def _arguments(self, num_steps: int) -> tuple[Any, ...]:
-        return self.agents, self.tasks, self.batch_keys, self.train, jnp.int32(num_steps)
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.agents, self.fault_codes, self.tasks, self.batch_keys, self.train, self.aim(0)
 
     def validate(self) -> list[dict[str, float]]:
         """What `update` would log on one batch of held-out data, and the critic's diagnosis there, for each run."""
         return self.divided(_validate(self.agents, self.tasks, self._validation_keys, self._validation, self.layout))
+
+    def return_ranges(self) -> list[tuple[float, float]]:
+        """For each run between which numbers discounted returns lie, as far as its rewards are known."""
+        scales = jax.device_get(jax.vmap(lambda agent: agent.scale)(self.agents))
+        ends = (r / (1 - scales.discount) for r in (scales.r_min, scales.r_max))
+        return [(float(low), float(high)) for low, high in zip(*ends, strict=True)][: self._runs]
 
     def divided(self, info: dict[str, Float[Array, " runs"]]) -> list[dict[str, float]]:
         """What a program returned along the run axis, run by run."""
@@ -201,14 +186,20 @@ class Fleet:
         return [{name: float(values[run]) for name, values in host.items()} for run in range(self._runs)]
 
 
-@partial(jax.jit, static_argnames="layout", donate_argnums=0)
+@partial(jax.jit, static_argnames="layout", donate_argnums=(0, 1))
 def _train_steps(
-    agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: FleetData, num_steps: Int[Array, ""], layout: Layout
+    agents: Agent,
+    faults: Int[Array, " runs"],
+    tasks: Int[Array, " runs"],
+    keys: RunKeys,
+    data: FleetData,
+    stop: Int[Array, ""],
+    layout: Layout,
 ):
-    def train(agent: Agent, task: Array, key: PRNGKeyArray, data: FleetData, num_steps: Array):
-        return train_steps(agent, data.task(task), key, num_steps, layout.divide_batch)
+    def train(agent: Agent, fault: Array, task: Array, key: PRNGKeyArray, data: FleetData, stop: Array):
+        return train_steps(agent, fault, data.task(task), key, stop, layout.divide_batch)
 
-    return for_each_run(train, layout, (agents, tasks, keys), (data, num_steps))
+    return for_each_run(train, layout, (agents, faults, tasks, keys), (data, stop))
 
 
 @partial(jax.jit, static_argnums=4)
@@ -223,23 +214,30 @@ def _validate(agents: Agent, tasks: Int[Array, " runs"], keys: RunKeys, data: Fl
 
 def train_steps(
     agent: Agent,
+    fault: Int[Array, ""],
     dataset: Dataset | Mixture,
     batch_key: PRNGKeyArray,
-    num_steps: Array,
+    stop: Int[Array, ""],
     divide_batch: Callable[[Batch], Batch] = lambda batch: batch,
-) -> tuple[Agent, Info]:
-    """`num_steps` updates of one run on batches of its dataset. Returns the agent and the last update's info.
+) -> tuple[Agent, Int[Array, ""], Info]:
+    """Updates of one run on batches of its dataset until its agent is at step `stop`, or meets a fault; none if it has
+    one. Returns the agent, its fault and the last update's info, that of the faulty one if there is one.
 
     The batch of update number i is drawn with fold_in(batch_key, i), so the result does not depend on how the steps
-    are divided into calls. The number of steps is traced: one program serves every length.
+    are divided into calls. The step to stop at is traced: one program serves every length.
     """
 
-    def step(_, carry):
-        agent, _ = carry
-        return agent.update(divide_batch(sample_batch(agent, dataset, batch_key)))
+    def goes_on(carry):
+        agent, fault, _ = carry
+        return (fault == SOUND) & (agent.step < stop)
+
+    def step(carry):
+        agent, _, _ = carry
+        agent, info, fault = agent.guarded_update(divide_batch(sample_batch(agent, dataset, batch_key)))
+        return agent, fault, info
 
     info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
-    return jax.lax.fori_loop(0, num_steps, step, (agent, info))
+    return jax.lax.while_loop(goes_on, step, (agent, fault, info))
 
 
 def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) -> Batch:
@@ -248,39 +246,6 @@ def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) ->
     step_key = jax.random.fold_in(key, agent.step)
     sizes = static.batch_size, static.n_step
     return dataset.sample(step_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
-
-
-def for_each_run(
-    function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple, local: tuple = ()
-) -> PyTree:
-    """`function(*own, *shared, *local)` for every run, where what is its own has a leading run axis. What is `local` is
-    shared by the runs of a device: the first axes hold that of one device after that of another."""
-
-    def on_one_device(own: tuple, shared: tuple, local: tuple) -> PyTree:
-        one = lambda own: function(*own, *shared, *local)  # noqa: E731
-        runs = jax.tree.leaves(own)[0].shape[0]
-        if runs == 1:
-            return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], own)))
-        return jax.vmap(one)(own) if layout.batched else jax.lax.map(one, own)
-
-    everywhere, divided = PartitionSpec(), PartitionSpec("runs")
-    return on_each_device(on_one_device, layout, (own, shared, local), (divided, everywhere, divided))
-
-
-def on_each_device(
-    function: Callable[..., PyTree], layout: Layout, arguments: tuple, specs: tuple[PartitionSpec, ...]
-) -> PyTree:
-    """`function(*arguments)` on every device, with its part of what the specs divide. Results are divided."""
-    if len(layout.devices) == 1:
-        return function(*arguments)
-    return jax.shard_map(
-        function,
-        mesh=layout.mesh,
-        in_specs=specs,
-        out_specs=PartitionSpec("runs"),
-        axis_names={"runs"},
-        check_vma=False,
-    )(*arguments)
 
 
 def _stacked(values: Sequence[PyTree]) -> PyTree:

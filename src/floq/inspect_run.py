@@ -205,10 +205,7 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
 def _train_log(run: Run) -> dict[str, list[float]]:
     """The columns of `train.csv`, none if there is no such file. Raises UserError if it is damaged."""
     path = run.folder / "train.csv"
-    try:
-        return read_csv(path) if path.exists() else {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): mend it, or move it away to do without it") from error
+    return read_csv(path) if path.exists() else {}
 
 
 def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:

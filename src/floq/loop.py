@@ -7,7 +7,6 @@ online that holds but for the episodes that it was in, which begin anew.
 """
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from floq import checkpoint
-from floq.agent import Agent
-from floq.background import Background, Request
+from floq.background import Background
+from floq.checkpoint_folder import prune
 from floq.config import Config
 from floq.data.replay import Recorded
+from floq.divergence import Divergences
 from floq.errors import Failed, Interrupted
+from floq.evaluations import Evaluations
 from floq.fleet import Fleet
 from floq.held_out import HeldOutEvaluator
 from floq.member import Member
@@ -28,7 +29,8 @@ from floq.online import Online
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import headline, scores
-from floq.schedule import Rate, Schedule
+from floq.schedule import Clocks, Rate, Schedule
+from floq.signs import early_signs
 
 MOST_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
 
@@ -62,17 +64,15 @@ class Loop:
     ):
         self.members, self.fleet = members, fleet
         self._config: Config = members[0].config
-        self._background = evaluator if isinstance(evaluator, Background) else None
-        self._held_out = None if isinstance(evaluator, Background) else evaluator
         self._sizes, self._display = sizes, display
-        self._origin = started - clocks.get("seconds", 0.0)
-        self._updates = Rate(clocks.get("update_seconds", 0.0), clocks.get("timed_steps", 0.0))
-        self._env_steps = Rate(clocks.get("online_seconds", 0.0), clocks.get("timed_env_steps", 0.0))
-        self._warm_up = Rate()  # of environment steps without updates
-        self._to_first_update = clocks.get("to_first_update")
+        self._clocks = Clocks(clocks, started)
         self._step, self._schedule = step, Schedule(self._config)
+        self._divergences = Divergences(members, fleet, self._schedule, display, self._save_run)
+        self._evaluations = Evaluations(members, fleet, evaluator, display, self._clocks)
+        self._saved_at = started
         self._online: Online | None = None  # from the first environment step on
         self._recorded = list(recorded) or [None] * len(members)
+        self._owes_rows = False  # whether rows of this step are still to be written
 
     def go(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
         """Train to the end.
@@ -83,14 +83,17 @@ class Loop:
 
         Raises:
             Interrupted: a signal appeared in `received`; a checkpoint is written before.
-            Failed: an environment failed; likewise, as before whatever else is raised.
+            Failed: an environment failed; likewise, as before whatever else is raised. Runs that diverged raise
+                nothing; see `diverged`.
         """
         with contextlib.ExitStack() as workers:
             try:
                 self._train(received, pending, workers)
-            except Interrupted:
-                raise  # saved already
+            except (Interrupted, OSError):
+                raise  # saved already; or the disk failed, and rows may be missing which a checkpoint would skip
             except Exception as error:
+                if self._owes_rows:  # whoever went on from here would miss them
+                    raise
                 self._save()
                 if isinstance(error, Failed):
                     raise Failed(f"{error}; {self._stopped}") from error
@@ -103,24 +106,23 @@ class Loop:
         first, last, due = self._step, self._schedule.last_step, self._schedule
         saved_step = first or None
         self._logged_at, self._logged_step = time.monotonic(), first
-        waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
-        for at in sorted({at for at, _, _ in waiting}):
-            self._submit(at, {run: policy for step, run, policy in waiting if step == at})
-        if self._held_out and first and due.evaluation_due(first):
-            self._look_at_held_out(first, received)  # the run was stopped in the middle of it
+        self._evaluations.begin_again(pending)
+        if first and due.evaluation_due(first):
+            self._evaluations.complete(first, self._going, received)
         with self._display.bar("train", last, start=first) as update_bar:
-            while self._step < last and not received:
+            while self._step < last and self._going and not received:
                 infos = self._advance_online(workers, received) if due.is_online(self._step) else self._advance()
+                infos = self._divergences.attend(self._step, infos)
                 self._do_what_is_due(infos, received)
-                self._take_evaluations()
-                self._wait_for_evaluations(MOST_PENDING * len(self.members), received)
-                if due.save_due(self._step) or received:
+                self._evaluations.take()
+                self._evaluations.wait(MOST_PENDING * len(self.members), received)
+                if due.save_due(self._step) or self._save_is_late or received:
                     self._save()
                     saved_step = self._step
                 update_bar(self._step, line=due.due(self._step, self._config.eval_interval), **self._state(infos))
-        waiting = len(self._pending())
-        self._wait_for_evaluations(0, received)
-        if saved_step != self._step or waiting != len(self._pending()):
+        waiting = len(self._evaluations.pending)
+        self._evaluations.wait(0, received)
+        if saved_step != self._step or waiting != len(self._evaluations.pending):
             self._save()  # the signal came after this step's turn, or what is pending, and the clock, changed since
         if received:
             name = signal.Signals(received[0]).name
@@ -128,22 +130,30 @@ class Loop:
 
     def _do_what_is_due(self, infos: list[dict[str, float]], received: list[int]) -> None:
         """At this step: write the row of the log, begin the evaluation. Who goes on from here does neither again."""
+        self._owes_rows = True
         if self._schedule.log_due(self._step):
             now = time.monotonic()
             epoch_time = (now - self._logged_at) / (self._step - self._logged_step)
-            self._log(self._step, infos, epoch_time, now - self._origin)
+            self._log(self._step, infos, epoch_time)
             self._logged_at, self._logged_step = now, self._step
         if self._schedule.evaluation_due(self._step):
-            self._evaluate(self._step, received)
+            self._evaluations.begin(self._step, self._going, received)
+        self._owes_rows = False
 
     @property
     def _stopped(self) -> str:
-        folders = " ".join(str(member.run.folder) for member in self.members)
+        folders = " ".join(str(self.members[run].run.folder) for run in self._going)
         return f"at step {self._step}; go on with floq train --resume {folders}"
 
-    def agents(self) -> list[Agent]:
-        """The agents as they are, one for each run."""
-        return [self.fleet.agent(run) for run in range(len(self.members))]
+    @property
+    def _going(self) -> list[int]:
+        """The runs that have not diverged and stopped."""
+        return self._divergences.going
+
+    @property
+    def diverged(self) -> dict[int, str]:
+        """By run, what is to be said of those that diverged and stopped."""
+        return self._divergences.stopped
 
     def summary(self, run: int) -> dict[str, Any]:
         """What `summary.json` of a run says at the end."""
@@ -154,9 +164,9 @@ class Loop:
             "eval_episodes": self._config.eval_episodes if plays else None,
             "success_timing": self._config.success_timing if plays else None,
             "updates_per_second": self._updates_per_second,
-            "env_steps_per_second": self._env_steps.per_second,
-            "seconds": time.monotonic() - self._origin,
-            "seconds_to_first_update": self._to_first_update,
+            "env_steps_per_second": self._clocks.env_steps.per_second,
+            "seconds": self._clocks.seconds,
+            "seconds_to_first_update": self._clocks.to_first_update,
             "steps": self._step,
             "runs_in_fleet": len(self.members),
             **found,
@@ -166,10 +176,11 @@ class Loop:
 
     def _advance(self) -> list[dict[str, float]]:
         """Gradient steps on the data, to the next stop. Returns each run's info of the last one."""
-        stop, before = self._schedule.next_stop(self._step, self._updates.per_call()), time.monotonic()
+        rate, before = self._clocks.updates, time.monotonic()
+        stop = self._schedule.next_stop(self._step, rate.per_call())
         infos = self.fleet.advance(stop - self._step)
         made, self._step = stop - self._step, stop
-        self._count(self._updates, made, before)
+        self._clocks.count(rate, made, before)
         return infos
 
     def _advance_online(self, workers: contextlib.ExitStack, received: list[int]) -> list[dict[str, float]]:
@@ -192,98 +203,65 @@ class Loop:
                 self._do_what_is_due(self._online.infos(), received)
             raise
         self._step, infos = stop, self._online.infos()
-        self._count(rate, stop - first, before)
+        self._clocks.count(rate, stop - first, before)
         return infos
 
     @property
     def _online_rate(self) -> Rate:
         """Of the environment steps from here on: those of the warm-up are faster, and must not be mixed with others."""
-        c = self._config
-        return self._warm_up if self._step < c.offline_steps + c.steps_without_updates else self._env_steps
-
-    def _count(self, rate: Rate, steps: int, before: float) -> None:
-        rate.count(steps, time.monotonic() - before)
-        if rate is not self._warm_up:
-            self._to_first_update = self._to_first_update or time.monotonic() - self._origin
+        c, clocks = self._config, self._clocks
+        return clocks.warm_up if self._step < c.offline_steps + c.steps_without_updates else clocks.env_steps
 
     @property
     def _updates_per_second(self) -> float | None:
         """Of one run; all runs of the fleet make them at the same time. Those offline, if there were any."""
-        ticks = self._env_steps.per_second and self._env_steps.per_second / self._config.num_envs
-        return self._updates.per_second or (ticks and ticks * self._config.updates_per_tick)
+        env_steps = self._clocks.env_steps.per_second
+        ticks = env_steps and env_steps / self._config.num_envs
+        return self._clocks.updates.per_second or (ticks and ticks * self._config.updates_per_tick)
 
-    def _log(self, step: int, infos: list[dict[str, float]], epoch_time: float, total_time: float) -> None:
-        times = {"time/epoch_time": epoch_time, "time/total_time": total_time}
-        for number, (info, held_out) in enumerate(zip(infos, self.fleet.validate(), strict=True)):
-            row = _named("training", info) | _named("validation", held_out) | times
+    def _log(self, step: int, infos: list[dict[str, float]], epoch_time: float) -> None:
+        times = {"time/epoch_time": epoch_time, "time/total_time": self._clocks.seconds}
+        held_out, ranges = self.fleet.validate(), self.fleet.return_ranges()
+        for number in self._going:
+            member = self.members[number]
+            row = _named("training", infos[number]) | _named("validation", held_out[number]) | times
             if self._online is not None:
                 row |= self._online.statistics(number)
-            self.members[number].log_training(step, row)
+            member.log_training(step, row)
+            for sign, what in early_signs(member.config.agent.flat(), row, ranges[number]).items():
+                if member.is_new(sign):
+                    self._display.note(f"warning seed {member.config.seed}, step {step}: {what}")
+
+    # --- checkpoints ---
+
+    @property
+    def _save_is_late(self) -> bool:
+        minutes = self._config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _save(self) -> None:
-        clocks = {
-            "seconds": time.monotonic() - self._origin,
-            "update_seconds": self._updates.seconds,
-            "timed_steps": self._updates.steps,
-            "to_first_update": self._to_first_update or 0.0,
-            "online_seconds": self._env_steps.seconds,
-            "timed_env_steps": self._env_steps.steps,
-        }
         replays = self._online.recorded() if self._online is not None else self._recorded
-        everything = zip(self.members, self.agents(), replays, strict=True)
-        for number, (member, agent, replay) in enumerate(everything):
-            waiting = {request.step: request.policy for request in self._pending() if request.run == number}
-            folder = member.run.folder / "checkpoints"
-            own = {"step": self._step, "replay": replay}
-            checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting, **own)
+        failed: OSError | None = None
+        for run, replay in enumerate(replays):
+            if run in self._going:
+                try:
+                    self._save_run(run, self._step, replay)
+                except OSError as error:  # the others are saved all the same
+                    failed = failed or error
+        if failed:
+            raise failed
+        self._saved_at = time.monotonic()
+        if self._config.keep_checkpoints is not None:
+            for member in self.members:  # only now: until all have saved, those before are what all have
+                prune(member.run.folder / "checkpoints", self._config.keep_checkpoints)
 
-    # --- evaluations ---
-
-    def _is_evaluated(self, run: int, step: int) -> bool:
-        return step in self.members[run].run.evaluations().get("step", [])
-
-    def _evaluate(self, step: int, received: list[int]) -> None:
-        """Have the fleet evaluated as it is at this step, in the background; or look at held-out data, now."""
-        if self._held_out is not None:
-            return self._look_at_held_out(step, received)
-        self._submit(step, {run: agent.policy for run, agent in enumerate(self.agents())})
-
-    def _submit(self, step: int, policies: Mapping[int, Policy]) -> None:
-        assert self._background is not None
-        now = time.monotonic() - self._origin
-        waiting = [run for run in policies if not self._is_evaluated(run, step)]
-        self._background.submit([Request(run, step, policies[run], now) for run in waiting])
-
-    def _take_evaluations(self, wait: float = 0.0) -> None:
-        if self._background is not None:
-            for request, evaluation in self._background.finished(wait):
-                self.members[request.run].log_evaluation(evaluation, request.seconds)
-
-    def _wait_for_evaluations(self, most: int, received: list[int]) -> None:
-        """Wait until no more than so many evaluations are pending, or a signal comes."""
-        if self._background is None or len(self._pending()) <= most:
-            return
-        total = len(self._pending()) - most
-        with self._display.bar("evaluate", total * self._config.eval_episodes) as update_bar:
-            while len(self._pending()) > most and not received:
-                self._take_evaluations(wait=0.2)
-                finished = total - (len(self._pending()) - most)
-                done = finished * self._config.eval_episodes + self._background.episodes_done
-                update_bar(min(done, total * self._config.eval_episodes))
-
-    def _look_at_held_out(self, step: int, received: list[int]) -> None:
-        """Evaluate without an environment, unless a signal comes: then that is left to whoever continues."""
-        assert self._held_out is not None
-        for run, (member, agent, evaluator) in enumerate(zip(self.members, self.agents(), self._held_out, strict=True)):
-            if self._is_evaluated(run, step):
-                continue
-            seconds = time.monotonic() - self._origin
-            evaluation = evaluator(agent, member.config.seed, step, should_stop=lambda: bool(received))
-            if evaluation is not None:
-                member.log_evaluation(evaluation, seconds)
-
-    def _pending(self) -> list[Request]:
-        return self._background.pending if self._background is not None else []
+    def _save_run(self, run: int, step: int, replay: Recorded | None = None) -> None:
+        member = self.members[run]
+        member.sync()
+        waiting = {request.step: request.policy for request in self._evaluations.pending if request.run == run}
+        folder, clocks = member.run.folder / "checkpoints", self._clocks.to_json()
+        agent, own = self.fleet.agent(run), {"step": step, "replay": replay}
+        checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting, **own)
 
     # --- what is shown ---
 
@@ -299,13 +277,13 @@ class Loop:
             state["updates/s"] = f"{self._updates_per_second:.0f}" + (
                 f" x {len(self.members)}" if len(self.members) > 1 else ""
             )
-        if self._pending():
-            state["evaluating"] = f"step {self._pending()[0].step}"
-        if self._online is not None and not self._online.has_learned:
+        if self._evaluations.pending:
+            state["evaluating"] = f"step {self._evaluations.pending[0].step}"
+        if not self._going or (self._online is not None and not self._online.has_learned):
             return state
         losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
-        mean = {name: float(np.mean([info[metric] for info in infos])) for name, metric in losses.items()}
-        return state | {name: "diverged" if math.isnan(value) else f"{value:.3g}" for name, value in mean.items()}
+        mean = {name: np.mean([infos[run][metric] for run in self._going]) for name, metric in losses.items()}
+        return state | {name: f"{value:.3g}" for name, value in mean.items()}
 
 
 def _named(prefix: str, info: Mapping[str, float]) -> dict[str, float]:

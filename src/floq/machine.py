@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jax
 
+from floq.errors import UserError
 from floq.workers import cores
 
 CACHE_BYTES = 2**30
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CACHED_FROM_SECONDS = 0.3  # what compiles faster is not worth a file
 
 
@@ -22,6 +24,33 @@ def use_all_cores(devices: int) -> None:
             jax.config.update("jax_num_cpu_devices", min(devices, cores()))
         except RuntimeError:
             return
+
+
+def be_deterministic() -> None:
+    """Have GPUs give the same bits in every run, which costs speed: no atomic additions, no choice of kernels by their
+    speed. Nothing changes on a CPU.
+
+    Raises:
+        UserError: JAX is at work on an accelerator in this process already, without this.
+    """
+    if DETERMINISTIC in (flags := os.environ.get("XLA_FLAGS", "")):
+        return
+    if _jax_is_in_use() and jax.default_backend() != "cpu":
+        raise UserError(
+            f"--deterministic: JAX is in use in this process already; start Python with XLA_FLAGS={DETERMINISTIC}"
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+
+
+def _jax_is_in_use() -> bool:
+    """Whether its backends have started: then they refuse what must come before."""
+    now = jax.config.values["jax_num_cpu_devices"]
+    try:
+        jax.config.update("jax_num_cpu_devices", cores() + 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", now)
+    return False
 
 
 def keep_programs() -> Path | None:

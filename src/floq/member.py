@@ -1,7 +1,9 @@
 """One run of a fleet, as it is on disk while it is trained."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from floq import durable
 from floq.evaluate import Evaluation
 from floq.held_out import HeldOut
 from floq.keys import Keys
@@ -20,6 +22,7 @@ class Member:
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
         log = run.folder / "train.csv"
+        self._signs: set[str] = set()
         self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
 
     def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
@@ -30,6 +33,22 @@ class Member:
     def log_training(self, step: int, row: Mapping[str, float]) -> None:
         """Write a row of train.csv."""
         self._log(self.train_log, step, row)
+
+    def note_rewind(self, rewind: Mapping[str, Any]) -> None:
+        """Add to `rewinds.json`."""
+        self.run.write_json("rewinds.json", [*self.run.rewinds, dict(rewind)])
+
+    def is_new(self, sign: str) -> bool:
+        """Whether this is the first time that this sign of trouble is seen."""
+        known = sign in self._signs
+        self._signs.add(sign)
+        return not known
+
+    def sync(self) -> None:
+        """Have the rows on the disk when this returns: those before a checkpoint are not written again."""
+        for log in (self.train_log, self.eval_log):
+            log.sync()
+        durable.sync(self.run.folder)
 
     def close(self) -> None:
         """Nothing is logged any more."""

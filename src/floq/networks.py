@@ -230,3 +230,11 @@ class MLP(eqx.Module):
 def ensemble(init: Callable[[PRNGKeyArray], Module], key: PRNGKeyArray, num: int) -> Module:
     """`num` independent copies of a network, stacked on a leading axis of every leaf. Consumes `key`."""
     return jax.vmap(init)(jax.random.split(key, num))
+
+
+def effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""]:
+    """In how many directions features point: (sum of s^2)^2 / sum of s^4 for singular values s, from traces of the Gram
+    matrix: LAPACK's decompositions wait for the very threads of the processor that a fleet's devices occupy, and may
+    wait forever."""
+    gram = features.T @ features
+    return jnp.square(jnp.trace(gram)) / (jnp.sum(jnp.square(gram)) + 1e-12)

@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from floq.agent import Agent
 from floq.data.replay import Experience, Mixture, Recorded, Replay
-from floq.fleet import Fleet, FleetData, Layout, RunKeys, for_each_run, on_each_device, train_steps
+from floq.faults import ACTION, SOUND
+from floq.fleet import Fleet, FleetData, RunKeys, train_steps
+from floq.layout import Layout, for_each_run, on_each_device
 from floq.policy import Policy
 from floq.state import ValueRange
 
@@ -61,16 +63,20 @@ class OnlineFleet:
 
     def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
         """Have the actions of every run in every environment chosen, when the updates before have been made. What is
-        returned waits for them: an array (runs, envs, act)."""
-        acts = _explore(self._fleet.agents, self._keys, obs[self._fleet.slots], np.int32(tick), self._fleet.layout)
-        return lambda: np.asarray(acts)[: len(self._fleet)]
+        returned waits for them: an array (runs, envs, act). An action that is not finite is a fault of its run, and
+        zero instead: the environment is not to blame."""
+        fleet = self._fleet
+        own = fleet.agents, fleet.fault_codes, self._keys, obs[fleet.slots]
+        acts, fleet.fault_codes = _explore(*own, np.int32(tick), fleet.layout)
+        return lambda: np.asarray(acts)[: len(fleet)]
 
     def learn(self, new: Experience, num_updates: int) -> None:
         """Add what a tick brought, and make so many updates of each run. Does not wait for them."""
         fleet = self._fleet
         new = Experience(*(x[fleet.slots] for x in new))
-        data = fleet.tasks, fleet.batch_keys, fleet.train, np.int32(num_updates)
-        fleet.agents, self._replay, self._info = _learn(fleet.agents, self._replay, new, *data, **self._settings)
+        own = fleet.agents, fleet.fault_codes, self._replay, new, fleet.tasks, fleet.batch_keys
+        found = _learn(*own, fleet.train, fleet.aim(num_updates), **self._settings)
+        fleet.agents, fleet.fault_codes, self._replay, self._info = found
         self.has_learned |= num_updates > 0
 
     def infos(self) -> list[dict[str, float]]:
@@ -120,26 +126,36 @@ def _on(place: Any, x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="layout")
-def _explore(agents: Agent, keys: RunKeys, obs: Float[Array, "runs envs obs"], tick: Int[Array, ""], layout: Layout):
+def _explore(
+    agents: Agent,
+    faults: Int[Array, " runs"],
+    keys: RunKeys,
+    obs: Float[Array, "runs envs obs"],
+    tick: Int[Array, ""],
+    layout: Layout,
+):
     policies = jax.vmap(lambda agent: agent.policy)(agents)
 
-    def explore(policy: Policy, key: PRNGKeyArray, obs: Array, tick: Array):
+    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Array, tick: Array):
         tick_key = jax.random.fold_in(key, tick)
         act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
-        return jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
+        acts = jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
+        sound = jnp.isfinite(acts)
+        return jnp.where(sound, acts, 0.0), jnp.where((fault == SOUND) & ~jnp.all(sound), ACTION, fault)
 
-    return for_each_run(explore, layout, (policies, keys, obs), (tick,))
+    return for_each_run(explore, layout, (policies, faults, keys, obs), (tick,))
 
 
-@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnums=(0, 1))
+@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnums=(0, 1, 2))
 def _learn(
     agents: Agent,
+    faults: Int[Array, " runs"],
     replay: Replay,
     new: Experience,
     tasks: Int[Array, " runs"],
     keys: RunKeys,
     data: FleetData,
-    num_updates: Int[Array, ""],
+    stop: Int[Array, ""],
     layout: Layout,
     buffer_size: int,
     balanced: bool,
@@ -149,11 +165,18 @@ def _learn(
     numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
 
     def train(
-        agent: Agent, task: Array, key: PRNGKeyArray, number: Array, data: FleetData, num_updates: Array, replay: Replay
+        agent: Agent,
+        fault: Array,
+        task: Array,
+        key: PRNGKeyArray,
+        number: Array,
+        data: FleetData,
+        stop: Array,
+        replay: Replay,
     ):
         mixture = Mixture(data.task(task), replay, number, buffer_size, balanced)
-        return train_steps(agent, mixture, key, num_updates, layout.divide_batch)
+        return train_steps(agent, fault, mixture, key, stop, layout.divide_batch)
 
-    own = agents, tasks, keys, numbers
-    agents, info = for_each_run(train, layout, own, (data, num_updates), (replay,))
-    return agents, replay, info
+    own = agents, faults, tasks, keys, numbers
+    agents, faults, info = for_each_run(train, layout, own, (data, stop), (replay,))
+    return agents, faults, replay, info

@@ -1,6 +1,7 @@
 """What a command shows while it works: live bars on a terminal, plain lines elsewhere, nothing if asked."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,39 +9,63 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
+
+from floq.untrusted import printable
+
+
+class _Output:
+    """A stream that may go away, as a terminal or a pipe that is closed, or a file on a disk that is full: what is said
+    then is lost, and the work goes on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Display:
     """Notes, bars and tables for one command. `show=False` makes all of them silent."""
 
     def __init__(self, show: bool = True):
-        self._console = Console(quiet=not show, highlight=False)
+        output: Any = _Output(sys.stdout)
+        self._console = Console(file=output, quiet=not show, highlight=False)
         self._progress: Progress | None = None
         self._depth = 0
 
     def note(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """A short table of names and values."""
         table = Table(
-            title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+            title=_plain(title), title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
         )
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(_plain(name), _plain(value))
         self._console.print(table)
 
     def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table with a header; the first column is text, which is folded where the terminal is narrow, the others are
         numbers."""
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1))
+        table = Table(title=_plain(title), title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1))
         for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+            table.add_column(_plain(name), justify="right" if number else "left", no_wrap=number > 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(_plain, row))
         self._console.print(table)
 
     @contextlib.contextmanager
@@ -105,6 +130,11 @@ class Display:
                 self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_shown(what)}".rstrip())
 
         return update
+
+
+def _plain(text: str) -> Text:
+    """A text of which Rich takes no part for its markup."""
+    return Text(printable(text))
 
 
 def _shown(what: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from floq.data.arrays import Trajectories, hold_out
 from floq.data.files import open_npz
 from floq.data.random_play import PIECE_SECONDS, RandomPlay
 from floq.data.transitions import Splits
+from floq.data.validate import check_rows
 from floq.errors import UserError
 from floq.progress import Display
 from floq.run import Run
@@ -62,6 +63,10 @@ def _kept(run: Run) -> Splits | None:
     if lacking := [name for name in names if name not in arrays]:
         raise UserError(f"{path} lacks {lacking[0]}: {remedy}")
     train, validation = (Trajectories(*(arrays[f"{part}_{name}"] for name in Trajectories._fields)) for part in PARTS)
+    for part in (train, validation):
+        check_rows(part._asdict(), str(path))
+        if part.ends.all() or not part.ends[-1]:
+            raise UserError(f"{path} has no whole episodes: {remedy}")
     return Splits.of(train, validation, run.records["data"].get("provenance", ""))
 
 

@@ -60,7 +60,7 @@ def show_result(runs: Sequence[Run], display: Display) -> None:
         display.note(f"  run         {first.folder}")
         return
     groups: dict[str, list[float]] = {}
-    for label, evaluation in zip(_labels([run.config for run in runs]), last, strict=True):
+    for label, evaluation in zip(differences([run.config for run in runs]), last, strict=True):
         groups.setdefault(label, []).append(headline(evaluation)[1])
     name = headline(last[0])[0]
     rows = {label or name: _over_seeds(values) for label, values in groups.items()}
@@ -82,7 +82,7 @@ def _over_seeds(values: Sequence[float]) -> str:
     )
 
 
-def _labels(configs: Sequence[Config]) -> list[str]:
+def differences(configs: Sequence[Config]) -> list[str]:
     """For each configuration, in what but the seed it differs from the others."""
     flat = [config.to_json() for config in configs]
     flat = [values | values.pop("agent") for values in flat]

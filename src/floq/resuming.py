@@ -6,22 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from floq import checkpoint, run_data
-from floq.checkpoint import Checkpoint
+from floq import run_data
 from floq.config import Config
-from floq.data.replay import Recorded
 from floq.data.transitions import Dataset
+from floq.disk_faults import told
 from floq.errors import UserError
-from floq.fleet import Layout
-from floq.folders import user_path
+from floq.folders import check_writable, user_path
 from floq.hosts import ALONE, Hosts
-from floq.loggers import cut_csv
-from floq.machine import use_all_cores
+from floq.layout import Layout
+from floq.machine import be_deterministic, use_all_cores
 from floq.progress import Display
+from floq.recovery import forget_later, newest_common
 from floq.results import show_result
 from floq.run import Run, installed_versions
 from floq.train import carry_through, check_built, episodes_of, fleets, fresh_agent, held, records, share
-from floq.weights import ALWAYS, BEFORE_ONLINE, own_checkpoint
+from floq.weights import ALWAYS, BEFORE_ONLINE
 
 
 def resume(
@@ -39,8 +38,9 @@ def resume(
         run_dir: the run's folder.
         data: what the run was given from Python, if it was.
         show: print progress.
-        changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`, `logger`; and, if
-            the run is not online yet, `utd`, `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
+        changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`, `logger`,
+            `on_divergence`, `keep_checkpoints`, `checkpoint_minutes`; and, if the run is not online yet, `utd`,
+            `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
 
     Raises:
         UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
@@ -68,6 +68,8 @@ def resume_fleet(
     if not folders:
         return []
     old = [Run.open(folder) for folder in folders]
+    if any(run.config.deterministic for run in old):
+        be_deterministic()
     use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
     runs = [Run(run.folder, continued(run, changes)) for run in old]
     configs = [run.config for run in runs]
@@ -75,9 +77,23 @@ def resume_fleet(
         check_built(config)
     if len(fleets(configs)) > 1:
         raise UserError("these runs differ in more than a fleet's may: resume them one by one")
-    layout = Layout.for_runs(len(runs), configs[0].batch_devices)
-    saved = _common_checkpoints(old)
-    step = saved[0].step if saved[0] else 0
+    for folder in folders:
+        check_writable(folder / "checkpoints", "make the run's folder writable, or resume a copy of it")
+    with held(runs), told(runs):
+        return _go_on(old, runs, data, display, started, draw)
+
+
+def _go_on(
+    old: Sequence[Run],
+    runs: list[Run],
+    data: Dataset | None,
+    display: Display,
+    started: float,
+    draw: bool,
+) -> list[Run]:
+    """Continue runs whose folders this process holds. `old` are the same with the settings that they stopped with."""
+    configs, found = [run.config for run in runs], newest_common(old, display.note)
+    step = found[0].step
     _check_steps(old[0].config, configs[0], step)
     if all(run.is_finished for run in runs) and step == configs[0].total_steps:
         display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
@@ -86,8 +102,7 @@ def resume_fleet(
 
     for run in old:
         run_data.check_given(run, data)
-    recorded = [_replay(run, found) for run, found in zip(old, saved, strict=True)]
-    with held(runs), episodes_of(configs) as episodes:
+    with episodes_of(configs) as episodes:
         tasks = run_data.load_tasks(configs, display, data, runs)
         splits = [tasks[run_data.task_of(config)] for config in configs]
         for run, split in zip(old, splits, strict=True):
@@ -96,22 +111,32 @@ def resume_fleet(
             if (before := old[0].records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
         agents = [
-            found.agent if found else fresh_agent(config, split)
-            for found, config, split in zip(saved, configs, splits, strict=True)
+            one.saved.agent if one.saved else fresh_agent(config, split)
+            for one, config, split in zip(found, configs, splits, strict=True)
         ]
-        for run, split in zip(runs, splits, strict=True):
-            run.write_config(records(split))
-            (run.folder / "summary.json").unlink(missing_ok=True)
-            for name in ("train.csv", "eval.csv"):
-                cut_csv(run.folder / name, step)
+        _cut_back(runs, [records(split) for split in splits], step)
         run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
         if step > configs[0].offline_steps:
             display.note("note    the environments were not saved: each begins a new episode")
-        pending, clocks = [s.pending if s else {} for s in saved], saved[0].clocks if saved[0] else {}
+        pending = [one.saved.pending if one.saved else {} for one in found]
+        clocks, replays = found[0].saved.clocks if found[0].saved else {}, [one.replay for one in found]
+        layout = Layout.for_runs(len(runs), configs[0].batch_devices)
         return carry_through(
-            runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, recorded
+            runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, replays
         )
+
+
+def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:
+    """Make the folders those of runs that are at this step. A kill in the midst of it does no harm: whoever comes next
+    goes on from the same step."""
+    for run, of_run in zip(runs, records, strict=True):
+        run.write_config(of_run)
+        (run.folder / "summary.json").unlink(missing_ok=True)
+    forget_later(runs, step)  # before the rows that lead to them
+    for run in runs:
+        run.forget_after(step)
+        run.sweep()
 
 
 def _check_steps(old: Config, new: Config, step: int) -> None:
@@ -124,40 +149,6 @@ def _check_steps(old: Config, new: Config, step: int) -> None:
     if shortened or (not online and new.offline_steps < step):
         name = "online_steps" if online else "offline_steps"
         raise UserError(f"--{name}={getattr(new, name)}: the run is at step {step} already, give more")
-
-
-def _common_checkpoints(runs: Sequence[Run]) -> list[Checkpoint | None]:
-    """The checkpoints of the newest step that all runs have; None for all if a run has none, and starts anew. They
-    differ where a fleet was killed while it saved.
-
-    Raises:
-        UserError: a run is past the others by more than a save.
-    """
-    folders = [run.folder / "checkpoints" for run in runs]
-    steps = [checkpoint.steps(folder) for folder in folders]
-    common = set(steps[0]).intersection(*steps)
-    newest = [found[-1] if found else 0 for found in steps]
-    save_interval, num_envs = runs[0].config.save_interval, runs[0].config.num_envs
-    if len(set(newest)) > 1 and max(newest) - max(common, default=0) >= save_interval + num_envs:
-        listed = ", ".join(map(str, newest))
-        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
-    if not common:
-        return [None] * len(runs)
-    return [own_checkpoint(run, max(common)) for run in runs]
-
-
-def _replay(run: Run, saved: Checkpoint | None) -> Recorded | None:
-    """What the run has seen online until that checkpoint. Raises UserError if that is lost."""
-    if saved is None:
-        return None
-    replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step)
-    if replay is None and saved.step > saved.config.offline_steps:
-        raise UserError(
-            f"{run.folder / 'checkpoints' / str(saved.step)} has no {checkpoint.REPLAY}, which only the newest "
-            f"{checkpoint.REPLAYS_KEPT} checkpoints of a run keep: start a new run from its weights, with "
-            f"--restore_path={run.folder} --restore_epoch={saved.step}"
-        )
-    return replay
 
 
 def continued(run: Run, changes: Mapping[str, Any]) -> Config:

@@ -2,20 +2,23 @@
 
 import contextlib
 import json
+import math
 import platform
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from floq import checkpoint
+from floq import checkpoint, durable
 from floq.agent import Agent
 from floq.config import Config
 from floq.envs import is_singletask
 from floq.errors import UserError
 from floq.folders import exclusive, make_folder, user_path
-from floq.loggers import read_csv
+from floq.loggers import cut_csv, read_csv
+from floq.untrusted import JSON_LIMIT, check_environment, check_links, parse_json, read_json, read_text
 from floq.versions import version
 
 RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the configuration
@@ -25,7 +28,7 @@ PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium",
 @dataclass(frozen=True)
 class Run:
     """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; from
-    scratch also `random.npz`."""
+    scratch also `random.npz`, and where it diverged `diverged.json` or `rewinds.json`."""
 
     folder: Path
     config: Config
@@ -43,24 +46,30 @@ class Run:
         """
         stamp = time.strftime("%Y%m%d_%H%M%S")
         folder = cls.parent(config) / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
+        partial = folder.with_name(f".{folder.name}.partial")  # a folder with a run's name is a run
         try:
-            make_folder(folder)
-            (folder / "checkpoints").mkdir()
-            (folder / "plots").mkdir()
-            run = cls(folder, config)
-            run.write_config(records)
+            if folder.exists():
+                raise FileExistsError(folder)
+            make_folder(partial)
+            (partial / "checkpoints").mkdir()
+            (partial / "plots").mkdir()
+            cls(partial, config).write_config(records)
+            partial.rename(folder)
+            durable.sync(folder.parent)
         except FileExistsError as error:
             raise UserError(f"{folder} exists already: wait a second, or give another --run_group") from error
         except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
                 f"cannot write the run folder {folder} ({error.strerror}): choose another --save_dir"
             ) from error
-        return run
+        return cls(folder, config)
 
     @staticmethod
     def parent(config: Config) -> Path:
         """The folder in which the run's folder lies."""
         task = re.sub(r"[^-.\w]+", "-", config.task)  # ids of Gymnasium and Minari have slashes and colons
+        task = re.sub(r"^\.+$", "-", task)
         return user_path(config.save_dir) / config.project_name / config.run_group / task
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
@@ -69,19 +78,27 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
-        """An existing run.
+        """An existing run, whoever made it.
 
         Raises:
-            UserError: it is not one.
+            UserError: it is not one, its folder has links that lead out of it, or its environment would import a module
+                that nobody has consented to (see `floq.untrusted`).
         """
         folder = user_path(folder)
+        path = folder / "config.json"
         try:
-            values = json.loads((folder / "config.json").read_text())
-            return cls(folder, Config.from_json({k: v for k, v in values.items() if k not in RECORDS}))
+            values = read_json(path)
         except OSError as error:
             raise UserError(f"{folder} is not a run folder: it has no readable config.json") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / 'config.json'} is damaged ({error!r})") from error
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error})") from error
+        try:
+            config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
+        except UserError as error:
+            raise UserError(f"{path} is damaged ({error})") from error
+        check_environment(config.env_name, path)
+        check_links(folder)
+        return cls(folder, config)
 
     def load_agent(self, step: int | None = None) -> Agent:
         """The agent of a checkpoint, by default the newest. Raises UserError if there is none or it is damaged."""
@@ -96,10 +113,10 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """`summary.json`, which exists once the run has ended. Raises UserError if it is not there or damaged."""
         try:
-            return dict(json.loads((self.folder / "summary.json").read_text()))
+            return read_json(self.folder / "summary.json")
         except FileNotFoundError as error:
             raise UserError(f"{self.folder} has no summary.json: the run has not ended") from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / 'summary.json'} is damaged: delete it and --resume the run") from error
 
     @property
@@ -108,20 +125,73 @@ class Run:
         return (self.folder / "summary.json").exists()
 
     @property
+    def diverged(self) -> dict[str, Any]:
+        """`diverged.json`: at which step the run diverged and stopped, which term was not finite, and the metrics of
+        that update. Empty if it did not."""
+        return self._noted("diverged.json", {})
+
+    @property
+    def rewinds(self) -> list[dict[str, Any]]:
+        """`rewinds.json`: at which steps the run went back to earlier weights, and to those of which step."""
+        return self._noted("rewinds.json", [])
+
+    def _noted(self, name: str, otherwise: Any) -> Any:
+        """A JSON file that only some runs have, of the type that it has otherwise."""
+        try:
+            found = parse_json(read_text(self.folder / name, JSON_LIMIT))
+            steps = [one["step"] for one in ([found] if isinstance(otherwise, dict) else found)]
+            if type(found) is not type(otherwise) or any(type(step) is not int for step in steps):
+                raise ValueError("it is another kind of file")
+            return found
+        except FileNotFoundError:
+            return otherwise
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.folder / name} is damaged: delete it and --resume the run") from error
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing left to train: the run came to its end, or diverged and stopped."""
+        return self.is_finished or bool(self.diverged)
+
+    @property
     def records(self) -> dict[str, dict[str, str]]:
         """What `config.json` says of the packages (`versions`) and the data (`data`) of the run."""
-        values = json.loads((self.folder / "config.json").read_text())
-        return {name: values.get(name, {}) for name in ("versions", "data")}
+        values = read_json(self.folder / "config.json")
+        found = {name: values.get(name) for name in ("versions", "data")}
+        kept = {name: x if isinstance(x, dict) else {} for name, x in found.items()}
+        return {name: {key: x for key, x in record.items() if isinstance(x, str)} for name, record in kept.items()}
 
     def write_config(self, records: dict[str, dict[str, str]]) -> None:
         """Write `config.json`: the configuration, the evaluation protocol and the given records."""
         self.write_json("config.json", self.config.to_json() | {"protocol": protocol(self.config)} | records)
 
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
+    def forget_after(self, step: int) -> None:
+        """Go back to this step: what the files say of later ones is no more."""
+        for name in ("summary.json", "diverged.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        if rewinds := self.rewinds:
+            self.write_json("rewinds.json", [rewind for rewind in rewinds if rewind["step"] <= step])
+        for name in ("train.csv", "eval.csv"):
+            cut_csv(self.folder / name, step)
+
+    def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run, atomically."""
-        partial = self.folder / f".{name}.partial"
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.replace(self.folder / name)
+        content = json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
+        durable.replace(self.folder / name, content.encode())
+
+    def sweep(self) -> None:
+        """Delete the half-written files that a kill left behind."""
+        for partial in self.folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what a diverged run came to is null there."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def installed_versions() -> dict[str, str]:

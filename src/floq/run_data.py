@@ -28,20 +28,32 @@ from floq.run import Run
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
 
 
-def fetch_missing(configs: Sequence[Config], display: Display) -> None:
-    """Bring the OGBench datasets of these runs that are not on disk, without reading any."""
+def fetch_missing(configs: Sequence[Config], display: Display, runs: Sequence[Run] = ()) -> None:
+    """Bring the OGBench datasets of these configurations that are not on disk, without reading any. Args: see
+    `load_tasks`."""
     for config in configs:
         if config.from_scratch:
             continue
         named = config.dataset or config.env_name or ""
         if not looks_like_path(named) and envs.is_ogbench(named):
-            ogbench.find(envs.dataset_name(named), user_path(config.dataset_dir), _fetcher(config, display))
+            ogbench.find(
+                envs.dataset_name(named),
+                user_path(config.dataset_dir),
+                _fetcher(config, display, runs[0] if runs else None),
+            )
 
 
-def _fetcher(config: Config, display: Display) -> ogbench.Fetch:
-    """What brings a missing OGBench dataset, with a word about it."""
+def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbench.Fetch:
+    """What brings a missing OGBench dataset, with a word about it. Of a `run` that is read from its folder, anybody may
+    have written where the data come from and where they go: it is brought to the usual place alone, from the usual one.
+    """
 
     def fetch(name: str, directory: Path) -> None:
+        if run is not None and (directory != user_path(Config.dataset_dir) or config.dataset_mirror is not None):
+            raise UserError(
+                f"{directory / name}.npz is missing, and nothing is brought from or to where {run.folder} says: bring "
+                f"it there yourself, as with `floq data collect {name} --dataset_dir={directory}`"
+            )
         if name != DEMO_DATASET or config.dataset_mirror is not None:
             display.note(f"downloading {name}")
             return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
@@ -83,7 +95,7 @@ def load_tasks(
     if config.from_scratch and given is None:
         made = random_data(configs, runs, display)
         return {task_of(config): data for config, data in zip(configs, made, strict=True)}
-    fetch = _fetcher(config, display)
+    fetch = _fetcher(config, display, runs[0] if runs else None)
     if given is not None:
         rows = given.on_host()
         tasks = {name: given_splits(rows, name) for name in names}

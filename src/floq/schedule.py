@@ -1,5 +1,8 @@
 """When logs, evaluations and checkpoints of a run are due, and how far one call should go."""
 
+import time
+from collections.abc import Mapping
+
 from floq.config import Config
 
 CHUNK_SECONDS = 0.5  # a call takes about this long, so that a signal is answered soon
@@ -45,6 +48,44 @@ class Schedule:
         phases = c.offline_steps + c.steps_without_updates, self.last_step
         ticks = [-(-(at - step) // c.num_envs) for at in (*due, *phases) if at > step]
         return step + c.num_envs * min(*ticks, most)
+
+
+class Clocks:
+    """Where the time of a run went, over all processes that worked at it.
+
+    Args:
+        known: what the checkpoint says of it; empty for fresh runs.
+        started: when this process began with the run, by `time.monotonic`.
+    """
+
+    def __init__(self, known: Mapping[str, float], started: float):
+        self._origin = started - known.get("seconds", 0.0)
+        self.updates = Rate(known.get("update_seconds", 0.0), known.get("timed_steps", 0.0))
+        self.env_steps = Rate(known.get("online_seconds", 0.0), known.get("timed_env_steps", 0.0))
+        self.warm_up = Rate()  # of environment steps without updates, which are faster
+        self.to_first_update = known.get("to_first_update")
+
+    @property
+    def seconds(self) -> float:
+        """Since the run's very beginning, without the time between processes."""
+        return time.monotonic() - self._origin
+
+    def count(self, rate: "Rate", steps: int, before: float) -> None:
+        """So many steps were made since `before`."""
+        rate.count(steps, time.monotonic() - before)
+        if rate is not self.warm_up:
+            self.to_first_update = self.to_first_update or self.seconds
+
+    def to_json(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {
+            "seconds": self.seconds,
+            "update_seconds": self.updates.seconds,
+            "timed_steps": self.updates.steps,
+            "to_first_update": self.to_first_update or 0.0,
+            "online_seconds": self.env_steps.seconds,
+            "timed_env_steps": self.env_steps.steps,
+        }
 
 
 class Rate:

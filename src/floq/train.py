@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from floq import kernels, pictures, run_data
 from floq.agent import Agent
@@ -12,22 +12,24 @@ from floq.background import Background
 from floq.config import Config
 from floq.data.replay import Recorded
 from floq.data.transitions import Dataset, Splits
+from floq.disk_faults import told
 from floq.envs import dataset_name
 from floq.errors import Failed, Interrupted, UserError
 from floq.evaluate import Evaluator
-from floq.fleet import Fleet, FleetData, Layout
+from floq.fleet import Fleet, FleetData
 from floq.folders import check_writable
 from floq.held_out import HeldOutEvaluator
 from floq.hosts import ALONE, Hosts
+from floq.layout import Layout
 from floq.loop import Loop
-from floq.machine import forget_programs, use_all_cores
+from floq.machine import be_deterministic, forget_programs, use_all_cores
 from floq.member import Member
 from floq.mirrors import check_installed
 from floq.policy import Policy
 from floq.progress import Display
 from floq.results import show_result
 from floq.run import Run, installed_versions
-from floq.signals import catch_signals
+from floq.signals import Stopped, catch_signals, number_of
 from floq.weights import make_agent, network_sizes, restore, source_of_weights
 
 T = TypeVar("T")
@@ -36,7 +38,8 @@ T = TypeVar("T")
 def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
     """Train an agent as `config` says and leave a run folder behind.
 
-    Collects the demonstration dataset on its first use. SIGINT and SIGTERM write a checkpoint before the run ends.
+    Collects the demonstration dataset on its first use. SIGINT, SIGTERM and SIGHUP write a checkpoint before the run
+    ends.
 
     Args:
         config: from `floq.configure`.
@@ -50,7 +53,7 @@ def train(config: Config, data: Dataset | None = None, *, show: bool = True, not
 
     Raises:
         UserError: the environment or its data is missing, or a folder cannot be written.
-        Failed: an environment failed; what was learned is in a checkpoint.
+        Failed: an environment failed, or the run diverged; what was learned is in a checkpoint.
         Interrupted: a signal ended the run.
     """
     return train_fleet([config], data, show=show, notes=notes)[0]
@@ -81,10 +84,12 @@ def train_fleet(
     for config in configs:
         check_built(config)
         check_writable(Run.parent(config), "choose another --save_dir")
+    if any(config.deterministic for config in configs):
+        be_deterministic()
     configs = share(configs, hosts, display)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
-    configs = [_settled(config) for config in configs]
+    configs = [settled(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
     finished: dict[int, Run] = {}
@@ -111,12 +116,16 @@ def train_fleet(
 
 def fleets(configs: Sequence[Config]) -> list[list[int]]:
     """The numbers of the configurations that one program can train together, group by group."""
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Config, list[int]] = {}
     for number, config in enumerate(configs):
-        task = config.env_name and dataset_name(config.env_name)
-        same = dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
-        groups.setdefault(same, []).append(number)
+        groups.setdefault(program_of(config), []).append(number)
     return list(groups.values())
+
+
+def program_of(config: Config) -> Config:
+    """What is the same for all runs that one program can train together."""
+    task = config.env_name and dataset_name(config.env_name)
+    return dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
 
 
 def check_built(config: Config) -> None:
@@ -165,7 +174,7 @@ def _train_one_fleet(
         for note in notes:
             display.note(f"note    {note}")
         runs = [Run.create(config, records(split)) for config, split in zip(configs, splits, strict=True)]
-        with held(runs):
+        with held(runs), told(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.keep_made(run, split)
             return carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
@@ -179,7 +188,7 @@ def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
     return share
 
 
-def _settled(config: Config) -> Config:
+def settled(config: Config) -> Config:
     """The configuration with all that it refers to as it is now, so that it is the same when the run is resumed."""
     config = run_data.settled(config)
     source = source_of_weights(config)
@@ -265,12 +274,23 @@ def carry_through(
         for member in members:
             logs.callback(member.close)
         loop.go(received, pending)
-    summaries = [loop.summary(number) for number in range(len(runs))]
-    if draw:
-        display.note("drawing the pictures")
-    for run, agent, split, summary in zip(runs, loop.agents(), own, summaries, strict=True):
-        if draw:
-            pictures.draw(run, agent, split.train)
-        run.write_json("summary.json", summary)
-    show_result(runs, display)
+    ended = [number for number in range(len(runs)) if number not in loop.diverged]
+    summaries = {number: loop.summary(number) for number in ended}
+    try:
+        if received:  # after the last step
+            raise Stopped(received[0])
+        if draw and ended:
+            display.note("drawing the pictures")
+        for number, summary in summaries.items():
+            if draw:
+                pictures.draw(runs[number], fleet.agent(number), own[number].train)
+            runs[number].write_json("summary.json", summary)
+    except KeyboardInterrupt as stop:
+        left = f"stopped by {number_of(stop).name} when all was trained; the rest comes with floq train --resume"
+        folders = " ".join(str(runs[number].folder) for number in ended)
+        raise Interrupted(f"{left} {folders}", number_of(stop)) from stop
+    if ended:
+        show_result([runs[number] for number in ended], display)
+    if loop.diverged:
+        raise Failed("; ".join(loop.diverged.values()))
     return runs

@@ -22,6 +22,7 @@ from floq.state import Hypers, ValueRange
 
 # What may change when a run is continued: always; and as long as it is not online.
 ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout", "logger")
+ALWAYS += ("on_divergence", "keep_checkpoints", "checkpoint_minutes")
 BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_steps")
 
 

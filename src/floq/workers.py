@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from floq.errors import Failed, UserError, in_one_line
+from floq.signals import ENDING
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in so many microseconds
+CORES = "FLOQ_CORES"  # variable of the environment: use no more cores than this
 START_SECONDS = 300.0  # what a worker may take to make its environments
 CLOSE_SECONDS = 5.0  # what all of them may take to end by themselves
 
@@ -213,8 +215,10 @@ def worker_count(wanted: int | None, most: int) -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use, by its affinity and by the quota of its container."""
+    """The cores that this process may use, by its affinity, the quota of its container and the variable FLOQ_CORES."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (given := os.environ.get(CORES, "")).isdigit():
+        count = max(1, min(count, int(given)))
     try:
         quota, period = CPU_QUOTA.read_text().split()
         return max(1, min(count, math.ceil(int(quota) / int(period))))
@@ -223,7 +227,7 @@ def cores() -> int:
 
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in ENDING:
         signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent decides
     owned, failure = None, None
     try:
