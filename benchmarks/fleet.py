@@ -24,8 +24,8 @@ def measure(agent: str, size: int, layout: str, steps: int, settings: list[str])
 
     from floq.bench import fleet_of, random_data
     from floq.cli import parse_train
-    from floq.fleet import Layout
     from floq.keys import Keys
+    from floq.layout import Layout
     from floq.machine import use_all_cores
     from floq.speed import best_in_turn
     from floq.weights import make_agent
