@@ -1,6 +1,7 @@
 """The readers of files from strangers as functions of bytes: what `tests/test_fuzz.py` tries with random changes to
 good files, and `benchmarks/fuzz.py` with whatever reaches new lines of code. Each may return, or raise UserError."""
 
+import contextlib
 import functools
 import json
 import shutil
@@ -63,18 +64,23 @@ def _file(name: str, content: bytes) -> Path:
     return path
 
 
-def json_file(content: bytes) -> None:
+@contextlib.contextmanager
+def _refusal() -> Iterator[None]:
+    """Of readers that leave it to who calls them to say which file it was."""
     try:
-        read_json(_file("a.json", content))
+        yield
     except ValueError as error:
-        raise UserError("who calls it says which file it was") from error
+        raise UserError("damaged") from error
+
+
+def json_file(content: bytes) -> None:
+    with _refusal():
+        read_json(_file("a.json", content))
 
 
 def manifest(content: bytes) -> None:
-    try:
+    with _refusal():
         Manifest.of(read_json(_file("manifest.json", content)))
-    except ValueError as error:
-        raise UserError("who calls it says which file it was") from error
 
 
 def run_folder(content: bytes) -> None:
@@ -140,10 +146,8 @@ def hdf5(content: bytes) -> None:
 
 
 def tensors(content: bytes) -> None:
-    try:
+    with _refusal():
         read_tensors(_file("a.safetensors", content))
-    except ValueError as error:
-        raise UserError("who calls it says which file it was") from error
 
 
 def walker(content: bytes) -> None:

@@ -5,6 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from helpers import benchmark
 from rich.console import Console
@@ -90,6 +92,10 @@ def test_what_was_begun_goes_on_in_its_folders(words, finished, copy, steps, mon
     if steps == (30, 10):  # two programs of one run each: the last bits are not those of one program of two
         assert together == [1, 1]
         assert [folder.name for folder in folders(copy)] == [folder.name for folder in folders(finished)]
+        for one, other in zip(folders(copy), folders(finished), strict=True):
+            ends = [jax.tree.leaves(checkpoint.load(run / "checkpoints").agent.params) for run in (one, other)]
+            for ours, theirs in zip(*ends, strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5)
     else:
         assert together == [2]
         assert KILLS.difference(finished / "exp", copy / "exp") is None

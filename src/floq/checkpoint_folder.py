@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from floq.durable import sync
+from floq.durable import replace_folder, sync
 
 MANIFEST = "manifest.json"
 STEP = "0|[1-9][0-9]{0,14}"
@@ -27,15 +27,10 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def put(partial: Path, folder: Path, step: int) -> Path:
-    """Let a checkpoint that has been written whole appear under its name, in place of one of the same step."""
-    final, aside = folder / str(step), folder / f".{step}.old"
-    sync(partial)
-    if final.exists():  # saved before, with other evaluations pending
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-    partial.rename(final)
-    sync(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Let a checkpoint that has been written whole appear under its name, in place of one of the same step, which was
+    saved before, with other evaluations pending."""
+    final = folder / str(step)
+    replace_folder(final, partial, folder / f".{step}.old")
     return final
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from floq.flags import Flags, described, parse
+from floq.flags import parse_with_folder
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ class ExportRun:
 
 
 def export_command(argv: list[str]) -> None:
-    types = {f.name: f for f in dataclasses.fields(ExportRun)}
-    positional = [word for word in argv[:1] if not word.startswith("-")]
-    flags = Flags(argv[len(positional) :])
-    options = parse(ExportRun, [*positional, *flags.normalised(types)], "floq export", described(ExportRun))
+    options = parse_with_folder(ExportRun, argv, "floq export")
     from floq.export.export_run import export_run
     from floq.machine import keep_programs
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from floq.flags import Flags, described, parse
+from floq.flags import parse_with_folder
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,7 @@ class InspectRun:
 
 
 def inspect_run_command(argv: list[str]) -> None:
-    types = {f.name: f for f in dataclasses.fields(InspectRun)}
-    positional = [word for word in argv[:1] if not word.startswith("-")]
-    flags = Flags(argv[len(positional) :])
-    options = parse(InspectRun, [*positional, *flags.normalised(types)], "floq inspect", described(InspectRun))
+    options = parse_with_folder(InspectRun, argv, "floq inspect")
     from floq.inspect_run import inspect_run
     from floq.machine import keep_programs
 

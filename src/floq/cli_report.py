@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from floq import durable
 from floq.errors import UserError, nearest
 from floq.flags import Flags, described, parse
 from floq.folders import check_writable, user_path
@@ -136,7 +137,5 @@ def _where(out: str | None, form: Format | None) -> tuple[Format, Path]:
 
 def _written(path: Path, text: str) -> Path:
     """Write a file, atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    durable.replace(path, text.encode())
     return path

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 
@@ -56,6 +57,23 @@ def replace(path: Path, content: bytes) -> None:
             partial.unlink()
         raise
     sync(path.parent)
+
+
+def replace_folder(final: Path, partial: Path, aside: Path) -> None:
+    """Let a folder, the files in which are on the disk, take the name `final`. What had that name is called `aside`
+    until then: a kill between the two leaves it there, an error brings it back."""
+    sync(partial)
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        partial.rename(final)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.rename(final)
+        raise
+    sync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _named(error: OSError, path: Path) -> OSError:

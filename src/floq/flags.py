@@ -2,12 +2,13 @@
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import io
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from floq.errors import UserError, nearest
 
@@ -131,6 +132,14 @@ class Flags:
 def _numbers(values: list[str]) -> list[str]:
     """The members of a list in any spelling: `0 1 2`, `0,1,2`, `(0, 1, 2)`."""
     return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]
+
+
+def parse_with_folder(command: type[T], argv: list[str], prog: str) -> T:
+    """The options of a dataclass whose first field is a folder, given by its place: `floq inspect RUN_DIR --step=5`."""
+    folder = [word for word in argv[:1] if not word.startswith("-")]
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, command))}
+    words = [*folder, *Flags(argv[len(folder) :]).normalised(fields)]
+    return parse(command, words, prog, described(command))
 
 
 def described(command: type) -> str:

@@ -74,10 +74,7 @@ def inspect_run(
     folder = run.folder / "plots" if out is None else user_path(out)
     check_writable(folder, "give another --out")
     saved = checkpoint.load(run.folder / "checkpoints", step)
-    if probing.diverged(saved.agent):
-        raise UserError(
-            f"{run_dir} diverged before step {saved.step}, its weights are no numbers: give an earlier --step"
-        )
+    probing.check_finite(saved.agent, run_dir, saved.step)
     with _camera(run, saved, video) as camera:
         seen = _experience(run, saved, data, display)
         try:

@@ -56,6 +56,12 @@ def diverged(agent: Agent) -> bool:
     return not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(agent.params))
 
 
+def check_finite(agent: Agent, run_dir: str, step: int) -> None:
+    """Raises UserError if the agent of this checkpoint diverged."""
+    if diverged(agent):
+        raise UserError(f"{run_dir} diverged before step {step}, its weights are no numbers: give an earlier --step")
+
+
 def take_probes(agent: Agent, data: Dataset, key) -> Probes:
     """Draw transitions from `data`, which must be of the agent's sizes. Consumes `key`.
 

@@ -3,12 +3,13 @@
 It would be made anew from its seed, but not every environment follows its seed alone.
 """
 
-import os
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from floq import durable
 from floq.config import Config
 from floq.data.arrays import Trajectories, hold_out
 from floq.data.files import open_npz
@@ -42,15 +43,13 @@ def random_data(configs: Sequence[Config], runs: Sequence[Run], display: Display
 
 def keep(run: Run, data: Splits) -> None:
     """Write the random play of a run into its folder, unless it is there."""
-    path, partial = run.folder / FILE, run.folder / f".{FILE}.partial"
+    path, content = run.folder / FILE, io.BytesIO()
     if path.exists():
         return
     parts = zip(PARTS, (data.train, data.validation), strict=True)
-    with open(partial, "wb") as file:
-        np.savez(file, **{f"{part}_{name}": x for part, rows in parts for name, x in rows.on_host()._asdict().items()})
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    arrays = {f"{part}_{name}": x for part, rows in parts for name, x in rows.on_host()._asdict().items()}
+    np.savez(content, **arrays)
+    durable.replace(path, content.getvalue())
 
 
 def _kept(run: Run) -> Splits | None:

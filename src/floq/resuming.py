@@ -132,7 +132,7 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
     goes on from the same step."""
     for run, of_run in zip(runs, records, strict=True):
         run.write_config(of_run)
-        (run.folder / "summary.json").unlink(missing_ok=True)
+        run.reopen()
     forget_later(runs, step)  # before the rows that lead to them
     for run in runs:
         run.forget_after(step)

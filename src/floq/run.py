@@ -165,10 +165,13 @@ class Run:
         """Write `config.json`: the configuration, the evaluation protocol and the given records."""
         self.write_json("config.json", self.config.to_json() | {"protocol": protocol(self.config)} | records)
 
+    def reopen(self) -> None:
+        """Let the run be one that has not ended."""
+        (self.folder / "summary.json").unlink(missing_ok=True)
+
     def forget_after(self, step: int) -> None:
-        """Go back to this step: what the files say of later ones is no more."""
-        for name in ("summary.json", "diverged.json"):
-            (self.folder / name).unlink(missing_ok=True)
+        """Go back to this step: what the logs say of later ones is no more."""
+        (self.folder / "diverged.json").unlink(missing_ok=True)
         if rewinds := self.rewinds:
             self.write_json("rewinds.json", [rewind for rewind in rewinds if rewind["step"] <= step])
         for name in ("train.csv", "eval.csv"):

@@ -19,13 +19,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from floq.config import Config
 from floq.report.groups import short_count
 from floq.report.metrics import judged_by, last
 from floq.report.runs import RunRecord
 from floq.report.watch import STYLES, Watcher, clock, short_name
-from floq.run import Run
 from floq.sweep_cells import Cell, Outcome
+from floq.sweep_plan import folders_of
 
 ATTEMPTS = "cell-{}.jsonl"
 """The file of a cell, by its number: a line for each try, with `node`, `pid` and `time` (seconds since 1970)."""
@@ -202,7 +201,7 @@ class Board:
     def _read(self, number: int) -> Progress:
         """How the runs of a cell are, by their files; those that have none yet are at step 0."""
         cell = self._cells[number]
-        folders = [folder for config in cell.configs if (folder := _folder(config)) is not None]
+        folders = [newest for config in cell.configs for newest in folders_of(config)[:1]]
         if not folders:
             return Progress()
         count, watcher = self._watchers.get(number, (0, None))
@@ -219,12 +218,6 @@ class Board:
         left = max(run.total_steps - run.step for run in runs) / slowest
         name = short_name(metric) if known else ""
         return Progress(sum(run.step for run in runs) / len(cell.configs), score, name, left)
-
-
-def _folder(config: Config) -> Path | None:
-    """The newest folder of a run, known by its name alone."""
-    found = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}/config.json")
-    return max((path.parent for path in found), default=None)
 
 
 def _runs(cell: Cell) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from floq import envs
 from floq.analysis.cost import Cost, cost_of
@@ -64,9 +65,14 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
 def runs_of(config: Config) -> list[Run]:
     """The folders of runs with this settled configuration and seed, the newest first. A run that was continued to
     another number of steps is no longer one of them."""
-    folders = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}")
-    runs = [Run.open(folder) for folder in sorted(folders, reverse=True) if (folder / "config.json").exists()]
+    runs = [Run.open(folder) for folder in folders_of(config)]
     return [run for run in runs if run.config == config]
+
+
+def folders_of(config: Config) -> list[Path]:
+    """The folders with the name of such a run, the newest first; nothing in them is read."""
+    found = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}/config.json")
+    return sorted((path.parent for path in found), reverse=True)
 
 
 def missing(configs: Iterable[Config]) -> list[Config]:

@@ -1,11 +1,13 @@
 """What a sweep writes of its runs: two tidy CSV files for each experiment."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from floq import durable
 from floq.analysis import comparison
 from floq.analysis.cost import Cost
 from floq.analysis.statistics import area_under_curve
@@ -78,10 +80,9 @@ def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost, score: str)
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     """Atomically; what is missing or not a number is empty."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
-    partial.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
+    durable.replace(path, text.getvalue().encode())

@@ -1,7 +1,6 @@
 """`floq export`: the policy of a checkpoint as a folder that acts without floq."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,10 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from floq import checkpoint, exported
+from floq import checkpoint, durable, exported, probing
 from floq.checkpoint import Checkpoint
 from floq.errors import UserError
 from floq.export import check
@@ -23,6 +21,7 @@ from floq.folders import check_writable, user_path
 from floq.policy import Policy
 from floq.progress import Display
 from floq.run import Run
+from floq.untrusted import read_json
 from floq.versions import version
 
 DEFAULT = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # folders of the run
@@ -67,10 +66,7 @@ def export_run(
     _check_free(folder, overwrite)
     check_installed(format)
     saved = checkpoint.load(run.folder / "checkpoints", step)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(saved.agent.params)):
-        raise UserError(
-            f"{run_dir} diverged before step {saved.step}, its weights are no numbers: give an earlier --step"
-        )
+    probing.check_finite(saved.agent, run_dir, saved.step)
     policy = saved.agent.policy
     traced = Traced.of(policy, saved.sizes[0], explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
@@ -132,9 +128,9 @@ def _is_export(folder: Path) -> bool:
     known = {*("policy.json", "policy.safetensors", "policy.stablehlo", "policy.onnx", "read_policy.py", "README.txt")}
     known |= {"__pycache__"}
     try:
-        described = json.loads((folder / exported.PROGRAM).read_text())
-        return described["format"] == exported.FORMAT and {p.name for p in folder.iterdir()} <= known
-    except (OSError, ValueError, TypeError, KeyError):
+        described = read_json(folder / exported.PROGRAM)
+        return described.get("format") == exported.FORMAT and {p.name for p in folder.iterdir()} <= known
+    except (OSError, ValueError):
         return False
 
 
@@ -149,16 +145,9 @@ def _appearing(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-        partial.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+            durable.sync(file)
+        durable.replace_folder(folder, partial, aside)
     except OSError as error:
-        if aside.exists() and not folder.exists():
-            aside.rename(folder)
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,10 +1,12 @@
 """The report as files for papers and scripts: Markdown, and tidy CSV."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from floq import durable
 from floq.report import result_tables, run_tables
 from floq.report.health import complaints
 from floq.report.metrics import METRICS, last
@@ -110,14 +112,13 @@ def _column(name: str) -> str:
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], first: Iterable[str] = ("group", "task", "seed")) -> None:
     """Write rows, atomically; what a row lacks or is not a number is empty."""
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(map(_harmless, columns))
-        for row in rows:
-            values = (row.get(name) for name in columns)
-            writer.writerow(_harmless("" if value is None or value != value else value) for value in values)
-    partial.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_harmless, columns))
+    for row in rows:
+        values = (row.get(name) for name in columns)
+        writer.writerow(_harmless("" if value is None or value != value else value) for value in values)
+    durable.replace(path, text.getvalue().encode())
 
 
 def _harmless(value: Any) -> Any:
