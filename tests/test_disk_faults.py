@@ -236,6 +236,32 @@ def test_a_signal_before_and_after_the_training_ends_it_in_one_line(
     assert losses(SAME, held_out_runs[:1], stopped[:1]) == []
 
 
+WHILE_JAX_BEGINS = """
+import enum, signal, sys
+import floq.__main__
+
+plain, sent = enum.EnumType.__prepare__, []
+
+def prepare(*args, **how):  # extension modules of JAX make enums
+    if "jaxlib.mlir._mlir_libs" in sys.modules and not sent:
+        sent.append(True)
+        signal.raise_signal(signal.{signal})
+    return plain(*args, **how)
+
+enum.EnumType.__prepare__ = prepare
+sys.argv = ["floq", "inspect", "nowhere"]
+floq.__main__.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_jax_is_being_loaded_ends_it_in_one_line(name, code):
+    """Its extension modules abort the process if Python raises anything while they begin."""
+    script = [sys.executable, "-c", WHILE_JAX_BEGINS.replace("{signal}", name)]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, f"floq: stopped by {name}\n")
+
+
 def test_under_nohup_the_end_of_the_terminal_ends_nothing():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -1,16 +1,19 @@
 """Signals that end a command: at once, or when a training is ready to."""
 
+import _thread
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+AGAIN = 0.05  # seconds after which a signal that came at a bad moment comes again
 
 
 class Stopped(KeyboardInterrupt):
-    """Another signal than SIGINT came. Raised where that raises KeyboardInterrupt: whatever is open is closed."""
+    """A signal came. Raised where Python raises KeyboardInterrupt: whatever is open is closed."""
 
     def __init__(self, signum: int):
         super().__init__(signum)
@@ -32,14 +35,26 @@ def catch_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def raise_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Stopped`, as SIGINT raises KeyboardInterrupt, instead of ending the process without
-    a word and with its workers at work."""
+    """Let SIGINT, SIGTERM and SIGHUP raise `Stopped`, instead of ending the process without a word and with its workers
+    at work. Whoever ignores SIGINT, or handles it, goes on doing so."""
 
-    def stop(signum: int, _: FrameType | None) -> None:
-        raise Stopped(signum)
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if _extension_begins(frame):  # some of JAX's abort the process if anything is raised now
+            threading.Timer(AGAIN, _thread.interrupt_main, [signum]).start()
+        else:
+            raise Stopped(signum)
 
-    with _handled([signum for signum in ENDING if signum != signal.SIGINT], stop):
+    ours = [s for s in ENDING if s != signal.SIGINT or signal.getsignal(s) == signal.default_int_handler]
+    with _handled(ours, stop):
         yield
+
+
+def _extension_begins(frame: FrameType | None) -> bool:
+    """Whether a module that is written in another language is being imported."""
+    loader = ExtensionFileLoader
+    while frame is not None and frame.f_code not in (loader.create_module.__code__, loader.exec_module.__code__):
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextlib.contextmanager
