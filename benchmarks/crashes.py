@@ -159,12 +159,9 @@ class Crasher:
 
 def show(tally: Tally, seconds: float, display: Display) -> None:
     """Print one table, and what was lost."""
-    kinds, places = sorted({kind for kind, _ in tally.kills}), sorted({place for _, place in tally.kills})
-    rows = [[kind, *(str(tally.kills[kind, place] or "") for place in places)] for kind in kinds]
-    rows = [[*row, str(sum(tally.kills[row[0], place] for place in places))] for row in rows]
-    rows.append(["all", *(str(sum(tally.kills[kind, place] for kind in kinds)) for place in places), str(tally.total)])
+    rows = [[kind, place, str(count)] for (kind, place), count in sorted(tally.kills.items())]
     title = f"{tally.total} kills in {tally.rounds} trainings, {tally.resumes} resumes, {seconds / 60:.0f} minutes"
-    display.columns(title, ["how", *places, "all"], rows)
+    display.columns(title, ["how", "where", "kills"], rows)
     display.note(f"begun anew, since not all folders of a fleet were made: {tally.anew}")
     display.note(f"lost: {len(tally.lost) or 'nothing'}")
     for what in tally.lost:
