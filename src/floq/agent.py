@@ -242,7 +242,7 @@ class Agent(eqx.Module):
     def actor_value(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
         """The Q that the actor climbs; for floq the distilled critic. One observation and one action."""
         with matmul_precision("f32"):
-            return self.params.critic.actor_value(self.normalize(obs), act, self.scale, key)
+            return jnp.mean(self.params.critic.actor_value(self.normalize(obs), act, self.scale, key))
 
     def normalize(self, obs: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
         """An observation as the networks see it."""

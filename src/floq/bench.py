@@ -235,7 +235,7 @@ def _job_seconds(config: Config, runs: int, per_update: float, episodes: Episode
     training = config.offline_steps * per_update
     if episodes is None:
         return training
-    evaluations = runs * (1 + config.offline_steps // config.eval_interval)
+    evaluations = runs * (1 + config.offline_steps // config.eval_interval) if config.eval_interval else 0
     evaluating = evaluations * config.eval_episodes / episodes.batched
     return training + evaluating if jax.default_backend() == "cpu" else max(training, evaluating)
 

@@ -24,7 +24,7 @@ from floq.policy import Policy
 from floq.tensors import Kind, Unfit, read_tensors
 from floq.untrusted import read_json
 
-FORMAT = 2
+FORMAT, BEFORE = 3, 2  # the one before differs in what residual critics compute, and in nothing else
 TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "replay.safetensors"
 DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
 REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all that the run has seen
@@ -118,9 +118,14 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     path, remedy = path_of(folder, step), _remedy(step, available)
     try:
         manifest = _manifest(path, remedy)
-        if (form := manifest.get("format")) != FORMAT:
-            raise UserError(f"{path} has checkpoint format {form}; this version of floq reads {FORMAT}")
+        if (form := manifest.get("format")) not in (BEFORE, FORMAT):
+            raise UserError(f"{path} has checkpoint format {form}; this version of floq reads {BEFORE} and {FORMAT}")
         config, sizes, clocks, waiting = Manifest.of(manifest)
+        if form == BEFORE and config.agent.flat().get("use_resnets"):
+            raise UserError(
+                f"{path} holds a residual critic from before their first layer was followed by GELU and LayerNorm, as "
+                "published: with its weights this version computes something else; train it again"
+            )
         template = _template(config, sizes)
     except ValueError as error:
         raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error

@@ -187,7 +187,7 @@ class Config:
     log_interval: int = 5_000
     """Steps between rows of train.csv."""
     eval_interval: int = 20_000
-    """Steps between evaluations; the first comes after step 1."""
+    """Steps between evaluations; the first comes after step 1. 0: no evaluations."""
     save_interval: int = 200_000
     """Steps between checkpoints; the last step always gets one."""
     eval_episodes: int = 50

@@ -209,6 +209,8 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
                 flat[name.removeprefix("agent.")] = typed(f"{layer.where}: {written}", value, types_of[name])
             elif layer is layers[-1]:
                 raise UserError(f"{whose}: {written}: {_unknown(written, f'agent {group.agent!r}', types_of)}")
+    if flat.get("eval_interval") == 0:
+        raise UserError(f"{whose}: eval_interval = 0: an experiment is judged by its evaluations, give an interval")
     try:
         return configure(env_name, group.agent, **parts, **flat)
     except UserError as error:

@@ -158,7 +158,7 @@ class Loop:
     def summary(self, run: int) -> dict[str, Any]:
         """What `summary.json` of a run says at the end."""
         found = scores(self.members[run].scores)
-        plays = self._config.env_name is not None
+        plays = self._config.env_name is not None and self._config.eval_interval > 0
         return {
             "success": found.pop("success", None),
             "eval_episodes": self._config.eval_episodes if plays else None,

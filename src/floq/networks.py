@@ -171,8 +171,10 @@ def folded(norm: LayerNorm, linear: Linear) -> Linear:
 
 
 class ResidualBody(eqx.Module):
-    """`num_blocks` times x + block(x), each block `depth` layers of (linear, activation); then a linear head."""
+    """Activation, then `num_blocks` times x + block(x), each block `depth` layers of (linear, activation); then a
+    linear head. With the entry layer it is the published residual network: linear, GELU, LayerNorm first."""
 
+    entry_activation: Activation
     blocks: tuple[tuple[tuple[Linear, Activation], ...], ...]
     head: Linear
 
@@ -188,15 +190,17 @@ class ResidualBody(eqx.Module):
         norm_last: bool,
     ) -> "ResidualBody":
         head_key, *keys = jax.random.split(key, 1 + num_blocks * depth)
-        layers = [(Linear.init(k, width, width), Activation.init(width, layer_norm, norm_last)) for k in keys]
+        activation = lambda: Activation.init(width, layer_norm, norm_last)  # noqa: E731
+        layers = [(Linear.init(k, width, width), activation()) for k in keys]
         blocks = tuple(tuple(layers[i * depth : (i + 1) * depth]) for i in range(num_blocks))
-        return cls(blocks, Linear.init(head_key, width, size_out))
+        return cls(activation(), blocks, Linear.init(head_key, width, size_out))
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         return self.head(self.features(x), result_type=jnp.float32)
 
     def features(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
         """What the head reads."""
+        x = self.entry_activation(x)
         for block in self.blocks:
             y = x
             for linear, activation in block:

@@ -50,8 +50,10 @@ def has_value_map(run: Run) -> bool:
 
 
 def draw_learning_curve(run: Run) -> None:
-    """`learning_curve.png`, from eval.csv and, of the online phase, train.csv."""
+    """`learning_curve.png`, from eval.csv, if there is one, and, of the online phase, train.csv."""
     columns = run.evaluations()
+    if not columns:
+        return
     path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
     steps, boundary = columns["step"], run.config.offline_steps if run.config.online_steps else None
     success = np.array(columns.get("evaluation/success", []))

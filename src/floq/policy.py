@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors import Actor, Value
@@ -56,7 +57,7 @@ def chosen(
     if critic is None or scale is None:
         return verb(obs, _never_asked, key)
     act_key, value_key = jax.random.split(key)
-    return verb(obs, lambda act: critic.actor_value(obs, act, scale, value_key), act_key)
+    return verb(obs, lambda act: jnp.mean(critic.actor_value(obs, act, scale, value_key)), act_key)
 
 
 def _never_asked(act: Float[Array, " act"]) -> Float[Array, ""]:

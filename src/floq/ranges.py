@@ -29,7 +29,6 @@ POSITIVE = (
         "num_envs",
         "env_timeout",
         "log_interval",
-        "eval_interval",
         "save_interval",
         "eval_episodes",
         "buffer_size",
@@ -39,7 +38,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "exploration_noise", "actor_head_scale"),
     *("temperature", "rho", "noise_coverage", "reward_offset", "support_margin"),
-    *("offline_steps", "online_steps", "warmup_steps", "video_episodes", "restore_epoch"),
+    *("offline_steps", "online_steps", "warmup_steps", "video_episodes", "restore_epoch", "eval_interval"),
 )
 SIZES = {"batch_size": 2**20, "num_envs": 2**12, "eval_episodes": 2**20, "action_chunk": 2**10, "n_step": 2**20}
 SIZES |= {"block_depth": 2**8, "num_transformations": 2**8, "video_episodes": 2**10, "video_frame_skip": 2**20}
@@ -76,7 +75,7 @@ def check_ranges(settings: dict[str, Any]) -> None:
             require(name, math.isfinite, "finite")
         if name.endswith("hidden_dims"):
             require(name, lambda size: 0 < size <= WIDEST, f"sizes greater than 0, at most {WIDEST}")
-            if not 0 < len(settings[name]) <= LAYERS:
+            if isinstance(value, tuple) and not 0 < len(value) <= LAYERS:
                 raise UserError(f"{name}: give at least one hidden layer, and at most {LAYERS}")
         elif type(value) is int and name != "seed":
             most = SIZES.get(name, LARGEST)

@@ -30,6 +30,8 @@ def headline(evaluation: Mapping[str, float]) -> tuple[str, float]:
 def described(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]:
     """An evaluation as the rows of a table."""
     found, count = scores(evaluation), config.eval_episodes
+    if not found:
+        return {"evaluation": "none, as --eval_interval=0 asks; floq eval makes one"}
     if "initial_value" in found:
         return {
             "TD error": f"{found['td_error']:.4g}, mean over held-out transitions",
@@ -59,16 +61,25 @@ def show_result(runs: Sequence[Run], display: Display) -> None:
         display.note(f"  pictures    {first.folder / 'plots'}")
         display.note(f"  run         {first.folder}")
         return
+    _show_fleet(runs, last, speed, display)
+    for run in runs:
+        display.note(f"  run         {run.folder}")
+
+
+def _show_fleet(runs: Sequence[Run], last: Sequence[Mapping[str, float]], speed: str, display: Display) -> None:
+    """The table of several runs: their scores by group, over seeds."""
+    first, tasks = runs[0], ", ".join(dict.fromkeys(run.config.task for run in runs))
+    if not any(last):
+        rows = described(first.config, {}) | {"speed": f"{len(runs)} x {speed}"}
+        display.table(f"{len(runs)} runs of {tasks}", rows)
+        return
     groups: dict[str, list[float]] = {}
     for label, evaluation in zip(differences([run.config for run in runs]), last, strict=True):
         groups.setdefault(label, []).append(headline(evaluation)[1])
     name = headline(last[0])[0]
     rows = {label or name: _over_seeds(values) for label, values in groups.items()}
-    tasks = ", ".join(dict.fromkeys(run.config.task for run in runs))
     title = f"{len(runs)} runs of {tasks}" + (f": {name}" if len(groups) > 1 else "")
     display.table(title, rows | {"protocol": protocol(first.config), "speed": f"{len(runs)} x {speed}"})
-    for run in runs:
-        display.note(f"  run         {run.folder}")
 
 
 def _over_seeds(values: Sequence[float]) -> str:

@@ -22,8 +22,11 @@ class Schedule:
         return step >= self._config.offline_steps
 
     def due(self, step: int, interval: int) -> bool:
-        """Whether what is due at every multiple of the interval, and where a phase ends, is due at this step."""
+        """Whether what is due at every multiple of the interval, and where a phase ends, is due at this step; with an
+        interval of 0 it never is."""
         c = self._config
+        if not interval:
+            return False
         before = step - (c.num_envs if step > c.offline_steps else 1)
         return step // interval > before // interval or step in (c.offline_steps, self.last_step)
 
@@ -31,8 +34,9 @@ class Schedule:
         return self.due(step, self._config.log_interval)
 
     def evaluation_due(self, step: int) -> bool:
-        """The first evaluation comes after the first step."""
-        return step == self.first_step or self.due(step, self._config.eval_interval)
+        """The first evaluation comes after the first step, unless there is none at all."""
+        interval = self._config.eval_interval
+        return bool(interval) and (step == self.first_step or self.due(step, interval))
 
     def save_due(self, step: int) -> bool:
         return self.due(step, self._config.save_interval)
@@ -42,7 +46,8 @@ class Schedule:
         c = self._config
         if step == 0:
             return self.first_step
-        due = [interval * (step // interval + 1) for interval in (c.log_interval, c.eval_interval, c.save_interval)]
+        intervals = [interval for interval in (c.log_interval, c.eval_interval, c.save_interval) if interval]
+        due = [interval * (step // interval + 1) for interval in intervals]
         if not self.is_online(step):
             return min(*due, c.offline_steps, step + most)
         phases = c.offline_steps + c.steps_without_updates, self.last_step

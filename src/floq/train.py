@@ -222,7 +222,7 @@ def held(runs: Sequence[Run]) -> Iterator[None]:
 def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
     """What plays the evaluation episodes: its environments start up while the data is read. None without any."""
     c, names = configs[0], [config.env_name or "" for config in configs]
-    if c.env_name is None:
+    if c.env_name is None or not c.eval_interval:
         yield None
         return
     with (

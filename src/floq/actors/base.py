@@ -8,15 +8,16 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-Value: TypeAlias = Callable[[Float[Array, " act"]], Float[Array, ""]]
+Value: TypeAlias = Callable[[Float[Array, " act"]], Float[Array, "*values"]]
+"""Q(obs, .) of an action: one number, or in a loss several whose mean is climbed."""
 
 
 class ActorLoss(NamedTuple):
-    """The terms of an actor's loss for one transition: it descends `behaviour - q_scale * q`."""
+    """The terms of an actor's loss for one transition: it descends `behaviour - q_scale * mean(q)`."""
 
     behaviour: Float[Array, ""]
-    q: Float[Array, ""]
-    info: dict[str, Float[Array, ""]]
+    q: Float[Array, "*values"]
+    info: dict[str, Float[Array, "*values"]]
 
 
 class Actor(eqx.Module):
@@ -86,11 +87,11 @@ class Actor(eqx.Module):
         """The actor, and the target copies with it, take a step in one of so many updates."""
         return 1
 
-    def q_scale(self, q: Float[Array, " batch"]) -> Float[Array, ""]:
+    def q_scale(self, q: Float[Array, "*batch"]) -> Float[Array, ""]:
         """What Q is multiplied with in the loss, given a batch of it; not differentiated."""
         return jnp.ones(())
 
 
-def inverse_mean_magnitude(q: Float[Array, " batch"]) -> Float[Array, ""]:
+def inverse_mean_magnitude(q: Float[Array, "*batch"]) -> Float[Array, ""]:
     """One over the batch's mean |Q|, which makes a weight of the actor's loss independent of the scale of returns."""
     return 1.0 / (jnp.mean(jnp.abs(q)) + 1e-8)

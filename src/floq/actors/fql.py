@@ -72,7 +72,8 @@ class FQLActor(Actor):
         q = value(jnp.clip(one_step_act, -1.0, 1.0))
 
         mse = jnp.mean(jnp.square(self.act(obs, value, mse_key) - act))
-        info = {"bc_flow_loss": bc_flow_loss, "distill_loss": distill_loss, "q": q, "mse": mse}
+        info = {"bc_flow_loss": bc_flow_loss, "mean_bc_flow_loss": bc_flow_loss}  # as floq calls it, and as FQL does
+        info |= {"distill_loss": distill_loss, "q": q, "mse": mse}
         return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
 
     def q_scale(self, q):

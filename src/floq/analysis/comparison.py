@@ -23,7 +23,7 @@ from floq.untrusted import CSV_LIMIT, read_text
 Row = dict[str, str]
 DIAGNOSED = "validation/critic/"
 DIAGNOSIS = ("z0_spread", "quantile_spread", "return_spread", "member_spread", "contraction", "curvature")
-DIAGNOSIS += ("one_pass_gap", "outside_histogram", "mass_at_ends", "feature_norm", "feature_rank", "td_error")
+DIAGNOSIS += ("one_pass_gap", "outside_histogram", "mass_at_ends", "feature_norm", "feature_rank", "abs_td_error")
 
 
 class Score(NamedTuple):

@@ -36,12 +36,10 @@ class UpdateModel:
 
 
 class _Layers:
-    """A stack of linear layers, and what it costs per row to run or to train it. In a residual one the entry is not
-    followed by a LayerNorm."""
+    """A stack of linear layers, and what it costs per row to run or to train it."""
 
-    def __init__(self, sizes: Sequence[int], norm: bool, residual: bool = False):
-        normed = sizes[2 if residual else 1 : -1] if norm else ()
-        self.parameters = sum((a + 1) * b for a, b in pairwise(sizes)) + 2 * sum(normed)
+    def __init__(self, sizes: Sequence[int], norm: bool):
+        self.parameters = sum((a + 1) * b for a, b in pairwise(sizes)) + (2 * sum(sizes[1:-1]) if norm else 0)
         self.forward = 2 * sum(a * b for a, b in pairwise(sizes))
         self.entry = 2 * sizes[0] * sizes[1]
         self.hidden = sum(sizes[1:-1])
@@ -94,7 +92,7 @@ def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> UpdateMode
 def _floq(c: FloqConfig, both: int, one_step: _Layers) -> UpdateModel:
     z_size = (c.num_bins - 1 if c.use_prob_embed else 1) + time_embedding_size(c.time, c.time_embed_dim)
     hidden = 1 + c.block_depth * c.num_transformations if c.use_resnets else c.block_depth
-    field = _Layers((both + z_size, *(c.block_width,) * hidden, 1), c.layer_norm, c.use_resnets)
+    field = _Layers((both + z_size, *(c.block_width,) * hidden, 1), c.layer_norm)
     distilled = _Layers((both, *c.value_hidden_dims, 1), c.layer_norm)
     fixed = 2 * both * c.block_width  # the share of (s, a) in the first layer: once per integration
     velocity = field.forward - fixed
@@ -122,8 +120,8 @@ def _scalar(c: ScalarConfig, both: int, one_step: _Layers) -> UpdateModel:
     if c.use_resnets:
         sizes = (both, *(c.block_width,) * (1 + c.block_depth * c.num_transformations), 1)
     else:
-        sizes = (both, *c.value_hidden_dims, 1)
-    return _looked_up(_Layers(sizes, c.layer_norm, c.use_resnets), c.value_num_ensembles, 1, one_step)
+        sizes = (both, *c.hidden_dims, 1)
+    return _looked_up(_Layers(sizes, c.layer_norm), c.value_num_ensembles, 1, one_step)
 
 
 def _quantile(c: QuantileConfig, both: int, one_step: _Layers) -> UpdateModel:

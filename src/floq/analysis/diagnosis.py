@@ -20,7 +20,7 @@ PANELS = {
     "mass_at_ends": "mass in the first and last bin\n(large: support too narrow)",
     "quantile_spread": "standard deviation of the value\nover quantiles",
     "member_spread": "standard deviation of Q\nover the networks",
-    "td_error": "mean |TD target - Q|\n(held-out)",
+    "abs_td_error": "mean |TD target - Q|\n(held-out)",
     "q": "mean Q",
     "feature_rank": "in how many directions the\nlast layer's features point",
 }
@@ -61,7 +61,7 @@ def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int 
         for ax in free:
             ax.set_axis_off()
     shown = [
-        name for name in ("curvature", "z0_spread", "return_spread", "quantile_spread", "td_error") if name in known
+        name for name in ("curvature", "z0_spread", "return_spread", "quantile_spread", "abs_td_error") if name in known
     ]
     return ", ".join(f"{name} {_from_to(known[name])}" for name in shown)
 

@@ -66,10 +66,11 @@ def scaled_setting(config: AgentConfig, by: By) -> str:
     critic = config.critic
     names = {f.name for f in dataclasses.fields(critic)}
     is_flow = "flow_num_ensembles" in names  # its `value_hidden_dims` are those of the distilled critic
+    is_residual, in_blocks = getattr(critic, "use_resnets", False), getattr(critic, "value_hidden_dims", ()) is None
     if by == "members":
         setting = "flow_num_ensembles" if is_flow else "value_num_ensembles"
     else:
-        setting = "block_width" if is_flow or getattr(critic, "use_resnets", False) else "value_hidden_dims"
+        setting = "block_width" if is_flow or is_residual or in_blocks else "value_hidden_dims"
     if setting not in names:
         raise UserError(f"critic {config.critic_name!r} cannot be scaled by {by}: it has no setting {setting}")
     return setting

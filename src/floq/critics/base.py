@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
@@ -79,7 +80,8 @@ class Critic(eqx.Module):
         scale: ReturnScale,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Info]:
-        """The loss to descend and what to log. Nothing reaches `target`. Consumes `key`."""
+        """The loss to descend and what to log: `critic_loss`, `q` and `td_errors` at least. Nothing reaches `target`.
+        Consumes `key`."""
 
     @abc.abstractmethod
     def read_out(
@@ -95,8 +97,9 @@ class Critic(eqx.Module):
     @abc.abstractmethod
     def actor_value(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
-    ) -> Float[Array, ""]:
-        """The Q that an actor climbs, differentiable with respect to `act`."""
+    ) -> Float[Array, "*values"]:
+        """The Q that an actor climbs, differentiable with respect to `act`: one number, or several (such as quantiles)
+        whose mean it climbs and by whose mean magnitude `normalize_q_loss` divides. Consumes `key`."""
 
     def diagnose(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
@@ -109,6 +112,11 @@ class Critic(eqx.Module):
     ) -> Float[Array, "members features"] | None:
         """What the last layer of each member reads, from which its rank is judged; None if there is no such thing."""
         return None
+
+
+def td_errors(target: Float[Array, ""], q: Float[Array, ""]) -> Info:
+    """`td_error`: the squared distance of the TD target from the value, as published; `abs_td_error`: the distance."""
+    return {"td_error": jnp.square(target - q), "abs_td_error": jnp.abs(target - q)}
 
 
 def aggregate(values: Float[Array, " members"], how: str, rho: float = 0.0) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Info, ReturnScale
+from floq.critics.base import Info, ReturnScale, td_errors
 from floq.critics.looked_up import LookedUpConfig, LookedUpCritic
 from floq.embeddings import histogram
 from floq.networks import MLP, ensemble
@@ -53,7 +53,7 @@ class CategoricalCritic(LookedUpCritic):
         log_masses = jax.nn.log_softmax(self._logits(obs, act))
         loss = -jnp.mean(log_masses @ wanted)
         q = jnp.mean(self.members(obs, act, scale))
-        return loss, {"critic_loss": loss, "q": q, "td_error": jnp.abs(target - q)}
+        return loss, {"critic_loss": loss, "q": q, **td_errors(target, q)}
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """member_spread: standard deviation of Q over the members. return_spread: that of the histogram.

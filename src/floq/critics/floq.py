@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq import kernels
-from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate, td_errors
 from floq.critics.floq_settings import FloqConfig, Integration
 from floq.embeddings import embed_time, histogram, scaled, time_embedding_size
 from floq.flow import Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
@@ -143,7 +143,8 @@ class FloqCritic(Critic):
     ) -> tuple[Float[Array, ""], Info]:
         """Flow matching (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over members, plus, if
         there is a distilled critic, its loss: towards the value that the online flow reaches from `distill_z_0`, or
-        what `distill_target` says. Without one, `q` is the one-pass read-out, which costs little."""
+        what `distill_target` says. `q` is the distilled critic's value, `flow_q` the flow's; without a distilled critic
+        both are the one-pass read-out, which costs little."""
         c = self.config
 
         def flow_loss(member: VelocityField) -> Float[Array, ""]:
@@ -154,21 +155,18 @@ class FloqCritic(Critic):
 
         distilled = None if self.distilled is None else self._distilled_members(obs, act)
         if distilled is not None and c.distill_target == "td":
-            learned, value, variance = target, jnp.mean(distilled), jnp.nan
+            learned, flow_q, variance = target, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
         else:
             frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
             in_one_pass = distilled is None or c.distill_target == "one_pass"
             steps, solver = (1, "euler") if in_one_pass else (c.distill_flow_steps, c.solver)
             walk = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
             returns = jax.vmap(walk)(distill_z_0)
-            learned = value = jnp.mean(returns)  # over (samples, members)
-            variance = jnp.mean(jnp.var(returns, axis=0))
-        info = {
-            "floq_loss": floq_loss,
-            "q": value,
-            "var_flow_returns": jnp.asarray(variance),
-            "td_error": jnp.abs(target - value),
-        }
+            learned = flow_q = jnp.mean(returns)  # over (samples, members)
+            variance = jnp.var(jnp.mean(returns, axis=1))
+        q = flow_q if distilled is None else jnp.mean(distilled)
+        info = {"floq_loss": floq_loss, "q": q, "flow_q": flow_q, "var_flow_returns": variance}
+        info |= td_errors(target, q if c.distill_target == "td" else flow_q)
         if distilled is None:
             return floq_loss, info | {"critic_loss": floq_loss}
         distilled_loss = jnp.mean(jnp.square(distilled - learned))

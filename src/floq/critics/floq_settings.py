@@ -83,10 +83,10 @@ class FloqConfig:
     """Its hidden layers; with `use_resnets`, hidden layers per residual block."""
     use_resnets: bool = False
     """Residual velocity field."""
-    num_transformations: int = 1
+    num_transformations: int = 2
     """Residual blocks."""
     activate_before_layernorm: bool = True
-    """In residual blocks: GELU before LayerNorm."""
+    """In residual fields: GELU before LayerNorm."""
 
     def __post_init__(self) -> None:
         if self.integration == "fused":

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate
+from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate, td_errors
 from floq.critics.looked_up import LookedUpConfig, refuse_steps
 from floq.networks import MLP, ensemble
 
@@ -90,16 +90,16 @@ class QuantileCritic(Critic):
         weights = jnp.abs(taus[None, :, None] - (errors < 0))
         loss = jnp.mean(jnp.sum(weights * jnp.square(errors), axis=1)) / self.config.kappa
         q = jnp.mean(values)
-        return loss, {"critic_loss": loss, "q": q, "td_error": jnp.abs(jnp.mean(target) - q)}
+        return loss, {"critic_loss": loss, "q": q, **td_errors(jnp.mean(target), q)}
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """The mean over M quantiles and members. There is nothing to integrate, so `num_steps` must be left out."""
         refuse_steps(num_steps)
-        return jnp.mean(jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key)))
+        return jnp.mean(self.actor_value(obs, act, scale, key))
 
-    def actor_value(self, obs, act, scale: ReturnScale, key):
-        """The same mean."""
-        return self.read_out(obs, act, scale, key)
+    def actor_value(self, obs, act, scale: ReturnScale, key) -> Float[Array, " samples"]:
+        """M quantiles, each the mean over the members."""
+        return jnp.mean(jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key)), axis=1)
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """quantile_spread, member_spread: standard deviation of the value over quantiles, and over the members."""

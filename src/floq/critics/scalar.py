@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Info, ReturnScale
+from floq.critics.base import Info, ReturnScale, td_errors
 from floq.critics.looked_up import LookedUpConfig, LookedUpCritic
 from floq.networks import MLP, Linear, ResidualBody, ensemble
 
@@ -18,16 +18,23 @@ from floq.networks import MLP, Linear, ResidualBody, ensemble
 class ScalarConfig(LookedUpConfig):
     """Settings of the scalar critic; the defaults are FQL's."""
 
+    value_hidden_dims: tuple[int, ...] | None = None
+    """Hidden layers of each member of a plain network; by default `block_depth` of `block_width`, as published."""
     use_resnets: bool = False
     """Residual network: an entry layer, `num_transformations` blocks, a linear head; ignores `value_hidden_dims`."""
     block_width: int = 512
-    """Width of the residual network."""
-    block_depth: int = 2
-    """Hidden layers per residual block."""
-    num_transformations: int = 1
+    """Width of the network."""
+    block_depth: int = 4
+    """Its hidden layers; with `use_resnets`, hidden layers per residual block."""
+    num_transformations: int = 2
     """Residual blocks."""
     activate_before_layernorm: bool = True
-    """In residual blocks: GELU before LayerNorm."""
+    """In residual networks: GELU before LayerNorm."""
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Hidden layers of a plain network."""
+        return self.value_hidden_dims or (self.block_width,) * self.block_depth
 
 
 class ScalarCritic(LookedUpCritic):
@@ -42,7 +49,7 @@ class ScalarCritic(LookedUpCritic):
 
         def member(key: PRNGKeyArray) -> MLP:
             if not c.use_resnets:
-                return MLP.init(key, obs_size + act_size, c.value_hidden_dims, 1, c.layer_norm)
+                return MLP.init(key, obs_size + act_size, c.hidden_dims, 1, c.layer_norm)
             entry_key, body_key = jax.random.split(key)
             body = ResidualBody.init(
                 body_key,
@@ -62,7 +69,7 @@ class ScalarCritic(LookedUpCritic):
         values = self.members(obs, act, scale)
         loss = jnp.mean(jnp.square(values - target))
         q = jnp.mean(values)
-        return loss, {"critic_loss": loss, "q": q, "td_error": jnp.abs(target - q)}
+        return loss, {"critic_loss": loss, "q": q, **td_errors(target, q)}
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """member_spread: standard deviation of Q over the members."""

@@ -26,7 +26,7 @@ LOSSES = ("training/critic/critic_loss", "training/critic/q", "training/actor/ac
 TRAINING = {
     "step",
     *LOSSES,
-    *("validation/critic/td_error", "validation/critic/outside_histogram", "validation/critic/mass_at_ends"),
+    *("validation/critic/abs_td_error", "validation/critic/outside_histogram", "validation/critic/mass_at_ends"),
     *("time/epoch_time", "time/total_time"),
 }
 """The columns of train.csv that are read; there are dozens of others."""
