@@ -1,47 +1,162 @@
-"""What holds in every test: shapes are checked at run time, and JAX refuses sloppy code."""
+"""What holds in every test, and the runs that several files share.
 
+Shapes are checked at run time (beartype) and keys for reuse where the mathematics is tested, and everywhere in the slow
+run; what trains through the command line computes the same without.
+"""
+
+import contextlib
 import os
+import resource
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
 # Compiling is most of the suite's time, and tests compute little: the least optimisation costs them nothing.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 # Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-install_import_hook("floq", "beartype.beartype")  # before anything imports floq
+CHECKED = ("flow", "embeddings", "networks", "critics", "actors", "agent", "policy", "state", "fleet", "kernels")
+install_import_hook([f"floq.{name}" for name in CHECKED], "beartype.beartype")  # before anything imports floq
 
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if jax.__version_info__ >= (0, 10):  # older checkers take a key that is passed on within a fleet for one that is used
-    jax.config.update("jax_debug_key_reuse", True)
 
+import filelock  # noqa: E402
+import gymnasium  # noqa: E402
 import pytest  # noqa: E402
 
+from floq import envs as _registers_ogbench  # noqa: E402, F401
+from floq import workers  # noqa: E402
 from floq.machine import forget_programs  # noqa: E402
 
 MAZE_DATA = "pointmaze-medium-navigate-v0"
+MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
+MEMORY, MAPPINGS = 4 * 2**30, 45_000  # of a test process, beyond which it lets go of its programs; Linux grants 65,530
+
+
+def pytest_collection_modifyitems(items):
+    """The mathematics first: what is traced with its checks is not traced without them before."""
+    items.sort(key=lambda item: not is_mathematics(item))
+
+
+def is_mathematics(item) -> bool:
+    return item.path.stem.removeprefix("test_") in MATHEMATICS
+
+
+@pytest.fixture(autouse=True)
+def _checks(request):
+    """Shapes and keys are checked in the mathematics, and in whatever is slow."""
+    checked = is_mathematics(request.node) or request.node.get_closest_marker("slow") is not None
+    jaxtyping_config.update("jaxtyping_disable", not checked)
+    jax.config.update("jax_debug_key_reuse", checked)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_do_not_pile_up():
-    """A process that keeps every program of the suite ends at 6 GB, and its last tests crawl."""
     yield
-    forget_programs()
+    with open("/proc/self/maps") as maps:
+        mappings = sum(1 for _ in maps)
+    if mappings > MAPPINGS or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MEMORY:
+        forget_programs()
+
+
+# --- environments that cost little ---
+
+EPISODE = 30  # steps of OGBench's single tasks, which have up to 1,000 and more
+TURN = threading.RLock()  # NumPy's global generator is swapped in around each call of an environment
+
+
+class Locked:
+    """An object whose methods take turns with those of others."""
+
+    def __init__(self, factory, args):
+        with TURN:
+            self._owned = factory(*args)
+
+    def __getattr__(self, name):
+        def call(*args):
+            with TURN:
+                return getattr(self._owned, name)(*args)
+
+        return call
+
+
+class ThreadProcess(threading.Thread):
+    """A worker that is a thread, with what its process would offer. It ends when its pipe is closed."""
+
+    exitcode = 0
+
+    def __init__(self, factory, args):
+        self.ours, theirs = workers.multiprocessing.Pipe()
+        super().__init__(target=workers._answer, args=(theirs, lambda: Locked(factory, args), ()), daemon=True)
+        self.start()
+
+    def kill(self):
+        self.ours.close()
+
+
+@contextlib.contextmanager
+def quick_environments():
+    """Episodes are short, and workers threads: a process takes seconds to start."""
+
+    def start(factory, args):
+        worker = ThreadProcess(factory, args)
+        return worker, worker.ours
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_start", start)
+        for spec in gymnasium.registry.values():
+            if "-singletask" in spec.id:
+                patch.setattr(spec, "max_episode_steps", EPISODE)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environments_cost_little(request):
+    """Where processes or whole episodes are not the subject; a test whose subject they are has the mark `processes`."""
+    if any(request.node.get_closest_marker(mark) for mark in ("processes", "slow")):
+        yield
+        return
+    with quick_environments():
+        yield
+
+
+# --- runs that are made once ---
 
 
 @pytest.fixture(scope="session")
-def dataset_dir(tmp_path_factory):
+def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: the folder `name` that `make(folder)` fills, made by the process that needs it first."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path = root / f"shared-{name}"
+        with filelock.FileLock(f"{path}.lock"):
+            if not (done := path / ".made").exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(once):
     """A folder with four collected episodes of the demonstration dataset, one of them for validation."""
     from floq.data.collect import collect
 
-    directory = tmp_path_factory.mktemp("data")
-    collect(MAZE_DATA, directory, episodes=3, workers=2)
-    return directory
+    return once("data", lambda folder: collect(MAZE_DATA, folder, episodes=3, workers=2))
 
 
 TINY = [
@@ -51,28 +166,33 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def run_dir(dataset_dir, tmp_path_factory):
-    """A finished run of six updates on that dataset, as `floq train` leaves it."""
+def run_dir(dataset_dir, once):
+    """A finished run of six updates on that dataset, as `floq train` leaves it. Not to be written to."""
     from floq import cli
 
-    save_dir = tmp_path_factory.mktemp("exp")
-    flags = [f"--dataset_dir={dataset_dir}", f"--save_dir={save_dir}", "--agent.block_width=8", "--agent.block_depth=1"]
-    assert cli.run(["train", *TINY, *flags]) == 0
-    (folder,) = save_dir.glob("floq/debug/*/*")
+    flags = [f"--dataset_dir={dataset_dir}", "--agent.block_width=8", "--agent.block_depth=1"]
+
+    def train(folder: Path):
+        with quick_environments():
+            assert cli.run(["train", *TINY, *flags, f"--save_dir={folder}"]) == 0
+
+    (folder,) = once("run", train).glob("floq/debug/*/*")
     return folder
 
 
 @pytest.fixture(scope="session")
-def held_out_runs(tmp_path_factory):
-    """A finished fleet of two runs of twelve updates without an environment, with checkpoints of 5, 10 and 12."""
+def held_out_runs(once):
+    """A finished fleet of two runs of twelve updates without an environment, with checkpoints of 5, 10, 12. Not to be
+    written to."""
     from online_runs import FLAGS, write_data
 
     from floq import cli, pictures
 
-    folder = tmp_path_factory.mktemp("held-out")
-    data = write_data(folder / "choice.npz")
-    settings = [f"--dataset={data}", "--offline_steps=12", "--eval_interval=6", "--save_interval=5"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: None)
-        assert cli.run(["train", *FLAGS, *settings, f"--save_dir={folder / 'exp'}", "--seeds", "0", "1"]) == 0
-    return sorted((folder / "exp").glob("floq/debug/*/*"))
+    def train(folder: Path):
+        data = write_data(folder / "choice.npz")
+        settings = [f"--dataset={data}", "--offline_steps=12", "--eval_interval=6", "--save_interval=5"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pictures, "draw", lambda *_: None)
+            assert cli.run(["train", *FLAGS, *settings, f"--save_dir={folder / 'exp'}", "--seeds", "0", "1"]) == 0
+
+    return sorted((once("held-out", train) / "exp").glob("floq/debug/*/*"))

@@ -6,6 +6,7 @@ of the files are explained in `golden/README.md`.
 
 import dataclasses
 import json
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,14 @@ from floq.actors.behaviour import BehaviourFlow
 from floq.actors.fql import FQLActor
 from floq.agent import Agent
 from floq.config import AGENTS, AgentConfig, settings_type
+from floq.critics import CRITICS
 from floq.critics.floq import FloqCritic, VelocityField
 from floq.networks import MLP, Activation, LayerNorm, Linear, PlainBody, ResidualBody, SplitLinear
 from floq.state import OptStates, Params
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+FLOWS = [name for name in NAMES if name.startswith("floq")]
 
 
 class Golden:
@@ -67,45 +70,51 @@ class Golden:
 
     def networks(self, root: str, target: str = "") -> Any:
         """The critic, or its target copy; of `gradient_critic` its gradient."""
+        config = self.config.compiled().critic
         if self.config.critic_name == "floq":
-            split = self.obs_size + self.act_size
-            entry, body = self.network(f"{root}/{target}velocity")
-            entry = SplitLinear(entry.weight[:, :split], entry.weight[:, split:], entry.bias)
-            config = self.config.compiled().critic
-            distilled = None if target else MLP(*self.network(f"{root}/critic"))
-            return FloqCritic(VelocityField(entry, body, config), distilled, config)
-        fresh = Agent.init(jax.random.key(0), self.obs_size, self.act_size, self.config).params.critic
-        return dataclasses.replace(fresh, net=MLP(*self.network(f"{root}/{target}critic")))
+            distilled = None if target else self.ensemble(f"{root}/critic", MLP)
+            return FloqCritic(self.ensemble(f"{root}/{target}velocity", self.velocity_field), distilled, config)
+        return CRITICS[self.config.critic_name][1](self.ensemble(f"{root}/{target}critic", MLP), config)
+
+    def velocity_field(self, entry: Linear, body: PlainBody | ResidualBody) -> VelocityField:
+        split = self.obs_size + self.act_size
+        entry = SplitLinear(entry.weight[:split], entry.weight[split:], entry.bias)
+        return VelocityField(entry, body, self.config.compiled().critic)
 
     def actor(self, root: str) -> FQLActor:
         """The actor; of `gradient_actor` its gradient."""
-        flow, one_step = (MLP(*self.network(f"{root}/{name}")) for name in ("behaviour_flow", "one_step"))
+        flow, one_step = (MLP(*self.network(self.part(f"{root}/{name}"))) for name in ("behaviour_flow", "one_step"))
         return FQLActor(BehaviourFlow(flow), one_step, self.act_size, self.config.compiled().actor)
 
-    def network(self, path: str) -> tuple[Linear, PlainBody | ResidualBody]:
-        """The entry and the body of a network with Flax's names."""
+    def part(self, path: str) -> dict[str, jax.Array]:
+        """The arrays of one network."""
+        return {key[len(path) + 1 :]: self[key] for key in self.numbers if key.startswith(f"{path}/")}
+
+    def ensemble(self, path: str, make: Callable[..., Any]) -> Any:
+        """A network whose arrays have a leading axis for its members."""
+        return jax.vmap(lambda arrays: make(*self.network(arrays)))(self.part(path))
+
+    def network(self, arrays: dict[str, jax.Array]) -> tuple[Linear, PlainBody | ResidualBody]:
+        """The entry and the body of a network whose layers have Flax's names."""
         norm_last = getattr(self.config.critic, "activate_before_layernorm", True)
 
         def linear(name: str) -> Linear:
-            return Linear(self[f"{path}/{name}/kernel"], self[f"{path}/{name}/bias"])
+            return Linear(arrays[f"{name}/kernel"], arrays[f"{name}/bias"])
 
         def activation(name: str) -> Activation:
-            if f"{path}/{name}/scale" not in self.numbers:
-                return Activation(None, norm_last)
-            return Activation(LayerNorm(self[f"{path}/{name}/scale"], self[f"{path}/{name}/bias"]), norm_last)
+            norm = LayerNorm(arrays[f"{name}/scale"], arrays[f"{name}/bias"]) if f"{name}/scale" in arrays else None
+            return Activation(norm, norm_last)
 
-        if f"{path}/initial_block/Dense_0/kernel" in self.numbers:
-            c = self.config.critic
+        if "initial_block/Dense_0/kernel" in arrays:
+            c: Any = self.config.critic
+            layers = [[(f"hidden_blocks_{b}", i) for i in range(c.block_depth)] for b in range(c.num_transformations)]
             blocks = tuple(
-                tuple(
-                    (linear(f"hidden_blocks_{b}/Dense_{i}"), activation(f"hidden_blocks_{b}/LayerNorm_{i}"))
-                    for i in range(c.block_depth)
-                )
-                for b in range(c.num_transformations)
+                tuple((linear(f"{block}/Dense_{i}"), activation(f"{block}/LayerNorm_{i}")) for block, i in of_block)
+                for of_block in layers
             )
             first = activation("initial_block/LayerNorm_0")
             return linear("initial_block/Dense_0"), ResidualBody(first, blocks, linear("final_block/Dense_0"))
-        depth = sum(key.startswith(f"{path}/Dense_") and key.endswith("kernel") for key in self.numbers)
+        depth = sum(key.startswith("Dense_") and key.endswith("kernel") for key in arrays)
         activations = tuple(activation(f"LayerNorm_{i}") for i in range(depth - 1))
         return linear("Dense_0"), PlainBody(activations, tuple(linear(f"Dense_{i}") for i in range(1, depth)))
 
@@ -158,7 +167,7 @@ def replayed(agent: Agent, draws: SimpleNamespace, monkeypatch):
         found = jnp.full(shape, jnp.nan)  # a draw that nobody planned shows
         for keys, values in tables:
             if values.shape[1:] == shape:
-                matches = jnp.all(keys == data, axis=-1)
+                matches = jnp.all(keys == data[None], axis=-1)
                 found = jnp.where(jnp.any(matches), values[jnp.argmax(matches)], found)
         return found
 

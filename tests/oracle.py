@@ -20,12 +20,26 @@ def layer_norm(x, scale, shift):
 
 
 def body(net, member, x):
-    """Activation, LayerNorm, linear, for each hidden layer, then the head: what follows the first pre-activation."""
+    """What follows the first pre-activation. Plain: activation, linear for each hidden layer, then the head. Residual:
+    activation, then x + block(x) with blocks of (linear, activation), then the head."""
     pick = lambda leaf: np.asarray(leaf)[member].astype(np.float64)  # noqa: E731
-    for activation, linear in zip(net.body.activations, net.body.linears, strict=True):
-        x = layer_norm(gelu(x), pick(activation.norm.scale), pick(activation.norm.shift))
-        x = x @ pick(linear.weight) + pick(linear.bias)
-    return x[0]
+    apply = lambda linear, x: x @ pick(linear.weight) + pick(linear.bias)  # noqa: E731
+
+    def activated(activation, x):
+        norm = lambda x: layer_norm(x, pick(activation.norm.scale), pick(activation.norm.shift))  # noqa: E731
+        return norm(gelu(x)) if activation.norm_last else gelu(norm(x))
+
+    if not hasattr(net.body, "blocks"):
+        for activation, linear in zip(net.body.activations, net.body.linears, strict=True):
+            x = apply(linear, activated(activation, x))
+        return x[0]
+    x = activated(net.body.entry_activation, x)
+    for block in net.body.blocks:
+        y = x
+        for linear, activation in block:
+            y = activated(activation, apply(linear, y))
+        x = x + y
+    return apply(net.body.head, x)[0]
 
 
 def velocity(net, member, obs, act, z, t, low, high):

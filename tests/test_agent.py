@@ -41,10 +41,17 @@ def test_update_changes_parameters_and_counts(critic):
     assert distance(agent.params.critic, after.params.critic) > 0
     assert distance(agent.params.actor, after.params.actor) > 0
     assert all(np.isfinite(value) for value in info.values())
-    expected = {"critic/critic_loss", "critic/q", "critic/td_error", "actor/actor_loss", "actor/bc_flow_loss"}
-    expected |= {"actor/distill_loss", "actor/q_loss", "actor/q", "actor/mse"}
+    expected = {"critic/critic_loss", "critic/q", "critic/td_error", "critic/abs_td_error", "actor/actor_loss"}
+    expected |= {
+        "actor/bc_flow_loss",
+        "actor/mean_bc_flow_loss",
+        "actor/distill_loss",
+        "actor/q_loss",
+        "actor/q",
+        "actor/mse",
+    }
     if critic == "floq":
-        expected |= {"critic/floq_loss", "critic/distilled_critic_loss", "critic/var_flow_returns"}
+        expected |= {"critic/floq_loss", "critic/distilled_critic_loss", "critic/var_flow_returns", "critic/flow_q"}
     assert set(info) == expected
 
 

@@ -64,7 +64,8 @@ def test_equal_work_is_that_of_the_agents_as_configured(capsys):
 def test_the_path_form_means_published_defaults_on_both_sides(capsys):
     agent = dry_run(capsys, "--agent=agents/fql.py", "--match=params")[0]["agent"]
     found = matched(AgentConfig.from_flat("scalar", "fql", {}), AgentConfig(), 2, 2, "params")
-    assert agent["value_hidden_dims"] == list(found.critic.value_hidden_dims)
+    assert (agent["value_hidden_dims"], agent["block_width"]) == (None, found.critic.block_width)
+    assert found.critic.block_width != 512
 
 
 def test_each_variant_is_matched_and_equal_ones_once(capsys, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, scale
 
 from floq.config import AgentConfig
-from floq.critics import CategoricalCritic, FloqConfig, FloqCritic, QuantileCritic, ScalarCritic
+from floq.critics import CategoricalCritic, FloqConfig, FloqCritic, QuantileCritic, ScalarConfig, ScalarCritic
 from floq.critics.base import aggregate
 from floq.errors import UserError
 from floq.flow import source_nodes
@@ -103,7 +103,7 @@ def test_separate_numbers_of_samples_for_loss_target_and_distillation():
     drawn = critic.loss(obs, act, y, scale(), jax.random.key(1))[1]
     given = critic.loss_at(obs, act, y, scale(), four, jnp.zeros(4), one)[1]
     assert float(drawn["distilled_critic_loss"]) == pytest.approx(float(given["distilled_critic_loss"]), rel=1e-4)
-    assert float(drawn["q"]) == pytest.approx(float(given["q"]), rel=1e-4)
+    assert float(drawn["flow_q"]) == pytest.approx(float(given["flow_q"]), rel=1e-4)
 
 
 def test_read_out_is_the_mean_over_noise_and_members_with_any_number_of_steps():
@@ -134,13 +134,15 @@ def test_embedding_options_change_the_function(changes):
     assert abs(float(value - plain)) > 1e-4
 
 
-def test_residual_velocity_field():
-    critic = FloqCritic.init(
-        jax.random.key(0), OBS, ACT, dataclasses.replace(FLOQ, use_resnets=True, num_transformations=3)
-    )
+@pytest.mark.parametrize("norm_last", [True, False])
+def test_a_residual_velocity_field_against_the_oracle(norm_last):
+    critic = floq_critic(use_resnets=True, num_transformations=3, activate_before_layernorm=norm_last)
     assert isinstance(critic.velocity.body, ResidualBody)
     assert len(critic.velocity.body.blocks) == 3
-    assert np.isfinite(critic.read_out(uniform(OBS), uniform(ACT), scale(), jax.random.key(1)))
+    obs, act, z_0 = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5])
+    ours = critic.target_at(jnp.float32(-1.0), jnp.float32(0.9), obs, jnp.stack([act] * 3), scale(), z_0)
+    theirs = oracle.target(critic.velocity, -1.0, 0.9, obs, [act] * 3, z_0, 4, np.mean, LOW, HIGH)
+    assert float(ours) == pytest.approx(theirs, rel=2e-4)
 
 
 def test_nothing_derived_from_data_is_a_leaf():
@@ -199,7 +201,11 @@ def test_what_else_the_distilled_critic_may_learn(what):
         oracle.body(critic.distilled, m, x @ np.asarray(entry.weight)[m] + np.asarray(entry.bias)[m]) for m in range(2)
     ]
     assert float(info["distilled_critic_loss"]) == pytest.approx(np.mean((np.array(heads) - learned) ** 2), rel=1e-4)
-    assert float(info["q"]) == pytest.approx(np.mean(one_pass if what == "one_pass" else heads), rel=1e-4)
+    assert float(info["q"]) == pytest.approx(np.mean(heads), rel=1e-4)
+    value = np.mean(one_pass if what == "one_pass" else heads)
+    assert float(info["abs_td_error"]) == pytest.approx(abs(-40.0 - value), rel=1e-4)
+    assert float(info["td_error"]) == pytest.approx((-40.0 - value) ** 2, rel=1e-4)
+    assert float(info["flow_q"]) == pytest.approx(value if what == "one_pass" else np.nan, rel=1e-4, nan_ok=True)
 
 
 def test_the_actor_climbs_the_distilled_critic_alone():
@@ -265,7 +271,21 @@ def test_residual_scalar_critic():
     config = dataclasses.replace(SCALAR, use_resnets=True, block_width=16, block_depth=2, num_transformations=2)
     critic = ScalarCritic.init(jax.random.key(0), OBS, ACT, config)
     assert isinstance(critic.net.body, ResidualBody)
-    assert np.isfinite(critic.read_out(uniform(OBS), uniform(ACT), scale(), jax.random.key(0)))
+    obs, act = uniform(OBS), uniform(ACT)
+    inputs, entry = np.concatenate([obs, act]), critic.net.entry
+    members = [oracle.body(critic.net, m, inputs @ entry.weight[m] + entry.bias[m]) for m in range(2)]
+    assert float(critic.read_out(obs, act, scale(), jax.random.key(0))) == pytest.approx(np.mean(members), rel=1e-4)
+
+
+def test_blocks_size_a_plain_scalar_critic_unless_its_layers_are_listed():
+    """The published FQL: `block_depth` x `block_width`."""
+    blocks = ScalarConfig(block_width=12, block_depth=3)
+    listed = dataclasses.replace(blocks, value_hidden_dims=(12, 12, 12))
+    shapes = [jax.eval_shape(lambda c=c: ScalarCritic.init(jax.random.key(0), OBS, ACT, c)) for c in (blocks, listed)]
+    assert blocks.hidden_dims == (12, 12, 12)
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+    assert ScalarConfig().hidden_dims == (512,) * 4
+    assert ScalarConfig(value_hidden_dims=(7,)).hidden_dims == (7,)
 
 
 @pytest.mark.parametrize("how", ["mean", "min"])
@@ -294,7 +314,7 @@ def test_a_quantile_critic_draws_an_action_per_quantile_and_reads_out_the_mean()
     taus = critic._taus(jax.random.key(2))
     expected = np.mean([oracle.quantile(critic, e, obs, act, float(tau)) for e in range(2) for tau in taus])
     assert float(critic.read_out(obs, act, scale(), jax.random.key(2))) == pytest.approx(expected, rel=1e-4)
-    assert float(critic.actor_value(obs, act, scale(), jax.random.key(2))) == pytest.approx(expected, rel=1e-4)
+    assert float(critic.actor_value(obs, act, scale(), jax.random.key(2)).mean()) == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValueError, match="looked up"):
         critic.read_out(obs, act, scale(), jax.random.key(0), 4)
     plain = QuantileCritic.init(jax.random.key(0), OBS, ACT, dataclasses.replace(QUANTILE, embed_quantile=False))
@@ -436,7 +456,7 @@ def test_without_a_distilled_critic_the_loss_is_that_of_the_flow():
 def test_the_distilled_values_integration_may_have_its_own_number_of_steps():
     critic = floq_critic(distill_flow_steps=2)
     obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
-    q = critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]["q"]
+    q = critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]["flow_q"]
     values = [oracle.integrate(critic.velocity, e, obs, act, float(z), 2, LOW, HIGH) for e in range(2) for z in z_0]
     assert float(q) == pytest.approx(np.mean(values), rel=2e-4)
 

@@ -81,6 +81,7 @@ def test_a_chunk_is_executed_to_its_end(chunks):
         assert episodes[episode].episode_return == pytest.approx(total, rel=1e-3)
 
 
+@pytest.mark.processes
 def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
     policy, episodes = chunks
     calls = []

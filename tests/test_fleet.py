@@ -243,6 +243,7 @@ def test_what_an_evaluation_raises_reaches_the_training(policy):
             list(background.finished(wait=60.0))
 
 
+@pytest.mark.processes
 def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
     monkeypatch.setattr(background, "PATIENCE", 0.5)
     policy = Agent.init(jax.random.key(0), 1, 1, agent_config(SCALAR, ACTOR)).policy
@@ -258,6 +259,7 @@ def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
         assert [request.step for request in beside.pending] == [3]
 
 
+@pytest.mark.processes
 def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
     """Within an episode that is not its slot's first, before the start, and again and again."""
     with Evaluator("Pendulum-v1", None, 13, 2) as evaluate:

@@ -17,9 +17,11 @@ from floq.critics.floq import VelocityField
 from floq.embeddings import histogram
 from floq.errors import UserError
 from floq.flow import integrate
-from floq.kernels import hopper, plan
+from floq.kernels import hopper, limits, plan
 from floq.kernels.plan import Plan
 
+# Its interface is that of JAX 0.11, which asks for Python 3.12.
+launches = pytest.mark.skipif(jax.__version_info__ < limits.RELEASES[0], reason="the kernel needs JAX 0.11")
 SMALL = FloqConfig(block_width=64, block_depth=2, value_hidden_dims=(8,), noise_samples=2, critic_flow_steps=2)
 ALONE = dataclasses.replace(SMALL, flow_num_ensembles=1)
 PUBLISHED = FloqConfig()
@@ -73,6 +75,7 @@ def assert_close(ours, reference, start):
     assert np.linalg.norm(ours - reference) < 0.015 * moved
 
 
+@launches
 @pytest.mark.parametrize(
     ("width", "depth", "inputs", "processors"),
     [
@@ -121,6 +124,7 @@ def nested_arguments(config=SMALL, runs=2, batch=3, samples=2, obs=OBS):
     return field, x, z_0.reshape(runs, batch, samples), returns
 
 
+@launches
 def test_nested_vmaps_put_every_axis_in_its_place():
     field, x, z_0, returns = nested_arguments()
     ours, reference = (jax.jit(nested(f))(field, x, z_0, returns) for f in (fused, plain))
@@ -128,6 +132,7 @@ def test_nested_vmaps_put_every_axis_in_its_place():
     assert_close(ours, reference, z_0[..., None])
 
 
+@launches
 def test_nested_vmaps_end_in_one_kernel():
     """Its result is [runs x members, batch x samples filled up to a block]."""
     on_the_chip = partial(fused, interpret=False)
@@ -159,6 +164,7 @@ def kernel_results(function, *arguments) -> list[tuple[int, ...]]:
     return walk(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+@launches
 def test_a_critic_learns_the_same_with_it(monkeypatch):
     """Loss, gradient and target agree, since no gradient belongs to the integration."""
     monkeypatch.setattr(kernels, "check_machine", lambda: None)
@@ -181,6 +187,7 @@ def test_a_critic_learns_the_same_with_it(monkeypatch):
         np.testing.assert_allclose(ours, expected, rtol=1e-2, atol=1e-2 * float(jnp.abs(expected).max()))
 
 
+@launches
 def test_a_fleet_update_has_two_kernels(monkeypatch):
     """That of the target, and that of the distilled value; both for all runs together."""
     monkeypatch.setattr(kernels, "check_machine", lambda: None)
@@ -192,12 +199,14 @@ def test_a_fleet_update_has_two_kernels(monkeypatch):
     assert kernel_results(jax.vmap(Agent.update), agents, batch) == [(6, 64), (6, 64)]
 
 
+@launches
 def test_it_has_no_derivative():
     field, (x, z_0) = fields(SMALL), rows(1)
     with pytest.raises(TypeError, match="stop the gradient"):
         jax.grad(lambda x: fused(field, x, z_0[0], scale(), interpret=False).sum())(x[0])
 
 
+@launches
 @pytest.mark.parametrize("runs", [1, 16])
 def test_it_lowers_for_a_gpu_at_published_size(runs):
     arguments = jax.eval_shape(lambda: nested_arguments(PUBLISHED, runs, batch=256, samples=8, obs=37))
@@ -242,6 +251,7 @@ def test_settings_that_it_lacks(setting, remedy):
 
 def test_machines_that_lack_it(monkeypatch, capsys, tmp_path):
     """Said before data is read or a folder is made. What was trained elsewhere can still be read out here."""
+    monkeypatch.setattr(jax, "__version_info__", limits.RELEASES[0])
     flags = [f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}", "--precision=bf16", "--agent.integration=fused"]
     assert cli.run(["train", *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -258,5 +268,5 @@ def test_machines_that_lack_it(monkeypatch, capsys, tmp_path):
         jax.eval_shape(lambda critic: critic.loss(obs, act, jnp.float32(0), scale(), key), critic)
 
     monkeypatch.setattr(jax, "__version_info__", (0, 99, 0))
-    with pytest.raises(UserError, match=r"install one from 0\.10\.2 on, before 0\.13"):
+    with pytest.raises(UserError, match=r"install one from 0\.11 on, before 0\.13 \(Python 3\.12\)"):
         kernels.check_machine()

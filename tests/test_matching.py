@@ -33,8 +33,9 @@ BY_HAND = [
     ("scalar", {"value_hidden_dims": (16, 16), "value_num_ensembles": 1}, "width", "value_hidden_dims", (32, 32), 1281),
     # 5 -> w -> w / 2 -> 1; (43, 22) comes to 1249.
     ("scalar", {"value_hidden_dims": (20, 10), "value_num_ensembles": 1}, "width", "value_hidden_dims", (44, 22), 1277),
-    # 5 -> w, twice w -> w, w -> 1: 2 w^2 + 9 w + 1; w = 24 comes to 1369.
-    ("scalar", {"use_resnets": True, "value_num_ensembles": 1}, "width", "block_width", 23, 1266),
+    # 5 -> w, twice w -> w, w -> 1: 2 w^2 + 9 w + 1; w = 24 comes to 1369. In blocks, or plain.
+    ("scalar", {"use_resnets": True, "block_depth": 1, "value_num_ensembles": 1}, "width", "block_width", 23, 1266),
+    ("scalar", {"block_depth": 3, "value_num_ensembles": 1}, "width", "block_width", 23, 1266),
     # 57 numbers for each member 5 -> 8 -> 1.
     ("scalar", {"value_hidden_dims": (8,)}, "members", "value_num_ensembles", 22, 1254),
     # Two members with 4 cosines of the quantile, 9 -> w -> 1: 2 (11 w + 1).

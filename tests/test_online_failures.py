@@ -12,6 +12,8 @@ from floq.online import Online
 from floq.progress import Display
 from floq.weights import make_agent
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):

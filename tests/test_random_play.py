@@ -84,6 +84,7 @@ def test_a_run_keeps_its_random_play_since_not_every_environment_makes_it_again(
         run_data.load_data(configs[1], display, run=runs[1])
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [

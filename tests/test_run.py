@@ -1,6 +1,7 @@
 """A run folder as `floq train` leaves it: files, checkpoints, evaluation from the checkpoint."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -8,8 +9,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import TINY
+from helpers import SCALAR, agent_config
 
-from floq import checkpoint
+from floq import checkpoint, cli
+from floq.agent import Agent
+from floq.config import Config
 from floq.errors import UserError
 from floq.evaluate_run import evaluate_run
 from floq.loggers import CsvLogger, read_csv
@@ -48,6 +53,42 @@ def test_logs(run_dir):
     assert summary["success"] == read_csv(run_dir / "eval.csv")["evaluation/success"][-1]
     assert summary["updates_per_second"] > 0
     assert summary["seconds"] > summary["seconds_to_first_update"] > 0
+
+
+def test_without_evaluations_a_run_trains_and_says_so(dataset_dir, tmp_path, capsys):
+    """`--eval_interval=0`, as published: nothing acts, and whoever wants a number evaluates the checkpoint."""
+    flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--eval_interval=0"]
+    assert cli.run(["train", *flags, "--seeds", "0", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 runs of" in printed
+    assert "none, as --eval_interval=0 asks" in printed
+    first, second = sorted(tmp_path.glob("floq/debug/*/*"))
+    for folder in (first, second):
+        assert not (folder / "eval.csv").exists()
+        assert "learning_curve.png" not in {p.name for p in (folder / "plots").iterdir()}
+        summary = Run.open(folder).summary
+        assert (summary["steps"], summary["success"], summary["eval_episodes"]) == (6, None, None)
+    assert cli.run(["train", f"--resume={first}", "--offline_steps=8"]) == 0
+    assert "none, as --eval_interval=0 asks" in capsys.readouterr().out
+    assert cli.run(["eval", str(second), "--eval_episodes=2"]) == 0
+    assert cli.run(["report", str(tmp_path), f"--out={tmp_path / 'r.md'}"]) == 0
+    assert cli.run(["watch", str(tmp_path), "--once"]) == 0
+
+
+def test_residual_critics_of_older_versions_are_refused_and_others_are_not(tmp_path):
+    """Format 2 held residual networks without GELU and LayerNorm after their entry; all else in it is as it is now."""
+    for residual in (False, True):
+        critic = dataclasses.replace(SCALAR, use_resnets=residual, block_width=8, block_depth=1, layer_norm=False)
+        config = Config(agent=agent_config(critic))
+        agent = Agent.init(jax.random.key(0), 3, 2, config.agent)
+        written = checkpoint.save(tmp_path / str(residual), agent, (3, 2), config) / "manifest.json"
+        manifest = json.loads(written.read_text())
+        assert manifest.pop("format") == 3
+        manifest.pop("sha256")  # of which older versions had none either
+        written.write_text(json.dumps(manifest | {"format": 2}))
+    assert int(checkpoint.load(tmp_path / "False").step) == 0
+    with pytest.raises(UserError, match=r"holds a residual critic from before .*; train it again"):
+        checkpoint.load(tmp_path / "True")
 
 
 def test_a_checkpoint_restores_every_array(run_dir, tmp_path):

@@ -24,6 +24,12 @@ def test_offline_everything_is_due_at_multiples_and_at_the_end():
     assert stops(most=3, offline_steps=6)[1] == [1, 4, 6]
 
 
+def test_an_interval_of_zero_is_no_evaluation():
+    schedule = Schedule(Config(eval_interval=0, log_interval=4, save_interval=6, offline_steps=9, online_steps=2))
+    assert not any(schedule.evaluation_due(step) for step in range(12))
+    assert [schedule.next_stop(step, 100) for step in (0, 1, 4, 6, 8, 9, 10)] == [1, 4, 6, 8, 9, 11, 11]
+
+
 def test_online_the_first_step_after_a_multiple_counts_and_the_boundary_is_a_stop():
     schedule, found = stops(offline_steps=6, online_steps=15, num_envs=3)
     assert found == [1, 4, 6, 9, 12, 15, 18, 21]

@@ -58,7 +58,7 @@ class Match(NamedTuple):
 
 def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
     """The flags that say how the baseline's critic is built, and not how floq's is, which has flags of the same names.
-    Blocks are the baseline's if it is residual."""
+    Blocks are the baseline's if it is residual; the depth of plain ones is that of both."""
     names = ["use_resnets", "num_transformations", "activate_before_layernorm", "num_bins", "sigma", "reward_offset"]
     if flags.keeping({"agent.use_resnets"}, {}).take_switch("agent.use_resnets"):
         names += ["block_width", "block_depth"]

@@ -30,7 +30,7 @@ def histogram(
     z = jnp.clip(z, low - 3 * std, high + 3 * std)
     edges = low + extent * jnp.linspace(0.0, 1.0, num_edges)
     cdf = jax.scipy.special.erf((edges - z) / (jnp.sqrt(2.0) * std))
-    return (cdf[1:] - cdf[:-1]) / (cdf[-1] - cdf[0])
+    return (cdf[1:] - cdf[:-1]) / (cdf[-1:] - cdf[:1])  # slices, since JAX 0.8 makes gathers of single indices
 
 
 def scaled(z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " one"]:

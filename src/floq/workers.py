@@ -229,6 +229,11 @@ def cores() -> int:
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
     for signum in ENDING:
         signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent decides
+    _answer(pipe, factory, args)
+
+
+def _answer(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Make the object, and answer calls to its methods until the pipe is closed."""
     owned, failure = None, None
     try:
         owned = factory(*args)  # at once, so that it is ready when it is first needed

@@ -8,7 +8,6 @@ last slab is through, so finished slabs wait in registers.
 z comes in units of the histogram's smoothing (`fused.py` converts), so the kernel knows no range of returns.
 """
 
-import inspect
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -260,16 +259,12 @@ def _per_column() -> Any:
     return plgpu.Layout.WGMMA.reduce(0)
 
 
-# What differs between releases of JAX, and between the chip and the interpreter, which knows no layouts in 0.10.
+# What differs between the chip and the interpreter.
 
 
 def _load(ref: Ref, layout: Any, interpret: bool) -> Array:
-    """Device memory to registers; 0.10 wants an index beside the reference."""
-    if interpret:
-        return ref[...]
-    index = inspect.signature(plgpu.load).parameters.get("idx")
-    needed = {"idx": None} if index is not None and index.default is inspect.Parameter.empty else {}
-    return plgpu.load(ref, layout=layout, optimized=False, **needed)
+    """Device memory to registers."""
+    return ref[...] if interpret else plgpu.load(ref, layout=layout, optimized=False)
 
 
 def _column_numbers(interpret: bool) -> Int[Array, "64 64"]:
@@ -279,7 +274,7 @@ def _column_numbers(interpret: bool) -> Int[Array, "64 64"]:
 
 
 def _interpreter() -> Any:
-    """The settings that make Pallas interpret a kernel; 0.10 does not export them."""
+    """The settings that make Pallas interpret a kernel, which JAX does not export."""
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
     return InterpretGPUParams()

@@ -8,7 +8,7 @@ from floq.errors import UserError
 
 TILE = 64  # rows that a warpgroup multiplies at a time; widths and inputs come in as many
 MAX_WIDTH = 512  # the activations of 128 rows and three slabs of weights fill the shared memory then
-RELEASES = ((0, 10, 2), (0, 13, 0))  # of JAX: from the first on, before the second; Mosaic's interface moves
+RELEASES = ((0, 11, 0), (0, 13, 0))  # of JAX: from the first on, before the second; Mosaic's interface moves
 
 
 def check_settings(*, layer_norm: bool, residual: bool, histogram: bool, num_edges: int, time: str, width: int) -> None:
@@ -44,7 +44,7 @@ def check_machine() -> None:
     """Raises UserError if this machine cannot run the kernel. Starts JAX."""
     first, after = RELEASES
     if not first <= jax.__version_info__ < after:
-        known = f"from {'.'.join(map(str, first))} on, before {'.'.join(map(str, after[:2]))}"
+        known = f"from {'.'.join(map(str, first[:2]))} on, before {'.'.join(map(str, after[:2]))} (Python 3.12)"
         _refuse(f"jax {jax.__version__} may not know the kernel's interface", f"install one {known}")
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":

@@ -1,33 +1,14 @@
 """A robot arm's expert: OGBench's scripted oracles, by the benchmark's published procedure. No JAX in here."""
 
+import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
-from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
-from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
-from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
-from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
-from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
-from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
 from floq import envs
 from floq.data.experts.episode import Rows, as_episode
 
-PLAN_ORACLES = {
-    "cube": CubePlanOracle,
-    "button": ButtonPlanOracle,
-    "drawer": DrawerPlanOracle,
-    "window": WindowPlanOracle,
-}
-MARKOV_ORACLES = {
-    "cube": CubeMarkovOracle,
-    "button": ButtonMarkovOracle,
-    "drawer": DrawerMarkovOracle,
-    "window": WindowMarkovOracle,
-}
 NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # action noise on position, yaw and gripper, relative to each other
 
 
@@ -65,7 +46,10 @@ class ManipulationExpert:
         self._env = envs.make(name, mode="data_collection", terminate_at_goal=False, max_episode_steps=rows)
         self._base: Any = self._env.unwrapped
         self._oracles: dict[str, Any] = {}
-        for task, kind in (PLAN_ORACLES if oracle == "plan" else MARKOV_ORACLES).items():
+        for task in ("cube", "button", "drawer", "window"):
+            # Only now, since these modules import MuJoCo's renderer, for which other processes have no use.
+            module = importlib.import_module(f"ogbench.manipspace.oracles.{oracle}.{task}_{oracle}")
+            kind = getattr(module, f"{task}_{oracle}_oracle".title().replace("_", ""))
             # On the puzzles there is nothing to grasp, and the gripper stays closed.
             closed = {"gripper_always_closed": True} if task == "button" and name.startswith("puzzle") else {}
             self._oracles[task] = kind(env=self._env, **oracle_settings, **closed)
