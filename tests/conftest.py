@@ -4,7 +4,6 @@ Shapes are checked at run time (beartype) and keys for reuse where the mathemati
 run; what trains through the command line computes the same without.
 """
 
-import contextlib
 import os
 import resource
 import shutil
@@ -13,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
-# Compiling is most of the suite's time, and tests compute little: the least optimisation costs them nothing.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Compiling is most of the suite's time, and tests compute little: hardly any optimisation here, none where nothing learns.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 # Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -39,6 +38,7 @@ from floq.machine import forget_programs  # noqa: E402
 
 MAZE_DATA = "pointmaze-medium-navigate-v0"
 MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
+LEARN = {"test_probes", "test_examples"}
 MEMORY, MAPPINGS = 4 * 2**30, 45_000  # of a test process, beyond which it lets go of its programs; Linux grants 65,530
 
 
@@ -53,18 +53,18 @@ def is_mathematics(item) -> bool:
 
 @pytest.fixture(autouse=True)
 def _checks(request):
-    """Shapes and keys are checked in the mathematics, and in whatever is slow."""
+    """Shapes and keys are checked in the mathematics, and in whatever is slow; only what learns is optimised."""
     checked = is_mathematics(request.node) or request.node.get_closest_marker("slow") is not None
     jaxtyping_config.update("jaxtyping_disable", not checked)
     jax.config.update("jax_debug_key_reuse", checked)
+    jax.config.update("jax_disable_most_optimizations", request.node.path.stem not in LEARN)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_do_not_pile_up():
     yield
-    with open("/proc/self/maps") as maps:
-        mappings = sum(1 for _ in maps)
-    if mappings > MAPPINGS or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MEMORY:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    if pages * resource.getpagesize() > MEMORY or Path("/proc/self/maps").read_text().count("\n") > MAPPINGS:
         forget_programs()
 
 
@@ -103,29 +103,39 @@ class ThreadProcess(threading.Thread):
         self.ours.close()
 
 
-@contextlib.contextmanager
-def quick_environments():
-    """Episodes are short, and workers threads: a process takes seconds to start."""
+STARTED = workers._start  # a worker as a process
 
-    def start(factory, args):
-        worker = ThreadProcess(factory, args)
-        return worker, worker.ours
 
+def start_thread(factory, args):
+    worker = ThreadProcess(factory, args)
+    return worker, worker.ours
+
+
+def set_environments(patch, quick: bool) -> None:
+    """Short episodes and workers that are threads, or what users have: a process takes seconds to start."""
+    patch.setattr(workers, "_start", start_thread if quick else STARTED)
+    for name, steps in LENGTHS.items():
+        patch.setattr(gymnasium.registry[name], "max_episode_steps", EPISODE if quick else steps)
+
+
+LENGTHS = {name: spec.max_episode_steps for name, spec in gymnasium.registry.items() if "-singletask" in name}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _environments_cost_little():
+    """In fixtures as in tests, but for what processes and whole episodes are the subject of."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "_start", start)
-        for spec in gymnasium.registry.values():
-            if "-singletask" in spec.id:
-                patch.setattr(spec, "max_episode_steps", EPISODE)
+        set_environments(patch, quick=True)
         yield
 
 
 @pytest.fixture(autouse=True)
-def _environments_cost_little(request):
-    """Where processes or whole episodes are not the subject; a test whose subject they are has the mark `processes`."""
-    if any(request.node.get_closest_marker(mark) for mark in ("processes", "slow")):
+def _environments_as_users_have_them(request):
+    if not any(request.node.get_closest_marker(mark) for mark in ("processes", "slow")):
         yield
         return
-    with quick_environments():
+    with pytest.MonkeyPatch.context() as patch:
+        set_environments(patch, quick=False)
         yield
 
 
@@ -173,8 +183,7 @@ def run_dir(dataset_dir, once):
     flags = [f"--dataset_dir={dataset_dir}", "--agent.block_width=8", "--agent.block_depth=1"]
 
     def train(folder: Path):
-        with quick_environments():
-            assert cli.run(["train", *TINY, *flags, f"--save_dir={folder}"]) == 0
+        assert cli.run(["train", *TINY, *flags, f"--save_dir={folder}"]) == 0
 
     (folder,) = once("run", train).glob("floq/debug/*/*")
     return folder

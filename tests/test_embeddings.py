@@ -28,7 +28,7 @@ def test_masses_are_a_distribution_and_move_with_z():
     z = jnp.linspace(LOW, HIGH, 7)
     masses = jax.vmap(lambda z: histogram(z, jnp.float32(LOW), jnp.float32(HIGH), 51, 4.0))(z)
     assert masses.shape == (7, 50)
-    assert masses.min() >= 0
+    assert masses.min() > -1e-6  # erf is not monotone to the last bit
     np.testing.assert_allclose(masses.sum(axis=1), 1.0, rtol=1e-5)
     means = masses @ jnp.arange(50.0)
     assert np.all(np.diff(means) > 0)

@@ -23,10 +23,15 @@ def load(name):
     return module
 
 
-def test_the_critic_in_another_algorithm(capsys):
+def test_the_critic_in_another_algorithm_runs():
     assert len((EXAMPLES / "own_algorithm.py").read_text().splitlines()) < 60
-    example = load("own_algorithm")
-    actor = example.main(updates=1500)
+    actor = load("own_algorithm").main(updates=20)
+    assert jnp.isfinite(actor(jnp.zeros(1))).all()
+
+
+@pytest.mark.slow
+def test_the_critic_in_another_algorithm(capsys):
+    actor = load("own_algorithm").main(updates=1500)
     acts = jax.vmap(lambda s: jnp.tanh(actor(s[None]))[0])(jnp.array([-0.4, 0.0, 0.4]))
     assert jnp.abs(acts - jnp.array([0.8, 0.0, -0.8])).max() < 0.25
     assert capsys.readouterr().out.count("learned") == 5

@@ -101,6 +101,7 @@ def test_a_fleet_draws_the_batches_of_its_runs(tasks, settings):
             np.testing.assert_array_equal(together[name][number], values)
 
 
+@pytest.mark.slow
 def test_several_devices_an_idle_place_and_going_on_in_another_process(dataset_dir, tmp_path):
     """Three runs over two devices: the end is the same, bit by bit, whether the fleet was stopped or not."""
     code = """

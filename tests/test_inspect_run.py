@@ -238,6 +238,7 @@ def test_training_draws_the_same_flow(run_dir):
 # --- films ---
 
 
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called")  # JAX 0.8; films are made in a process without it
 def test_a_film(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     episode = Played(

@@ -144,7 +144,8 @@ def test_a_fleet_of_online_runs_equals_the_runs_alone(tmp_path):
     rng = np.random.default_rng(0)
     ends = np.arange(1, 41) % 20 == 0
     data = Dataset.from_rows(rng.normal(size=(40, 3)), rng.uniform(-1, 1, (40, 1)), -np.ones(40), np.ones(40), ends)
-    own = {"env_name": "Pendulum-v1", "num_envs": 2, "online_steps": 12, "agent": agent_config(SCALAR, ACTOR, n_step=2)}
+    own = {"env_name": "Pendulum-v1", "num_envs": 2, "online_steps": 12, "eval_interval": 0}
+    own |= {"agent": agent_config(SCALAR, ACTOR, n_step=2)}
     runs = [config(tmp_path / "together", **own, seed=seed) for seed in (0, 1)]
     together = train_fleet(runs, data, show=False)
     for run in together:

@@ -46,13 +46,15 @@ def test_the_published_defaults():
     """Of the three files, from METHOD: what a path form without flags means."""
     shared = {"lr": 3e-4, "batch_size": 256, "discount": 0.99, "tau": 0.005, "q_agg": "mean", "alpha": 10.0}
     shared |= {"actor_flow_steps": 10, "layer_norm": True, "actor_layer_norm": False, "n_step": 1}
-    shared |= {"actor_hidden_dims": (512,) * 4, "value_hidden_dims": (512,) * 4, "normalize_q_loss": False}
+    shared |= {"actor_hidden_dims": (512,) * 4, "normalize_q_loss": False}
+    blocks = {"block_width": 512, "block_depth": 4, "num_transformations": 2, "use_resnets": False}
+    listed = {"value_hidden_dims": (512,) * 4}
     own = {
         "floq": {"critic_flow_steps": 8, "noise_samples": 8, "noise_coverage": 0.1, "num_bins": 51, "sigma": 16.0}
-        | {"block_width": 512, "block_depth": 4, "flow_num_ensembles": 2, "distill_num_ensembles": 2}
-        | {"time": "cos", "noise_scheme": "iid", "reward_offset": 0.01},
-        "fql": {"value_num_ensembles": 2},
-        "fql_iqn": {"value_num_ensembles": 2, "num_tau_samples": 8, "kappa": 1.0, "quantile_embed_dim": 64},
+        | {"flow_num_ensembles": 2, "distill_num_ensembles": 2, "time": "cos", "noise_scheme": "iid"}
+        | {"reward_offset": 0.01, **blocks, **listed},
+        "fql": {"value_num_ensembles": 2, "value_hidden_dims": None, **blocks},
+        "fql_iqn": {"value_num_ensembles": 2, **listed, "num_tau_samples": 8, "kappa": 1.0, "quantile_embed_dim": 64},
     }
     for name in AGENTS:
         agent: AgentConfig = configure("scene-play-singletask-v0", f"agents/{name}.py").agent

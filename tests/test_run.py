@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY
 from helpers import SCALAR, agent_config
 
-from floq import checkpoint, cli
+from floq import checkpoint, cli, pictures
 from floq.agent import Agent
 from floq.config import Config
 from floq.errors import UserError
@@ -55,8 +55,9 @@ def test_logs(run_dir):
     assert summary["seconds"] > summary["seconds_to_first_update"] > 0
 
 
-def test_without_evaluations_a_run_trains_and_says_so(dataset_dir, tmp_path, capsys):
+def test_without_evaluations_a_run_trains_and_says_so(dataset_dir, tmp_path, capsys, monkeypatch):
     """`--eval_interval=0`, as published: nothing acts, and whoever wants a number evaluates the checkpoint."""
+    monkeypatch.setattr(pictures, "draw_value_map", lambda *_: "")
     flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--eval_interval=0"]
     assert cli.run(["train", *flags, "--seeds", "0", "1"]) == 0
     printed = capsys.readouterr().out

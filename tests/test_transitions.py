@@ -53,7 +53,7 @@ def test_a_termination_stops_the_walk_though_the_trajectory_goes_on():
     np.testing.assert_array_equal(batch["masks"][:2], [0, 0])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data(), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), n_step=st.integers(1, 7))
 def test_n_steps_equal_a_walk_in_plain_python(data, lengths, n_step):
     rows = sum(lengths)

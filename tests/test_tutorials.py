@@ -57,7 +57,20 @@ def run_command(line: str, dataset_dir: Path) -> None:
     assert cli.run(words) == 0, line
 
 
-TRAIN_MUCH = {"choosing", "fine_tuning"}
+TRAIN_MUCH = {"choosing", "diagnostics", "fine_tuning", "your_data"}
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_the_blocks_of_a_tutorial_can_be_read(tutorial):
+    """Python compiles, and every command is one of floq's."""
+    blocks = BLOCK.findall(tutorial.read_text())
+    assert blocks
+    for language, body in blocks:
+        if language == "python":
+            compile(body, str(tutorial), "exec")
+        else:
+            lines = [shlex.split(line, comments=True) for line in body.replace("\\\n", " ").splitlines()]
+            assert all(words[0] == "floq" for words in lines), body
 
 
 @pytest.mark.parametrize(

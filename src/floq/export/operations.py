@@ -252,6 +252,12 @@ def _as(operation: str, *parameters: str) -> Translation:
     return translation
 
 
+def _reduction(operation: str) -> Translation:
+    """The same over axes; over none it changes nothing."""
+    named = _as(operation, "axes")
+    return lambda w, given, p: named(w, given, p) if len(p["axes"]) else given[0]
+
+
 def _arithmetic(operation: str) -> Translation:
     return lambda w, given, p: w.arithmetic(operation, *given)
 
@@ -272,7 +278,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "clamp": lambda w, given, p: w.line("minimum", [w.line("maximum", [given[0], given[1]]), given[2]]),
     "select_n": _select,
     "dot_general": _matmul,
-    **{"reduce_sum": _as("sum", "axes"), "reduce_max": _as("max", "axes"), "reduce_min": _as("min", "axes")},
+    **{f"reduce_{name}": _reduction(name) for name in ("sum", "max", "min")},
     "argmax": _as("argmax", "axes"),
     "reshape": lambda w, given, p: w.reshape(given[0], p["new_sizes"]),
     "squeeze": lambda w, given, p: w.reshape(
