@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
-# Compiling is most of the suite's time, and tests compute little: hardly any optimisation here, none where nothing learns.
+# Compiling is most of the suite's time, and tests compute little: hardly any optimisation, and none where nothing learns.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 # Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")

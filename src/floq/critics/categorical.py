@@ -22,6 +22,8 @@ from floq.networks import MLP, ensemble
 class CategoricalConfig(LookedUpConfig):
     """Settings of the categorical critic."""
 
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of each member."""
     num_bins: int = 51
     """Edges of the histogram (one more than its bins)."""
     sigma: float = 0.75

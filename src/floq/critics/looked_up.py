@@ -19,8 +19,6 @@ class LookedUpConfig:
 
     traced_settings: ClassVar[tuple[str, ...]] = ()
 
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Hidden layers of each member."""
     layer_norm: bool = True
     """LayerNorm after each activation."""
     q_agg: Aggregation = "mean"

@@ -21,6 +21,8 @@ from floq.networks import MLP, ensemble
 class QuantileConfig(LookedUpConfig):
     """Settings of the implicit quantile critic; the defaults are the published ones."""
 
+    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of each member."""
     num_tau_samples: int = 8
     """Quantiles per transition, of the target and of the current value alike (M)."""
     kappa: float = 1.0

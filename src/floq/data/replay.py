@@ -126,7 +126,7 @@ class Replay(eqx.Module):
 
         place = oldest[:, None] + count[:, None] + jnp.cumsum(new.stepped, axis=1, dtype=jnp.int32) - 1
         place = place % places + places * jnp.arange(runs, dtype=jnp.int32)[:, None]
-        place = jnp.where(new.stepped, place, data.starts.shape[0])  # beyond the last: dropped
+        place = jnp.where(new.stepped, place, jnp.int32(data.starts.shape[0]))  # beyond the last: dropped
         starts = data.starts.at[place.reshape(-1)].set(head + jnp.arange(stride, dtype=jnp.int32), mode="drop")
         ends = write(data.ends, head, ~new.stepped)
         rows = replace(

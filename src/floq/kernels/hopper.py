@@ -8,6 +8,7 @@ last slab is through, so finished slabs wait in registers.
 z comes in units of the histogram's smoothing (`fused.py` converts), so the kernel knows no range of returns.
 """
 
+import importlib
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import mosaic_gpu
 from jaxtyping import Array, BFloat16, Float, Int
 
 from floq.kernels.limits import TILE
@@ -26,6 +27,7 @@ from floq.networks import NORM_EPS
 CONSUMER_REGISTERS, PRODUCER_REGISTERS = 232, 40
 
 Ref = Any  # Pallas has no public type for references
+plgpu: Any = mosaic_gpu  # as of JAX 0.11; what an older one lacks is said by `limits`, and not by a type checker
 
 
 class Refs(NamedTuple):
@@ -275,6 +277,4 @@ def _column_numbers(interpret: bool) -> Int[Array, "64 64"]:
 
 def _interpreter() -> Any:
     """The settings that make Pallas interpret a kernel, which JAX does not export."""
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-    return InterpretGPUParams()
+    return importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.params").InterpretGPUParams()
