@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
-# Compiling is most of the suite's time, and tests compute little: hardly any optimisation, and none where nothing learns.
+# Compiling is most of the suite's time, and tests compute little: hardly any optimisation, none where nothing learns.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 # Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
@@ -51,13 +51,13 @@ def is_mathematics(item) -> bool:
     return item.path.stem.removeprefix("test_") in MATHEMATICS
 
 
-@pytest.fixture(autouse=True)
-def _checks(request):
+@pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
+def pytest_runtest_setup(item):
     """Shapes and keys are checked in the mathematics, and in whatever is slow; only what learns is optimised."""
-    checked = is_mathematics(request.node) or request.node.get_closest_marker("slow") is not None
+    checked = is_mathematics(item) or item.get_closest_marker("slow") is not None
     jaxtyping_config.update("jaxtyping_disable", not checked)
     jax.config.update("jax_debug_key_reuse", checked)
-    jax.config.update("jax_disable_most_optimizations", request.node.path.stem not in LEARN)
+    jax.config.update("jax_disable_most_optimizations", item.path.stem not in LEARN)
 
 
 @pytest.fixture(autouse=True, scope="module")
