@@ -9,11 +9,16 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
-# Compiling is most of the suite's time, and tests compute little: hardly any optimisation, none where nothing learns.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+# Compiling is most of the suite's time, and tests compute little: hardly any optimisation, none where nothing learns,
+# and the older of XLA's two ways to write loops, which takes half the time where there are both.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+    f"{' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX' if version('jax').startswith('0.8.') else ''}"
+)
 # Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -31,15 +36,34 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import filelock  # noqa: E402
 import gymnasium  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
 from floq import envs as _registers_ogbench  # noqa: E402, F401
-from floq import workers  # noqa: E402
+from floq import pictures, workers  # noqa: E402
 from floq.machine import forget_programs  # noqa: E402
 
 MAZE_DATA = "pointmaze-medium-navigate-v0"
 MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
-LEARN = {"test_probes", "test_examples"}
 MEMORY, MAPPINGS = 4 * 2**30, 45_000  # of a test process, beyond which it lets go of its programs; Linux grants 65,530
+
+SHARE_PROGRAMS = (
+    "cli chunks export fleet inspect_run logged mirrors pairs resume run sweep untrusted",
+    "any_data crashes disk_faults divergence online online_failures random_play recovery",
+    "agent precision train",
+)
+
+
+class ByPrograms(LoadFileScheduling):
+    """The tests of a file go to one process, and so do files that train the same small agents."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        name = Path(file).stem.removeprefix("test_")
+        return next((names for names in SHARE_PROGRAMS if name in names.split()), file)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByPrograms(config, log)
 
 
 def pytest_collection_modifyitems(items):
@@ -53,11 +77,13 @@ def is_mathematics(item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
 def pytest_runtest_setup(item):
-    """Shapes and keys are checked in the mathematics, and in whatever is slow; only what learns is optimised."""
-    checked = is_mathematics(item) or item.get_closest_marker("slow") is not None
+    """Shapes and keys are checked in the mathematics, and in whatever is slow; only the latter is
+    optimised, and what learns."""
+    slow = item.get_closest_marker("slow") is not None
+    checked = slow or is_mathematics(item)
     jaxtyping_config.update("jaxtyping_disable", not checked)
     jax.config.update("jax_debug_key_reuse", checked)
-    jax.config.update("jax_disable_most_optimizations", item.path.stem not in LEARN)
+    jax.config.update("jax_disable_most_optimizations", not slow)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,7 +129,7 @@ class ThreadProcess(threading.Thread):
         self.ours.close()
 
 
-STARTED = workers._start  # a worker as a process
+STARTED, VALUE_STATES = workers._start, pictures.VALUE_STATES  # as users have them
 
 
 def start_thread(factory, args):
@@ -112,7 +138,9 @@ def start_thread(factory, args):
 
 
 def set_environments(patch, quick: bool) -> None:
-    """Short episodes and workers that are threads, or what users have: a process takes seconds to start."""
+    """Short episodes, coarse pictures and workers that are threads, or what users have: a process takes seconds to
+    start."""
+    patch.setattr(pictures, "VALUE_STATES", 500 if quick else VALUE_STATES)
     patch.setattr(workers, "_start", start_thread if quick else STARTED)
     for name, steps in LENGTHS.items():
         patch.setattr(gymnasium.registry[name], "max_episode_steps", EPISODE if quick else steps)

@@ -1,10 +1,12 @@
 """Small agents and scales that several tests share."""
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,6 +42,14 @@ def make_batch(size=8, seed=0) -> dict:
         "rewards": jnp.asarray(rng.uniform(-1, 0, size), jnp.float32),
         "masks": jnp.ones(size),
     }
+
+
+@contextlib.contextmanager
+def optimised():
+    """What is compiled in here runs fast: for what learns."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def benchmark(name: str) -> ModuleType:

@@ -19,6 +19,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(bench, "ROWS", 2000)
 
 
+@pytest.mark.slow
 def test_the_table_and_the_file(quick, tmp_path, capsys):
     out = tmp_path / "new" / "bench.csv"
     words = ["--ks", "3", "--fleets", "2", "--seconds", "0.01", "--eval_episodes=2", f"--out={out}"]

@@ -15,6 +15,7 @@ from floq.agent import Agent
 from floq.data.transitions import Dataset
 from floq.evaluate import Evaluation
 from floq.evaluate_run import evaluate_run
+from floq.inspect_run import inspect_run
 
 CHUNKS = ["--agent.action_chunk=3", "--agent.td_lambda=0.5", "--agent.n_step=3"]
 SMALL = [*TINY, "--agent=fql", *CHUNKS, "--eval_episodes=2"]
@@ -24,7 +25,9 @@ SMALL = [*TINY, "--agent=fql", *CHUNKS, "--eval_episodes=2"]
 def finished(dataset_dir, tmp_path_factory):
     save_dir = tmp_path_factory.mktemp("exp")
     flags = [f"--dataset_dir={dataset_dir}", f"--save_dir={save_dir}"]
-    assert cli.run(["train", *SMALL, *flags]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: None)
+        assert cli.run(["train", *SMALL, *flags]) == 0
     (folder,) = save_dir.glob("floq/debug/*/*")
     return floq.Run.open(folder)
 
@@ -35,12 +38,17 @@ def no_pictures(monkeypatch):
 
 
 def test_a_run_with_chunks(finished):
-    """The pictures have been drawn, the networks decide on three actions of two numbers each."""
-    assert (finished.folder / "plots" / "value_map.png").exists()
+    """The networks decide on three actions of two numbers each."""
     agent = finished.load_agent()
     act = agent.act(np.zeros(2, np.float32), jax.random.key(0))
     assert act.shape == (6,)
     assert finished.config.agent.action_chunk == 3
+
+
+@pytest.mark.slow
+def test_its_pictures(finished, tmp_path):
+    assert inspect_run(str(finished.folder), episodes=1, video=False, out=str(tmp_path), show=False)
+    assert (tmp_path / "value_map.png").exists()
 
 
 def test_its_evaluation_again_with_any_number_of_workers(finished):

@@ -34,7 +34,10 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = {"floq, fast", "floq, residual", "scalar"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CONFIGS])
 def test_formula_and_program_agree(name):
     critic, settings = CONFIGS[name]
     config = AgentConfig.from_flat(critic, "fql", settings)
@@ -51,8 +54,11 @@ def test_formula_and_program_agree(name):
     assert traced.parameters - traced.critic_parameters == sum((a + 1) * b for net in actor for a, b in net) + norms
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-@pytest.mark.parametrize("critic", CRITICS)
+PAIRS = [("floq", "best_of_n"), ("scalar", "gaussian"), ("quantile", "fql"), ("categorical", "deterministic")]
+REST = [pytest.param(c, a, marks=pytest.mark.slow) for c in CRITICS for a in ACTORS if (c, a) not in PAIRS]
+
+
+@pytest.mark.parametrize(("critic", "actor"), PAIRS + REST)
 def test_any_critic_with_any_actor_is_counted(critic, actor):
     """Twice the batch is twice the work, and the parameters stay."""
     settings = {"value_hidden_dims": (8,), "actor_hidden_dims": (8,), "block_width": 8, "block_depth": 1}
@@ -65,6 +71,7 @@ def test_any_critic_with_any_actor_is_counted(critic, actor):
     assert 0 < costs[0].action_flops < costs[0].update_flops
 
 
+@pytest.mark.slow
 def test_counting_starts_no_accelerator():
     """Not even a CPU: here JAX is told of a platform that does not exist, and the first computation would fail."""
     code = "from floq.analysis.cost import cost_of; import floq; print(cost_of(floq.AgentConfig(), 3, 2))"
@@ -83,6 +90,7 @@ def test_the_published_sizes_come_to_what_the_anchors_say():
     assert without.flops < 0.15 * cost.flops
 
 
+@pytest.mark.slow
 def test_xla_counts_the_same_where_no_loop_repeats():
     settings = FIELD | {"batch_size": 64, "block_width": 64, "actor_hidden_dims": (64, 64)}
     settings |= {"critic_flow_steps": 1, "actor_flow_steps": 1}

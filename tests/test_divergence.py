@@ -61,7 +61,9 @@ def test_what_adam_cannot_square_is_a_fault_and_a_large_loss_is_none():
     assert int(first_fault((small, jnp.float32(HUGE), large))) == 3
 
 
-@pytest.mark.parametrize("critic", [FLOQ, SCALAR], ids=["floq", "scalar"])
+@pytest.mark.parametrize(
+    "critic", [pytest.param(FLOQ, id="floq", marks=pytest.mark.slow), pytest.param(SCALAR, id="scalar")]
+)
 def test_a_guarded_update_is_an_update_or_none(critic):
     agent, batch = Agent.init(jax.random.key(0), 3, 2, agent_config(critic)), make_batch()
     updated, info = agent.update(batch)
@@ -96,16 +98,16 @@ def test_which_term_went_first(batch, term):
 
 # --- in a fleet ---
 
-ROWS = 60
+ROWS = 400  # for all, so that they share programs
 
 
-def rows(spoiled: int | None = None, count: int = ROWS) -> Dataset:
+def rows(spoiled: int | None = None) -> Dataset:
     rng = np.random.default_rng(0)
-    rewards = -np.ones(count, np.float32)
+    rewards = -np.ones(ROWS, np.float32)
     if spoiled is not None:
         rewards[spoiled] = -HUGE
-    ends = np.arange(1, count + 1) % 20 == 0
-    return Dataset.from_rows(rng.normal(size=(count, 3)), rng.uniform(-1, 1, (count, 2)), rewards, np.ones(count), ends)
+    ends = np.arange(1, ROWS + 1) % 20 == 0
+    return Dataset.from_rows(rng.normal(size=(ROWS, 3)), rng.uniform(-1, 1, (ROWS, 2)), rewards, np.ones(ROWS), ends)
 
 
 def fleet_of(data, batched, lrs=(1e-3, 1e25, 1e-3)):
@@ -118,7 +120,9 @@ def fleet_of(data, batched, lrs=(1e-3, 1e25, 1e-3)):
     return Fleet(agents, [0] * len(lrs), both, both, *streams, layout)
 
 
-@pytest.mark.parametrize("batched", [True, False], ids=["vmapped", "mapped"])
+@pytest.mark.parametrize(
+    "batched", [pytest.param(True, id="vmapped", marks=pytest.mark.slow), pytest.param(False, id="mapped")]
+)
 def test_the_others_of_a_fleet_go_on(batched):
     fleet, sound = fleet_of(rows(), batched), fleet_of(rows(), batched, (1e-3, 1e-3, 1e-3))
     for steps in (1, 4, 5):
@@ -137,7 +141,9 @@ def test_the_others_of_a_fleet_go_on(batched):
     assert fleet.step == 10
 
 
-@pytest.mark.parametrize("batched", [True, False], ids=["vmapped", "mapped"])
+@pytest.mark.parametrize(
+    "batched", [pytest.param(True, id="vmapped", marks=pytest.mark.slow), pytest.param(False, id="mapped")]
+)
 def test_a_run_that_is_replaced_catches_up(batched):
     fleet, alone = fleet_of(rows(), batched), fleet_of(rows(), batched, (1e-3,))
     fleet.advance(6)
@@ -193,11 +199,11 @@ def test_a_run_that_diverges_stops_with_its_last_good_state(tmp_path):
 
 
 def spoiled():
-    """Two thousand transitions; whoever draws the bad one has a target that is not finite."""
-    return rows(spoiled=1003, count=2000)
+    """Whoever draws the bad transition has a target that is not finite."""
+    return rows(spoiled=203)
 
 
-REWINDING = {"seed": 5, "batch_size": 48, "offline_steps": 120}  # a seed that draws it twice between two checkpoints
+REWINDING = {"seed": 3}  # which draws it five times, twice between two checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +234,7 @@ def test_a_run_may_go_back_and_on(rewound):
 def test_a_run_that_goes_back_is_resumed_exactly(rewound, tmp_path, moment):
     at = rewound.rewinds[1]["step"]
     cut = at if moment == "before" else at + 2
-    config = config_of(tmp_path, on_divergence="rewind", **REWINDING | {"offline_steps": cut})
+    config = config_of(tmp_path, on_divergence="rewind", **REWINDING, offline_steps=cut)
     again = floq.train(config, spoiled(), show=False)
     assert len(again.rewinds) == (1 if moment == "before" else 2)
     again = resume(again.folder, spoiled(), show=False, offline_steps=120)
@@ -253,6 +259,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
     assert the_run(tmp_path).rewinds == []
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(tmp_path, capsys):
     episodes = make_episodes([(20, False)] * 4)
     logs = write_folder(tmp_path / "logs", episodes)
@@ -275,6 +282,7 @@ def with_a_bad_reward(count=600) -> Dataset:
     return data.relabelled(data.rewards.at[2 * count // 2].set(-HUGE), data.masks)
 
 
+@pytest.mark.slow
 def test_online_the_others_go_on_with_their_environments(tmp_path):
     sick = agent_config(SCALAR, ACTOR, lr=1e24)
     configs = [online_runs.config(tmp_path, "Choice"), online_runs.config(tmp_path, "Choice", seed=1, agent=sick)]
@@ -290,6 +298,7 @@ def test_online_the_others_go_on_with_their_environments(tmp_path):
 ONLINE = {"seed": 7, "online_steps": 60, "utd": 4.0, "save_interval": 10, "eval_interval": 100}
 
 
+@pytest.mark.slow
 def test_online_a_run_goes_back_and_on(tmp_path):
     config = online_runs.config(tmp_path, "Choice", on_divergence="rewind", **ONLINE)
     run = floq.train(config, with_a_bad_reward(), show=False)

@@ -6,7 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from helpers import agent_config
+from helpers import SCALAR, agent_config
 
 from floq import evaluate
 from floq.agent import Agent
@@ -20,7 +20,7 @@ EPISODES = 13  # more than there are slots, so that slots play several
 @pytest.fixture(scope="module")
 def results():
     """Evaluations of one agent on the pendulum, by (workers, seed, step), the first repeated."""
-    policy = Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
+    policy = Agent.init(jax.random.key(0), 3, 1, agent_config(SCALAR)).policy
     found = {}
     for workers in (1, 2):
         with Evaluator("Pendulum-v1", None, EPISODES, workers) as evaluator:
@@ -60,7 +60,7 @@ CHUNK = 3  # does not divide the 200 steps of an episode
 @pytest.fixture(scope="module")
 def chunks():
     """A policy that decides on three torques at once, and its episodes with one worker."""
-    policy = Agent.init(jax.random.key(0), 3, CHUNK, agent_config(action_chunk=CHUNK)).policy
+    policy = Agent.init(jax.random.key(0), 3, CHUNK, agent_config(SCALAR, action_chunk=CHUNK)).policy
     with Evaluator("Pendulum-v1", None, EPISODES, 1, CHUNK) as evaluator:
         return policy, evaluator(policy, 0, 5).episodes
 
@@ -103,7 +103,7 @@ def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
 @pytest.mark.parametrize("chunk", [1, CHUNK])
 def test_players_evaluated_together_get_what_each_gets_alone(chunk):
     """Also where a group has fewer of them than another, and where some end sooner than others."""
-    fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(action_chunk=chunk)).policy  # noqa: E731
+    fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(SCALAR, action_chunk=chunk)).policy  # noqa: E731
     players = [Player(fresh(number), number, 5, "Pendulum-v1") for number in range(3)]
     with Evaluator("Pendulum-v1", None, EPISODES, 2, chunk, players=3) as together:
         found = returns(together.play(players))
@@ -132,7 +132,7 @@ def test_players_divide_evenly_into_groups_and_manipulation_plays_alone(monkeypa
 
 
 def test_an_evaluation_can_be_abandoned():
-    policy = Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
+    policy = Agent.init(jax.random.key(0), 3, 1, agent_config(SCALAR)).policy
     with Evaluator("Pendulum-v1", None, 2, 1) as evaluator:
         assert evaluator(policy, 0, 0, should_stop=lambda: True) is None
 

@@ -65,7 +65,14 @@ def trained(tasks, chosen, steps, layout=None):
     return fleet, infos
 
 
-@pytest.mark.parametrize(("critic", "batched"), [(FLOQ, True), (SCALAR, False)], ids=["floq vmapped", "scalar mapped"])
+@pytest.mark.parametrize(
+    ("critic", "batched"),
+    [
+        pytest.param(FLOQ, True, id="floq vmapped", marks=pytest.mark.slow),
+        pytest.param(SCALAR, True, id="scalar vmapped"),
+        pytest.param(SCALAR, False, id="scalar mapped", marks=pytest.mark.slow),
+    ],
+)
 def test_a_fleet_equals_its_runs_one_by_one(tasks, critic, batched):
     runs = list(members(critic))
     layout = Layout((jax.devices()[0],), batched)
@@ -94,9 +101,10 @@ def test_a_fleet_draws_the_batches_of_its_runs(tasks, settings):
     numbers = jax.numpy.array([task for task, _ in runs])
     stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *agents)
     keys = jax.numpy.stack([Keys.of(config.seed).batches for _, config in runs])
-    together = jax.vmap(lambda a, t, k: sample_batch(a, data.task(t), k))(stacked, numbers, keys)
+    drawn = jax.jit(lambda agent, data, task, key: sample_batch(agent, data.task(task), key))
+    together = jax.vmap(drawn, (0, None, 0, 0))(stacked, data, numbers, keys)
     for number, ((task, config), agent) in enumerate(zip(runs, agents, strict=True)):
-        alone = sample_batch(agent, tasks[task], Keys.of(config.seed).batches)
+        alone = jax.jit(sample_batch)(agent, tasks[task], Keys.of(config.seed).batches)
         for name, values in alone.items():
             np.testing.assert_array_equal(together[name][number], values)
 
@@ -216,7 +224,7 @@ def test_a_dry_run_lists_what_differs(capsys):
 
 @pytest.fixture(scope="module")
 def policy():
-    return floq.Agent.init(jax.random.key(0), 3, 1, agent_config()).policy
+    return floq.Agent.init(jax.random.key(0), 3, 1, agent_config(SCALAR)).policy
 
 
 def returns(evaluation):

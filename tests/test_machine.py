@@ -122,6 +122,7 @@ def test_cores_within_a_container(tmp_path, monkeypatch):
     assert workers.cores() == 64
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_batch_train_what_one_does():
     output_of(in_a_process("-c", SHARED_BATCH))
 
@@ -195,7 +196,7 @@ def test_forgotten_programs_give_their_memory_back():
     pieces = lambda: len(Path("/proc/self/maps").read_text().splitlines())
     found = []
     for _ in range(3):
-        for size in range(1, 30):
+        for size in range(1, 12):
             jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x.T))(jnp.ones((size, size)))
         found.append(pieces())
         forget_programs()

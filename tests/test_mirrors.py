@@ -10,17 +10,13 @@ import pytest
 from conftest import TINY
 from tensorboardX.proto import event_pb2
 
-from floq import cli, mirrors
+from floq import cli, mirrors, pictures
 from floq.config import Config
 from floq.errors import UserError
 from floq.loggers import read_csv
 from floq.run import Run
 
-FLAGS = [
-    *TINY,
-    "--agent.block_width=8",
-    "--agent.block_depth=1",
-]  # as the run of conftest has, whose programs it shares
+FLAGS = [*TINY, "--agent=fql"]
 
 
 def events(folder) -> list:
@@ -35,7 +31,8 @@ def events(folder) -> list:
     return found
 
 
-def test_tensorboard_has_the_rows_of_the_csv_files(dataset_dir, tmp_path):
+def test_tensorboard_has_the_rows_of_the_csv_files(dataset_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda *_: None)
     words = [*FLAGS, f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--logger=tensorboard"]
     assert cli.run(["train", *words]) == 0
     (folder,) = tmp_path.glob("floq/debug/*/*")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config
+from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config, optimised
 from online_runs import FLAGS, config, episodes, only_run, params, write_data
 
 from floq import checkpoint, cli, pictures
@@ -65,9 +65,14 @@ def test_new_logs_refine_an_agent_without_its_environment(tmp_path, npz, capsys)
     assert "it is about the data of a --restore_path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_environment_steps_share_an_update(tmp_path):
     run = train(config(tmp_path, num_envs=4, utd=0.25, online_steps=12), episodes(), show=False)
     assert int(run.load_agent().step) == run.config.offline_steps + 12 // 4
+
+
+def test_updates_of_a_tick_are_a_whole_number(tmp_path):
+    assert config(tmp_path, num_envs=4, utd=0.25, online_steps=12).updates_per_tick == 1
     rounded = config(tmp_path, num_envs=25, utd=0.28, online_steps=25)  # 0.28 * 25 is 7.000000000000001
     assert rounded.updates_per_tick == 7
     with pytest.raises(UserError, match=r"--utd=0.25 with --num_envs=2: .* makes 0.5 gradient steps"):
@@ -76,11 +81,13 @@ def test_several_environment_steps_share_an_update(tmp_path):
 
 def test_an_agent_learns_online_what_the_data_does_not_show(tmp_path):
     """In the data the first action is always a bad one. Q(0, 0) is what the second action earns, discounted."""
-    actor = DeterministicConfig(actor_hidden_dims=(32, 32), alpha=0.0, exploration_noise=0.3)
-    critic = dataclasses.replace(SCALAR, value_hidden_dims=(32, 32))
-    agent = agent_config(critic, actor, batch_size=64, lr=3e-3, tau=0.05, discount=0.5)
+    actor = DeterministicConfig(actor_hidden_dims=(32,), alpha=0.0, exploration_noise=0.3)
+    agent = agent_config(
+        dataclasses.replace(SCALAR, value_hidden_dims=(32,)), actor, batch_size=64, lr=3e-3, tau=0.05, discount=0.5
+    )
     many = {"offline_steps": 1, "online_steps": 1200, "num_envs": 4, "utd": 2.0, "log_interval": 600}
-    run = train(config(tmp_path, "Choice", agent=agent, **many), episodes(), show=False)
+    with optimised():
+        run = train(config(tmp_path, "Choice", agent=agent, **many), episodes(), show=False)
     learned = run.load_agent()
     acts = [float(learned.act(np.array([s], np.float32), jax.random.key(0))[0]) for s in (0.0, 1.0)]
     assert acts[0] > 0.5
@@ -139,13 +146,24 @@ def test_who_is_late_decides_about_the_order_and_not_about_the_result(tmp_path, 
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_fleet_of_online_runs_equals_the_runs_alone(tmp_path):
-    """In an environment that draws its states, with two of it for each run."""
+def pendulum_data() -> Dataset:
     rng = np.random.default_rng(0)
     ends = np.arange(1, 41) % 20 == 0
-    data = Dataset.from_rows(rng.normal(size=(40, 3)), rng.uniform(-1, 1, (40, 1)), -np.ones(40), np.ones(40), ends)
-    own = {"env_name": "Pendulum-v1", "num_envs": 2, "online_steps": 12, "eval_interval": 0}
-    own |= {"agent": agent_config(SCALAR, ACTOR, n_step=2)}
+    return Dataset.from_rows(rng.normal(size=(40, 3)), rng.uniform(-1, 1, (40, 1)), -np.ones(40), np.ones(40), ends)
+
+
+FLEETS = {
+    "choice": (episodes, {"env_name": "probe_envs:Choice-v0"}),
+    "pendulum": (  # which draws its states, with two of it for each run
+        pendulum_data,
+        {"env_name": "Pendulum-v1", "num_envs": 2, "agent": agent_config(SCALAR, ACTOR, n_step=2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["choice", pytest.param("pendulum", marks=pytest.mark.slow)])
+def test_a_fleet_of_online_runs_equals_the_runs_alone(tmp_path, name):
+    data, own = FLEETS[name][0](), FLEETS[name][1] | {"online_steps": 12, "eval_interval": 0}
     runs = [config(tmp_path / "together", **own, seed=seed) for seed in (0, 1)]
     together = train_fleet(runs, data, show=False)
     for run in together:
@@ -291,12 +309,13 @@ def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, 
     data = episodes(low=-1.0, high=-0.9)
     rows = data.on_host()
     data = Dataset.from_rows(*rows._replace(rewards=np.minimum(rows.rewards, 0.0)))
-    narrow = train(config(tmp_path / "scalar", online_steps=2), data)
+    steps = {"offline_steps": 0, "online_steps": 2, "eval_interval": 0, "log_interval": 9}
+    narrow = train(config(tmp_path / "scalar", **steps), data)
     assert "left the range" not in capsys.readouterr().out  # which a scalar critic does not look at
     assert float(narrow.load_agent().value_range.r_max) <= 0
-    run = train(config(tmp_path, online_steps=2, agent=agent_config(CATEGORICAL, ACTOR)), data)
+    run = train(config(tmp_path, **steps, agent=agent_config(CATEGORICAL, ACTOR)), data)
     said = capsys.readouterr().out
-    assert "note    step 4: an online reward left the range that the data gave; for seed 0 it is [-" in said
+    assert "note    step 1: an online reward left the range that the data gave; for seed 0 it is [-" in said
     found = run.load_agent().value_range
     assert float(found.r_max) == pytest.approx(1.25)
     assert float(found.r_min) == pytest.approx(float(rows.rewards.min()))

@@ -29,7 +29,7 @@ def npz(tmp_path_factory):
     ("how", "words"),
     [
         ("raises", "environment 0 of probe_envs:Fragile-raises-v0 (seed 0) failed: RuntimeError: a joint broke"),
-        ("hangs", "did not answer within 3 seconds"),
+        pytest.param("hangs", "did not answer within 3 seconds", marks=pytest.mark.slow),
         ("dies", "died with exit code 3"),
     ],
 )

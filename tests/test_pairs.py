@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from floq import checkpoint, cli
+from floq import checkpoint, cli, pictures
 from floq.config import AgentConfig
 from floq.errors import UserError
 from floq.presets import configure
@@ -21,7 +21,9 @@ def train(dataset_dir, tmp_path_factory):
     def run(*flags: str) -> Run:
         save_dir = tmp_path_factory.mktemp("pairs")
         own = [f"--dataset_dir={dataset_dir}", f"--save_dir={save_dir}"]
-        assert cli.run(["train", *TINY, *own, *flags]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pictures, "draw", lambda *_: None)
+            assert cli.run(["train", *TINY, *own, *flags]) == 0
         (folder,) = save_dir.glob("floq/debug/*/*")
         return Run.open(folder)
 

@@ -106,7 +106,7 @@ def test_the_family_table_is_the_published_one(agent, table):
         assert FAMILIES[agent][name].source
 
 
-@pytest.mark.parametrize("agent", ["floq", None])
+@pytest.mark.parametrize("agent", [pytest.param("floq", marks=pytest.mark.slow), None])
 def test_floqs_preset_is_that_of_its_published_commands(agent):
     """`--env_name` alone, or with `--agent=floq`, resolves to what the published offline command spells out."""
     seen = set()

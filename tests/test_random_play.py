@@ -23,21 +23,26 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(pictures, "draw", lambda *_: None)
 
 
-def test_from_scratch_random_steps_come_first_and_a_fleet_has_those_of_its_runs(tmp_path, monkeypatch):
+def test_from_scratch_random_steps_come_first(tmp_path, monkeypatch):
+    own = {"offline_steps": 0, "online_steps": 6, "warmup_steps": 45, "eval_interval": 0}
+    run = train(config(tmp_path, "Choice", **own, seed=1), show=False)
+    assert int(run.load_agent().step) == 6  # updates begin at once: the warm-up is over
+    assert run.records["data"]["provenance"].startswith("45 steps of probe_envs:Choice-v0 with random actions, seed 1")
+    monkeypatch.setattr(random_data, "Workers", None)
+    assert resume(run.folder, online_steps=8, show=False).summary["steps"] == 8  # which reads the data again
+
+
+@pytest.mark.slow
+def test_a_fleet_from_scratch_has_the_random_steps_of_its_runs(tmp_path):
     own = {"offline_steps": 0, "online_steps": 6, "warmup_steps": 45, "env_name": "Pendulum-v1"}
     runs = [config(tmp_path / "together", **own, seed=seed) for seed in (0, 1)]
     together = train_fleet(runs, show=False)
     alone = train(dataclasses.replace(runs[1], save_dir=str(tmp_path / "alone")), show=False)
     for a, b in zip(params(together[1]), params(alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert int(alone.load_agent().step) == 6  # updates begin at once: the warm-up is over
     data = [run.records["data"] for run in (*together, alone)]
     assert data[1] == data[2]
     assert data[0]["fingerprint"] != data[1]["fingerprint"]
-    assert data[1]["provenance"].startswith("45 steps of Pendulum-v1 with random actions, seed 1")
-    monkeypatch.setattr(random_data, "Workers", None)
-    longer = resume(alone.folder, online_steps=8, show=False)  # which reads the data again
-    assert longer.summary["steps"] == 8
 
 
 def test_random_play_is_that_of_its_seed_and_ends_where_it_should():

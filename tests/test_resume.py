@@ -82,7 +82,7 @@ def assert_same_end(one: Run, other: Run):
         assert one.summary[key] == other.summary[key]
 
 
-@pytest.mark.parametrize("agent", ["floq", "fql"])
+@pytest.mark.parametrize("agent", [pytest.param("floq", marks=pytest.mark.slow), "fql"])
 def test_a_run_stopped_many_times_ends_as_if_it_had_not_been(dataset_dir, tmp_path, agent):
     """Evaluations are due at 1, 6, 12; logs at even steps; checkpoints at 5, 10, 12."""
     moments = [

@@ -21,6 +21,7 @@ from floq.sweep_plan import missing
 from floq.train import settled
 
 KILLS = benchmark("ray_kills")
+SLOW = pytest.mark.slow
 STEPS = 40  # a row each, a checkpoint every second, an evaluation every tenth
 
 
@@ -79,7 +80,9 @@ def test_cells_are_programs_divided_evenly(words):
     assert cells_of({}) == []
 
 
-@pytest.mark.parametrize("steps", [(20, 20), (20, 18), (2, 0), (0, 0), (30, 10)])
+@pytest.mark.parametrize(
+    "steps", [pytest.param((20, 20), marks=SLOW), (20, 18), pytest.param((2, 0), marks=SLOW), (0, 0), (30, 10)]
+)
 def test_what_was_begun_goes_on_in_its_folders(words, finished, copy, steps, monkeypatch):
     """Also where a fleet was killed while it saved, before its first checkpoint, or where runs are far apart."""
     together, resume_fleet = [], sweep_cells.resume_fleet

@@ -57,7 +57,7 @@ def run_command(line: str, dataset_dir: Path) -> None:
     assert cli.run(words) == 0, line
 
 
-TRAIN_MUCH = {"choosing", "diagnostics", "fine_tuning", "your_data"}
+TRAIN_MUCH = {"choosing", "diagnostics", "fine_tuning", "new_critic", "your_data"}
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
 
 import dataclasses
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
@@ -72,27 +73,11 @@ class Agent(eqx.Module):
             obs_stats: normalise observations with these; by default they are left alone.
             precision: what updates compute in.
         """
-        given = config or AgentConfig()
-        config = given.compiled()
-        init_key, run_key = jax.random.split(key)
-        critic_key, actor_key = jax.random.split(init_key)
-        params = Params(
-            CRITICS[config.critic_name][1].init(critic_key, obs_size, act_size, config.critic),
-            ACTORS[config.actor_name][1].init(actor_key, obs_size, act_size, config.actor),
-        )
-        return cls(
-            params=params,
-            target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
-            target_actor=jax.tree.map(jnp.copy, params.actor.tracked()),
-            opt_state=OptStates.init(params),
-            key=run_key,
-            step=jnp.zeros((), jnp.int32),
-            hypers=Hypers.of(given),
-            value_range=ValueRange.of(*reward_range),
-            obs_stats=obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
-            static=config,
-            precision=precision,
-        )
+        config = config or AgentConfig()
+        kinds = CRITICS[config.critic_name][1], ACTORS[config.actor_name][1]
+        agent = _fresh(key, kinds, obs_size, act_size, config.compiled(), precision)
+        own: dict[str, Any] = {"hypers": Hypers.of(config), "value_range": ValueRange.of(*reward_range)}
+        return dataclasses.replace(agent, **own, obs_stats=obs_stats or agent.obs_stats)
 
     @jax.jit
     def update(self, batch: Batch) -> tuple["Agent", Info]:
@@ -302,6 +287,37 @@ class Agent(eqx.Module):
         q_loss = -jnp.mean(terms.q) * jax.lax.stop_gradient(actor.q_scale(terms.q))
         total = jnp.mean(terms.behaviour) + q_loss
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _fresh(
+    key: PRNGKeyArray,
+    kinds: tuple[type[Critic], type[Actor]],
+    obs_size: int,
+    act_size: int,
+    config: AgentConfig,
+    precision: Precision,
+) -> Agent:
+    """One program for all agents that differ in traced settings alone; those are filled in afterwards."""
+    init_key, run_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(init_key)
+    params = Params(
+        kinds[0].init(critic_key, obs_size, act_size, config.critic),
+        kinds[1].init(actor_key, obs_size, act_size, config.actor),
+    )
+    return Agent(
+        params=params,
+        target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
+        target_actor=jax.tree.map(jnp.copy, params.actor.tracked()),
+        opt_state=OptStates.init(params),
+        key=run_key,
+        step=jnp.zeros((), jnp.int32),
+        hypers=Hypers.of(config),
+        value_range=ValueRange.of(-1.0, 0.0),
+        obs_stats=ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
+        static=config,
+        precision=precision,
+    )
 
 
 def _named_means(prefix: str, info: dict[str, Any]) -> Info:

@@ -1,24 +1,21 @@
 """Where the agent of a run comes from: fresh, from the run's own checkpoint, or from another run."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from floq import checkpoint
 from floq.agent import Agent
 from floq.checkpoint import Checkpoint
-from floq.config import AgentConfig, Config
+from floq.config import Config
 from floq.data.transitions import Dataset
 from floq.errors import UserError
 from floq.keys import Keys
 from floq.policy import ObsStats
-from floq.precision import Precision
 from floq.run import Run
-from floq.state import Hypers, ValueRange
+from floq.state import ValueRange
 
 # What may change when a run is continued: always; and as long as it is not online.
 ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout", "logger")
@@ -28,23 +25,14 @@ BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
     """The agent that a run with this configuration and this data starts from."""
-    sizes = network_sizes(config, train_data)
-    agent = _fresh(Keys.of(config.seed).agent, *sizes, config.agent.compiled(), config.precision)
-    own: dict[str, Any] = {"hypers": Hypers.of(config.agent), "value_range": ValueRange.of(*train_data.reward_range())}
-    if config.normalize_observations:
-        own["obs_stats"] = ObsStats(*train_data.obs_stats())
-    return dataclasses.replace(agent, **own)
+    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
+    given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
+    return Agent.init(Keys.of(config.seed).agent, *network_sizes(config, train_data), config.agent, **given)
 
 
 def network_sizes(config: Config, data: Dataset) -> tuple[int, int]:
     """How many numbers an observation has, and what is decided at once: an action, or a chunk of them."""
     return data.observations.shape[1], config.agent.action_chunk * data.actions.shape[1]
-
-
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _fresh(key: PRNGKeyArray, obs_size: int, act_size: int, config: AgentConfig, precision: Precision) -> Agent:
-    """One program for all runs of a fleet: what is traced in an agent is filled in afterwards."""
-    return Agent.init(key, obs_size, act_size, config, precision=precision)
 
 
 def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
