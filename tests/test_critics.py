@@ -35,6 +35,9 @@ def floq_critic(seed=0, **changes) -> FloqCritic:
     )
 
 
+target_at, loss_at = jax.jit(FloqCritic.target_at), jax.jit(FloqCritic.loss_at)
+
+
 def test_the_scale_of_returns():
     """r in [-2, 1], g = 0.9, c = 0.1: noise in [-2, 1], support [-20.1, 10.1]."""
     s = scale(-2.0, 1.0, 0.9, 0.1)
@@ -48,7 +51,7 @@ def test_the_scale_of_returns():
 def test_target_against_the_oracle(how, steps, integration):
     critic = floq_critic(q_agg=how, critic_flow_steps=steps, integration=integration)
     next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
-    ours = critic.tracked().target_at(jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
+    ours = target_at(critic.tracked(), jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
     reduce = {"mean": np.mean, "min": np.min}[how]
     theirs = oracle.target(critic.velocity, -1.0, 0.99, next_obs, next_acts, z_0, steps, reduce, LOW, HIGH)
     assert float(ours) == pytest.approx(theirs, rel=2e-4)
@@ -62,7 +65,7 @@ def test_minimum_is_taken_per_sample_before_the_mean_over_samples():
         [oracle.integrate(critic.velocity, e, args[0], act, float(z), 4, LOW, HIGH) for e in range(2)]
         for act, z in zip(args[1], args[3], strict=True)
     ])  # fmt: skip
-    ours = float(critic.target_at(jnp.float32(0.0), jnp.float32(1.0), *args))
+    ours = float(target_at(critic, jnp.float32(0.0), jnp.float32(1.0), *args))
     assert ours == pytest.approx(members.min(axis=1).mean(), rel=2e-4)
 
 
@@ -71,7 +74,7 @@ def test_loss_and_distillation_against_the_oracle(steps):
     critic = floq_critic(critic_flow_steps=steps)
     obs, act, y = uniform(OBS), uniform(ACT), jnp.float32(-42.0)
     z_0, t = jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
-    total, info = critic.loss_at(obs, act, y, scale(), z_0, t, z_0)
+    total, info = loss_at(critic, obs, act, y, scale(), z_0, t, z_0)
     flow, distilled = oracle.losses(critic, obs, act, float(y), z_0, t, steps, LOW, HIGH)
     assert float(info["floq_loss"]) == pytest.approx(flow, rel=2e-4)
     assert float(info["distilled_critic_loss"]) == pytest.approx(distilled, rel=2e-4)
@@ -87,10 +90,10 @@ def test_drawn_and_given_are_the_same_mathematics():
     acts = jax.vmap(policy, (None, 0))(obs, jax.random.split(jax.random.split(key)[0], 3))
     assert len(np.unique(np.asarray(acts), axis=0)) == 3
     reward, bootstrap = jnp.float32(-1.0), jnp.float32(0.5)
-    given = critic.target_at(reward, bootstrap, obs, acts, scale(), z_0)
+    given = target_at(critic, reward, bootstrap, obs, acts, scale(), z_0)
     drawn = critic.target(reward, bootstrap, obs, policy, scale(), jax.random.key(5))
     np.testing.assert_allclose(drawn, given, rtol=1e-5)
-    given = critic.loss_at(obs, act, reward, scale(), z_0, jnp.zeros(3), z_0)[0]
+    given = loss_at(critic, obs, act, reward, scale(), z_0, jnp.zeros(3), z_0)[0]
     np.testing.assert_allclose(critic.loss(obs, act, reward, scale(), jax.random.key(6))[0], given, rtol=1e-5)
 
 
@@ -98,10 +101,10 @@ def test_separate_numbers_of_samples_for_loss_target_and_distillation():
     critic = floq_critic(noise_scheme="midpoint", noise_samples=4, target_noise_samples=2, distill_noise_samples=1)
     obs, act, y, policy = uniform(OBS), uniform(ACT), jnp.float32(-5.0), lambda obs, key: jnp.zeros(ACT)
     one, two, four = (scale().noise(source_nodes(jax.random.key(n), n, "midpoint")) for n in (1, 2, 4))
-    given = critic.target_at(y, y / 10, obs, jnp.zeros((2, ACT)), scale(), two)
+    given = target_at(critic, y, y / 10, obs, jnp.zeros((2, ACT)), scale(), two)
     np.testing.assert_allclose(critic.target(y, y / 10, obs, policy, scale(), jax.random.key(0)), given, rtol=1e-5)
     drawn = critic.loss(obs, act, y, scale(), jax.random.key(1))[1]
-    given = critic.loss_at(obs, act, y, scale(), four, jnp.zeros(4), one)[1]
+    given = loss_at(critic, obs, act, y, scale(), four, jnp.zeros(4), one)[1]
     assert float(drawn["distilled_critic_loss"]) == pytest.approx(float(given["distilled_critic_loss"]), rel=1e-4)
     assert float(drawn["flow_q"]) == pytest.approx(float(given["flow_q"]), rel=1e-4)
 
@@ -140,7 +143,7 @@ def test_a_residual_velocity_field_against_the_oracle(norm_last):
     assert isinstance(critic.velocity.body, ResidualBody)
     assert len(critic.velocity.body.blocks) == 3
     obs, act, z_0 = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5])
-    ours = critic.target_at(jnp.float32(-1.0), jnp.float32(0.9), obs, jnp.stack([act] * 3), scale(), z_0)
+    ours = target_at(critic, jnp.float32(-1.0), jnp.float32(0.9), obs, jnp.stack([act] * 3), scale(), z_0)
     theirs = oracle.target(critic.velocity, -1.0, 0.9, obs, [act] * 3, z_0, 4, np.mean, LOW, HIGH)
     assert float(ours) == pytest.approx(theirs, rel=2e-4)
 
@@ -158,12 +161,13 @@ def test_distillation_teaches_the_distilled_critic_alone():
     obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
 
     def part(critic, name):
-        return critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1][name]
+        return loss_at(critic, obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1][name]
 
-    distill = jax.grad(part)(critic, "distilled_critic_loss")
+    gradient = jax.jit(jax.grad(part), static_argnums=1)
+    distill = gradient(critic, "distilled_critic_loss")
     assert all(not leaf.any() for leaf in jax.tree.leaves(distill.velocity))
     assert any(leaf.any() for leaf in jax.tree.leaves(distill.distilled))
-    flow = jax.grad(part)(critic, "floq_loss")
+    flow = gradient(critic, "floq_loss")
     assert all(not leaf.any() for leaf in jax.tree.leaves(flow.distilled))
     assert any(leaf.any() for leaf in jax.tree.leaves(flow.velocity))
 
@@ -177,7 +181,7 @@ def test_the_targets_integration_may_have_its_own_number_of_steps():
     critic = floq_critic(critic_flow_steps=4, target_flow_steps=2)
     obs, acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
     low, high = oracle.support(-1.0, 0.0, 0.99)
-    y = critic.target_at(jnp.float32(-1.0), jnp.float32(0.9), obs, acts, scale(), z_0)
+    y = target_at(critic, jnp.float32(-1.0), jnp.float32(0.9), obs, acts, scale(), z_0)
     draws = obs, acts, np.asarray(z_0)
     expected = {k: oracle.target(critic.velocity, -1.0, 0.9, *draws, k, np.mean, low, high) for k in (2, 4)}
     assert float(y) == pytest.approx(expected[2], rel=1e-4)
@@ -189,7 +193,7 @@ def test_what_else_the_distilled_critic_may_learn(what):
     critic = floq_critic(distill_target=what)
     obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
     low, high = oracle.support(-1.0, 0.0, 0.99)
-    _, info = critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)
+    _, info = loss_at(critic, obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)
     one_pass = [
         float(z) + oracle.velocity(critic.velocity, e, obs, act, float(z), 0.0, low, high)
         for e in range(2)
@@ -340,7 +344,7 @@ def test_pessimism_by_hand():
     assert float(aggregate(jnp.array([1.0, 4.0]), "lcb", 0.5)) == pytest.approx(2.5 - 0.75)
     critic = floq_critic(q_agg="lcb", rho=2.0)
     next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
-    ours = critic.tracked().target_at(jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
+    ours = target_at(critic.tracked(), jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
     how = lambda values: np.mean(values) - 2.0 * np.std(values)  # noqa: E731
     theirs = oracle.target(critic.velocity, -1.0, 0.99, next_obs, next_acts, z_0, 4, how, LOW, HIGH)
     assert float(ours) == pytest.approx(theirs, rel=2e-4)
@@ -419,7 +423,7 @@ def test_the_midpoint_rule_in_targets_and_read_outs():
         expected.append(path)
     ours = critic.read_out(obs, act, scale(), jax.random.key(0))
     assert float(ours) == pytest.approx(np.mean(expected), rel=2e-4)
-    y = critic.target_at(jnp.float32(0.0), jnp.float32(1.0), obs, act[None], scale(), jnp.array([z]))
+    y = target_at(critic, jnp.float32(0.0), jnp.float32(1.0), obs, act[None], scale(), jnp.array([z]))
     assert float(y) == pytest.approx(np.mean(expected), rel=2e-4)
 
 
@@ -447,8 +451,8 @@ def test_the_actor_may_climb_the_flow_itself(climbs, steps):
 
 def test_without_a_distilled_critic_the_loss_is_that_of_the_flow():
     obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
-    total, info = floq_critic(actor_climbs="flow").loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)
-    published = floq_critic().loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]
+    total, info = loss_at(floq_critic(actor_climbs="flow"), obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)
+    published = loss_at(floq_critic(), obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]
     assert set(published) - set(info) == {"distilled_critic_loss"}
     assert float(total) == float(info["floq_loss"]) == float(info["critic_loss"])
 
@@ -456,7 +460,7 @@ def test_without_a_distilled_critic_the_loss_is_that_of_the_flow():
 def test_the_distilled_values_integration_may_have_its_own_number_of_steps():
     critic = floq_critic(distill_flow_steps=2)
     obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
-    q = critic.loss_at(obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]["flow_q"]
+    q = loss_at(critic, obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]["flow_q"]
     values = [oracle.integrate(critic.velocity, e, obs, act, float(z), 2, LOW, HIGH) for e in range(2) for z in z_0]
     assert float(q) == pytest.approx(np.mean(values), rel=2e-4)
 
@@ -465,7 +469,9 @@ def test_what_a_flow_shows_about_itself_against_the_oracle():
     critic = floq_critic(noise_scheme="midpoint")
     obs, act = uniform(OBS), uniform(ACT)
     z_0 = np.asarray(scale().noise(source_nodes(jax.random.key(0), 3, "midpoint")), np.float64)
-    found = {name: float(x) for name, x in critic.diagnose(obs, act, scale(), jax.random.key(1)).items()}
+    found = {
+        name: float(x) for name, x in jax.jit(FloqCritic.diagnose)(critic, obs, act, scale(), jax.random.key(1)).items()
+    }
     paths, slopes, one_pass = np.zeros((2, 3, 5)), np.zeros((2, 3, 4)), np.zeros((2, 3))
     for e in range(2):
         v = lambda z, t, e=e: oracle.velocity(critic.velocity, e, obs, act, z, t, LOW, HIGH)  # noqa: E731
