@@ -5,6 +5,7 @@ run; what trains through the command line computes the same without.
 """
 
 import os
+import platform
 import resource
 import shutil
 import threading
@@ -14,11 +15,11 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
 # Compiling is most of the suite's time, and tests compute little: hardly any optimisation, none where nothing learns,
-# and the older of XLA's two ways to write loops, which takes half the time where there are both.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
-    f"{' --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX' if version('jax').startswith('0.8.') else ''}"
-)
+# and where JAX still has it the older of XLA's ways to write loops, which takes half the time. With fused multiply-adds
+# the last bits of such loops depend on where buffers lie; AVX has none.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+if version("jax").startswith("0.8.") and platform.machine() == "x86_64":
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
 # Programs are compiled once for all tests, their subprocesses and the next run.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -77,8 +78,7 @@ def is_mathematics(item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
 def pytest_runtest_setup(item):
-    """Shapes and keys are checked in the mathematics, and in whatever is slow; only the latter is
-    optimised, and what learns."""
+    """Shapes and keys are checked in the mathematics, and in whatever is slow; only the latter is optimised."""
     slow = item.get_closest_marker("slow") is not None
     checked = slow or is_mathematics(item)
     jaxtyping_config.update("jaxtyping_disable", not checked)

@@ -46,10 +46,12 @@ def make_batch(size=8, seed=0) -> dict:
 
 @contextlib.contextmanager
 def optimised():
-    """What is compiled in here runs fast: for what learns."""
+    """What is compiled in here runs fast: for what learns in a quick test."""
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def benchmark(name: str) -> ModuleType:

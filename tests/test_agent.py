@@ -188,7 +188,7 @@ def gradients(agent, batch):
     return critic_grads, jax.grad(lambda a: agent._actor_loss(a, prepared, actor_key)[0])(agent.params.actor)
 
 
-@pytest.mark.parametrize("critic", slow_but_for("scalar"))  # of the others `test_golden` knows the authors'
+@pytest.mark.parametrize("critic", slow_but_for("scalar", "categorical"))  # of others `test_golden` has the authors'
 def test_critic_and_actor_get_the_gradients_of_their_own_losses_alone(critic):
     """The first moment after one step is a tenth of the gradient."""
     agent, batch = make_agent(critic), make_batch()

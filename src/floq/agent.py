@@ -74,10 +74,10 @@ class Agent(eqx.Module):
             precision: what updates compute in.
         """
         config = config or AgentConfig()
+        stats = obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size))
+        traced = Hypers.of(config), ValueRange.of(*reward_range), stats
         kinds = CRITICS[config.critic_name][1], ACTORS[config.actor_name][1]
-        agent = _fresh(key, kinds, obs_size, act_size, config.compiled(), precision)
-        own: dict[str, Any] = {"hypers": Hypers.of(config), "value_range": ValueRange.of(*reward_range)}
-        return dataclasses.replace(agent, **own, obs_stats=obs_stats or agent.obs_stats)
+        return _fresh(key, *traced, kinds, act_size, config.compiled(), precision)
 
     @jax.jit
     def update(self, batch: Batch) -> tuple["Agent", Info]:
@@ -289,21 +289,24 @@ class Agent(eqx.Module):
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _fresh(
     key: PRNGKeyArray,
+    hypers: Hypers,
+    value_range: ValueRange,
+    obs_stats: ObsStats,
     kinds: tuple[type[Critic], type[Actor]],
-    obs_size: int,
     act_size: int,
     config: AgentConfig,
     precision: Precision,
 ) -> Agent:
-    """One program for all agents that differ in traced settings alone; those are filled in afterwards."""
+    """One program for all agents that differ in what is traced alone."""
     init_key, run_key = jax.random.split(key)
     critic_key, actor_key = jax.random.split(init_key)
+    sizes = obs_stats.mean.shape[0], act_size
     params = Params(
-        kinds[0].init(critic_key, obs_size, act_size, config.critic),
-        kinds[1].init(actor_key, obs_size, act_size, config.actor),
+        kinds[0].init(critic_key, *sizes, config.critic),
+        kinds[1].init(actor_key, *sizes, config.actor),
     )
     return Agent(
         params=params,
@@ -312,9 +315,9 @@ def _fresh(
         opt_state=OptStates.init(params),
         key=run_key,
         step=jnp.zeros((), jnp.int32),
-        hypers=Hypers.of(config),
-        value_range=ValueRange.of(-1.0, 0.0),
-        obs_stats=ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size)),
+        hypers=hypers,
+        value_range=value_range,
+        obs_stats=obs_stats,
         static=config,
         precision=precision,
     )
