@@ -4,6 +4,7 @@ Shapes are checked at run time (beartype) and keys for reuse where the mathemati
 run; what trains through the command line computes the same without.
 """
 
+import contextlib
 import os
 import platform
 import resource
@@ -167,6 +168,20 @@ def _environments_as_users_have_them(request):
         yield
 
 
+@contextlib.contextmanager
+def undrawn():
+    """Runs that end in here leave no pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def no_pictures():
+    with undrawn():
+        yield
+
+
 # --- runs that are made once ---
 
 
@@ -223,13 +238,12 @@ def held_out_runs(once):
     written to."""
     from online_runs import FLAGS, write_data
 
-    from floq import cli, pictures
+    from floq import cli
 
     def train(folder: Path):
         data = write_data(folder / "choice.npz")
         settings = [f"--dataset={data}", "--offline_steps=12", "--eval_interval=6", "--save_interval=5"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pictures, "draw", lambda *_: None)
+        with undrawn():
             assert cli.run(["train", *FLAGS, *settings, f"--save_dir={folder / 'exp'}", "--seeds", "0", "1"]) == 0
 
     return sorted((once("held-out", train) / "exp").glob("floq/debug/*/*"))

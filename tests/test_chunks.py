@@ -5,12 +5,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, undrawn
 from episodes import write_folder
 from helpers import SCALAR, agent_config
 
 import floq
-from floq import cli, pictures
+from floq import cli
 from floq.agent import Agent
 from floq.data.transitions import Dataset
 from floq.evaluate import Evaluation
@@ -25,16 +25,10 @@ SMALL = [*TINY, "--agent=fql", *CHUNKS, "--eval_episodes=2"]
 def finished(dataset_dir, tmp_path_factory):
     save_dir = tmp_path_factory.mktemp("exp")
     flags = [f"--dataset_dir={dataset_dir}", f"--save_dir={save_dir}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: None)
+    with undrawn():
         assert cli.run(["train", *SMALL, *flags]) == 0
     (folder,) = save_dir.glob("floq/debug/*/*")
     return floq.Run.open(folder)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
 
 
 def test_a_run_with_chunks(finished):

@@ -24,9 +24,7 @@ from floq.signals import catch_signals
 SAME = SCENARIOS[0]  # what has to be the same bit by bit until the end
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(autouse=True)

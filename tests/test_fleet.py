@@ -12,11 +12,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import MAZE_DATA, TINY
+from conftest import MAZE_DATA, TINY, undrawn
 from helpers import ACTOR, FLOQ, SCALAR, agent_config
 
 import floq
-from floq import background, cli, pictures
+from floq import background, cli
 from floq.agent import Agent
 from floq.background import Background, Request
 from floq.config import Config
@@ -158,8 +158,7 @@ def fleet_dirs(dataset_dir, tmp_path_factory):
     save_dir = tmp_path_factory.mktemp("fleet")
     names = [TASK, TASK.replace("-v0", "-task3-v0")]
     flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", "--seed=3"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: None)
+    with undrawn():
         together = ["--env_name", *names, "--agent.alpha", "3", "30", f"--save_dir={save_dir}/together"]
         assert cli.run(["train", *flags, *together]) == 0
         assert (
@@ -186,8 +185,7 @@ def test_every_run_of_a_fleet_has_its_own_folder_as_if_alone(fleet_dirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_fleet_goes_on_as_a_fleet_and_each_run_alone(fleet_dirs, capsys, monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+def test_a_fleet_goes_on_as_a_fleet_and_each_run_alone(fleet_dirs, capsys, no_pictures):
     folders = sorted(str(folder) for folder in (fleet_dirs / "together").glob("floq/debug/*/*"))
     assert cli.run(["train", "--resume", *folders, "--offline_steps=8"]) == 0
     printed = capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 from tensorboardX.proto import event_pb2
 
-from floq import cli, mirrors, pictures
+from floq import cli, mirrors
 from floq.config import Config
 from floq.errors import UserError
 from floq.loggers import read_csv
@@ -31,8 +31,7 @@ def events(folder) -> list:
     return found
 
 
-def test_tensorboard_has_the_rows_of_the_csv_files(dataset_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+def test_tensorboard_has_the_rows_of_the_csv_files(dataset_dir, tmp_path, no_pictures):
     words = [*FLAGS, f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--logger=tensorboard"]
     assert cli.run(["train", *words]) == 0
     (folder,) = tmp_path.glob("floq/debug/*/*")

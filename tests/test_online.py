@@ -26,10 +26,7 @@ from floq.resuming import resume
 from floq.run import Run
 from floq.train import train, train_fleet
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")

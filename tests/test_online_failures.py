@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from online_runs import FLAGS, config, episodes, only_run, write_data
 
-from floq import checkpoint, cli, online, pictures
+from floq import checkpoint, cli, online
 from floq.fleet import Fleet, FleetData
 from floq.keys import Keys
 from floq.loggers import read_csv
@@ -12,12 +12,7 @@ from floq.online import Online
 from floq.progress import Display
 from floq.weights import make_agent
 
-pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("no_pictures")]
 
 
 @pytest.fixture(scope="module")

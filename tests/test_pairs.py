@@ -7,9 +7,9 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, undrawn
 
-from floq import checkpoint, cli, pictures
+from floq import checkpoint, cli
 from floq.config import AgentConfig
 from floq.errors import UserError
 from floq.presets import configure
@@ -21,8 +21,7 @@ def train(dataset_dir, tmp_path_factory):
     def run(*flags: str) -> Run:
         save_dir = tmp_path_factory.mktemp("pairs")
         own = [f"--dataset_dir={dataset_dir}", f"--save_dir={save_dir}"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pictures, "draw", lambda *_: None)
+        with undrawn():
             assert cli.run(["train", *TINY, *own, *flags]) == 0
         (folder,) = save_dir.glob("floq/debug/*/*")
         return Run.open(folder)

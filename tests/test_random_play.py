@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from online_runs import FLAGS, config, params
 
-from floq import cli, pictures, random_data, run_data
+from floq import cli, random_data, run_data
 from floq.data import random_play
 from floq.data.random_play import RandomPlay, play_randomly
 from floq.errors import UserError
@@ -17,10 +17,7 @@ from floq.resuming import resume
 from floq.run import Run
 from floq.train import train, train_fleet
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_from_scratch_random_steps_come_first(tmp_path, monkeypatch):

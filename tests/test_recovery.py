@@ -10,7 +10,7 @@ from crash_inside import CHANGES, Countdown
 from crash_scenarios import SCENARIOS, losses
 from online_runs import only_run
 
-from floq import checkpoint, cli, durable, pictures
+from floq import checkpoint, cli, durable
 from floq.checkpoint_folder import mend, steps
 from floq.config import Config
 from floq.errors import UserError
@@ -21,9 +21,7 @@ SAME = SCENARIOS[0]  # what has to be the same bit by bit until the end
 LAST = 12  # checkpoints are at 5, 10 and 12
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from conftest import undrawn
 
 from floq import checkpoint, cli, loop, pictures, train
 from floq.agent import Agent
@@ -31,9 +32,7 @@ SMALL = {
 INTERVALS = {"offline_steps": 12, "log_interval": 2, "eval_interval": 6, "save_interval": 5, "eval_episodes": 2}
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def small_config(dataset_dir, save_dir, agent="floq", **settings) -> Config:
@@ -253,8 +252,7 @@ def test_weights_that_cannot_be_restored(old_run, dataset_dir, tmp_path, setting
 
 @pytest.fixture(scope="module")
 def old_run(dataset_dir, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: None)
+    with undrawn():
         config = small_config(dataset_dir, tmp_path_factory.mktemp("old"), "fql", offline_steps=6)
         return train(config, show=False)
 
