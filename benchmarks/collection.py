@@ -14,8 +14,8 @@ import time
 from datetime import date
 from pathlib import Path
 
-from floq.data.collect import collect
-from floq.data.recipes import MANIPULATION, MAZES, recipe, with_validation
+from floq.data.collection.collect import collect
+from floq.data.collection.recipes import MANIPULATION, MAZES, recipe, with_validation
 
 NAMES = (
     *(f"pointmaze-{maze}-navigate-v0" for maze in MAZES),

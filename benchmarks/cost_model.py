@@ -17,14 +17,13 @@ from typing import Any
 
 import jax
 
+from floq.agent.config import AgentConfig
 from floq.analysis.cost_model import FLOAT, update_cost
-from floq.bench import fleet_of, random_data
 from floq.cli import parse_train
-from floq.config import AgentConfig, Config
-from floq.machine import use_all_cores
-from floq.presets import configure
-from floq.speed import best_in_turn, repetitions_for
-from floq.workers import cores
+from floq.runs.config import Config
+from floq.runs.presets import configure
+from floq.training.bench import best_in_turn, fleet_of, random_data, repetitions_for
+from floq.utils.machine import cores, use_all_cores
 
 MIDDLE: dict[str, Any] = {"critic_flow_steps": 4, "noise_samples": 4, "flow_num_ensembles": 2, "block_width": 256}
 MIDDLE_BATCH = 128

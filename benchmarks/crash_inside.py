@@ -18,21 +18,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 WRITING = {
-    "create": ("floq.run", "Run.create"),
-    "keep": ("floq.run_data", "keep"),
-    "json": ("floq.run", "Run.write_json"),
-    "find": ("floq.resuming", "newest_common"),
-    "cut back": ("floq.resuming", "_cut_back"),
-    "cut csv": ("floq.run", "cut_csv"),
-    "log": ("floq.loggers", "CsvLogger.log"),
-    "save": ("floq.checkpoint", "save"),
-    "draw": ("floq.pictures", "draw"),
+    "create": ("floq.runs.run", "Run.create"),
+    "keep": ("floq.runs.run_data", "keep"),
+    "json": ("floq.runs.run", "Run.write_json"),
+    "find": ("floq.training.resume", "newest_common"),
+    "cut back": ("floq.training.resume", "_cut_back"),
+    "cut csv": ("floq.runs.run", "cut_csv"),
+    "log": ("floq.runs.loggers", "CsvLogger.log"),
+    "save": ("floq.runs.checkpoint", "save"),
+    "draw": ("floq.analysis.pictures", "draw"),
 }
 """Functions that change files, by the name of the point: module and attribute through which they are called."""
 WORKING = {
-    "advance": ("floq.fleet", "Fleet.advance"),
-    "evaluate": ("floq.evaluate", "Evaluator.play"),
-    "held out": ("floq.held_out", "HeldOutEvaluator.__call__"),
+    "advance": ("floq.training.fleet", "Fleet.advance"),
+    "evaluate": ("floq.evaluation.rollouts", "Evaluator.play"),
+    "held out": ("floq.evaluation.held_out", "HeldOutEvaluator.__call__"),
 }
 """Functions that compute, likewise."""
 SOON = 0.05  # seconds, at most, into a call of those
@@ -111,7 +111,7 @@ def end_while_writing(point: str, number: int) -> None:
     """Prepare the end at an operation of a function that writes."""
     countdown = Countdown(number)
     for name in ("write", "append"):
-        wrap(("floq.durable", name), countdown.torn)
+        wrap(("floq.utils.files", name), countdown.torn)
     wrap(WRITING[point], countdown.counted)
     sys.addaudithook(countdown.on_event)
 

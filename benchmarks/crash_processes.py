@@ -15,7 +15,14 @@ from typing import Any
 
 PATIENCE = 600.0  # seconds that a process may take
 ORPHANS = 30.0  # seconds that its workers may live on
-IMPORTED = ("floq.cli", "floq.resuming", "floq.pictures", "gymnasium", "matplotlib.pyplot", "crash_inside")
+IMPORTED = (
+    "floq.cli",
+    "floq.training.resume",
+    "floq.analysis.pictures",
+    "gymnasium",
+    "matplotlib.pyplot",
+    "crash_inside",
+)
 
 
 class Process:

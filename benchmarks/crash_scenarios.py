@@ -9,9 +9,9 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from floq import checkpoint
-from floq.checkpoint_folder import steps
-from floq.errors import UserError
+from floq.runs import checkpoint
+from floq.runs.checkpoint_folder import steps
+from floq.utils.errors import UserError
 
 ENV, EPISODE = "MountainCarContinuous-v0", 50  # light: its process starts in a second
 TINY = (

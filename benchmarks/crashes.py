@@ -25,7 +25,7 @@ from crash_inside import WRITING
 from crash_processes import PATIENCE, Forks, Fresh, Process
 from crash_scenarios import SCENARIOS, Scenario, damage, losses, phase, run_folders, write_data
 
-from floq.progress import Display
+from floq.utils.progress import Display
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST_OPERATIONS = {"create": 8, "json": 6, "find": 3, "cut back": 14, "cut csv": 4, "log": 60, "save": 80, "draw": 3}

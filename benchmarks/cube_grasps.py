@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from floq import envs
-from floq.run import Run
+from floq.envs import environments
+from floq.runs.run import Run
 
 SEED = 9  # of the episodes
 NEAR, LIFTED = 0.05, 0.05  # metres: between gripper and cube; height of the cube's centre, 0.02 on the table
 
 
-def play(agent: Any, env: envs.SeededEnv, episode: int) -> tuple[bool, bool, bool]:
+def play(agent: Any, env: environments.SeededEnv, episode: int) -> tuple[bool, bool, bool]:
     """Whether the gripper came near the cube, lifted it, and the task was solved."""
     obs, near, lifted = env.reset_with((SEED, episode)), False, False
     for step in range(10**6):
@@ -43,7 +43,7 @@ def main() -> None:
     for folder in options.folders:
         for path in sorted(folder.glob("**/summary.json")):
             run = Run.open(path.parent)
-            agent, env = run.load_agent(), envs.make(run.config.task, run.config.success_timing)
+            agent, env = run.load_agent(), environments.make(run.config.task, run.config.success_timing)
             counts = np.sum([play(agent, env, episode) for episode in range(options.episodes)], axis=0)
             print(f"{f'{folder.name}, seed {run.config.seed}':<40} {counts[0]:>6} {counts[1]:>6} {counts[2]:>6}")
 

@@ -22,14 +22,12 @@ def measure(agent: str, size: int, layout: str, steps: int, settings: list[str])
     """Run-updates per second of one fleet, in this process; the best of a few tries."""
     import jax
 
-    from floq.bench import fleet_of, random_data
+    from floq.agent.state import Keys
     from floq.cli import parse_train
-    from floq.keys import Keys
-    from floq.layout import Layout
-    from floq.machine import use_all_cores
-    from floq.speed import best_in_turn
-    from floq.weights import make_agent
-    from floq.workers import cores
+    from floq.runs.weights import make_agent
+    from floq.training.bench import best_in_turn, fleet_of, random_data
+    from floq.training.sharding import Layout
+    from floq.utils.machine import cores, use_all_cores
 
     use_all_cores({"shared": size, "batch": cores()}.get(layout, 1))
     from training_loop import host_loop

@@ -12,14 +12,14 @@ import argparse
 import jax
 import jax.numpy as jnp
 
-from floq import run_data
-from floq.agent import Agent
+from floq.agent.agent import Agent
 from floq.critics import FloqCritic
-from floq.data.transitions import Batch
-from floq.errors import UserError
+from floq.data.dataset import Batch
 from floq.flow import trajectory
-from floq.progress import Display
-from floq.run import Run
+from floq.runs import run_data
+from floq.runs.run import Run
+from floq.utils.errors import UserError
+from floq.utils.progress import Display
 
 TRANSITIONS, SAMPLES, TIMES = 256, 4, 8
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from floq.analysis.curves import compared_curves
+from floq.analysis.figures.curves import compared_curves
 from floq.analysis.statistics import mean_interval, wilson_interval
-from floq.run import Run, protocol
+from floq.runs.run import Run, protocol
 
 GOOD = 0.9  # success
 

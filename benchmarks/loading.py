@@ -47,12 +47,12 @@ def load_theirs(env_name: str, dataset_dir: str) -> Any:
 def load(kind: str, env_name: str, dataset_dir: str):
     """The data as one of the loaders returns it."""
     if kind == "env":
-        from floq import envs
+        from floq.envs import environments
 
-        return envs.make(env_name) and ()  # dropped at once, as the loaders do
+        return environments.make(env_name) and ()  # dropped at once, as the loaders do
     if kind == "ogbench":
         return load_theirs(env_name, dataset_dir)
-    from floq.data.ogbench import load_tasks
+    from floq.data.formats.ogbench import load_tasks
 
     names = [env_name.replace("-v0", f"-task{task}-v0") for task in range(1, 6)] if kind == "floq5" else [env_name]
     return load_tasks(names, Path(dataset_dir))
@@ -63,7 +63,7 @@ def measure(kind: str, env_name: str, dataset_dir: str) -> None:
     import jax
     import ogbench  # noqa: F401
 
-    import floq.data.ogbench  # noqa: F401
+    import floq.data.formats.ogbench  # noqa: F401
 
     jax.block_until_ready(jax.numpy.zeros(3))
     before = resident("VmRSS")
@@ -92,7 +92,7 @@ def loading(env_name: str, dataset_dir: str) -> None:
 def sampling(env_name: str, dataset_dir: str) -> None:
     import jax
 
-    from floq.data.ogbench import load
+    from floq.data.formats.ogbench import load
 
     data = load(env_name, Path(dataset_dir)).train
     theirs: Any = load_theirs(env_name, dataset_dir)[0]

@@ -17,17 +17,17 @@ import jax
 import numpy as np
 import tyro
 
-from floq.config import Config
-from floq.data.random_play import play_randomly
-from floq.data.transitions import Dataset
-from floq.fleet import Fleet, FleetData
-from floq.keys import Keys
-from floq.machine import use_all_cores
-from floq.online import Online
-from floq.presets import configure
-from floq.progress import Display
-from floq.speed import best_in_turn, repetitions_for
-from floq.weights import make_agent, network_sizes
+from floq.agent.state import Keys
+from floq.data.collection.random_play import play_randomly
+from floq.data.dataset import Dataset
+from floq.runs.config import Config
+from floq.runs.presets import configure
+from floq.runs.weights import make_agent, network_sizes
+from floq.training.bench import best_in_turn, repetitions_for
+from floq.training.fleet import Fleet, FleetData
+from floq.training.online import Online
+from floq.utils.machine import use_all_cores
+from floq.utils.progress import Display
 
 STEPS = 1_000_000  # room in the replay
 GAUSSIAN = {"actor": "gaussian", "alpha": 0.0, "temperature": 1.0, "learn_temperature": True}

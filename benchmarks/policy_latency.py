@@ -20,14 +20,14 @@ import jax
 import numpy as np
 
 from floq.actors import BestOfNConfig, DeterministicConfig, FQLConfig, GaussianConfig
-from floq.agent import Agent
-from floq.config import AgentConfig
+from floq.agent.agent import Agent
+from floq.agent.config import AgentConfig
 from floq.critics import FloqConfig, ScalarConfig
-from floq.export import check
+from floq.export import verification
 from floq.export.formats import Exportable, Format, load, write
 from floq.export.operations import translate
-from floq.export.traced import Traced
-from floq.workers import cores
+from floq.export.trace import Traced
+from floq.utils.machine import cores
 
 CHECKED = 10  # observations of each policy, at which every format is compared with the agent
 
@@ -54,9 +54,9 @@ def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[in
     about = {"task": "a benchmark", "step": 0, "floq": "-"}
     described = {"about": about, "observation_size": sizes[0], "action_size": sizes[1], "action_chunk": 1}
     exportable = Exportable(traced, translate(traced), described)
-    samples = check.samples(policy, traced, count=CHECKED)
+    samples = verification.samples(policy, traced, count=CHECKED)
     keys = list(jax.random.split(jax.random.key(1), calls))
-    acting: dict[str, Callable[[check.Sample], object]] = {
+    acting: dict[str, Callable[[verification.Sample], object]] = {
         "jax": lambda sample: np.asarray(policy.act(sample.obs, keys.pop()))
     }
     with tempfile.TemporaryDirectory() as root:
@@ -65,7 +65,7 @@ def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[in
             folder.mkdir()
             write(form, exportable, folder)
             act = load(form, folder)
-            check.compare(policy, act, samples)
+            verification.compare(policy, act, samples)
             acting[form] = lambda sample, act=act: act(sample.obs, sample.noise)
     taken: dict[str, list[float]] = {name: [] for name in acting}
     for number in range(calls):

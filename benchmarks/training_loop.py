@@ -15,11 +15,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from floq.bench import random_data
-from floq.fleet import Fleet, FleetData, sample_batch
-from floq.keys import Keys
-from floq.presets import configure
-from floq.weights import make_agent
+from floq.agent.state import Keys
+from floq.runs.presets import configure
+from floq.runs.weights import make_agent
+from floq.training.bench import random_data
+from floq.training.fleet import Fleet, FleetData, sample_batch
 
 REPETITIONS = 3
 

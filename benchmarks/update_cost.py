@@ -13,11 +13,9 @@ import platform
 from datetime import date
 
 from floq.analysis.cost_model import update_cost
-from floq.bench import fleet_of, random_data
-from floq.machine import use_all_cores
-from floq.presets import configure
-from floq.speed import best_in_turn
-from floq.workers import cores
+from floq.runs.presets import configure
+from floq.training.bench import best_in_turn, fleet_of, random_data
+from floq.utils.machine import cores, use_all_cores
 
 PUBLISHED = {
     "critic_flow_steps": 8,

@@ -17,15 +17,16 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from floq import checkpoint, envs
 from floq.actors.gaussian import GaussianActor, GaussianConfig
-from floq.config import LearningSettings
+from floq.agent.config import LearningSettings
 from floq.critics.scalar import ScalarConfig
-from floq.data.experts import AntMazeExpert
-from floq.data.experts.walker import Walker
-from floq.data.recipes import recipe
-from floq.networks import PlainBody
-from floq.run import Run
+from floq.data.collection.experts import AntMazeExpert
+from floq.data.collection.experts.walker import Walker
+from floq.data.collection.recipes import recipe
+from floq.envs import environments
+from floq.networks.mlp import PlainBody
+from floq.runs import checkpoint
+from floq.runs.run import Run
 
 TASK = "online-ant-xy-v0"
 MAZES = ("medium", "large", "giant", "teleport")
@@ -108,7 +109,7 @@ def command(run: Run) -> str:
 
 
 def directed(walker: Walker, episodes: int) -> str:
-    env, returns, falls = envs.make(TASK), [], 0
+    env, returns, falls = environments.make(TASK), [], 0
     for number in range(episodes):
         obs, total, ended = env.reset_with((0, number)), 0.0, False
         while not ended:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from floq.critics import FloqConfig, FloqCritic, ReturnScale
-from floq.networks import MLP
+from floq.networks.mlp import MLP
 
 SCALE = ReturnScale(*map(jnp.float32, (-2.25, 0.0, 0.9, 0.1)))  # r_min, r_max, discount, noise coverage
 CONFIG = FloqConfig(value_hidden_dims=(64, 64), block_width=64, block_depth=2, critic_flow_steps=4, noise_samples=2)

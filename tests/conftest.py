@@ -28,7 +28,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-CHECKED = ("flow", "embeddings", "networks", "critics", "actors", "agent", "policy", "state", "fleet", "kernels")
+CHECKED = ("flow", "networks", "critics", "actors", "agent", "training.fleet")
 install_import_hook([f"floq.{name}" for name in CHECKED], "beartype.beartype")  # before anything imports floq
 
 import jax  # noqa: E402
@@ -40,9 +40,10 @@ import gymnasium  # noqa: E402
 import pytest  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
-from floq import envs as _registers_ogbench  # noqa: E402, F401
-from floq import pictures, workers  # noqa: E402
-from floq.machine import forget_programs  # noqa: E402
+from floq.analysis import pictures  # noqa: E402
+from floq.envs import environments as _registers_ogbench  # noqa: E402, F401
+from floq.envs import workers  # noqa: E402
+from floq.utils.machine import forget_programs  # noqa: E402
 
 MAZE_DATA = "pointmaze-medium-navigate-v0"
 MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
@@ -207,7 +208,7 @@ def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]
 @pytest.fixture(scope="session")
 def dataset_dir(once):
     """A folder with four collected episodes of the demonstration dataset, one of them for validation."""
-    from floq.data.collect import collect
+    from floq.data.collection.collect import collect
 
     return once("data", lambda folder: collect(MAZE_DATA, folder, episodes=3, workers=2))
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, WIDTH, agent_config
 
 from floq.actors import BestOfNConfig, DeterministicConfig, GaussianConfig
-from floq.agent import Agent
+from floq.agent.agent import Agent
+from floq.agent.policy import ObsStats
 from floq.export.formats import Exportable, write
 from floq.export.operations import translate
-from floq.export.traced import Traced
-from floq.policy import ObsStats
+from floq.export.trace import Traced
 
 HIDDEN = (WIDTH, WIDTH)
 BEST = BestOfNConfig(actor_hidden_dims=HIDDEN, actor_flow_steps=2, num_candidates=4)

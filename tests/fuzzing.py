@@ -13,22 +13,21 @@ from pathlib import Path
 import numpy as np
 from episodes import flat, make_episodes, write_hdf5
 
-from floq.config import Config
-from floq.data import d4rl
-from floq.data.experts.walker import Walker
-from floq.data.files import open_npz
-from floq.data.open import open_dataset
-from floq.errors import UserError
-from floq.experiment import read_experiment
-from floq.loggers import read_csv
-from floq.manifest import Manifest
-from floq.report import runs as report_runs
-from floq.report.page import page
-from floq.report.scores import assemble
-from floq.report.written import evaluation_rows, markdown, run_rows, write_csv
-from floq.run import Run
-from floq.tensors import read_tensors
-from floq.untrusted import read_json
+from floq.analysis.report import runs as report_runs
+from floq.analysis.report.page import page
+from floq.analysis.report.scores import assemble
+from floq.analysis.report.written import evaluation_rows, markdown, run_rows, write_csv
+from floq.data.collection.experts.walker import Walker
+from floq.data.formats import d4rl
+from floq.data.formats.files import open_npz
+from floq.data.formats.open import open_dataset
+from floq.runs.checkpoint import Manifest
+from floq.runs.config import Config
+from floq.runs.loggers import read_csv
+from floq.runs.run import Run
+from floq.sweep.experiment import read_experiment
+from floq.utils.errors import UserError
+from floq.utils.untrusted import read_json, read_tensors
 
 Target = Callable[[bytes], None]
 

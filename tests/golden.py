@@ -19,12 +19,12 @@ import numpy as np
 
 from floq.actors.behaviour import BehaviourFlow
 from floq.actors.fql import FQLActor
-from floq.agent import Agent
-from floq.config import AGENTS, AgentConfig, settings_type
+from floq.agent.agent import Agent
+from floq.agent.config import AGENTS, AgentConfig, settings_type
+from floq.agent.state import OptStates, Params
 from floq.critics import CRITICS
 from floq.critics.floq import FloqCritic, VelocityField
-from floq.networks import MLP, Activation, LayerNorm, Linear, PlainBody, ResidualBody, SplitLinear
-from floq.state import OptStates, Params
+from floq.networks.mlp import MLP, Activation, LayerNorm, Linear, PlainBody, ResidualBody, SplitLinear
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

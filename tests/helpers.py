@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.actors import FQLConfig
-from floq.config import AgentConfig
+from floq.agent.config import AgentConfig
 from floq.critics import CategoricalConfig, FloqConfig, QuantileConfig, ReturnScale, ScalarConfig
 
 WIDTH = 16

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from helpers import ACTOR, SCALAR, agent_config
 
-from floq.config import Config
-from floq.data.transitions import Dataset
-from floq.run import Run
+from floq.data.dataset import Dataset
+from floq.runs.config import Config
+from floq.runs.run import Run
 
 FLAGS = [
     *("--agent=fql", "--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"),

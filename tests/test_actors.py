@@ -17,8 +17,8 @@ from floq.actors import (
     GaussianActor,
     GaussianConfig,
 )
-from floq.agent import Agent
-from floq.errors import UserError
+from floq.agent.agent import Agent
+from floq.utils.errors import UserError
 
 KEYS = ("x_0", "t", "noise", "mse")  # the order in which the loss splits its key
 

@@ -12,10 +12,10 @@ import pytest
 from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
 from floq.actors import BestOfNConfig, DeterministicConfig
-from floq.agent import ACTION_LIMIT, Agent
-from floq.config import UserError
-from floq.policy import ObsStats
-from floq.state import Params
+from floq.agent.agent import ACTION_LIMIT, Agent
+from floq.agent.policy import ObsStats
+from floq.agent.state import Params
+from floq.runs.config import UserError
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE, "categorical": CATEGORICAL}
 

@@ -11,14 +11,14 @@ from helpers import SCALAR, agent_config
 
 import floq
 from floq import cli
-from floq.agent import Agent
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
+from floq.analysis.inspect_run import inspect_run
 from floq.data.arrays import from_episodes
-from floq.data.transitions import Dataset
-from floq.errors import UserError
-from floq.evaluate_run import evaluate_run
-from floq.held_out import ACTIONS, HeldOutEvaluator
-from floq.inspect_run import inspect_run
-from floq.keys import Keys
+from floq.data.dataset import Dataset
+from floq.evaluation.held_out import ACTIONS, HeldOutEvaluator
+from floq.runs.evaluate_run import evaluate_run
+from floq.utils.errors import UserError
 
 SMALL = [*TINY, "--agent=fql"]
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floq.data.arrays import from_arrays, from_episodes, hold_out
+from floq.data.dataset import Dataset
 from floq.data.returns import ReturnRange, discounted_returns
-from floq.data.transitions import Dataset
-from floq.errors import UserError
+from floq.utils.errors import UserError
 
 
 @given(STRUCTURES)

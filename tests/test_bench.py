@@ -4,9 +4,10 @@ import csv
 
 import pytest
 
-from floq import bench, cli, speed
+from floq import cli
 from floq.analysis.cost_model import update_cost
-from floq.presets import configure
+from floq.runs.presets import configure
+from floq.training import bench
 
 TINY_NETWORKS = ["--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]
 TINY_NETWORKS += ["--agent.block_width=8", "--agent.block_depth=1"]
@@ -14,8 +15,8 @@ TINY_NETWORKS += ["--agent.block_width=8", "--agent.block_depth=1"]
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(speed, "SQUARE", {"cpu": 64, "gpu": 64})
-    monkeypatch.setattr(speed, "OPERATIONS", {"cpu": 1e6, "gpu": 1e6})
+    monkeypatch.setattr(bench, "SQUARE", {"cpu": 64, "gpu": 64})
+    monkeypatch.setattr(bench, "OPERATIONS", {"cpu": 1e6, "gpu": 1e6})
     monkeypatch.setattr(bench, "ROWS", 2000)
 
 
@@ -79,7 +80,7 @@ def test_tries_take_as_long_as_asked():
     clock = iter([0.0, 0.0101, 1.0, 1.0102, 2.0, 2.0104, 3.0, 3.0108, 4.0, 4.0116, 5.0, 5.0132, 6.0, 6.0164])
     clock = iter([*clock, 7.0, 7.0228, 8.0, 8.0356, 9.0, 9.0612])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed.time, "perf_counter", lambda: next(clock))
-        found = speed.repetitions_for(slept.append, 0.2)
+        patch.setattr(bench.time, "perf_counter", lambda: next(clock))
+        found = bench.repetitions_for(slept.append, 0.2)
     assert slept == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     assert found == round(512 * 0.2 / 0.0612)

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 
 from floq import cli
-from floq.presets import FAMILIES, configure, family
+from floq.runs.presets import FAMILIES, configure, family
 
 
 def dry_run(capsys, *flags):
@@ -280,7 +280,7 @@ def test_floq_eval_refuses_what_cannot_be(run_dir, capsys, flag):
 
 
 def test_the_function_train_survives_the_import_of_its_module():
-    code = "from floq.weights import make_agent; import floq; assert callable(floq.train); print(floq.train.__name__)"
+    code = "import floq.training.train; assert callable(floq.train); print(floq.train.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "train\n"
     assert done.stderr == ""

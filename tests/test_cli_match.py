@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from floq import cli, cli_match
+from floq import cli
+from floq.agent.config import AgentConfig
 from floq.analysis.matching import matched
-from floq.config import AgentConfig
-from floq.presets import configure
+from floq.cli import train
+from floq.runs.presets import configure
 
 # Two fields (2 + 2 + 50 bins + cos t) -> 10 -> 1, two distilled critics 4 -> 8 -> 1.
 SMALL: dict[str, Any] = {
@@ -76,7 +77,7 @@ def test_each_variant_is_matched_and_equal_ones_once(capsys, monkeypatch):
         return matched(*arguments)
 
     monkeypatch.setattr("floq.analysis.matching.matched", counting)
-    cli_match._matched.cache_clear()
+    train._matched.cache_clear()
     words = ["--agent.block_width", "10", "20", "--agent.alpha", "1", "3", "--seeds", "0", "1"]
     config, said = dry_run(capsys, *WORDS, *words)
     # 2 (57 * 20 + 1) + 98 = 2380, and 2 (6 w + 1) is 2378 at w = 198.
@@ -99,7 +100,7 @@ def test_sizes_come_from_the_data_where_there_is_no_environment(capsys, tmp_path
 
 def test_a_run_is_given_what_was_found(capsys, monkeypatch):
     given = {}
-    module = importlib.import_module("floq.train")  # `floq.train` is the function
+    module = importlib.import_module("floq.training.train")
     monkeypatch.setattr(module, "train_fleet", lambda configs, **options: given.update(options, configs=configs))
     monkeypatch.setattr("floq.cli._start_jax", lambda *_: None)
     assert cli.run(["train", *WORDS]) == 0

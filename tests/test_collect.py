@@ -9,13 +9,14 @@ import numpy as np
 import ogbench
 import pytest
 
-from floq import cli, envs
-from floq.data.collect import collect
-from floq.data.experts import AntMazeExpert, ManipulationExpert, PointMazeExpert
-from floq.data.experts.manipulation import _cube_in_sight
-from floq.data.recipes import recipe
-from floq.errors import UserError
-from floq.folders import exclusive
+from floq import cli
+from floq.data.collection.collect import collect
+from floq.data.collection.experts import AntMazeExpert, ManipulationExpert, PointMazeExpert
+from floq.data.collection.experts.manipulation import _cube_in_sight
+from floq.data.collection.recipes import recipe
+from floq.envs import environments
+from floq.utils.errors import UserError
+from floq.utils.files import exclusive
 
 NAME = "pointmaze-medium-navigate-v0"
 
@@ -85,7 +86,7 @@ def test_data_is_what_the_simulator_did(dataset_dir):
     """Replaying the recorded actions from the first observation reproduces the recorded path."""
     with np.load(dataset_dir / f"{NAME}.npz", allow_pickle=False) as file:
         obs, actions = file["observations"][:200], file["actions"][:200]
-    env = envs.make(NAME, terminate_at_goal=False)
+    env = environments.make(NAME, terminate_at_goal=False)
     env.reset_with((0,))
     env.unwrapped.set_xy(obs[0])  # type: ignore[attr-defined]
     for row in range(199):
@@ -119,7 +120,7 @@ def test_the_result_depends_on_the_seed_and_not_on_the_workers(tmp_path, dataset
 def short_maze(monkeypatch):
     """The demonstration's recipe with episodes of 20 rows."""
     made = dataclasses.replace(recipe(NAME), rows=20)
-    monkeypatch.setattr("floq.data.collect.recipe", lambda name: made)
+    monkeypatch.setattr("floq.data.collection.collect.recipe", lambda name: made)
 
 
 def contents(folder):
@@ -302,7 +303,7 @@ def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
     assert not _cube_in_sight(np.array([middle, right]))
     assert not _cube_in_sight(np.array([left, middle]))
     verdicts = iter([True, False, True])
-    monkeypatch.setattr("floq.data.experts.manipulation._cube_in_sight", lambda xyz: next(verdicts))
+    monkeypatch.setattr("floq.data.collection.experts.manipulation._cube_in_sight", lambda xyz: next(verdicts))
     arm = expert("scene-play-v0", 30)
     first, redone = arm.episode(0), arm.episode(0)
     assert np.abs(first["qpos"] - redone["qpos"]).max() > 0.1
@@ -324,7 +325,7 @@ def test_ctrl_c_keeps_finished_episodes_and_says_so(short_maze, tmp_path, monkey
         if next(signal_after):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("floq.data.collect._save_part", interrupt)
+    monkeypatch.setattr("floq.data.collection.collect._save_part", interrupt)
     flags = [NAME, f"--dataset_dir={tmp_path}", "--episodes=3"]
     assert cli.run(["data", "collect", *flags]) == 130
     assert "stopped with 1 of 4 episodes; the same command goes on" in capsys.readouterr().err

@@ -11,10 +11,10 @@ import pytest
 from helpers import make_batch
 
 from floq.actors import ACTORS
-from floq.agent import Agent
+from floq.agent.agent import Agent
+from floq.agent.config import AgentConfig, settings_type
 from floq.analysis.cost import cost_of, critic_parameters, traced_flops
 from floq.analysis.cost_model import has_formula, update_cost
-from floq.config import AgentConfig, settings_type
 from floq.critics import CRITICS
 
 OBS, ACT = 3, 2

@@ -10,12 +10,12 @@ import oracle
 import pytest
 from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, scale
 
-from floq.config import AgentConfig
+from floq.agent.config import AgentConfig
 from floq.critics import CategoricalCritic, FloqConfig, FloqCritic, QuantileCritic, ScalarConfig, ScalarCritic
 from floq.critics.base import aggregate
-from floq.errors import UserError
 from floq.flow import source_nodes
-from floq.networks import ResidualBody
+from floq.networks.mlp import ResidualBody
+from floq.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 LOW, HIGH = oracle.support(-1.0, 0.0, 0.99)

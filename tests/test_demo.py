@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from floq.presets import configure
-from floq.train import train
+from floq.runs.presets import configure
+from floq.training.train import train
 
 
 @pytest.mark.slow

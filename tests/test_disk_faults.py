@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 from crash_scenarios import SCENARIOS, losses
 
-from floq import cli, durable, folders, pictures, run_data
-from floq.checkpoint_folder import steps
-from floq.errors import UserError
-from floq.fleet import Fleet
-from floq.loggers import CsvLogger, cut_csv, read_csv
-from floq.progress import Display
-from floq.run import Run
-from floq.signals import catch_signals
+from floq import cli
+from floq.analysis import pictures
+from floq.runs import run_data
+from floq.runs.checkpoint_folder import steps
+from floq.runs.loggers import CsvLogger, cut_csv, read_csv
+from floq.runs.run import Run
+from floq.training.fleet import Fleet
+from floq.utils import files
+from floq.utils.errors import UserError
+from floq.utils.progress import Display
+from floq.utils.signals import catch_signals
 
 SAME = SCENARIOS[0]  # what has to be the same bit by bit until the end
 
@@ -51,7 +54,7 @@ def stopped(held_out_runs, tmp_path):
 
 
 def resumed(folders) -> int:
-    return cli.run(["train", "--resume", *map(str, folders)])
+    return cli.run(["train", "--resume", *map(str, files)])
 
 
 def full(name: str, path: Path) -> None:
@@ -76,8 +79,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_then_it_goes_on(
 ):
     with monkeypatch.context() as patch:
         for writes in ("write", "append"):
-            function = getattr(durable, writes)
-            patch.setattr(durable, writes, lambda path, content, f=function: full(name, path) or f(path, content))
+            function = getattr(files, writes)
+            patch.setattr(files, writes, lambda path, content, f=function: full(name, path) or f(path, content))
         assert resumed(stopped[:1]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"floq: No space left on device: {stopped[0]}")
@@ -95,7 +98,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_then_it_goes_on(
 def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
     """With a real limit of the system, which cuts a write off in its middle."""
     script = (
-        "import resource, sys; from pathlib import Path; from floq.loggers import CsvLogger\n"
+        "import resource, sys; from pathlib import Path; from floq.runs.loggers import CsvLogger\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); log = CsvLogger(Path(sys.argv[1]))\n"
         "for step in range(1, 20): log.log(step, {'metric': step / 3})"
     )
@@ -108,7 +111,7 @@ def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="only Linux has this disk that is always full")
 def test_the_error_of_a_full_disk_names_the_file():
-    for write in (durable.write, durable.append):
+    for write in (files.write, files.append):
         with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
             write(Path("/dev/full"), b"something")
 
@@ -125,7 +128,7 @@ def test_a_number_that_was_cut_off_is_no_row(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_touched(stopped, capsys, monkeypatch):
     """Asked of the system; root may write anywhere, so the answer is made up."""
     before = {path: path.read_bytes() for path in stopped[0].rglob("*") if path.is_file()}
-    monkeypatch.setattr(folders.os, "access", lambda *_: False)
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
     assert resumed(stopped[:1]) == 2
     assert "make the run's folder writable, or resume a copy of it" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in stopped[0].rglob("*") if path.is_file()}
@@ -135,7 +138,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_in_one_line(stopped, capsy
     def refuse(path, content):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(durable, "append", refuse)
+    monkeypatch.setattr(files, "append", refuse)
     assert resumed(stopped[:1]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "Read-only file system" in line
@@ -299,19 +302,19 @@ def test_the_second_process_is_refused_and_the_first_is_not_disturbed(held_out_r
 def test_a_lock_dies_with_its_process(tmp_path, how):
     """By SIGKILL, which leaves no time to unlock anything."""
     script = (
-        "import sys, time; from floq.folders import exclusive\n"
+        "import sys, time; from floq.utils.files import exclusive\n"
         "with exclusive(sys.argv[1], ''): print('', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
     try:
-        assert folders.is_held(tmp_path)
+        assert files.is_held(tmp_path)
         if how == "held":
-            with pytest.raises(UserError, match="busy"), folders.exclusive(tmp_path, "busy"):
+            with pytest.raises(UserError, match="busy"), files.exclusive(tmp_path, "busy"):
                 pass
     finally:
         process.kill()
         process.communicate()
-    with folders.exclusive(tmp_path, "busy"):
+    with files.exclusive(tmp_path, "busy"):
         pass

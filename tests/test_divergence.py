@@ -16,23 +16,24 @@ from episodes import make_episodes, write_folder
 from helpers import ACTOR, FLOQ, SCALAR, agent_config, make_batch
 
 import floq
-from floq import checkpoint, cli, divergence
-from floq.agent import Agent
-from floq.config import NOT_TOLD_APART, YOUNG, Config
-from floq.data.transitions import Dataset
-from floq.divergence import what_helps
-from floq.errors import Failed, UserError
-from floq.faults import ACTION, SOUND, TERMS, first_fault
-from floq.fleet import Fleet, FleetData
-from floq.keys import Keys
-from floq.layout import Layout
-from floq.loggers import read_csv
-from floq.report.health import complaints
-from floq.report.runs import RunRecord, read_run
-from floq.resuming import resume
-from floq.signs import early_signs
-from floq.train import train_fleet
-from floq.weights import make_agent
+from floq import cli
+from floq.agent.agent import Agent
+from floq.agent.finite import ACTION, SOUND, TERMS, first_fault
+from floq.agent.state import Keys
+from floq.analysis.health import complaints, early_signs
+from floq.analysis.report.runs import RunRecord, read_run
+from floq.data.dataset import Dataset
+from floq.runs import checkpoint
+from floq.runs.config import NOT_TOLD_APART, YOUNG, Config
+from floq.runs.loggers import read_csv
+from floq.runs.weights import make_agent
+from floq.training import divergence
+from floq.training.divergence import what_helps
+from floq.training.fleet import Fleet, FleetData
+from floq.training.resume import resume
+from floq.training.sharding import Layout
+from floq.training.train import train_fleet
+from floq.utils.errors import Failed, UserError
 
 HUGE = 1e30  # its square is infinite in float32
 

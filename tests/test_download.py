@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from floq import cli
-from floq.data import download as download_module
-from floq.data.download import download
-from floq.data.ogbench import load
-from floq.errors import UserError
-from floq.folders import exclusive
+from floq.data.formats import download as download_module
+from floq.data.formats.download import download
+from floq.data.formats.ogbench import load
+from floq.utils.errors import UserError
+from floq.utils.files import exclusive
 
 NAME = "cube-single-play-v0"
 
@@ -119,9 +119,9 @@ def test_training_downloads_from_the_mirror(mirror, dataset_dir, tmp_path):
     wrong = ["--agent=fql", "--offline_steps=1", "--env_name=pointmaze-large-navigate-singletask-v0"]
     assert cli.run(["train", *wrong, *flags]) == 2  # not there; and nothing is left of it
     assert list(tmp_path.iterdir()) == []
-    from floq.presets import configure
-    from floq.progress import Display
-    from floq.run_data import load_data
+    from floq.runs.presets import configure
+    from floq.runs.run_data import load_data
+    from floq.utils.progress import Display
 
     config = configure(dataset_mirror=address, dataset_dir=str(tmp_path / "data"))
     assert len(load_data(config, Display(show=False)).train) == 3000

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 
-from floq.embeddings import embed_time, histogram, scaled, time_embedding_size
+from floq.networks.embeddings import embed_time, histogram, scaled, time_embedding_size
 
 LOW, HIGH = -101.0, 1.0
 

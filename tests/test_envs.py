@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from floq import envs
-from floq.envs import EnvSlots
-from floq.errors import UserError
+from floq.envs import environments
+from floq.envs.environments import EnvSlots
+from floq.utils.errors import UserError
 
 MAZE = "pointmaze-medium-navigate-singletask-v0"
 PUZZLE = "puzzle-3x3-play-singletask-v0"
@@ -24,7 +24,7 @@ def roll_out(env, seed, steps=5):
 
 @pytest.mark.parametrize("name", [MAZE, "pointmaze-teleport-navigate-singletask-v0", PUZZLE, DIRECTED])
 def test_an_episode_depends_on_its_seed_alone(name):
-    env, other = envs.make(name), envs.make(name)
+    env, other = environments.make(name), environments.make(name)
     first = roll_out(env, (3, 7))
     roll_out(env, (4, 4))
     np.random.seed(123)
@@ -37,7 +37,7 @@ def test_an_episode_depends_on_its_seed_alone(name):
 
 def test_a_directed_walker_is_paid_for_its_way_in_the_direction_it_sees():
     """OGBench's task for its ant: the direction, of length 1, ends the observation and changes after 100 steps."""
-    env = envs.make(DIRECTED)
+    env = environments.make(DIRECTED)
     obs, base = env.reset_with((0, 1)), env.unwrapped
     directions = [obs[-2:]]
     for _ in range(101):
@@ -54,7 +54,7 @@ def test_a_directed_walker_is_paid_for_its_way_in_the_direction_it_sees():
 
 
 def test_the_callers_global_generator_is_left_alone():
-    env = envs.make(MAZE)
+    env = environments.make(MAZE)
     np.random.seed(5)
     expected = np.random.uniform(size=3)
     np.random.seed(5)
@@ -67,19 +67,19 @@ def test_the_callers_global_generator_is_left_alone():
 
 
 def test_manipulation_environments_get_one_seeded_action_space():
-    env = envs.make(PUZZLE)
+    env = environments.make(PUZZLE)
     assert env.unwrapped.action_space is env.unwrapped.action_space
     env.reset_with((1,))
     drawn = env.unwrapped.action_space.sample()
     env.reset_with((1,))
     np.testing.assert_array_equal(env.unwrapped.action_space.sample(), drawn)
-    assert type(envs.make(PUZZLE).unwrapped) is not type(env.unwrapped)
+    assert type(environments.make(PUZZLE).unwrapped) is not type(env.unwrapped)
 
 
 @pytest.mark.parametrize(("timing", "first"), [("post", True), ("pre", False)])
 def test_success_timing_of_a_manipulation_task(timing, first):
     """A cube put on its target: `post` sees it after this step; `pre` after the next, since this one began unsolved."""
-    env = envs.make("cube-single-play-singletask-v0", timing)
+    env = environments.make("cube-single-play-singletask-v0", timing)
     env.reset_with((0,))
     base: Any = env.unwrapped
     base._data.joint("object_joint_0").qpos[:3] = base._data.mocap_pos[0]
@@ -89,17 +89,17 @@ def test_success_timing_of_a_manipulation_task(timing, first):
 
 
 def test_success_timing_reaches_the_environment():
-    assert envs.make(MAZE, "post").unwrapped._success_timing == "post"  # type: ignore[attr-defined]
-    assert envs.make(MAZE, "pre").unwrapped._success_timing == "pre"  # type: ignore[attr-defined]
+    assert environments.make(MAZE, "post").unwrapped._success_timing == "post"  # type: ignore[attr-defined]
+    assert environments.make(MAZE, "pre").unwrapped._success_timing == "pre"  # type: ignore[attr-defined]
 
 
 def test_names():
-    assert envs.is_ogbench(MAZE)
-    assert not envs.is_ogbench("Hopper-v5")
-    assert envs.is_singletask(MAZE)
-    assert not envs.is_singletask("pointmaze-medium-navigate-v0")
-    assert envs.dataset_name("cube-double-play-singletask-task2-v0") == "cube-double-play-v0"
-    assert envs.dataset_name(MAZE) == "pointmaze-medium-navigate-v0"
+    assert environments.is_ogbench(MAZE)
+    assert not environments.is_ogbench("Hopper-v5")
+    assert environments.is_singletask(MAZE)
+    assert not environments.is_singletask("pointmaze-medium-navigate-v0")
+    assert environments.dataset_name("cube-double-play-singletask-task2-v0") == "cube-double-play-v0"
+    assert environments.dataset_name(MAZE) == "pointmaze-medium-navigate-v0"
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_names():
 )
 def test_unusable_environments_are_refused(name, message):
     with pytest.raises(UserError, match=message):
-        envs.make(name)
+        environments.make(name)
 
 
 def test_actions_are_rescaled_to_the_unit_box():
     """The pendulum takes torques in [-2, 2]."""
-    env = envs.make("Pendulum-v1")
+    env = environments.make("Pendulum-v1")
     assert (env.action_space.low, env.action_space.high) == (-1, 1)  # type: ignore[attr-defined]
     env.reset_with((0,))
     env.step(np.array([0.5], np.float32))
@@ -152,20 +152,20 @@ class Picture(Drawn):
 def test_a_missing_dependency_is_named_as_it_is():
     pytest.importorskip("gymnasium")
     with pytest.raises(UserError, match=r"BipedalWalker-v3: .*[bB]ox2[dD].* is not installed"):
-        envs.make("BipedalWalker-v3")
+        environments.make("BipedalWalker-v3")
 
 
 def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     gymnasium.register("test/Drawn-v0", Drawn)
     gymnasium.register("test/Picture-v0", Picture)
     try:
-        assert envs.sizes(envs.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
+        assert environments.sizes(environments.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
         slots = EnvSlots("test/Drawn-v0", None, [(0, 0)], num_slots=1)
         np.testing.assert_array_equal(slots.start([("test/Drawn-v0", (0,))], 1), [[1.0, 0.25, 0.5]])
-        assert slots.step(np.zeros((1, 1)))[1] == [((0, 0), envs.EpisodeResult(1.0, 0.0, 1))]
+        assert slots.step(np.zeros((1, 1)))[1] == [((0, 0), environments.EpisodeResult(1.0, 0.0, 1))]
         with pytest.raises(UserError, match="floq needs a vector of observations"):
-            envs.make("test/Picture-v0")
-        assert envs.make("test/Drawn-v0").env.env._max_episode_steps == envs.TIME_LIMIT  # type: ignore[attr-defined]
+            environments.make("test/Picture-v0")
+        assert environments.make("test/Drawn-v0").env.env._max_episode_steps == environments.TIME_LIMIT  # type: ignore[attr-defined]
     finally:
         del gymnasium.registry["test/Drawn-v0"], gymnasium.registry["test/Picture-v0"]
 
@@ -189,7 +189,7 @@ class Countdown(gymnasium.Env):
 
 @pytest.fixture
 def countdown(monkeypatch):
-    monkeypatch.setattr(envs, "make", lambda name, timing: envs.SeededEnv(Countdown(), name))
+    monkeypatch.setattr(environments, "make", lambda name, timing: environments.SeededEnv(Countdown(), name))
 
 
 def test_slots_play_every_episode_of_every_player_once_and_report_it(countdown):
@@ -210,5 +210,5 @@ def test_slots_play_every_episode_of_every_player_once_and_report_it(countdown):
         assert result.length == result.episode_return == lengths[episode]
         assert result.success == float(lengths[episode] % 2 == 0)
     for player, number in results:
-        assert lengths[player, number] == envs.SeededEnv(Countdown()).reset_with((player, number))[0]
+        assert lengths[player, number] == environments.SeededEnv(Countdown()).reset_with((player, number))[0]
     assert not any(player == 2 for player, _ in results)

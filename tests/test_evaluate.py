@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from helpers import SCALAR, agent_config
 
-from floq import evaluate
-from floq.agent import Agent
-from floq.envs import EpisodeResult, make
-from floq.evaluate import Evaluation, Evaluator, Player
-from floq.keys import Keys
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
+from floq.envs.environments import EpisodeResult, make
+from floq.evaluation import rollouts
+from floq.evaluation.rollouts import Evaluation, Evaluator, Player
 
 EPISODES = 13  # more than there are slots, so that slots play several
 
@@ -120,8 +120,8 @@ def returns(evaluations):
 
 
 def test_players_divide_evenly_into_groups_and_manipulation_plays_alone(monkeypatch):
-    monkeypatch.setattr(evaluate, "Workers", lambda *_: None)
-    monkeypatch.setattr(evaluate, "cores", lambda: 2)
+    monkeypatch.setattr(rollouts, "Workers", lambda *_: None)
+    monkeypatch.setattr(rollouts, "cores", lambda: 2)
     sizes = lambda task, episodes, players: [  # noqa: E731
         len(group) for group in Evaluator(task, "post", episodes, players=players).groups(range(players))
     ]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from floq.config import AgentConfig, LearningSettings
+from floq.agent.config import AgentConfig, LearningSettings
 from floq.critics import FloqConfig, ScalarConfig
-from floq.errors import UserError
-from floq.experiment import read_experiment, resolve
+from floq.sweep.experiment import read_experiment, resolve
+from floq.utils.errors import UserError
 
 MEDIUM, GIANT = (f"pointmaze-{size}-navigate-singletask-v0" for size in ("medium", "giant"))
 BUDGET = f"""

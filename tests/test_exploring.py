@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from floq.exploring import MOST_FAILURES, ExploringEnvs, Site
+from floq.envs.exploration import MOST_FAILURES, ExploringEnvs, Site
 
 
 class Counter(gymnasium.Env):

@@ -15,13 +15,13 @@ from exporting import PAIRS, make_agent, make_exportable, written
 from helpers import ACT, ACTOR, FLOQ, OBS, agent_config
 
 from floq import cli
-from floq.agent import Agent
-from floq.errors import Failed, UserError
-from floq.export import check, export_run
+from floq.agent.agent import Agent
+from floq.export import export_run, verification
+from floq.export.exported import PolicyError, load_policy
 from floq.export.formats import load
 from floq.export.operations import translate
-from floq.export.traced import Traced
-from floq.exported import PolicyError, load_policy
+from floq.export.trace import Traced
+from floq.utils.errors import Failed, UserError
 
 # --- the same actions ---
 
@@ -30,10 +30,10 @@ from floq.exported import PolicyError, load_policy
 def test_numpy_acts_as_the_agent(pair, tmp_path):
     agent = make_agent(*PAIRS[pair])
     policy = written(tmp_path, agent)
-    expected = check.samples(agent.policy, policy.traced, count=20)
+    expected = verification.samples(agent.policy, policy.traced, count=20)
     assert len({tuple(sample.action) for sample in expected}) > 10
-    agreement = check.compare(agent.policy, load("numpy", tmp_path), expected)
-    assert agreement == check.Agreement(agreement.largest, ties=0, count=20)
+    agreement = verification.compare(agent.policy, load("numpy", tmp_path), expected)
+    assert agreement == verification.Agreement(agreement.largest, ties=0, count=20)
     assert agreement.largest < 2e-6
 
 
@@ -43,8 +43,8 @@ def test_exploring_is_exported_on_request(pair, tmp_path):
     assert not make_exportable(agent).program.noise
     policy = written(tmp_path, agent, explore=True)
     assert [noise.distribution for noise in policy.program.noise] == ["normal"]
-    expected = check.samples(agent.policy, policy.traced, explore=True, count=10)
-    assert check.compare(agent.policy, load("numpy", tmp_path), expected).largest < 2e-6
+    expected = verification.samples(agent.policy, policy.traced, explore=True, count=10)
+    assert verification.compare(agent.policy, load("numpy", tmp_path), expected).largest < 2e-6
 
 
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])
@@ -52,8 +52,8 @@ def test_exploring_is_exported_on_request(pair, tmp_path):
 def test_other_formats_act_as_the_agent(form, pair, tmp_path):
     agent = make_agent(*PAIRS[pair])
     policy = written(tmp_path, agent, form)
-    expected = check.samples(agent.policy, policy.traced, count=10)
-    assert check.compare(agent.policy, load(form, tmp_path), expected).largest < 2e-6
+    expected = verification.samples(agent.policy, policy.traced, count=10)
+    assert verification.compare(agent.policy, load(form, tmp_path), expected).largest < 2e-6
     (tmp_path / "policy.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(PolicyError, match="no program"):
         load_policy(tmp_path)
@@ -63,13 +63,13 @@ def test_a_wrong_action_is_no_tie(tmp_path):
     """Of candidates that the critic likes equally well any may be taken; anything else that differs is refused."""
     agent = make_agent(*PAIRS["best, scalar"])
     policy = written(tmp_path, agent)
-    expected = check.samples(agent.policy, policy.traced, count=3)
+    expected = verification.samples(agent.policy, policy.traced, count=3)
     acting = load("numpy", tmp_path)
     with pytest.raises(Failed, match=r"is 0\.5 from the agent"):
-        check.compare(agent.policy, lambda obs, noise: acting(obs, noise) + 0.5, expected)
+        verification.compare(agent.policy, lambda obs, noise: acting(obs, noise) + 0.5, expected)
     silent = jax.tree.map(jnp.zeros_like, agent.params.critic)
     indifferent = dataclasses.replace(agent.policy, critic=silent)
-    assert check.compare(indifferent, lambda obs, noise: acting(obs, noise) + 0.5, expected).ties == 3
+    assert verification.compare(indifferent, lambda obs, noise: acting(obs, noise) + 0.5, expected).ties == 3
 
 
 def test_what_is_not_needed_to_act_stays_behind(tmp_path):
@@ -204,7 +204,7 @@ def test_a_bare_environment_acts_the_same(form, tmp_path):
     folder = tmp_path / "policy"
     folder.mkdir()
     policy = written(folder, agent, form)
-    expected = check.samples(agent.policy, policy.traced, count=20)
+    expected = verification.samples(agent.policy, policy.traced, count=20)
     np.savez(
         tmp_path / "given.npz",
         obs=[s.obs for s in expected],
@@ -222,4 +222,4 @@ def test_a_bare_environment_acts_the_same(form, tmp_path):
     )
     done = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True, env={})
     actions = json.loads(done.stdout.splitlines()[-1])
-    np.testing.assert_allclose(actions, [sample.action for sample in expected], rtol=0, atol=check.TOLERANCE)
+    np.testing.assert_allclose(actions, [sample.action for sample in expected], rtol=0, atol=verification.TOLERANCE)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from floq import exported
-from floq.errors import UserError
+from floq.export import exported
 from floq.export.formats import Exportable, load, write
 from floq.export.operations import translate
-from floq.export.traced import Traced
+from floq.export.trace import Traced
+from floq.utils.errors import UserError
 
 # --- operations, one by one ---
 

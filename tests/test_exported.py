@@ -14,9 +14,9 @@ from helpers import ACT, OBS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floq import exported
+from floq.export import exported
+from floq.export.exported import Policy, PolicyError, load_policy
 from floq.export.formats import write
-from floq.exported import Policy, PolicyError, load_policy
 
 # --- acting ---
 
@@ -77,7 +77,7 @@ def test_the_reader_needs_numpy_alone(folder):
         "print([name for name in ('jax', 'safetensors', 'scipy', 'equinox', 'onnx') if name in sys.modules])"
     )
     own = Path(exported.__file__).parents[1]
-    for path, module in ((folder, "read_policy"), (own, "floq.exported")):
+    for path, module in ((folder, "read_policy"), (own, "floq.export.exported")):
         command = code.format(path=str(path), module=module, folder=str(folder), size=OBS)
         done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
         action, imported = map(json.loads, done.stdout.replace("'", '"').splitlines())

@@ -16,21 +16,22 @@ from conftest import MAZE_DATA, TINY, undrawn
 from helpers import ACTOR, FLOQ, SCALAR, agent_config
 
 import floq
-from floq import background, cli
-from floq.agent import Agent
-from floq.background import Background, Request
-from floq.config import Config
-from floq.data.transitions import Dataset
-from floq.envs import EnvSlots
-from floq.errors import Failed, Interrupted, UserError
-from floq.evaluate import RESTARTS, Evaluator
-from floq.fleet import Fleet, FleetData, sample_batch
-from floq.keys import Keys
-from floq.layout import Layout
-from floq.presets import configure
-from floq.run import Run
-from floq.train import fleets, train_fleet
-from floq.weights import make_agent
+from floq import cli
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
+from floq.data.dataset import Dataset
+from floq.envs.environments import EnvSlots
+from floq.evaluation import background
+from floq.evaluation.background import Background, Request
+from floq.evaluation.rollouts import RESTARTS, Evaluator
+from floq.runs.config import Config
+from floq.runs.presets import configure
+from floq.runs.run import Run
+from floq.runs.weights import make_agent
+from floq.training.fleet import Fleet, FleetData, sample_batch
+from floq.training.sharding import Layout
+from floq.training.train import fleets, train_fleet
+from floq.utils.errors import Failed, Interrupted, UserError
 
 ROWS = 60
 TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
@@ -326,7 +327,7 @@ def test_a_program_that_fails_does_not_keep_others_from_being_trained(monkeypatc
             raise Interrupted("stopped", 15)
         return [Run(tmp_path, config) for config in group]
 
-    monkeypatch.setattr(sys.modules["floq.train"], "_train_one_fleet", train_one)
+    monkeypatch.setattr(sys.modules["floq.training.train"], "_train_one_fleet", train_one)
     with pytest.raises(Failed, match=r"^a joint broke$"):
         train_fleet(configs[:2])
     assert begun == [8, 16]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden import FLOWS, NAMES, golden, replayed
 
-from floq.embeddings import histogram
+from floq.networks.embeddings import histogram
 
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 

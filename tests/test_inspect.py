@@ -5,7 +5,7 @@ import pytest
 
 from floq import cli
 from floq.data.arrays import from_episodes
-from floq.data.inspect import inspect, reward_over_time, summarise_episodes
+from floq.data.description import inspect, reward_over_time, summarise_episodes
 
 MAZE = "pointmaze-medium-navigate-v0"
 

@@ -14,19 +14,20 @@ from episodes import make_episodes
 from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config
 
 import floq
-from floq import checkpoint, cli, pictures, probing
-from floq.agent import Agent
-from floq.analysis import diagnosis, integration, opinions
-from floq.analysis.episodes import Played, value_along
+from floq import cli
+from floq.agent.agent import Agent
+from floq.analysis import pictures, probing
+from floq.analysis.figures import diagnosis, integration, value_distributions
+from floq.analysis.figures.episodes import Played, value_along
+from floq.analysis.inspect_run import _dataset, earned, inspect_run, play
+from floq.analysis.video import film_episodes, stage
 from floq.critics import FloqCritic
+from floq.data.dataset import Dataset
 from floq.data.replay import Recorded
-from floq.data.transitions import Dataset
-from floq.errors import UserError
-from floq.evaluate_run import evaluate_run
-from floq.inspect_run import _dataset, inspect_run
-from floq.playing import earned, play
-from floq.run import Run
-from floq.stage import film_episodes, stage
+from floq.runs import checkpoint
+from floq.runs.evaluate_run import evaluate_run
+from floq.runs.run import Run
+from floq.utils.errors import UserError
 
 
 def make_data():
@@ -111,10 +112,10 @@ def test_what_is_looked_up_is_drawn(critic, tmp_path):
     path = tmp_path / "x.png"
     if critic is CATEGORICAL:
         np.testing.assert_allclose(found[0].said.sum(axis=1), 1.0, rtol=1e-5)
-        assert "low value" in opinions.histograms(path, found)
+        assert "low value" in value_distributions.histograms(path, found)
     if critic is QUANTILE:
-        assert "high value" in opinions.quantile_functions(path, found)
-    assert "members differ by" in opinions.member_values(path, members, probes.targets, "title")
+        assert "high value" in value_distributions.quantile_functions(path, found)
+    assert "members differ by" in value_distributions.member_values(path, members, probes.targets, "title")
     assert path.stat().st_size > 10_000
 
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from helpers import ACT, OBS, agent_config, scale
 
-from floq import cli, kernels
-from floq.agent import Agent
+from floq import cli
+from floq.agent.agent import Agent
 from floq.critics import FloqConfig, FloqCritic
 from floq.critics.floq import VelocityField
-from floq.embeddings import histogram
-from floq.errors import UserError
 from floq.flow import integrate
-from floq.kernels import hopper, limits, plan
-from floq.kernels.plan import Plan
+from floq.networks import kernels
+from floq.networks.embeddings import histogram
+from floq.networks.kernels import hopper, limits, plan
+from floq.networks.kernels.plan import Plan
+from floq.utils.errors import UserError
 
 # Its interface is that of JAX 0.11, which asks for Python 3.12.
 launches = pytest.mark.skipif(jax.__version_info__ < limits.RELEASES[0], reason="the kernel needs JAX 0.11")

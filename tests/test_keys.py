@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from floq.keys import Keys
+from floq.agent.state import Keys
 
 
 def test_new_streams_leave_the_old_ones_as_they_are():

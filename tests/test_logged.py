@@ -8,11 +8,11 @@ import pytest
 from helpers import ACT, OBS, agent_config, make_batch
 
 from floq.actors import ACTORS
-from floq.agent import Agent
-from floq.config import AgentConfig
+from floq.agent.agent import Agent
+from floq.agent.config import AgentConfig
 from floq.critics import CRITICS
-from floq.held_out import HeldOut
-from floq.online import STATISTICS
+from floq.evaluation.held_out import HeldOut
+from floq.training.online import STATISTICS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -11,21 +11,22 @@ import jax
 import pytest
 from conftest import TINY
 
-from floq import cli, workers
-from floq.errors import UserError
-from floq.hosts import Hosts, meet
-from floq.layout import Layout
-from floq.machine import DETERMINISTIC, be_deterministic, processor_digest
+from floq import cli
+from floq.training.hosts import Hosts, meet
+from floq.training.sharding import Layout
+from floq.utils import machine
+from floq.utils.errors import UserError
+from floq.utils.machine import DETERMINISTIC, be_deterministic, processor_digest
 
 SHARED_BATCH = """
 import dataclasses, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
-from floq.data.transitions import Dataset
-from floq.fleet import Fleet, FleetData
-from floq.layout import Layout
-from floq.keys import Keys
-from floq.presets import configure
-from floq.weights import make_agent
+from floq.data.dataset import Dataset
+from floq.training.fleet import Fleet, FleetData
+from floq.training.sharding import Layout
+from floq.agent.state import Keys
+from floq.runs.presets import configure
+from floq.runs.weights import make_agent
 
 rng = np.random.default_rng(0)
 rows = rng.normal(size=(60, 3)), rng.uniform(-1, 1, (60, 2)), -np.ones(60), np.ones(60), np.arange(1, 61) % 20 == 0
@@ -82,7 +83,7 @@ def outputs_of(*words, hosts):
 
 MEET = """
 import sys, time
-from floq.hosts import meet
+from floq.training.hosts import meet
 
 def first():
     if {seconds} < 0:
@@ -113,13 +114,13 @@ def test_hosts_wait_for_as_long_as_the_first_needs():
 
 def test_cores_within_a_container(tmp_path, monkeypatch):
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(workers, "CPU_QUOTA", quota)
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: range(64))
-    assert workers.cores() == 64
+    monkeypatch.setattr(machine, "CPU_QUOTA", quota)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(64))
+    assert machine.cores() == 64
     quota.write_text("150000 100000\n")
-    assert workers.cores() == 2
+    assert machine.cores() == 2
     quota.write_text("max 100000\n")
-    assert workers.cores() == 64
+    assert machine.cores() == 64
 
 
 @pytest.mark.slow
@@ -162,7 +163,7 @@ def test_hosts_that_make_no_sense(where):
 
 KEEP = """
 import jax, jax.numpy as jnp
-from floq.machine import keep_programs
+from floq.utils.machine import keep_programs
 folder = keep_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
@@ -184,7 +185,9 @@ def test_what_the_user_chose_for_programs_stands(tmp_path):
     assert out.split()[0] == str(tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("")
-    code = "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\nfrom floq.machine import keep_programs\n"
+    code = (
+        "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\nfrom floq.utils.machine import keep_programs\n"
+    )
     assert output_of(in_a_process("-c", code + "print(keep_programs())", XDG_CACHE_HOME=str(blocked))).strip() == "None"
 
 
@@ -192,7 +195,7 @@ def test_forgotten_programs_give_their_memory_back():
     code = """
     import jax, jax.numpy as jnp
     from pathlib import Path
-    from floq.machine import forget_programs
+    from floq.utils.machine import forget_programs
     pieces = lambda: len(Path("/proc/self/maps").read_text().splitlines())
     found = []
     for _ in range(3):

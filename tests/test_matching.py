@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import pytest
 
+from floq.agent.config import AgentConfig
 from floq.analysis.cost import cost_of, critic_parameters
 from floq.analysis.matching import count, matched
-from floq.config import AgentConfig
 from floq.critics import CRITICS, ScalarCritic
-from floq.errors import UserError
+from floq.utils.errors import UserError
 
 OBS, ACT = 3, 2
 SMALL = {"batch_size": 4, "actor_hidden_dims": (6,), "layer_norm": False}
@@ -93,7 +93,7 @@ def test_few_programs_are_traced(monkeypatch):
 
 
 def test_the_fused_kernel_is_matched_as_what_it_computes(monkeypatch):
-    monkeypatch.setattr("floq.kernels.check_settings", lambda **settings: None)
+    monkeypatch.setattr("floq.networks.kernels.check_settings", lambda **settings: None)
     fused = dataclasses.replace(REFERENCE, critic=dataclasses.replace(REFERENCE.critic, integration="fused"))
     assert count(fused, OBS, ACT, "flops") == cost_of(REFERENCE, OBS, ACT).update_flops
 

@@ -10,11 +10,12 @@ import pytest
 from conftest import TINY
 from tensorboardX.proto import event_pb2
 
-from floq import cli, mirrors
-from floq.config import Config
-from floq.errors import UserError
-from floq.loggers import read_csv
-from floq.run import Run
+from floq import cli
+from floq.runs import loggers
+from floq.runs.config import Config
+from floq.runs.loggers import read_csv
+from floq.runs.run import Run
+from floq.utils.errors import UserError
 
 FLAGS = [*TINY, "--agent=fql"]
 
@@ -49,7 +50,7 @@ def test_tensorboard_has_the_rows_of_the_csv_files(dataset_dir, tmp_path, no_pic
 
 
 def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path):
-    mirror = mirrors.TensorBoard(tmp_path, Config(), 4)
+    mirror = loggers.TensorBoard(tmp_path, Config(), 4)
     mirror.log(5, {"a": 1.0, "b": float("nan")})
     mirror.close()
     started = [event for event in events(tmp_path) if event.HasField("session_log")]
@@ -70,7 +71,7 @@ def test_what_is_not_installed_is_one_line(dataset_dir, tmp_path, monkeypatch, c
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     words = ["train", *FLAGS, f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", f"--logger={name}"]
     assert cli.run(words) == 2
-    package = mirrors.PACKAGES[name]
+    package = loggers.PACKAGES[name]
     assert capsys.readouterr().err == f"floq: --logger={name} needs the package {package}: pip install {package}\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +82,7 @@ def test_an_unknown_logger_is_one_line(capsys):
 
 
 def test_a_mirror_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
-    class Broken(mirrors.Mirror):
+    class Broken(loggers.Mirror):
         def __init__(self, folder, config, step):
             self.rows = 0
 
@@ -91,8 +92,8 @@ def test_a_mirror_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
         def close(self):
             raise AssertionError("it was dropped")
 
-    monkeypatch.setitem(mirrors.MIRRORS, "tensorboard", Broken)
-    (mirror,) = mirrors.mirrors(tmp_path, Config(logger=("tensorboard",)), 0)
+    monkeypatch.setitem(loggers.MIRRORS, "tensorboard", Broken)
+    (mirror,) = loggers.mirrors(tmp_path, Config(logger=("tensorboard",)), 0)
     mirror.log(1, {"a": 1.0})
     mirror.log(2, {"a": 1.0})
     mirror.close()
@@ -103,8 +104,8 @@ def test_a_mirror_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
 WANDB = """
 import sys
 from pathlib import Path
-from floq.config import Config
-from floq.mirrors import mirrors
+from floq.runs.config import Config
+from floq.runs.loggers import mirrors
 config = Config(logger=("wandb",))
 both = [mirrors(Path(folder), config, 0)[0] for folder in sys.argv[1:]]
 for mirror in both:
@@ -141,4 +142,4 @@ def test_wandb_without_an_account_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(UserError, match=r"--logger=wandb: no API key configured; log in with wandb login"):
-        mirrors.WandB(tmp_path, Config(), 0)
+        loggers.WandB(tmp_path, Config(), 0)

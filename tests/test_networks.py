@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 
-from floq.networks import (
+from floq.networks.mlp import (
     MLP,
     Activation,
     FoldedBody,

@@ -10,11 +10,12 @@ import numpy as np
 import ogbench
 import pytest
 
-from floq import cli, envs
-from floq.data.collect import collect
-from floq.data.ogbench import load, load_tasks, provenance, read_rows
-from floq.data.recipes import recipe
-from floq.errors import UserError
+from floq import cli
+from floq.data.collection.collect import collect
+from floq.data.collection.recipes import recipe
+from floq.data.formats.ogbench import load, load_tasks, provenance, read_rows
+from floq.envs import environments
+from floq.utils.errors import UserError
 
 NAME = "pointmaze-medium-navigate-v0"
 TASKS = ["singletask", "singletask-task1"]
@@ -49,10 +50,10 @@ def test_tasks_share_observations_and_actions_on_the_device(dataset_dir):
 def manipulation_dir(tmp_path, monkeypatch, name):
     """Two episodes of a manipulation dataset, in which some rows are made to solve a task."""
     made = dataclasses.replace(recipe(name), rows=400)
-    monkeypatch.setattr("floq.data.collect.recipe", lambda name: made)
+    monkeypatch.setattr("floq.data.collection.collect.recipe", lambda name: made)
     collect(name, tmp_path, episodes=1, workers=2)
     for task in TASKS:
-        env = envs.make(name.replace("-v0", f"-{task}-v0"))
+        env = environments.make(name.replace("-v0", f"-{task}-v0"))
         env.reset()
         base: Any = env.unwrapped
         first = 100 * (1 + TASKS.index(task))

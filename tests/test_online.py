@@ -14,17 +14,18 @@ import pytest
 from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config, optimised
 from online_runs import FLAGS, config, episodes, only_run, params, write_data
 
-from floq import checkpoint, cli, pictures
+from floq import cli
 from floq.actors import DeterministicConfig
-from floq.analysis.curves import return_curve
-from floq.data.transitions import Dataset
-from floq.errors import Interrupted, UserError
-from floq.loggers import CsvLogger, read_csv
-from floq.online import Online
-from floq.online_fleet import OnlineFleet
-from floq.resuming import resume
-from floq.run import Run
-from floq.train import train, train_fleet
+from floq.analysis import pictures
+from floq.analysis.figures.curves import return_curve
+from floq.data.dataset import Dataset
+from floq.runs import checkpoint
+from floq.runs.loggers import CsvLogger, read_csv
+from floq.runs.run import Run
+from floq.training.online import Online, OnlineFleet
+from floq.training.resume import resume
+from floq.training.train import train, train_fleet
+from floq.utils.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from online_runs import FLAGS, config, episodes, only_run, write_data
 
-from floq import checkpoint, cli, online
-from floq.fleet import Fleet, FleetData
-from floq.keys import Keys
-from floq.loggers import read_csv
-from floq.online import Online
-from floq.progress import Display
-from floq.weights import make_agent
+from floq import cli
+from floq.agent.state import Keys
+from floq.runs import checkpoint
+from floq.runs.loggers import read_csv
+from floq.runs.weights import make_agent
+from floq.training import online
+from floq.training.fleet import Fleet, FleetData
+from floq.training.online import Online
+from floq.utils.progress import Display
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("no_pictures")]
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from conftest import TINY, undrawn
 
-from floq import checkpoint, cli
-from floq.config import AgentConfig
-from floq.errors import UserError
-from floq.presets import configure
-from floq.run import Run
+from floq import cli
+from floq.agent.config import AgentConfig
+from floq.runs import checkpoint
+from floq.runs.presets import configure
+from floq.runs.run import Run
+from floq.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers import ACT, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
-from floq.agent import Agent
-from floq.networks import MLP
-from floq.precision import computing_copy, matmul_precision
+from floq.agent.agent import Agent
+from floq.networks.mlp import MLP
+from floq.networks.precision import computing_copy, matmul_precision
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
 

@@ -15,10 +15,10 @@ import pytest
 from helpers import ACTOR, CATEGORICAL, FLOQ, QUANTILE, SCALAR, optimised
 
 from floq.actors import BestOfNConfig, DeterministicConfig, GaussianConfig
-from floq.agent import Agent, zeros_like_info
-from floq.config import AgentConfig
+from floq.agent.agent import Agent, zeros_like_info
+from floq.agent.config import AgentConfig
+from floq.agent.state import ValueRange
 from floq.critics import FloqCritic, QuantileCritic
-from floq.state import ValueRange
 
 WIDE = (32,)
 FLOQ = dataclasses.replace(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from floq import cli
-from floq.config import AGENTS, AgentConfig
-from floq.presets import FAMILIES, configure, family
+from floq.agent.config import AGENTS, AgentConfig
+from floq.runs.presets import FAMILIES, configure, family
 
 COMMANDS = (Path(__file__).parent / "published_commands.txt").read_text().splitlines()
 

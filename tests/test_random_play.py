@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from online_runs import FLAGS, config, params
 
-from floq import cli, random_data, run_data
-from floq.data import random_play
-from floq.data.random_play import RandomPlay, play_randomly
-from floq.errors import UserError
-from floq.progress import Display
-from floq.resuming import resume
-from floq.run import Run
-from floq.train import train, train_fleet
+from floq import cli
+from floq.data.collection import random_play
+from floq.data.collection.random_play import RandomPlay, play_randomly
+from floq.runs import run_data
+from floq.runs.run import Run
+from floq.training.resume import resume
+from floq.training.train import train, train_fleet
+from floq.utils.errors import UserError
+from floq.utils.progress import Display
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -25,7 +26,7 @@ def test_from_scratch_random_steps_come_first(tmp_path, monkeypatch):
     run = train(config(tmp_path, "Choice", **own, seed=1), show=False)
     assert int(run.load_agent().step) == 6  # updates begin at once: the warm-up is over
     assert run.records["data"]["provenance"].startswith("45 steps of probe_envs:Choice-v0 with random actions, seed 1")
-    monkeypatch.setattr(random_data, "Workers", None)
+    monkeypatch.setattr(run_data, "Workers", None)
     assert resume(run.folder, online_steps=8, show=False).summary["steps"] == 8  # which reads the data again
 
 
@@ -98,7 +99,7 @@ def test_a_run_keeps_its_random_play_since_not_every_environment_makes_it_again(
     ],
 )
 def test_random_play_that_fails_is_told_in_one_line(tmp_path, capsys, monkeypatch, name, code, words):
-    monkeypatch.setattr(random_data, "START_SECONDS", 0.0)  # its first call is the one that hangs
+    monkeypatch.setattr(run_data, "START_SECONDS", 0.0)  # its first call is the one that hangs
     flags = [f"--env_name={name}", f"--save_dir={tmp_path}", "--offline_steps=0", "--online_steps=4"]
     timeout = "--env_timeout=1" if "hangs" in name else "--env_timeout=60"
     assert cli.run(["train", *FLAGS, *flags, timeout]) == code

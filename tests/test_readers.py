@@ -22,12 +22,13 @@ from episodes import (
 )
 from hypothesis import given, settings
 
-from floq import cli, untrusted
-from floq.data import d4rl, minari
+from floq import cli
 from floq.data.arrays import from_episodes, read_folder
-from floq.data.convert import convert
-from floq.data.open import open_dataset, open_splits
-from floq.errors import UserError
+from floq.data.formats import d4rl, minari
+from floq.data.formats.convert import convert
+from floq.data.formats.open import open_dataset, open_splits
+from floq.utils import untrusted
+from floq.utils.errors import UserError
 
 TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")

@@ -10,12 +10,14 @@ from crash_inside import CHANGES, Countdown
 from crash_scenarios import SCENARIOS, losses
 from online_runs import only_run
 
-from floq import checkpoint, cli, durable
-from floq.checkpoint_folder import mend, steps
-from floq.config import Config
-from floq.errors import UserError
-from floq.resuming import resume_fleet
-from floq.run import Run
+from floq import cli
+from floq.runs import checkpoint
+from floq.runs.checkpoint_folder import mend, steps
+from floq.runs.config import Config
+from floq.runs.run import Run
+from floq.training.resume import resume_fleet
+from floq.utils import files
+from floq.utils.errors import UserError
 
 SAME = SCENARIOS[0]  # what has to be the same bit by bit until the end
 LAST = 12  # checkpoints are at 5, 10 and 12
@@ -104,7 +106,7 @@ def test_what_a_fleets_run_had_ahead_of_the_others_is_forgotten_before_its_rows(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("floq.resuming.carry_through", killed)
+        patch.setattr("floq.training.resume.carry_through", killed)
         with pytest.raises(KeyboardInterrupt):
             resume_fleet(copies, show=False)
     assert [steps(copy / "checkpoints")[-1] for copy in copies] == [10, 10]
@@ -130,7 +132,7 @@ def dies_at(number, function, *args, **kwargs) -> bool:
     countdown = Countdown(number, killed)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("write", "append"):
-            patch.setattr(durable, name, countdown.torn(getattr(durable, name)))
+            patch.setattr(files, name, countdown.torn(getattr(files, name)))
         active.append(countdown)
         try:
             countdown.counted(function)(*args, **kwargs)
@@ -162,7 +164,7 @@ def test_a_kill_at_any_operation_of_a_save_leaves_a_whole_checkpoint(held_out_ru
 
 def test_a_kill_at_any_operation_of_a_resume_costs_nothing(held_out_runs, tmp_path, monkeypatch):
     """From step 10, since the last checkpoint is damaged; the run that comes next is let through."""
-    monkeypatch.setattr("floq.resuming.carry_through", lambda runs, *_: runs)
+    monkeypatch.setattr("floq.training.resume.carry_through", lambda runs, *_: runs)
     expected = shutil.copytree(held_out_runs[0], tmp_path / "expected")
     flip(expected / "checkpoints" / "12" / "state.safetensors")
     prepared = shutil.copytree(expected, tmp_path / "prepared")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from floq.data.dataset import Dataset
 from floq.data.replay import Experience, Mixture, Recorded, Replay
-from floq.data.transitions import Dataset
 
 G, OBS, ACT = 0.9, 2, 1
 

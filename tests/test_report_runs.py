@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from run_folders import TASK, make_run
 
+from floq.analysis.health import complaints
+from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, judged_by
+from floq.analysis.report import published
+from floq.analysis.report.curves import mean
+from floq.analysis.report.groups import grouped
+from floq.analysis.report.runs import Damaged, RunRecord, find, read, read_columns, read_run
+from floq.analysis.report.scores import assemble
 from floq.analysis.statistics import mean_interval, wilson_interval
-from floq.errors import UserError
-from floq.folders import exclusive, is_held
-from floq.report import published
-from floq.report.curves import mean
-from floq.report.groups import grouped
-from floq.report.health import complaints
-from floq.report.metrics import RETURN, SUCCESS, TD_ERROR, judged_by
-from floq.report.runs import Damaged, RunRecord, find, read, read_columns, read_run
-from floq.report.scores import assemble
+from floq.utils.errors import UserError
+from floq.utils.files import exclusive, is_held
 
 
 def record(folder) -> RunRecord:
@@ -79,7 +79,7 @@ def test_states_and_the_lock(tmp_path):
 def test_who_begins_while_somebody_looks_is_not_turned_away(tmp_path, monkeypatch):
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
-    monkeypatch.setattr("floq.folders.time.sleep", lambda _: os.close(handle))  # the look ends
+    monkeypatch.setattr("floq.utils.files.time.sleep", lambda _: os.close(handle))  # the look ends
     with exclusive(tmp_path, "busy"):
         assert is_held(tmp_path)
 

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 from conftest import undrawn
 
-from floq import checkpoint, cli, loop, pictures, train
-from floq.agent import Agent
-from floq.config import Config
-from floq.errors import Interrupted, UserError
-from floq.evaluate import Evaluator
-from floq.fleet import Fleet
-from floq.loggers import CsvLogger, cut_csv, read_csv
-from floq.presets import configure
-from floq.resuming import resume
-from floq.run import Run
-from floq.weights import restore
+from floq import cli
+from floq.agent.agent import Agent
+from floq.analysis import pictures
+from floq.evaluation.rollouts import Evaluator
+from floq.runs import checkpoint
+from floq.runs.config import Config
+from floq.runs.loggers import CsvLogger, cut_csv, read_csv
+from floq.runs.presets import configure
+from floq.runs.run import Run
+from floq.runs.weights import restore
+from floq.training import loop, train
+from floq.training.fleet import Fleet
+from floq.training.resume import resume
+from floq.utils.errors import Interrupted, UserError
 
 SMALL = {
     "floq": {"value_hidden_dims": (8,), "block_width": 8, "block_depth": 1, "noise_samples": 2},

@@ -12,13 +12,15 @@ import pytest
 from conftest import TINY
 from helpers import SCALAR, agent_config
 
-from floq import checkpoint, cli, pictures
-from floq.agent import Agent
-from floq.config import Config
-from floq.errors import UserError
-from floq.evaluate_run import evaluate_run
-from floq.loggers import CsvLogger, read_csv
-from floq.run import Run
+from floq import cli
+from floq.agent.agent import Agent
+from floq.analysis import pictures
+from floq.runs import checkpoint
+from floq.runs.config import Config
+from floq.runs.evaluate_run import evaluate_run
+from floq.runs.loggers import CsvLogger, read_csv
+from floq.runs.run import Run
+from floq.utils.errors import UserError
 
 
 def test_folder_and_files(run_dir):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from floq.config import Config
-from floq.schedule import Rate, Schedule
+from floq.runs.config import Config
+from floq.training.schedule import Rate, Schedule
 
 
 def stops(most=100, **settings):

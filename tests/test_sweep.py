@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import MAZE_DATA
 
-from floq import cli, sweep, sweep_cells
-from floq.analysis import comparison, comparison_figure
+from floq import cli
+from floq.analysis import comparison
+from floq.analysis.figures import comparison_figure
 from floq.analysis.statistics import area_under_curve, iqm, probability_of_improvement
-from floq.errors import Interrupted, UserError
-from floq.run import Run
+from floq.runs.run import Run
+from floq.sweep import jobs, sweep
+from floq.utils.errors import Interrupted, UserError
 
 TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
 BUDGET = f"""
@@ -86,13 +88,13 @@ def out(place, words):
 @pytest.fixture
 def trained(monkeypatch):
     """The cells that are trained from here on, as lists of (critic, seed)."""
-    cells, train_cell = [], sweep_cells.train_cell
+    cells, train_cell = [], jobs.train_cell
 
     def train(configs, show=True):
         cells.append([(config.agent.critic.q_agg, config.seed) for config in configs])
         return train_cell(configs, show)
 
-    monkeypatch.setattr(sweep_cells, "train_cell", train)
+    monkeypatch.setattr(jobs, "train_cell", train)
     return cells
 
 
@@ -163,10 +165,8 @@ def test_an_unfinished_fleet_goes_on(out, words, trained, monkeypatch):
     for folder in left:
         (folder / "summary.json").unlink()
         shutil.rmtree(folder / "checkpoints" / "6")
-    resumed, resume_fleet = [], sweep_cells.resume_fleet
-    monkeypatch.setattr(
-        sweep_cells, "resume_fleet", lambda runs, **how: resumed.append(runs) or resume_fleet(runs, **how)
-    )
+    resumed, resume_fleet = [], jobs.resume_fleet
+    monkeypatch.setattr(jobs, "resume_fleet", lambda runs, **how: resumed.append(runs) or resume_fleet(runs, **how))
     assert cli.run(words) == 0
     assert trained == [[("min", 0), ("min", 1)]]
     assert [sorted(runs) for runs in resumed] == [left]
@@ -194,7 +194,7 @@ def test_redraw_without_or_with_damaged_files(place, tmp_path, capsys):
 
 def test_one_failing_cell_does_not_lose_the_others(place, words, monkeypatch, capsys, tmp_path):
     """The first of two programs fails; the second is trained, and drawn."""
-    train_fleet, seen = sweep_cells.train_fleet, []
+    train_fleet, seen = jobs.train_fleet, []
 
     def fails_first(configs, **how):
         seen.append(configs[0].agent.critic.q_agg)
@@ -202,7 +202,7 @@ def test_one_failing_cell_does_not_lose_the_others(place, words, monkeypatch, ca
             raise MemoryError("too\nlarge")
         return train_fleet(configs, **how)
 
-    monkeypatch.setattr(sweep_cells, "train_fleet", fails_first)
+    monkeypatch.setattr(jobs, "train_fleet", fails_first)
     own = [f"--save_dir={tmp_path}", f"--out={tmp_path / 'out'}", "--seeds", "5"]
     assert cli.run([*words, *own]) == 1
     errors = capsys.readouterr().err.splitlines()
@@ -217,7 +217,7 @@ def test_a_signal_ends_the_sweep(words, monkeypatch, capsys, tmp_path):
     def stopped(configs, **how):
         raise Interrupted("stopped by SIGINT at step 1", 2)
 
-    monkeypatch.setattr(sweep_cells, "train_fleet", stopped)
+    monkeypatch.setattr(jobs, "train_fleet", stopped)
     assert cli.run([*words, f"--save_dir={tmp_path}"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -225,7 +225,7 @@ def test_a_signal_ends_the_sweep(words, monkeypatch, capsys, tmp_path):
 def test_missing_data_is_collected_as_the_budget_says(place, words, monkeypatch, tmp_path):
     collected = []
     monkeypatch.setattr(sweep, "collect_shown", lambda name, folder, episodes, _: collected.append((name, episodes)))
-    monkeypatch.setattr(sweep_cells, "train_cell", lambda configs, show: None)
+    monkeypatch.setattr(jobs, "train_cell", lambda configs, show: None)
     own = [f"--dataset_dir={tmp_path / 'data'}", f"--save_dir={tmp_path}", f"--out={tmp_path}"]
     assert cli.run([*words, *own, "--dry_run"]) == 0
     assert collected == []

@@ -11,14 +11,16 @@ import pytest
 from helpers import benchmark
 from rich.console import Console
 
-from floq import checkpoint, cli, sweep_board, sweep_cells
-from floq.cli_train import parse_train
-from floq.errors import UserError
-from floq.run import Run
-from floq.sweep_cells import Cell, Outcome, cells_of, train_cell
-from floq.sweep_estimate import seconds_per_step
-from floq.sweep_plan import missing
-from floq.train import settled
+from floq import cli
+from floq.cli.train import parse_train
+from floq.runs import checkpoint
+from floq.runs.run import Run
+from floq.sweep import board as sweep_board
+from floq.sweep import jobs
+from floq.sweep.jobs import Cell, Outcome, cells_of, seconds_per_step, train_cell
+from floq.sweep.plan import missing
+from floq.training.train import settled
+from floq.utils.errors import UserError
 
 KILLS = benchmark("ray_kills")
 SLOW = pytest.mark.slow
@@ -85,9 +87,9 @@ def test_cells_are_programs_divided_evenly(words):
 )
 def test_what_was_begun_goes_on_in_its_folders(words, finished, copy, steps, monkeypatch):
     """Also where a fleet was killed while it saved, before its first checkpoint, or where runs are far apart."""
-    together, resume_fleet = [], sweep_cells.resume_fleet
+    together, resume_fleet = [], jobs.resume_fleet
     monkeypatch.setattr(
-        sweep_cells, "resume_fleet", lambda runs, **how: together.append(len(runs)) or resume_fleet(runs, **how)
+        jobs, "resume_fleet", lambda runs, **how: together.append(len(runs)) or resume_fleet(runs, **how)
     )
     stop(copy, steps)
     train_cell(configs_of(only_first(words)), show=False)
@@ -111,7 +113,7 @@ def test_what_has_ended_or_diverged_is_left_alone(words, copy, monkeypatch):
     configs = configs_of(only_first(words))
     assert missing(configs) == configs[:1]
     resumed = []
-    monkeypatch.setattr(sweep_cells, "resume_fleet", lambda runs, **_: resumed.append([run.name for run in runs]))
+    monkeypatch.setattr(jobs, "resume_fleet", lambda runs, **_: resumed.append([run.name for run in runs]))
     train_cell(configs, show=False)
     assert resumed == [[first.name]]
 
@@ -197,6 +199,6 @@ def test_without_ray_the_line_says_what_to_install(monkeypatch):
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without_ray)
-    monkeypatch.delitem(sys.modules, "floq.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "floq.sweep.ray", raising=False)
     with pytest.raises(UserError, match=r"pip install 'floq\[ray\]'"):
         import floq.cluster  # noqa: F401

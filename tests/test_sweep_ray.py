@@ -13,8 +13,10 @@ from helpers import benchmark
 
 pytest.importorskip("ray", reason="floq[ray] is not installed")
 
-from floq import checkpoint, cli, cluster
-from floq.errors import UserError
+from floq import cli
+from floq.runs import checkpoint
+from floq.sweep import ray
+from floq.utils.errors import UserError
 
 KILLS = benchmark("ray_kills")
 STEPS = 1000
@@ -59,10 +61,10 @@ def test_a_cell_whose_process_is_killed_goes_on_and_ends_once(words, tmp_path, c
         assert cli.run(["sweep", *there]) == 0
         assert "2 runs, 0 to train" in capsys.readouterr().out
         with (
-            cluster.connected(cluster.Placement(nodes.address)),
+            ray.connected(ray.Placement(nodes.address)),
             pytest.raises(UserError, match="does not see /nowhere"),
         ):
-            cluster._check_nodes(cluster._nodes(), [str(tmp_path), "/nowhere"])
+            ray._check_nodes(ray._nodes(), [str(tmp_path), "/nowhere"])
     assert not list((tmp_path / "ray").glob(".sweep-*"))
 
 
@@ -118,14 +120,14 @@ def node(cores, gpus=0):
 )
 def test_what_a_cell_is_given(nodes, wanted, expected):
     """Cores and GPUs of a cell, and how many fit at once."""
-    assert cluster._share(cluster.Placement("auto", **wanted), nodes)[:3] == expected
+    assert ray._share(ray.Placement("auto", **wanted), nodes)[:3] == expected
 
 
 def test_no_node_is_large_enough():
     with pytest.raises(UserError, match="no node has room for a cell with --cores_per_cell=9"):
-        cluster._share(cluster.Placement("auto", cores_per_cell=9), [node(8), node(4)])
+        ray._share(ray.Placement("auto", cores_per_cell=9), [node(8), node(4)])
     assert "2 nodes with 8 cores, 1 node with 4 cores" in str(
-        cluster._share(cluster.Placement("auto"), [node(8), node(8), node(4)])
+        ray._share(ray.Placement("auto"), [node(8), node(8), node(4)])
     )
 
 

@@ -14,12 +14,13 @@ import pytest
 from conftest import TINY
 from helpers import ACTOR, FLOQ, SCALAR, agent_config
 
-from floq import checkpoint, cli
-from floq.config import Config
-from floq.data.transitions import Dataset
-from floq.fleet import Fleet, FleetData
-from floq.keys import Keys
-from floq.weights import make_agent
+from floq import cli
+from floq.agent.state import Keys
+from floq.data.dataset import Dataset
+from floq.runs import checkpoint
+from floq.runs.config import Config
+from floq.runs.weights import make_agent
+from floq.training.fleet import Fleet, FleetData
 
 ROWS = 60
 

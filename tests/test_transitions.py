@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floq.data.arrays import Trajectories
-from floq.data.transitions import Dataset, draw_steps
-from floq.errors import UserError
+from floq.data.dataset import Dataset, draw_steps
+from floq.utils.errors import UserError
 
 G, ROWS = 0.9, 80
 

@@ -10,9 +10,10 @@ import pytest
 from conftest import MAZE_DATA
 
 import floq
-from floq import cli, presets
+from floq import cli
 from floq.actors import ACTORS
 from floq.critics import CRITICS
+from floq.runs import presets
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"(?ms)^```(\w+)\n(.*?)^```$")

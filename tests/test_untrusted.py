@@ -19,23 +19,25 @@ from episodes import flat, make_episodes, write_hdf5, write_minari
 from hostile import edit_json, nested, npy, npz, safetensors
 from run_folders import make_run
 
-from floq import checkpoint, cli, run_data, untrusted
-from floq.config import Config
-from floq.data import collect, d4rl, ogbench
-from floq.data.experts.walker import Walker
-from floq.data.files import open_npz
-from floq.data.minari import read as read_minari
-from floq.data.open import open_dataset
-from floq.errors import UserError
-from floq.evaluate_run import evaluate_run
-from floq.experiment import read_experiment
-from floq.loggers import read_csv
-from floq.progress import Display
-from floq.random_data import _kept
-from floq.run import Run
-from floq.tensors import read_tensors
-from floq.toml_tables import read_toml
-from floq.untrusted import CSV_LIMIT, JSON_LIMIT, TOML_LIMIT, printable, read_json, read_text
+from floq import cli
+from floq.data.collection import collect
+from floq.data.collection.experts.walker import Walker
+from floq.data.formats import d4rl, ogbench
+from floq.data.formats.files import open_npz
+from floq.data.formats.minari import read as read_minari
+from floq.data.formats.open import open_dataset
+from floq.runs import checkpoint, run_data
+from floq.runs.config import Config
+from floq.runs.evaluate_run import evaluate_run
+from floq.runs.loggers import read_csv
+from floq.runs.run import Run
+from floq.runs.run_data import _kept
+from floq.sweep.experiment import read_experiment
+from floq.utils import untrusted
+from floq.utils.errors import UserError
+from floq.utils.progress import Display
+from floq.utils.schema import read_toml
+from floq.utils.untrusted import CSV_LIMIT, JSON_LIMIT, TOML_LIMIT, printable, read_json, read_tensors, read_text
 
 ESCAPE = "\x1b]0;owned\x07"
 

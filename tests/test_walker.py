@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from floq import envs
 from floq.actors.gaussian import GaussianActor, GaussianConfig
-from floq.data.experts import walker as module
-from floq.data.experts.walker import Walker
-from floq.data.recipes import recipe
+from floq.data.collection.experts import walker as module
+from floq.data.collection.experts.walker import Walker
+from floq.data.collection.recipes import recipe
+from floq.envs import environments
 
 
 def test_a_walker_acts_like_the_actor_it_was_made_from(tmp_path):
@@ -39,7 +39,7 @@ def test_the_shipped_ant_says_how_it_was_made_and_is_small():
 
 def test_the_ant_walks_where_it_is_told():
     """More than a metre in ten steps on average, starting from rest, whatever the direction."""
-    env, walker = envs.make("online-ant-xy-v0"), Walker.load("ant")
+    env, walker = environments.make("online-ant-xy-v0"), Walker.load("ant")
     for number in range(4):
         obs, total = env.reset_with((0, number)), 0.0
         for _ in range(100):

@@ -8,8 +8,8 @@ from rich.console import Console
 from run_folders import TASK, make_run
 
 from floq import cli
-from floq.folders import exclusive
-from floq.report import watch
+from floq.analysis.report import watch
+from floq.utils.files import exclusive
 
 
 def shown(found, width=80, height=None) -> list[str]:

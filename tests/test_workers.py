@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from floq.workers import CORES, WorkerError, WorkerLate, Workers, cores
+from floq.envs.workers import WorkerError, WorkerLate, Workers
+from floq.utils.machine import CORES, cores
 
 pytestmark = pytest.mark.processes
 
@@ -61,8 +62,8 @@ def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_ja
     script.write_text(
         textwrap.dedent("""
         import jax
-        from floq.envs import EnvSlots
-        from floq.workers import Workers
+        from floq.envs.environments import EnvSlots
+        from floq.envs.workers import Workers
         print("main runs once")
         with Workers(EnvSlots, [("pointmaze-medium-navigate-singletask-v0", "post", [(0, 0)], 1)]) as workers:
             print(workers.call("start", [([("pointmaze-medium-navigate-singletask-v0", (0,))], 1)])[0].shape)

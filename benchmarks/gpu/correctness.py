@@ -19,16 +19,16 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from floq.agent import Agent
-from floq.bench import random_data
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
 from floq.cli import parse_train
-from floq.config import Config
-from floq.data.transitions import Batch
-from floq.errors import UserError
-from floq.fleet import sample_batch
-from floq.keys import Keys
-from floq.precision import computing_copy, matmul_precision
-from floq.weights import make_agent
+from floq.data.dataset import Batch
+from floq.networks.precision import computing_copy, matmul_precision
+from floq.runs.config import Config
+from floq.runs.weights import make_agent
+from floq.training.bench import random_data
+from floq.training.fleet import sample_batch
+from floq.utils.errors import UserError
 
 HEAD = 30.0
 MOST = {"f32": 1e-5, "tf32": 5e-3, "bf16": 3e-2}  # error that is put down to rounding

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from floq.cli import parse_train
 from floq.critics import FloqCritic, ReturnScale
-from floq.errors import UserError
-from floq.kernels import fused
-from floq.kernels.plan import Plan
-from floq.precision import computing_copy
-from floq.speed import best_in_turn, product_rate, repetitions_for
+from floq.networks.kernels import fused
+from floq.networks.kernels.plan import Plan
+from floq.networks.precision import computing_copy
+from floq.training.bench import best_in_turn, product_rate, repetitions_for
+from floq.utils.errors import UserError
 
 TRIES = 4
 

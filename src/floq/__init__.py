@@ -8,36 +8,39 @@ Names are loaded when they are first used, so that `floq --help` and worker proc
 """
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from floq.agent import Agent as Agent
-    from floq.config import AgentConfig as AgentConfig
-    from floq.config import Config as Config
-    from floq.data.transitions import Dataset as Dataset
-    from floq.errors import Failed as Failed
-    from floq.errors import Interrupted as Interrupted
-    from floq.errors import UserError as UserError
-    from floq.presets import configure as configure
-    from floq.resuming import resume as resume
-    from floq.run import Run as Run
-    from floq.train import train as train
+    from floq.agent.agent import Agent as Agent
+    from floq.agent.config import AgentConfig as AgentConfig
+    from floq.data.dataset import Dataset as Dataset
+    from floq.runs.config import Config as Config
+    from floq.runs.presets import configure as configure
+    from floq.runs.run import Run as Run
+    from floq.training.resume import resume as resume
+    from floq.training.train import train as train
+    from floq.utils.errors import Failed as Failed
+    from floq.utils.errors import Interrupted as Interrupted
+    from floq.utils.errors import UserError as UserError
 
 _HOME = {
-    "Agent": "agent",
-    "AgentConfig": "config",
-    "Config": "config",
-    "Dataset": "data.transitions",
-    "Failed": "errors",
-    "Interrupted": "errors",
-    "Run": "run",
-    "UserError": "errors",
-    "configure": "presets",
-    "resume": "resuming",
+    "Agent": "agent.agent",
+    "AgentConfig": "agent.config",
+    "Config": "runs.config",
+    "Dataset": "data.dataset",
+    "Failed": "utils.errors",
+    "Interrupted": "utils.errors",
+    "Run": "runs.run",
+    "UserError": "utils.errors",
+    "configure": "runs.presets",
+    "resume": "training.resume",
+    "train": "training.train",
 }
-__all__ = [*sorted(_HOME), "train"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -48,16 +51,33 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-class _Package(types.ModuleType):
-    """Keeps `floq.train` the function, though importing the module of that name would put the module there."""
-
-    @property
-    def train(self) -> Any:
-        return importlib.import_module("floq.train").train
-
-    @train.setter
-    def train(self, module: Any) -> None:
-        """Ignore what the import system wants to put here."""
+_ALIASES = {
+    "floq.exported": "floq.export.exported",
+    "floq.config": "floq.runs.config",
+    "floq.inspect_run": "floq.analysis.inspect_run",
+    "floq.data.ogbench": "floq.data.formats.ogbench",
+}
 
 
-sys.modules[__name__].__class__ = _Package
+class _AliasFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import the modules that users name by the names that they have had since version 0.1."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        real = importlib.util.find_spec(_ALIASES[fullname]) if fullname in _ALIASES else None
+        return real and importlib.machinery.ModuleSpec(fullname, self, origin=real.origin)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
+        module = importlib.import_module(_ALIASES[spec.name])
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = self._spec  # the import system has just put that of the alias there
+
+    def get_code(self, fullname: str) -> Any:
+        """For `python -m`."""
+        loader: Any = getattr(importlib.util.find_spec(_ALIASES[fullname]), "loader", None)
+        return loader.get_code(_ALIASES[fullname])
+
+
+sys.meta_path.append(_AliasFinder())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.flow import integrate
-from floq.networks import MLP
+from floq.networks.mlp import MLP
 
 
 class BehaviourFlow(eqx.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
-from floq.networks import MLP
+from floq.networks.mlp import MLP
 
 
 @dataclass(frozen=True)

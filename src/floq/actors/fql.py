@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.actors.behaviour import BehaviourFlow
-from floq.networks import MLP
+from floq.networks.mlp import MLP
 
 
 @dataclass(frozen=True)

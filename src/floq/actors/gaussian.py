@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
-from floq.errors import UserError
-from floq.networks import MLP
+from floq.networks.mlp import MLP
+from floq.utils.errors import UserError
 
 LOG_STD_RANGE = (-5.0, 2.0)
 LIMIT = 1 - 1e-5  # of actions whose likelihood is asked for: tanh never reaches 1

@@ -1,0 +1,1 @@
+"""Analyse runs and agents: statistics, cost, figures, reports."""

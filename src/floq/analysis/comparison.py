@@ -17,8 +17,8 @@ from floq.analysis.statistics import (
     iqm_interval,
     probability_of_improvement,
 )
-from floq.errors import UserError
-from floq.untrusted import CSV_LIMIT, read_text
+from floq.utils.errors import UserError
+from floq.utils.untrusted import CSV_LIMIT, read_text
 
 Row = dict[str, str]
 DIAGNOSED = "validation/critic/"
@@ -93,7 +93,7 @@ def compare(
             reference, they are compared with.
         reference: the group that the others are compared with.
         score: a name in `SCORES`.
-        evaluations, runs: rows of the two files; see `floq.sweep`.
+        evaluations, runs: rows of the two files; see `floq.sweep.sweep`.
 
     Raises:
         UserError: the files are damaged.

@@ -2,7 +2,7 @@
 
 Nothing is computed or allocated, and no accelerator is started. Matrix products are counted, two operations for each
 multiplication and addition. A loop counts as often as it runs, a choice at its most expensive branch. What a custom
-call does is not seen: the fused kernel of `floq.kernels` counts as nothing near its products.
+call does is not seen: the fused kernel of `floq.networks.kernels` counts as nothing near its products.
 
 `analysis.cost_model` has the formula for the published agents, which says where the operations are.
 """
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from floq.agent import Agent
-from floq.config import AgentConfig
+from floq.agent.agent import Agent
+from floq.agent.config import AgentConfig
 
 
 class Cost(NamedTuple):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from floq.config import AgentConfig
+from floq.agent.config import AgentConfig
 from floq.critics import FloqConfig, QuantileConfig, ScalarConfig
-from floq.embeddings import time_embedding_size
+from floq.networks.embeddings import time_embedding_size
 
 FLOAT = 4  # bytes
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
+from floq.agent.config import AgentConfig
 from floq.analysis.cost import cost_of, critic_parameters
-from floq.config import AgentConfig
-from floq.errors import UserError
+from floq.utils.errors import UserError
 
 What: TypeAlias = Literal["params", "flops"]
 By: TypeAlias = Literal["width", "members"]

@@ -2,8 +2,7 @@
 
 from floq.critics.base import Critic, Policy, ReturnScale
 from floq.critics.categorical import CategoricalConfig, CategoricalCritic
-from floq.critics.floq import FloqCritic
-from floq.critics.floq_settings import FloqConfig
+from floq.critics.floq import FloqConfig, FloqCritic
 from floq.critics.quantile import QuantileConfig, QuantileCritic
 from floq.critics.scalar import ScalarConfig, ScalarCritic
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
-from floq.critics.looked_up import LookedUpConfig, LookedUpCritic
-from floq.embeddings import histogram
-from floq.networks import MLP, ensemble
+from floq.critics.ensemble import LookedUpConfig, LookedUpCritic
+from floq.networks.embeddings import histogram
+from floq.networks.mlp import MLP, ensemble
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate, td_errors
-from floq.critics.looked_up import LookedUpConfig, refuse_steps
-from floq.networks import MLP, ensemble
+from floq.critics.ensemble import LookedUpConfig, refuse_steps
+from floq.networks.mlp import MLP, ensemble
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
-from floq.critics.looked_up import LookedUpConfig, LookedUpCritic
-from floq.networks import MLP, Linear, ResidualBody, ensemble
+from floq.critics.ensemble import LookedUpConfig, LookedUpCritic
+from floq.networks.mlp import MLP, Linear, ResidualBody, ensemble
 
 
 @dataclass(frozen=True)

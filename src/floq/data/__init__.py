@@ -1,0 +1,1 @@
+"""Datasets: trajectories on the device, readers of each format, checks, collection."""

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from floq.data.files import open_npz
-from floq.data.validate import check_actions, check_rows
-from floq.errors import UserError
+from floq.data.checks import check_actions, check_rows
+from floq.data.formats.files import open_npz
+from floq.utils.errors import UserError
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
 MISNOMERS = ("terminals", "dones", "done", "terminated")  # what else people call `terminations`

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from floq.data.transitions import Batch, Dataset, divide_key
+from floq.data.dataset import Batch, Dataset, divide_key
 
 
 class Experience(NamedTuple):

@@ -10,5 +10,5 @@ what these would have returned is asked for instead. A policy elsewhere then dra
 and given the same noise it acts as here. JAX's generator, rebuilt in NumPy, would have been no help to ONNX.
 
 Every policy is compared with the agent before its folder appears (`check.py`), so a cut in the wrong place, should JAX
-rename its functions, is found then and there. The reader is `floq/exported.py`, which needs NumPy alone.
+rename its functions, is found then and there. The reader is `floq/export/exported.py`, which needs NumPy alone.
 """

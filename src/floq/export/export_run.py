@@ -10,19 +10,21 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
-from floq import checkpoint, durable, exported, probing
-from floq.checkpoint import Checkpoint
-from floq.errors import UserError
-from floq.export import check
+from floq.agent.policy import Policy
+from floq.analysis import probing
+from floq.export import exported, verification
 from floq.export.formats import Exportable, Format, check_installed, load, write
 from floq.export.operations import translate
-from floq.export.traced import Traced
-from floq.folders import check_writable, user_path
-from floq.policy import Policy
-from floq.progress import Display
-from floq.run import Run
-from floq.untrusted import read_json
-from floq.versions import version
+from floq.export.trace import Traced
+from floq.runs import checkpoint
+from floq.runs.checkpoint import Checkpoint
+from floq.runs.run import Run
+from floq.utils import files
+from floq.utils.errors import UserError
+from floq.utils.files import check_writable, user_path
+from floq.utils.machine import version
+from floq.utils.progress import Display
+from floq.utils.untrusted import read_json
 
 DEFAULT = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # folders of the run
 
@@ -33,7 +35,7 @@ def export_run(
     out: str | None = None,
     format: Format = "numpy",
     explore: bool = False,
-    tolerance: float = check.TOLERANCE,
+    tolerance: float = verification.TOLERANCE,
     overwrite: bool = False,
     show: bool = True,
 ) -> Path:
@@ -70,19 +72,19 @@ def export_run(
     policy = saved.agent.policy
     traced = Traced.of(policy, saved.sizes[0], explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
-    expected = check.samples(policy, traced, explore)
+    expected = verification.samples(policy, traced, explore)
     with _appearing(folder) as partial:
         write(format, exportable, partial)
         acting = load(format, partial)
-        agreement = check.compare(policy, acting, expected, tolerance)
-        speed = check.milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
+        agreement = verification.compare(policy, acting, expected, tolerance)
+        speed = verification.milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     display.table(
         f"{run.config.task}, policy of step {saved.step}",
         {
             **{name: f"{size / 1000:,.1f} kB" for name, size in files.items()},
             "actions": _agreed(agreement),
-            "one action": f"{speed:.3g} ms here, median of {check.CALLS}",
+            "one action": f"{speed:.3g} ms here, median of {verification.CALLS}",
             "in training": f"{_own_speed(policy, expected, explore):.3g} ms (JAX, compiled)",
         },
     )
@@ -98,18 +100,18 @@ def _description(run: Run, saved: Checkpoint, explore: bool) -> dict[str, Any]:
     return {"about": about, **sizes}
 
 
-def _agreed(agreement: check.Agreement) -> str:
+def _agreed(agreement: verification.Agreement) -> str:
     text = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
     if not agreement.ties:
         return text
     return f"{text}, but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
 
 
-def _own_speed(policy: Policy, expected: list[check.Sample], explore: bool) -> float:
+def _own_speed(policy: Policy, expected: list[verification.Sample], explore: bool) -> float:
     """Of the policy as it is trained and evaluated."""
     act = policy.explore if explore else policy.act
-    keys = list(jax.random.split(jax.random.key(0), 2 * check.CALLS))
-    return check.milliseconds(lambda sample: np.asarray(act(sample.obs, keys.pop())), expected)
+    keys = list(jax.random.split(jax.random.key(0), 2 * verification.CALLS))
+    return verification.milliseconds(lambda sample: np.asarray(act(sample.obs, keys.pop())), expected)
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -145,8 +147,8 @@ def _appearing(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():
-            durable.sync(file)
-        durable.replace_folder(folder, partial, aside)
+            files.sync(file)
+        files.replace_folder(folder, partial, aside)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
     finally:

@@ -1,4 +1,4 @@
-"""A traced policy as the operations of `floq.exported`; what depends on no observation and no noise is computed now."""
+"""Translate a traced policy into the operations of `exported.py`, computing constants now."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from floq.errors import UserError
-from floq.export.traced import Noise, Traced, Visitor, walk
-from floq.exported import DTYPES, OPERATIONS, PolicyError, Type
+from floq.export.exported import DTYPES, OPERATIONS, PolicyError, Type
+from floq.export.trace import Noise, Traced, Visitor, walk
+from floq.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Program:
     """What `policy.json` and `policy.safetensors` say of a policy's computation."""
 
-    lines: list[list[Any]]  # [operation, inputs, parameters], see `floq.exported`
+    lines: list[list[Any]]  # [operation, inputs, parameters], see `floq.export.exported`
     tensors: dict[str, np.ndarray]
     noise: list[Noise]
 

@@ -1,0 +1,1 @@
+"""An agent: a critic and an actor over one pytree. Pure: no disk, no environment, no clock."""

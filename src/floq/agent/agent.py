@@ -1,0 +1,332 @@
+"""An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
+
+import dataclasses
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from floq.actors import ACTORS, Actor
+from floq.agent.config import AgentConfig
+from floq.agent.finite import SOUND, first_fault
+from floq.agent.policy import ObsStats, Policy, chosen
+from floq.agent.state import ADAM, Hypers, OptStates, Params, ValueRange
+from floq.critics import CRITICS, Critic, ReturnScale
+from floq.networks.mlp import effective_rank
+from floq.networks.precision import PUBLISHED, Precision, computing_copy, matmul_precision
+from floq.utils.errors import UserError
+
+Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
+Info: TypeAlias = dict[str, Float[Array, ""]]
+
+Tree = TypeVar("Tree")
+
+ACTION_LIMIT = 1 - 1e-5  # dataset actions are clipped to this, as published
+DIAGNOSED = 128  # transitions from which a critic's diagnosis is made, at most
+
+
+class Agent(eqx.Module):
+    """The whole state of a learner, with `update`, `act` and `value` as pure functions of it.
+
+    Every field but the last two is an array or a tree of arrays. `static` alone decides shapes and branches; the
+    settings that do neither are in `hypers`, and stand at their defaults in `static`. `precision` is that of updates;
+    acting and reading out values is always done in float32.
+    """
+
+    params: Params
+    target: Critic
+    target_actor: Actor | None  # None where TD targets act with the actor itself
+    opt_state: OptStates
+    key: PRNGKeyArray  # never changes: the randomness of update number i is fold_in(key, i)
+    step: Int[Array, ""]
+    hypers: Hypers
+    value_range: ValueRange
+    obs_stats: ObsStats
+    static: AgentConfig = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True, default=PUBLISHED)
+
+    @classmethod
+    def init(
+        cls,
+        key: PRNGKeyArray,
+        obs_size: int,
+        act_size: int,
+        config: AgentConfig | None = None,
+        *,
+        reward_range: tuple[float, float] = (-1.0, 0.0),
+        obs_stats: ObsStats | None = None,
+        precision: Precision = PUBLISHED,
+    ) -> "Agent":
+        """A fresh agent.
+
+        Args:
+            key: its only source of randomness; the same key gives the same agent.
+            obs_size, act_size: how many numbers an observation and an action have; of a whole chunk of actions where
+                they come in chunks. Actions live in [-1, 1].
+            config: which critic and actor, and their settings.
+            reward_range: smallest and largest reward of the data. floq draws its source noise and lays its histogram
+                accordingly, so it must fit the data.
+            obs_stats: normalise observations with these; by default they are left alone.
+            precision: what updates compute in.
+        """
+        config = config or AgentConfig()
+        stats = obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size))
+        traced = Hypers.of(config), ValueRange.of(*reward_range), stats
+        kinds = CRITICS[config.critic_name][1], ACTORS[config.actor_name][1]
+        return _fresh(key, *traced, kinds, act_size, config.compiled(), precision)
+
+    @jax.jit
+    def update(self, batch: Batch) -> tuple["Agent", Info]:
+        """One gradient step on critic and actor.
+
+        Args:
+            batch: `observations`, `actions`, `next_observations` of shape (batch, size); `rewards` and `masks` of
+                shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
+                discounted sum of n rewards, `next_observations` lies n steps on, and `masks` carries the further
+                powers of the discount (see `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an
+                actor that reads the next action.
+
+        Returns:
+            The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
+        """
+        return self._step(batch)[:2]
+
+    @jax.jit
+    def guarded_update(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
+        """`update`, unless something in it is not finite: then the agent stays as it is.
+
+        Returns:
+            The agent, the scalars to log, and which of `floq.agent.finite.TERMS` was the first that is not finite.
+        """
+        agent, info, fault = self._step(batch)
+        keep = lambda new, old: jnp.where(fault == SOUND, new, old)  # noqa: E731
+        learned = ("params", "target", "target_actor", "opt_state", "step")
+        own = {name: jax.tree.map(keep, getattr(agent, name), getattr(self, name)) for name in learned}
+        return dataclasses.replace(agent, **own), info, fault
+
+    def _step(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
+        target_key, critic_key, actor_key = jax.random.split(jax.random.fold_in(self.key, self.step), 3)
+        batch = self._prepare(batch)
+        with matmul_precision(self.precision):
+            targets = self._targets(batch, target_key)
+            critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
+            (critic_loss, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
+        critic, critic_state = self._adam(self.params.critic, critic_grads, self.opt_state.critic)
+        critic_terms = targets, critic_loss, critic_grads
+
+        def move(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
+            """A step of the actor, and of the target copies. The published average takes in the parameters from before
+            this step, not after it."""
+            with matmul_precision(self.precision):
+                actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
+                (loss, info), grads = actor_grad_fn(self.params.actor, batch, actor_key)
+            actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
+            target = self._averaged(self.target, self.params.critic.tracked())
+            moved = actor, state, target, self._averaged(self.target_actor, self.params.actor.tracked())
+            return moved, info, first_fault((*critic_terms, loss, grads))
+
+        def stay(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
+            with matmul_precision(self.precision):
+                loss, info = self._actor_loss(self.params.actor, batch, actor_key)
+            still = self.params.actor, self.opt_state.actor, self.target, self.target_actor
+            return still, info, first_fault((*critic_terms, loss))
+
+        interval = self.params.actor.update_interval
+        if interval == 1:
+            moved, actor_info, fault = move(None)
+        else:
+            moved, actor_info, fault = jax.lax.cond((self.step + 1) % interval == 0, move, stay, None)
+        actor, actor_state, target, target_actor = moved
+        agent = dataclasses.replace(
+            self,
+            params=Params(critic, actor),
+            target=target,
+            target_actor=target_actor,
+            opt_state=OptStates(critic_state, actor_state),
+            step=self.step + 1,
+        )
+        return agent, critic_info | actor_info, fault
+
+    def _adam(self, params: Tree, grads: Tree, state: optax.OptState) -> tuple[Tree, optax.OptState]:
+        steps, state = ADAM.update(grads, state)  # pyright: ignore[reportArgumentType]
+        return jax.tree.map(lambda p, s: p - self.hypers.lr * s, params, steps), state
+
+    def _averaged(self, slow: Tree, fast: Tree) -> Tree:
+        """A step of the target copy `slow` towards `fast`."""
+        tau = self.hypers.tau
+        return jax.tree.map(lambda slow, fast: (1 - tau) * slow + tau * fast, slow, fast)
+
+    @jax.jit
+    def evaluate_loss(self, batch: Batch, key: PRNGKeyArray) -> Info:
+        """The scalars that `update` would log on this batch, without a step: for validation data. Consumes `key`."""
+        target_key, critic_key, actor_key = jax.random.split(key, 3)
+        batch = self._prepare(batch)
+        with matmul_precision(self.precision):
+            targets = self._targets(batch, target_key)
+            critic_info = self._critic_loss(self.params.critic, batch, targets, critic_key)[1]
+            return critic_info | self._actor_loss(self.params.actor, batch, actor_key)[1]
+
+    @jax.jit
+    def td_targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
+        """What `update` would have the critic regress on for each transition of a batch, in float32; a quantile
+        critic has several targets for each. Consumes `key`."""
+        with matmul_precision("f32"):
+            return self._targets(self._prepare(batch), key)
+
+    @jax.jit
+    def diagnose(self, batch: Batch, key: PRNGKeyArray) -> Info:
+        """What the critic shows about itself on (the first rows of) a batch: `critic/...`, as each critic explains it
+        in `diagnose`; and of the features that its last layer reads, averaged over the members, `feature_norm`, their
+        mean length, and `feature_rank`, in how many directions they point: the participation ratio of their squared
+        singular values, 1 if all are parallel. Consumes `key`."""
+        batch = self._prepare(batch)
+        obs, act = (batch[name][:DIAGNOSED] for name in ("observations", "actions"))
+        critic, scale = self.params.critic, self.scale
+        with matmul_precision("f32"):
+            keys = jax.random.split(key, obs.shape[0])
+            info = jax.vmap(lambda obs, act, key: critic.diagnose(obs, act, scale, key))(obs, act, keys)
+            features = jax.vmap(lambda obs, act: critic.features(obs, act, scale), out_axes=1)(obs, act)
+        if features is not None:  # (members, batch, features)
+            info["feature_norm"] = jnp.linalg.norm(features, axis=-1)
+            info["feature_rank"] = jax.vmap(effective_rank)(features)
+        return _named_means("critic", info)
+
+    @jax.jit
+    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
+        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
+        return self.policy.act(obs, key)
+
+    @property
+    def policy(self) -> Policy:
+        """The part of the agent that acts."""
+        ranks = self.params.actor.ranks
+        critic, scale = (self.params.critic, self.scale) if ranks else (None, None)
+        return Policy(self.params.actor, critic, scale, self.obs_stats)
+
+    def value(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray, num_steps: int | None = None
+    ) -> Float[Array, ""]:
+        """Q(obs, act) as the critic reads it out, in units of return; K = `num_steps` for a flow critic.
+
+        One observation and one action; vmap for many. Consumes `key`.
+        """
+        with matmul_precision("f32"):
+            return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
+
+    @property
+    def scale(self) -> ReturnScale:
+        """What the critic is told about returns."""
+        h, r = self.hypers, self.value_range
+        return ReturnScale(r.r_min * h.reward_scale, r.r_max * h.reward_scale, h.discount, h.noise_coverage)
+
+    def actor_value(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
+        """The Q that the actor climbs; for floq the distilled critic. One observation and one action."""
+        with matmul_precision("f32"):
+            return jnp.mean(self.params.critic.actor_value(self.normalize(obs), act, self.scale, key))
+
+    def normalize(self, obs: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
+        """An observation as the networks see it."""
+        return (obs - self.obs_stats.mean) / self.obs_stats.std
+
+    def _prepare(self, batch: Batch) -> Batch:
+        prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
+        for name in ("observations", "next_observations"):
+            prepared[name] = jax.vmap(self.normalize)(batch[name])
+        for name in ("actions", "next_actions"):
+            if name in batch:
+                prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
+        return prepared
+
+    def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
+        acting = self.params.actor if self.target_actor is None else self.target_actor
+        critic, online, actor = computing_copy((self.target, self.params.critic, acting), self.precision)
+        ranker = online if actor.ranks else None  # the online critic chooses, its target copy judges
+        policy = lambda obs, key: chosen(actor.target_act, ranker, self.scale, obs, key)  # noqa: E731
+
+        def target(reward, mask, next_obs, key):
+            return critic.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
+
+        rewards = batch["rewards"]
+        if actor.penalises:
+            key, penalty_key = jax.random.split(key)
+            rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
+        keys = jax.random.split(key, rewards.shape[0])
+        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], keys)
+
+    def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
+        """What the actor has subtracted from the values of the next states."""
+        if actor.reads_next_action and not {"next_actions", "terminals"} <= batch.keys():
+            raise UserError("this actor compares with the data's next action: the batch needs next_actions, terminals")
+        next_acts = batch.get("next_actions", batch["actions"])
+        known = 1.0 - batch.get("terminals", jnp.zeros(next_acts.shape[0]))
+        keys = jax.random.split(key, next_acts.shape[0])
+        return jax.vmap(actor.target_penalty)(batch["next_observations"], next_acts, known, keys)
+
+    def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
+        critic = computing_copy(critic, self.precision)
+        keys = jax.random.split(key, targets.shape[0])
+        loss = jax.vmap(lambda obs, act, y, key: critic.loss(obs, act, y, self.scale, key))
+        losses, info = loss(batch["observations"], batch["actions"], targets, keys)
+        return jnp.mean(losses), _named_means("critic", info)
+
+    def _actor_loss(self, actor: Actor, batch: Batch, key: PRNGKeyArray):
+        actor, critic = computing_copy((actor, self.params.critic), self.precision)
+
+        def loss(obs, act, key):
+            act_key, value_key = jax.random.split(key)
+            value = lambda a: critic.actor_value(obs, a, self.scale, value_key)  # noqa: E731
+            return actor.loss(obs, act, value, self.hypers.alpha, act_key)
+
+        keys = jax.random.split(key, batch["actions"].shape[0])
+        terms = jax.vmap(loss)(batch["observations"], batch["actions"], keys)
+        q_loss = -jnp.mean(terms.q) * jax.lax.stop_gradient(actor.q_scale(terms.q))
+        total = jnp.mean(terms.behaviour) + q_loss
+        return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _fresh(
+    key: PRNGKeyArray,
+    hypers: Hypers,
+    value_range: ValueRange,
+    obs_stats: ObsStats,
+    kinds: tuple[type[Critic], type[Actor]],
+    act_size: int,
+    config: AgentConfig,
+    precision: Precision,
+) -> Agent:
+    """One program for all agents that differ in what is traced alone."""
+    init_key, run_key = jax.random.split(key)
+    critic_key, actor_key = jax.random.split(init_key)
+    sizes = obs_stats.mean.shape[0], act_size
+    params = Params(
+        kinds[0].init(critic_key, *sizes, config.critic),
+        kinds[1].init(actor_key, *sizes, config.actor),
+    )
+    return Agent(
+        params=params,
+        target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
+        target_actor=jax.tree.map(jnp.copy, params.actor.tracked()),
+        opt_state=OptStates.init(params),
+        key=run_key,
+        step=jnp.zeros((), jnp.int32),
+        hypers=hypers,
+        value_range=value_range,
+        obs_stats=obs_stats,
+        static=config,
+        precision=precision,
+    )
+
+
+def _named_means(prefix: str, info: dict[str, Any]) -> Info:
+    return {f"{prefix}/{name}": jnp.mean(values) for name, values in info.items()}
+
+
+def zeros_like_info(agent: Agent, batch: PyTree) -> Info:
+    """The info dictionary of `update`, all zeros: the carry that a compiled training loop starts from."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(agent.update, batch)[1])

@@ -1,0 +1,130 @@
+"""Settings of an agent: those of a critic, of an actor, and what they share.
+
+A critic and an actor bring their own settings; `AgentConfig` joins one of each with what every agent has. On the
+command line and in `config.json` all of them stand side by side under their published names, such as `--agent.alpha`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from floq.actors import ACTORS, FQLConfig
+from floq.critics import CRITICS, FloqConfig
+from floq.utils.errors import UserError, nearest
+from floq.utils.schema import check_ranges
+
+AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
+"""The published agents, as (critic, actor)."""
+
+_FQL_NAMES = {"flow_steps": "actor_flow_steps"}
+PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical": _FQL_NAMES}
+"""By critic: the published names of settings that floq renamed."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """What every agent has, whatever its critic and actor."""
+
+    traced_settings: ClassVar[tuple[str, ...]] = ("lr", "discount", "tau", "reward_scale")
+
+    lr: float = 3e-4
+    """Adam's learning rate, for all networks."""
+    batch_size: int = 256
+    """Transitions per update."""
+    discount: float = 0.99
+    """Discount factor."""
+    tau: float = 0.005
+    """Rate at which the target network follows."""
+    n_step: int = 1
+    """Steps of reward in a TD target; with action_chunk, so many chunks."""
+    td_lambda: float = 1.0
+    """Below 1, each TD target draws its steps from 1 to n_step: on average it is the lambda-return; 0 is one step."""
+    action_chunk: int = 1
+    """Actions that the actor decides on, the critic judges and the environment executes at once (Q-chunking)."""
+    reward_scale: float = 1.0
+    """Multiplies every reward."""
+    encoder: str | None = None
+    """Image encoder, for pixel tasks: not built yet."""
+
+
+@dataclass(frozen=True)
+class AgentConfig(LearningSettings):
+    """An agent: a critic, an actor and what they share. The defaults are those of published floq."""
+
+    critic: Any = field(default_factory=FloqConfig)
+    """Settings of the critic; their type says which critic it is."""
+    actor: Any = field(default_factory=FQLConfig)
+    """Settings of the actor; likewise."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self.flat())
+
+    @property
+    def critic_name(self) -> str:
+        return _name_of(self.critic, CRITICS)
+
+    @property
+    def actor_name(self) -> str:
+        return _name_of(self.actor, ACTORS)
+
+    def compiled(self) -> "AgentConfig":
+        """What is compiled into the program: the same agent with every traced setting at its default, so that agents
+        which differ in those alone share one program."""
+        return dataclasses.replace(_untraced(self), critic=_untraced(self.critic), actor=_untraced(self.actor))
+
+    def networks(self) -> dict[str, Any]:
+        """The settings of critic and actor that are compiled in, side by side, and `action_chunk`: those that shape the
+        networks are among them, those of learning are not."""
+        compiled = self.compiled()
+        own = dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
+        return own | {"action_chunk": self.action_chunk}
+
+    def flat(self) -> dict[str, Any]:
+        """All settings side by side under their published names."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(LearningSettings)}
+        return shared | dataclasses.asdict(self.critic) | dataclasses.asdict(self.actor)
+
+    @classmethod
+    def from_flat(cls, critic: str, actor: str, settings: dict[str, Any]) -> "AgentConfig":
+        """The agent with this critic and actor, the given settings and defaults for the others.
+
+        Raises:
+            UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
+        """
+        known = settings_type(critic, actor)
+        names = {f.name for f in dataclasses.fields(known)}
+        for name in settings:
+            if name not in names:
+                raise UserError(
+                    f"--agent.{name}: critic {critic!r} with actor {actor!r} has no such setting{nearest(name, names)}"
+                )
+        parts = {}
+        for key, part in (("", LearningSettings), ("critic", CRITICS[critic][0]), ("actor", ACTORS[actor][0])):
+            chosen = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
+            parts |= {key: part(**chosen)} if key else chosen
+        return cls(**parts)
+
+
+def settings_type(critic: str, actor: str) -> type:
+    """A dataclass with the settings of this critic, this actor and what they share, all under their flat names.
+
+    Raises:
+        UserError: there is no such critic or actor.
+    """
+    for kind, name, known in (("critic", critic, CRITICS), ("actor", actor, ACTORS)):
+        if name not in known:
+            raise UserError(f"--agent.{kind}={name}: choose {' or '.join(known)}{nearest(name, known)}")
+    bases = (ACTORS[actor][0], CRITICS[critic][0], LearningSettings)  # dataclasses collect fields from the last base on
+    return dataclasses.make_dataclass("AgentSettings", [], bases=bases, frozen=True)
+
+
+def _untraced(settings: Any) -> Any:
+    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.name in settings.traced_settings}
+    return dataclasses.replace(settings, **defaults)
+
+
+def _name_of(settings: Any, registry: dict[str, tuple[type, type]]) -> str:
+    for name, (config_type, _) in registry.items():
+        if type(settings) is config_type:
+            return name
+    raise UserError(f"{type(settings).__name__} are not the settings of any of: {', '.join(registry)}")

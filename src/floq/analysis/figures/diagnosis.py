@@ -1,0 +1,82 @@
+"""What a critic has logged about itself, over its training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from floq.analysis.figures.style import BLUE, figure, mark_online
+
+PREFIX = "validation/critic/"
+PANELS = {
+    "curvature": "mean distance of z's path\nfrom a straight line",
+    "one_pass_gap": "distance of z(0) + v(0, z(0))\nfrom where the path ends",
+    "z0_spread": "standard deviation of the value\nover source noise",
+    "contraction": "mean of dv/dz along the paths\n(negative: errors shrink)",
+    "outside_histogram": "share of stops outside\nthe support of z's histogram",
+    "return_spread": "standard deviation\nof the histogram",
+    "mass_at_ends": "mass in the first and last bin\n(large: support too narrow)",
+    "quantile_spread": "standard deviation of the value\nover quantiles",
+    "member_spread": "standard deviation of Q\nover the networks",
+    "abs_td_error": "mean |TD target - Q|\n(held-out)",
+    "q": "mean Q",
+    "feature_rank": "in how many directions the\nlast layer's features point",
+}
+"""What is drawn of the metrics that critics log, in this order, where they are; and what each means."""
+
+
+def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int | None, title: str) -> str | None:
+    """Draw what is known of the critic, a panel for each metric.
+
+    Args:
+        path: the picture's file.
+        columns: of train.csv.
+        boundary: gradient steps on data end there and environment steps begin; None for a run without the latter.
+        title: of the figure.
+
+    Returns:
+        What it shows, in words; None, and nothing is drawn, if not a single number is known.
+    """
+    known = {}
+    for name in PANELS:
+        pairs = zip(columns.get("step", ()), columns.get(PREFIX + name, ()), strict=False)
+        if points := [(step, value) for step, value in pairs if np.isfinite(value)]:
+            known[name] = np.array(points)
+    if not known:
+        return None
+    across = min(4, len(known)) if len(known) not in (5, 6, 9) else 3
+    down = -(-len(known) // across)
+    with figure(path, 3.2 * across, 2.5 * down + 0.6, down, across) as (fig, axes):
+        fig.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+        free = iter(axes)
+        for (name, points), ax in zip(known.items(), free, strict=False):
+            ax.plot(*points.T, "o-", color=BLUE, markersize=3, linewidth=1.4)
+            ax.set_title(name, fontsize=10)
+            ax.set_ylabel(PANELS[name], fontsize=7.5)
+            if points[:, 1].min() >= 0:
+                ax.set_ylim(0, 1.1 * points[:, 1].max() or 1.0)
+            _steps(ax, boundary)
+        for ax in free:
+            ax.set_axis_off()
+    shown = [
+        name for name in ("curvature", "z0_spread", "return_spread", "quantile_spread", "abs_td_error") if name in known
+    ]
+    return ", ".join(f"{name} {_from_to(known[name])}" for name in shown)
+
+
+def _from_to(points: np.ndarray) -> str:
+    """The first number and the last."""
+    first, last = points[0], points[-1]
+    if len(points) == 1:
+        return f"{last[1]:.3g} (the only row)"
+    return f"{first[1]:.3g} at step {first[0]:.0f}, {last[1]:.3g} at {last[0]:.0f}"
+
+
+def _steps(ax: Axes, boundary: int | None) -> None:
+    """Name the steps, and mark where the run goes online."""
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xlabel("environment steps" if boundary == 0 else "steps" if boundary else "gradient steps", fontsize=8)
+    if boundary:
+        mark_online(ax, boundary, 7)

@@ -1,0 +1,305 @@
+"""`floq inspect`: pictures of what a run's critic has learned, and of how."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
+from floq.analysis import pictures, probing
+from floq.analysis.figures import diagnosis, film, integration, value_distributions
+from floq.analysis.figures.episodes import Played, value_along
+from floq.analysis.probing import Probes
+from floq.analysis.video import film_episodes, stage
+from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
+from floq.data.arrays import Trajectories
+from floq.data.dataset import Dataset
+from floq.data.replay import Recorded
+from floq.envs import environments
+from floq.envs.workers import Workers
+from floq.runs import checkpoint, run_data
+from floq.runs.checkpoint import Checkpoint
+from floq.runs.loggers import read_csv
+from floq.runs.run import Run
+from floq.utils.errors import UserError
+from floq.utils.files import check_writable, user_path
+from floq.utils.progress import Display
+
+# --- Episodes of a trained agent, looked at step by step ---
+
+NEVER: Callable[[int], None] = lambda done: None  # noqa: E731
+
+
+def play(run: Run, agent: Agent, step: int, count: int, on_progress: Callable[[int], None] = NEVER) -> list[Played]:
+    """Play the first `count` episodes of the evaluation that (the run's seed, `step`) names. `on_progress` is told how
+    many are over."""
+    env = environments.make(run.config.env_name or "", run.config.success_timing)
+    key = jax.random.fold_in(Keys.of(run.config.seed).evaluation, step)
+    played = []
+    for number in range(count):
+        played.append(_play(run, agent, env, seed_of(run, step, number), jax.random.fold_in(key, number)))
+        on_progress(number + 1)
+    env.close()
+    return played
+
+
+def seed_of(run: Run, step: int, number: int) -> environments.Seed:
+    """What seeds an episode of that evaluation."""
+    return run.config.seed, step, number
+
+
+def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environments.Seed, key) -> Played:
+    chunk, policy = agent.static.action_chunk, agent.policy
+    value_key = jax.random.fold_in(Keys.of(run.config.seed).pictures, 3)
+    obs, elapsed, terminated, truncated = env.reset_with(seed), 0, False, False
+    decided, values, actions, rewards, flags = [], [], [], [], []
+    plan: list[np.ndarray] = []
+    while not (terminated or truncated):
+        if elapsed % chunk == 0:
+            chosen, value = _decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)
+            plan = np.split(np.asarray(chosen), chunk)
+            decided.append(elapsed)
+            values.append(float(value))
+        actions.append(plan[elapsed % chunk])
+        obs, reward, terminated, truncated, info = env.step(actions[-1])
+        rewards.append(float(reward))
+        flags.append(info.get("success", info.get("is_success")))
+        elapsed += 1
+    tail = 0.0
+    if not terminated:
+        tail = float(_decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)[1])
+    discount, scale = float(agent.hypers.discount), float(agent.hypers.reward_scale)
+    succeeded = next((at + 1 for at, flag in enumerate(flags) if flag), None)
+    return Played(
+        seed[-1],
+        np.array(decided),
+        np.array(actions),
+        np.array(values),
+        np.array(rewards),
+        earned(np.array(rewards) * scale, discount, tail),
+        succeeded,
+        any(flag is not None for flag in flags),
+        not terminated,
+    )
+
+
+def earned(rewards: np.ndarray, discount: float, tail: float) -> np.ndarray:
+    """The discounted sum of the rewards from each step on, where `tail` is what comes after the last one."""
+    sums, after = np.empty(len(rewards)), tail
+    for at in reversed(range(len(rewards))):
+        sums[at] = after = rewards[at] + discount * after
+    return sums
+
+
+@jax.jit
+def _decide(agent: Agent, policy, obs, key, value_key, elapsed):
+    """What the policy does at a step of an episode, as in its evaluation, and its Q."""
+    chosen = policy.act(obs, jax.random.fold_in(key, elapsed))
+    return chosen, agent.value(obs, chosen, jax.random.fold_in(value_key, elapsed))
+
+
+EPISODES = range(1, 13)  # more of them cannot be read
+COMPARED = 5  # checkpoints in a picture, at most
+
+SHOWS = {
+    "flow.png": "how noise becomes a value",
+    "steps.png": "how Q settles with K",
+    "noise.png": "what is left of the noise",
+    "members.png": "where the networks disagree",
+    "histogram.png": "the histogram over returns",
+    "quantiles.png": "the quantiles of the return",
+    "diagnosis.png": "the critic over its training",
+    "value_map.png": "the value over the maze",
+    "episodes.png": "value along episodes",
+    "film.mp4": "the policy beside its value",
+}
+"""What each file is about."""
+
+
+def inspect_run(
+    run_dir: str,
+    step: int | None = None,
+    out: str | None = None,
+    episodes: int = 3,
+    video: bool = False,
+    data: Dataset | None = None,
+    show: bool = True,
+) -> dict[Path, str]:
+    """Draw what applies to a run, and print what each picture shows.
+
+    Args:
+        run_dir: the run's folder.
+        step: which checkpoint; by default the newest.
+        out: where the pictures go; by default the run's `plots`.
+        episodes: how many are played, the first of the evaluation at that step.
+        video: film them as well.
+        data: what the run was given from Python, if it was.
+        show: print progress and the table.
+
+    Returns:
+        The files, and what each shows.
+
+    Raises:
+        UserError: there is no such run or checkpoint, it is damaged or diverged, the data is missing or another, an
+            option is out of range, `out` cannot be written to, or no pictures of the environment can be made.
+    """
+    run, display = Run.open(run_dir), Display(show)
+    if episodes not in EPISODES:
+        raise UserError(f"--episodes={episodes}: must be between {EPISODES.start} and {EPISODES.stop - 1}")
+    folder = run.folder / "plots" if out is None else user_path(out)
+    check_writable(folder, "give another --out")
+    saved = checkpoint.load(run.folder / "checkpoints", step)
+    probing.check_finite(saved.agent, run_dir, saved.step)
+    with _camera(run, saved, video) as camera:
+        seen = _experience(run, saved, data, display)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
+        inspection = Inspection(run, saved, seen, folder, display)
+        inspection.critic()
+        inspection.training()
+        if run.config.env_name is not None:
+            inspection.environment(episodes, camera)
+        else:
+            display.note("no environment: no episodes, and no film")
+    display.table(
+        f"{run.config.task}, checkpoint of step {saved.step}", {p.name: x for p, x in inspection.made.items()}
+    )
+    display.note(f"  pictures    {folder}")
+    return inspection.made
+
+
+class Inspection:
+    """Pictures of one checkpoint, made one after another; `made` says what each shows."""
+
+    def __init__(self, run: Run, saved: Checkpoint, data: Dataset, folder: Path, display: Display):
+        self._run, self._saved, self._data = run, saved, data
+        self._folder, self._display = folder, display
+        self._log = _train_log(run)
+        self._probes = pictures.take_probes(run, saved.agent, data)
+        self.made: dict[Path, str] = {}
+
+    def critic(self) -> None:
+        """What the critic says of some transitions of the data."""
+        agent = self._saved.agent
+        critic, probes = agent.params.critic, self._probes
+        if isinstance(critic, FloqCritic):
+            self._add("flow.png", pictures.draw_flow(self._path("flow.png"), agent, probes))
+            trained = critic.config.critic_flow_steps
+            counts = probing.step_counts(trained)
+            values = probing.values_by_steps(agent, probes, counts)
+            self._add("steps.png", integration.settling(self._path("steps.png"), counts, values, trained))
+            self._noise(probes)
+            return
+        self._display.note(f"a {agent.static.critic_name} critic is looked up: no flow, no K, no source noise to draw")
+        members = probing.members(agent, probes)
+        title = (
+            f"The {members.shape[1]} networks of the {agent.static.critic_name} critic at {len(members)} state-actions"
+        )
+        self._add(
+            "members.png", value_distributions.member_values(self._path("members.png"), members, probes.targets, title)
+        )
+        if isinstance(critic, CategoricalCritic):
+            path = self._path("histogram.png")
+            self._add(path.name, value_distributions.histograms(path, probing.opinions(agent, probes)))
+        elif isinstance(critic, QuantileCritic):
+            path = self._path("quantiles.png")
+            self._add(path.name, value_distributions.quantile_functions(path, probing.opinions(agent, probes)))
+
+    def _noise(self, probes: Probes) -> None:
+        if not probing.noise_width(self._saved.agent):
+            return self._display.note(
+                "the noise interval has no width (--agent.noise_coverage=0): nothing of it is left"
+            )
+        landed = {at: probing.landings(agent, probes) for at, agent in self._over_training()}
+        z_0 = next(iter(landed.values()))[0]
+        ends = {at: landing for at, (_, landing) in landed.items()}
+        path = self._path("noise.png")
+        self._add(path.name, integration.noise_left(path, z_0, ends, probes.examples))
+
+    def _over_training(self) -> Iterator[tuple[int, Agent]]:
+        """The checkpoints of the run up to this one, at most `COMPARED` of them, evenly."""
+        folder, last = self._run.folder / "checkpoints", self._saved.step
+        before = [at for at in checkpoint.steps(folder) if at < last]
+        for at in probing.evenly(before, COMPARED - 1):
+            yield at, checkpoint.load(folder, at).agent
+        yield last, self._saved.agent
+
+    def training(self) -> None:
+        """What was logged of the critic."""
+        config = self._run.config
+        path = self._path("diagnosis.png")
+        title = f"How the {config.agent.critic_name} critic developed, on held-out transitions"
+        boundary = config.offline_steps if config.online_steps else None
+        found = diagnosis.diagnosis(path, self._log, boundary, title)
+        if found is None:
+            self._display.note("train.csv knows nothing of the critic yet: no picture of its training")
+        else:
+            self._add(path.name, found)
+
+    def environment(self, episodes: int, camera: Workers | None) -> None:
+        """What the critic thinks where the policy goes."""
+        run, saved, display = self._run, self._saved, self._display
+        if pictures.has_value_map(run):
+            path = self._path("value_map.png")
+            self._add(path.name, pictures.draw_value_map(path, run, saved.agent, self._data))
+        with display.bar("episodes", episodes) as update:
+            played = play(run, saved.agent, saved.step, episodes, update)
+        path = self._path("episodes.png")
+        title = f"What the critic expects along the way\n{run.config.task}, step {saved.step:,}"
+        self._add(path.name, value_along(path, played, title))
+        if camera is not None:
+            path = self._path("film.mp4")
+            seeded = [(episode, seed_of(run, saved.step, episode.number)) for episode in played]
+            with display.bar("film", sum(len(episode.actions) for episode in played)) as update:
+                found = film_episodes(path, camera, seeded, run.config.task, run.config.video_frame_skip, update)
+            self._add(path.name, found)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _add(self, name: str, finding: str) -> None:
+        self.made[self._path(name)] = f"{SHOWS[name]}: {finding}"
+
+
+@contextlib.contextmanager
+def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None]:
+    """The stage on which a film is made, if one is wanted; asked for before all else, since it often cannot be had."""
+    if not video:
+        yield None
+        return
+    if run.config.env_name is None:
+        raise UserError("--video: this run has no environment to film; leave it out")
+    film.check_writer()
+    with stage(run.config.env_name, run.config.success_timing, seed_of(run, saved.step, 0)) as workers:
+        yield workers
+
+
+def _train_log(run: Run) -> dict[str, list[float]]:
+    """The columns of `train.csv`, none if there is no such file. Raises UserError if it is damaged."""
+    path = run.folder / "train.csv"
+    return read_csv(path) if path.exists() else {}
+
+
+def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:
+    """The transitions that pictures are about: of a run from scratch what it has seen itself, as far as the checkpoint
+    holds it; otherwise its training data."""
+    replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step) if run.config.from_scratch else None
+    if given is None and replay is not None and (~replay.ends).any():
+        display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
+        return _dataset(replay).for_chunks(run.config.agent.action_chunk)
+    run_data.check_given(run, given)
+    splits = run_data.load_data(run.config, display, given, run)
+    run_data.check_same(run, splits)
+    return splits.train
+
+
+def _dataset(replay: Recorded) -> Dataset:
+    """Environment after environment, laid end to end."""
+    rows = Trajectories(*(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]) for array in replay))
+    rows.ends[len(replay.ends) - 1 :: len(replay.ends)] = True
+    return Dataset.from_rows(*rows)

@@ -1,0 +1,159 @@
+"""The pictures of a run: asks the agent for the numbers, and `analysis` to draw them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
+from floq.analysis import probing
+from floq.analysis.figures.curves import held_out_curve, learning_curve, return_curve
+from floq.analysis.figures.flow import flow_fans
+from floq.analysis.figures.maze import value_map
+from floq.analysis.probing import Probes
+from floq.critics import FloqCritic
+from floq.data.dataset import Dataset
+from floq.envs import environments
+from floq.runs.loggers import read_csv
+from floq.runs.run import Run, protocol
+
+VALUE_STATES = 12_000  # states whose value is drawn over a maze
+VALUE_BATCH = 500  # of them at a time, for memory's sake
+GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
+
+
+def draw(run: Run, agent: Agent, data: Dataset) -> None:
+    """Draw what applies to this run into its `plots` folder: the learning curve; for mazes, the value over the floor
+    plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent diverged, the
+    learning curve alone."""
+    plots = run.folder / "plots"
+    draw_learning_curve(run)
+    if probing.diverged(agent):
+        return
+    if has_value_map(run):
+        draw_value_map(plots / "value_map.png", run, agent, data)
+    if isinstance(agent.params.critic, FloqCritic):
+        draw_flow(plots / "flow.png", agent, take_probes(run, agent, data))
+
+
+def take_probes(run: Run, agent: Agent, data: Dataset) -> Probes:
+    """The transitions that the pictures of a run's critic are about: the same at every step."""
+    return probing.take_probes(agent, data, jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
+
+
+def has_value_map(run: Run) -> bool:
+    """Whether the run's task is a maze with one goal."""
+    name = run.config.env_name
+    return bool(name) and environments.is_singletask(name) and "maze" in name
+
+
+def draw_learning_curve(run: Run) -> None:
+    """`learning_curve.png`, from eval.csv, if there is one, and, of the online phase, train.csv."""
+    columns = run.evaluations()
+    if not columns:
+        return
+    path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
+    steps, boundary = columns["step"], run.config.offline_steps if run.config.online_steps else None
+    success = np.array(columns.get("evaluation/success", []))
+    if not np.isnan(success).all():
+        success = np.nan_to_num(success).tolist()
+        learning_curve(
+            path,
+            steps,
+            success,
+            run.config.eval_episodes,
+            title,
+            protocol(run.config),
+            boundary,
+            _explored(run, "success"),
+        )
+    elif "evaluation/initial_value" in columns:
+        names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")
+        values, data_returns, td_errors = (columns[name] for name in names)
+        held_out_curve(path, steps, values, data_returns, td_errors, title)
+    else:
+        return_curve(
+            path,
+            steps,
+            columns["evaluation/episode.return"],
+            title,
+            protocol(run.config),
+            boundary,
+            _explored(run, "episode.return"),
+        )
+
+
+def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
+    """The steps at which a metric of exploration is known, and its values."""
+    columns = read_csv(run.folder / "train.csv") if run.config.online_steps else {}
+    pairs = zip(columns.get("step", []), columns.get(f"exploration/{metric}", []), strict=False)
+    known = [(step, value) for step, value in pairs if not np.isnan(value)]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
+    """V(s) = Q(s, greedy action) over the maze, and the greedy policy's path. Returns what it shows, in words."""
+    env = environments.make(run.config.task, run.config.success_timing)
+    maze: Any = env.unwrapped
+    walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
+
+    obs, elapsed, done = env.reset_with((run.config.seed,)), 0, False
+    chunk, plan = agent.static.action_chunk, []
+    walk, success = [np.array(maze.get_xy())], False
+    while not done:
+        if elapsed % chunk == 0:
+            decided = _greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed))
+            plan = np.split(np.asarray(decided), chunk)
+        obs, _, terminated, truncated, info = env.step(plan[elapsed % chunk])
+        walk.append(np.array(maze.get_xy()))
+        elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
+
+    rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
+    states = data.observations[rows]
+    values = _state_values(agent, states, value_key)
+    outcome = f"{'at the goal' if success else 'not at the goal'} after {elapsed} steps"
+    value_map(
+        path,
+        maze.maze_map,
+        maze._maze_unit,
+        np.array([maze._offset_x, maze._offset_y]),
+        np.asarray(states[:, :2]),
+        np.asarray(values),
+        np.array(walk),
+        np.array(maze.cur_goal_xy),
+        "What the critic has learned, and where the greedy policy goes",
+        f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data",
+    )
+    low, high = np.quantile(values, [0.01, 0.99])
+    return f"values from {low:.3g} to {high:.3g}; the greedy policy is {outcome}"
+
+
+def draw_flow(path: Path, agent: Agent, probes: Probes) -> str:
+    """Trajectories of z for a state-action of low, of middling and of high value. Returns what they show, in words."""
+    fans = probing.fans(agent, probes)
+    steps, starts = fans[0].paths.shape[-1] - 1, fans[0].paths.shape[1]
+    flow_fans(path, fans, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble")
+    landings = ", ".join(f"{fan.paths[..., -1].mean():.1f} ± {fan.paths[..., -1].std():.1f}" for fan in fans)
+    start = fans[0].paths[..., 0]
+    return f"noise {start.mean():.1f} ± {start.std():.1f} is carried to {landings}"
+
+
+@jax.jit
+def _greedy(agent: Agent, obs, key):
+    """The best, by the actor's own critic, of several actions of the policy."""
+    act_keys, value_keys = jax.random.split(key, (2, GREEDY_SAMPLES))
+    acts = jax.vmap(agent.act, (None, 0))(obs, act_keys)
+    return acts[jnp.argmax(jax.vmap(agent.actor_value, (None, 0, 0))(obs, acts, value_keys))]
+
+
+@jax.jit
+def _state_values(agent: Agent, states, key):
+    def value(obs, key):
+        act_key, value_key = jax.random.split(key)
+        return agent.value(obs, _greedy(agent, obs, act_key), value_key)
+
+    keys = jax.random.split(key, states.shape[0])
+    return jax.lax.map(lambda pair: value(*pair), (states, keys), batch_size=VALUE_BATCH)

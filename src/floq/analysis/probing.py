@@ -1,0 +1,251 @@
+"""What a critic says about some transitions, as arrays: asked of the agent here, drawn in `analysis`.
+
+One batch of transitions, ordered by Q, serves all questions. Three of them stand for the others: one of a low, one of a
+middling and one of a high value.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from floq.agent.agent import Agent
+from floq.analysis.figures.flow import Fan
+from floq.analysis.figures.value_distributions import Opinion
+from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
+from floq.critics.ensemble import LookedUpCritic
+from floq.data.dataset import Batch, Dataset
+from floq.flow import curvature, source_nodes
+from floq.networks.precision import matmul_precision
+from floq.utils.errors import UserError
+
+T = TypeVar("T")
+
+TRANSITIONS = 256  # of a batch of probes
+EXAMPLES = (("low value", 0.02), ("middling value", 0.5), ("high value", 0.98))  # and where in the order they stand
+TARGET_DRAWS = 8  # TD targets of each transition, each with fresh noise and actions
+FAN_SAMPLES = 12  # source samples of each member in the picture of the flow
+FIELD = (49, 81)  # points in t and z at which the velocity is drawn
+ACCURATE_SAMPLES = 8  # source samples behind each Q_K
+NOISE_SAMPLES = 65  # source samples behind the picture of what noise leaves
+FINEST = 64  # steps that stand for exact integration, at least
+TAUS = np.linspace(0.02, 0.98, 49)
+
+
+class Probes(NamedTuple):
+    """Transitions in the order of their Q.
+
+    batch: as `Dataset.sample` draws it. q: (transitions,), as read out. targets: (draws, transitions), TD targets.
+    """
+
+    batch: Batch
+    q: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def examples(self) -> list[tuple[str, int]]:
+        """The transitions that stand for the others: a name and a row of the batch."""
+        return [(name, int(share * len(self.q))) for name, share in EXAMPLES]
+
+
+def diverged(agent: Agent) -> bool:
+    """Whether a weight is no finite number: of such an agent there is nothing to be seen."""
+    return not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(agent.params))
+
+
+def check_finite(agent: Agent, run_dir: str, step: int) -> None:
+    """Raises UserError if the agent of this checkpoint diverged."""
+    if diverged(agent):
+        raise UserError(f"{run_dir} diverged before step {step}, its weights are no numbers: give an earlier --step")
+
+
+def take_probes(agent: Agent, data: Dataset, key) -> Probes:
+    """Draw transitions from `data`, which must be of the agent's sizes. Consumes `key`.
+
+    Raises:
+        UserError: observations or actions of the data are not of these sizes.
+    """
+    own, theirs = agent.obs_stats.mean.shape[0], data.observations.shape[1]
+    if own != theirs:
+        raise UserError(f"the data has {theirs} numbers in an observation, this agent's networks read {own}")
+    batch, q, targets = _probes(agent, data, key)
+    return Probes(batch, np.asarray(q), np.asarray(targets))
+
+
+@jax.jit
+def _probes(agent: Agent, data: Dataset, key):
+    static, hypers = agent.static, agent.hypers
+    batch_key, value_key, target_key = jax.random.split(key, 3)
+    batch = data.sample(batch_key, TRANSITIONS, static.n_step, hypers.discount, static.td_lambda, static.action_chunk)
+    keys = jax.random.split(value_key, TRANSITIONS)
+    q = jax.vmap(agent.value)(batch["observations"], batch["actions"], keys)
+    order = jnp.argsort(q)
+    batch = jax.tree.map(lambda x: x[order], batch)
+    targets = jax.lax.map(lambda key: agent.td_targets(batch, key), jax.random.split(target_key, TARGET_DRAWS))
+    return batch, q[order], targets.reshape(TARGET_DRAWS, TRANSITIONS, -1).mean(axis=-1)
+
+
+def flow_critic(agent: Agent) -> FloqCritic:
+    """The agent's critic, which must be one that integrates."""
+    critic = agent.params.critic
+    assert isinstance(critic, FloqCritic)
+    return critic
+
+
+def noise_width(agent: Agent) -> float:
+    """Width of the interval that source noise is drawn from, in units of return."""
+    low, high = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0])))
+    return float(high - low)
+
+
+def fans(agent: Agent, probes: Probes) -> list[Fan]:
+    """The trajectories of the three examples, with the velocity field through which they run."""
+    rows = [row for _, row in probes.examples]
+    paths, bends = _fans(agent, _pairs(agent, probes, rows))
+    noise = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0])))
+    targets = probes.targets[:, rows]
+    low, high = min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max())
+    margin = 0.06 * max(high - low, 1e-3)
+    z = np.linspace(low - margin, high + margin, FIELD[1])
+    t = np.linspace(0.0, 1.0, FIELD[0])
+    fields = np.asarray(
+        _fields(agent, _pairs(agent, probes, rows), jnp.asarray(t, jnp.float32), jnp.asarray(z, jnp.float32))
+    )
+    return [
+        Fan(
+            name,
+            np.asarray(paths[i]),
+            float(bends[i]),
+            t,
+            z,
+            fields[i],
+            (float(noise[0]), float(noise[1])),
+            targets[:, i],
+        )
+        for i, (name, _) in enumerate(probes.examples)
+    ]
+
+
+@jax.jit
+def _fans(agent: Agent, pairs):
+    z_0 = agent.scale.noise(source_nodes(jax.random.key(0), FAN_SAMPLES, "midpoint"))
+    with matmul_precision("f32"):
+        paths = jax.vmap(lambda obs, act: flow_critic(agent).trajectories(z_0, obs, act, agent.scale))(*pairs)
+    return paths, jnp.mean(jax.vmap(jax.vmap(jax.vmap(curvature)))(paths), axis=(1, 2))
+
+
+@jax.jit
+def _fields(agent: Agent, pairs, t, z):
+    """The velocity on a grid, the mean over members: (transitions, z, t)."""
+
+    def of_pair(obs, act):
+        def of_member(member):
+            velocity = member.at(obs, act, agent.scale)
+            return jax.vmap(lambda z: jax.vmap(lambda t: velocity(z, t))(t))(z)
+
+        return jnp.mean(jax.vmap(of_member)(flow_critic(agent).velocity), axis=0)
+
+    with matmul_precision("f32"):
+        return jax.lax.map(lambda pair: of_pair(*pair), pairs)
+
+
+def step_counts(trained: int) -> list[int]:
+    """The K that are compared: powers of two up to `FINEST`, or so far beyond that the trained K is not the last of
+    them; and the trained K."""
+    finest = FINEST
+    while finest <= trained:
+        finest *= 2
+    return sorted({trained, *(2**i for i in range(finest.bit_length()))})
+
+
+def values_by_steps(agent: Agent, probes: Probes, counts: list[int]) -> np.ndarray:
+    """Q_K of every probe for every K: (transitions, counts). The source samples are the same for all, so that what
+    differs is the integration."""
+    pairs = _pairs(agent, probes)
+    return np.stack([np.asarray(_values_in(agent, pairs, count)) for count in counts], axis=1)
+
+
+@partial(jax.jit, static_argnums=2)
+def _values_in(agent: Agent, pairs, num_steps: int):
+    z_0 = agent.scale.noise(source_nodes(jax.random.key(0), ACCURATE_SAMPLES, "midpoint"))
+
+    def value(pair):
+        obs, act = pair
+        return jnp.mean(flow_critic(agent).trajectories(z_0, obs, act, agent.scale, num_steps)[..., -1])
+
+    with matmul_precision("f32"):
+        return jax.lax.map(value, pairs, batch_size=32)
+
+
+def landings(agent: Agent, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
+    """Source samples, the same for all, and where they are carried: (samples,), (transitions, members, samples)."""
+    z_0, ends = _landings(agent, _pairs(agent, probes))
+    return np.asarray(z_0), np.asarray(ends)
+
+
+@jax.jit
+def _landings(agent: Agent, pairs):
+    z_0 = agent.scale.noise(source_nodes(jax.random.key(0), NOISE_SAMPLES, "midpoint"))
+    end = lambda pair: flow_critic(agent).trajectories(z_0, pair[0], pair[1], agent.scale)[..., -1]  # noqa: E731
+    with matmul_precision("f32"):
+        return z_0, jax.lax.map(end, pairs, batch_size=32)
+
+
+def opinions(agent: Agent, probes: Probes) -> list[Opinion]:
+    """What a critic that is looked up says of the three examples: quantiles, histograms, or one value a member."""
+    found = []
+    for name, row in probes.examples:
+        obs, acts = _pairs(agent, probes, [row])
+        x, y, q = _opinion(agent, obs[0], acts[0])
+        found.append(Opinion(name, np.asarray(x), np.asarray(y), float(q), probes.targets[:, row]))
+    return found
+
+
+@jax.jit
+def _opinion(agent: Agent, obs, act):
+    critic, scale = agent.params.critic, agent.scale
+    with matmul_precision("f32"):
+        if isinstance(critic, QuantileCritic):
+            taus = jnp.asarray(TAUS, jnp.float32)
+            values = critic.quantiles(obs, act, taus)
+            return taus, values, jnp.mean(values)
+        if isinstance(critic, CategoricalCritic):
+            centres, masses = critic.histograms(obs, act, scale)
+            return centres, masses, jnp.mean(masses @ centres)
+        assert isinstance(critic, LookedUpCritic)
+        members = critic.members(obs, act, scale)
+        return jnp.arange(members.shape[0]), members, jnp.mean(members)
+
+
+def members(agent: Agent, probes: Probes) -> np.ndarray:
+    """What each member of a critic that is looked up says of every probe: (transitions, members)."""
+    return np.asarray(_members(agent, _pairs(agent, probes)))
+
+
+@jax.jit
+def _members(agent: Agent, pairs):
+    critic, scale = agent.params.critic, agent.scale
+
+    def of_pair(obs, act):
+        if isinstance(critic, QuantileCritic):
+            return jnp.mean(critic.quantiles(obs, act, jnp.asarray(TAUS, jnp.float32)), axis=1)
+        assert isinstance(critic, LookedUpCritic)
+        return critic.members(obs, act, scale)
+
+    with matmul_precision("f32"):
+        return jax.lax.map(lambda pair: of_pair(*pair), pairs, batch_size=32)
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread, the first and the last among them."""
+    at = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[i] for i in at]
+
+
+def _pairs(agent: Agent, probes: Probes, rows: list[int] | None = None):
+    """The observations, as networks see them, and actions of some of the probes, by default of all."""
+    at = jnp.arange(len(probes.q)) if rows is None else jnp.asarray(rows)
+    return jax.vmap(agent.normalize)(probes.batch["observations"][at]), probes.batch["actions"][at]

@@ -1,0 +1,147 @@
+"""The interactive charts of the page. Their texts and lines take the colours of the page, light or dark, from its style
+sheet; the colours of groups are legible on both."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+
+from floq.analysis.metrics import Metric
+from floq.analysis.report.curves import lines, mean
+from floq.analysis.report.scores import THRESHOLDS, Report, Task
+
+PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
+DASHES = ("solid", "dash", "dot", "dashdot")
+CROWDED = 20  # runs that can still be followed by eye
+BANDS = 3  # groups whose intervals can be told apart when they lie on top of each other
+CLEAR = "rgba(0,0,0,0)"
+BUTTONS = ("zoom2d", "pan2d", "resetScale2d", "toImage")
+CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtons": [list(BUTTONS)]}
+Look = tuple[str, str]
+"""A colour and a dash."""
+
+
+def looks(report: Report) -> dict[str, Look]:
+    """What the lines of each group look like: colours first, then dashes; after 32 groups they repeat."""
+    names = [group.name for group in report.groups]
+    return {name: (PALETTE[n % 8], DASHES[n // 8 % 4]) for n, name in enumerate(names)}
+
+
+def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
+    """The learning curves of a task: every run thin, the mean of each group thick, with its interval."""
+    chart, metric = _chart(), task.metric
+    shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, metric)]
+    for name, line in shown:  # first, so that the means lie above them
+        run, so_far = line.run, "" if line.run.ends else f", {line.run.state}"
+        hover = f"seed {run.seed}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}{so_far}"
+        style = {"color": looks[name][0], "width": 1 if run.ends else 1.5, "dash": "solid" if run.ends else "dot"}
+        opacity = 0.9 if not run.ends else 0.45 if len(shown) <= CROWDED else 0.15
+        chart.add_scatter(x=line.steps, y=line.values, line=style, opacity=opacity, **_of(name, hover, len(line.steps)))
+    for name, cell in task.cells.items():
+        found = mean(cell, metric)
+        if found is None:
+            continue
+        if found.over != "nothing":
+            known = abs(found.low) < float("inf")
+            band = found.steps[known], found.low[known], found.high[known]
+            _add_band(chart, *band, name, looks[name][0], len(task.cells) <= BANDS)
+        style = {"color": looks[name][0], "width": 2.5, "dash": looks[name][1]}
+        over = f"mean of {found.number} runs" if found.number > 1 else "the only run"
+        over += "" if found.has_ended else ", which have not ended"
+        hover = f"{over}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}"
+        chart.add_scatter(x=found.steps, y=found.values, line=style, **_of(name, hover, len(found.steps)))
+    _name_axes(chart, task)
+    return chart
+
+
+def profile_chart(report: Report, looks: Mapping[str, Look]) -> go.Figure:
+    """Performance profiles: for each threshold, the share of runs that are above it."""
+    chart = _chart()
+    banded = len(report.aggregates) <= BANDS
+    for name, found in report.aggregates.items():
+        colour, dash = looks[name]
+        share, low, high = found.profile
+        if (abs(low) <= 1).all():
+            _add_band(chart, THRESHOLDS, low, high, name, colour, banded)
+        hover = "%{y:.0%} of runs are above %{x:.0%}"
+        style = {"color": colour, "width": 2.5, "dash": dash, "shape": "hv"}
+        chart.add_scatter(x=THRESHOLDS, y=share, line=style, **_of(name, hover, len(THRESHOLDS)))
+    chart.update_xaxes(title_text="success rate, threshold", tickformat=".0%", range=[0, 1])
+    chart.update_yaxes(title_text="share of runs above it", tickformat=".0%", range=[-0.03, 1.03])
+    return chart
+
+
+def as_html(chart: go.Figure, name: str) -> str:
+    """The chart as a piece of a page that has plotly.js already. `name` is its id in the page."""
+    return plotly.io.to_html(chart, config=CONFIG, include_plotlyjs=False, full_html=False, div_id=name)
+
+
+def _chart() -> go.Figure:
+    chart = go.Figure()
+    chart.update_layout(
+        template="none",
+        showlegend=False,
+        height=300,
+        margin={"l": 56, "r": 12, "t": 28, "b": 44},
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        modebar={"bgcolor": CLEAR},
+        hovermode="closest",
+        font={"family": "system-ui, sans-serif", "size": 12},
+        hoverlabel={"font": {"color": "white"}, "align": "left", "namelength": 0},
+    )
+    chart.update_xaxes(zeroline=False, automargin=True, nticks=6)
+    chart.update_yaxes(zeroline=False, automargin=True)
+    return chart
+
+
+def _of(name: str, hover: str, points: int) -> dict[str, Any]:
+    """What traces of a group share; one point alone is drawn as such. Plotly reads its texts as HTML."""
+    template = f"<b>{_wrapped(name)}</b><br>{hover}<extra></extra>"
+    return {"legendgroup": name, "mode": "lines" if points > 1 else "markers", "hovertemplate": template}
+
+
+def _wrapped(name: str, width: int = 38) -> str:
+    """A group's name over several lines, at its commas."""
+    found = [""]
+    for part in name.split(", "):
+        joined = f"{found[-1]}, {part}" if found[-1] else part
+        found = [*found[:-1], joined] if len(joined) <= width else [*found, part]
+    return ",<br>".join(html.escape(line) for line in found if line).replace("%{", "% {")
+
+
+def _add_band(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: str, visible: bool) -> None:
+    """An interval. The page shows it while few groups are chosen, and knows it by its `meta`."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    shared: dict[str, Any] = {"legendgroup": name, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    shared |= {"meta": "band", "visible": visible}
+    chart.add_scatter(x=x, y=low, **shared)
+    chart.add_scatter(x=x, y=high, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.15)", **shared)
+
+
+def _name_axes(chart: go.Figure, task: Task) -> None:
+    runs = [run for cell in task.cells.values() for run in (*cell.runs, *cell.unfinished)]
+    chart.update_xaxes(
+        tickformat="~s", title_text=step_name([(r.settings["offline_steps"], r.settings["online_steps"]) for r in runs])
+    )
+    chart.update_yaxes(title_text=task.metric.name)
+    if task.metric.is_rate:
+        chart.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
+    for boundary in sorted({run.boundary for run in runs} - {0}):
+        chart.add_vline(boundary, line={"dash": "dash", "width": 1, "color": "#888"}, annotation_text="online")
+
+
+def step_name(phases: Sequence[tuple[int, int]]) -> str:
+    """What the steps of runs with these numbers of offline and online steps count."""
+    offline, online = any(both[0] for both in phases), any(both[1] for both in phases)
+    return (
+        "gradient steps, then environment steps"
+        if offline and online
+        else f"{'gradient' if offline else 'environment'} steps"
+    )
+
+
+def _form(metric: Metric) -> str:
+    return ".1%" if metric.is_rate else ".4g"

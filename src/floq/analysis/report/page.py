@@ -1,0 +1,68 @@
+"""The report as one page: HTML that needs no network and no other file."""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from floq.analysis.metrics import METRICS
+from floq.analysis.report import charts, tables
+from floq.analysis.report.scores import Report
+from floq.analysis.report.tables import link, listed, short_task
+from floq.utils.machine import version
+
+
+def page(report: Report, folder: Path) -> str:
+    """The page; links to run folders are relative to `folder`, in which it will lie."""
+    looks = charts.looks(report)
+    sections: list[dict[str, Any]] = []
+    for metric in METRICS:
+        tasks = [task for task in report.tasks if task.metric is metric]
+        if tasks:
+            found = {"title": metric.name.capitalize(), "tables": tables.results(report, tasks), "charts": []}
+            for task in tasks:
+                chart = charts.as_html(charts.curve_chart(task, looks), f"chart-{len(sections)}-{len(found['charts'])}")
+                found["charts"].append((short_task(task.name), chart, len(task.cells) > charts.BANDS))
+            sections.append(found)
+    counted = {name: found.iqm for name, found in report.aggregates.items()}
+    profile = charts.as_html(charts.profile_chart(report, looks), "chart-profiles") if report.aggregates else None
+    return _template().render(
+        title=_title(report),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        version=version("floq"),
+        report=report,
+        looks=looks,
+        sections=sections,
+        tables={
+            "overview": tables.overview(report),
+            "published": tables.beside_published(report),
+            "aggregates": tables.aggregates(report),
+            "improvements": tables.improvements(report),
+            "costs": tables.costs(report),
+            "health": tables.health(report),
+            "differences": tables.differences(report),
+            "runs": tables.runs(report),
+        },
+        intervals=counted,
+        profile=profile,
+        bands=charts.BANDS,
+        link=functools.partial(link, folder=folder),
+        plotly_js=get_plotlyjs(),
+    )
+
+
+def _title(report: Report) -> str:
+    families = list(dict.fromkeys(task.family for task in report.tasks))
+    count = len(report.runs) + len(report.damaged)
+    return f"{count} {'run' if count == 1 else 'runs'} of {listed(families, 3)}"
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("floq", "report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html.j2")

@@ -1,0 +1,196 @@
+"""What groups of runs come to, task by task and over all tasks. Only runs that have come to their end are results; what
+others show so far is told apart."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from floq.analysis.metrics import SUCCESS, Metric, judged_by, last
+from floq.analysis.report.groups import Group, grouped
+from floq.analysis.report.runs import Damaged, RunRecord
+from floq.analysis.statistics import (
+    UNKNOWN,
+    Estimate,
+    Profile,
+    iqm,
+    iqm_interval,
+    mean_interval,
+    performance_profile,
+    probability_of_improvement,
+    wilson_interval,
+)
+from floq.utils.errors import UserError, nearest
+
+FEW = 3  # with fewer seeds an interval over seeds is too wide to tell anything
+THRESHOLDS = np.linspace(0, 1, 51)
+Over = Literal["seeds", "episodes", "nothing"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A group on a task: the last values of its runs that have ended, their mean, and its 95% interval. `over` says
+    what the interval speaks of: other seeds, or only other episodes of the same policies. `unfinished`: the other runs.
+    `repeated`: runs of a seed that has a newer one, or one that ended: they are not counted, being no other seeds."""
+
+    runs: tuple[RunRecord, ...]
+    values: np.ndarray
+    estimate: Estimate
+    over: Over
+    unfinished: tuple[RunRecord, ...]
+    repeated: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, what its runs are judged by, and its groups by name."""
+
+    name: str
+    family: str
+    metric: Metric
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A group over all tasks that success is measured on: interquartile mean and performance profile of the runs that
+    have ended; `tasks` and `runs` count what is in it."""
+
+    iqm: Estimate
+    profile: Profile
+    tasks: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is shown of some runs."""
+
+    runs: tuple[RunRecord, ...]
+    damaged: tuple[Damaged, ...]
+    groups: tuple[Group, ...]
+    tasks: tuple[Task, ...]
+    reference: str
+    """The group that others are compared with where there are many."""
+
+    @property
+    def state_counts(self) -> dict[str, int]:
+        """How many runs are in each state, damaged ones among them."""
+        counts = {state: sum(run.state == state for run in self.runs) for state in ("finished", "running", "stopped")}
+        return {state: n for state, n in (counts | {"damaged": len(self.damaged)}).items() if n}
+
+    @cached_property
+    def aggregates(self) -> dict[str, Aggregate]:
+        """By the name of the group, for those with a run that has ended on a task that has success. None for runs that
+        are alone on their task, all of them: there is nothing to aggregate."""
+        found = {}
+        for group in self.groups:
+            scores = list(self.scores(group.name, [task for task in self.tasks if task.metric is SUCCESS]).values())
+            if scores:
+                runs = sum(map(len, scores))
+                estimate = Estimate(iqm(scores), *iqm_interval(scores))
+                found[group.name] = Aggregate(estimate, performance_profile(scores, THRESHOLDS), len(scores), runs)
+        return found if any(aggregate.runs > 1 for aggregate in found.values()) else {}
+
+    @cached_property
+    def improvements(self) -> dict[tuple[str, str], tuple[Estimate, int]]:
+        """How probably a run of the first group is better than one of the second, and on how many tasks both are: of
+        all pairs if they are few, else of each group and the reference."""
+        ranked = [task for task in self.tasks if task.metric.more_is_better]
+        names = [group.name for group in self.groups if self.scores(group.name, ranked)]
+        found = {}
+        for first in names:
+            for second in names if len(names) <= MANY else [self.reference]:
+                x, y = self.scores(first, ranked), self.scores(second, ranked)
+                shared = [task for task in x if task in y]
+                if first != second and shared:
+                    both = [x[task] for task in shared], [y[task] for task in shared]
+                    found[first, second] = probability_of_improvement(*both), len(shared)
+        return found
+
+    @cached_property
+    def repeated(self) -> set[RunRecord]:
+        """The runs that are not counted, since their seed has another one."""
+        return {run for task in self.tasks for cell in task.cells.values() for run in cell.repeated}
+
+    def scores(self, group: str, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+        """By task, what the runs of a group that have ended came to; no task without such runs."""
+        cells = {task.name: task.cells.get(group) for task in tasks}
+        return {name: cell.values for name, cell in cells.items() if cell is not None and len(cell.values)}
+
+
+MANY = 6  # groups, beyond which not every pair is compared
+
+
+def assemble(runs: Sequence[RunRecord], damaged: Sequence[Damaged], reference: str | None = None) -> Report:
+    """The report of these runs.
+
+    Args:
+        runs, damaged: as `runs.read` gives them.
+        reference: the name of a group; by default the one with the most results, of several the first.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    groups = grouped(runs)
+    names = [group.name for group in groups]
+    if reference is not None and reference not in names:
+        raise UserError(f"--reference={reference}: choose one of {'; '.join(names)}{nearest(reference, names)}")
+    by_task: dict[str, list[RunRecord]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.task.removesuffix("-v0")):  # the default task before its siblings
+        by_task[run.task].append(run)
+    tasks = []
+    for name, members in by_task.items():
+        metric = judged_by(members)
+        cells = {g.name: _cell([run for run in g.runs if run.task == name], metric) for g in groups if name in g.tasks}
+        tasks.append(Task(name, members[0].family, metric, cells))
+    if reference is None and groups:
+        finished = {group.name: sum(run.ends for run in group.runs) for group in groups}
+        reference = max(names, key=lambda name: finished[name])
+    return Report(tuple(runs), tuple(damaged), tuple(groups), tuple(tasks), reference or "")
+
+
+def _cell(runs: Sequence[RunRecord], metric: Metric) -> Cell:
+    by_seed: dict[int, RunRecord] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, _has_ended(run, metric), run.changed)):
+        by_seed[run.seed] = run
+    chosen = list(by_seed.values())
+    ended = tuple(run for run in chosen if _has_ended(run, metric))
+    values = np.array([last(run, metric) for run in ended])
+    estimate, over = interval(values, metric, [_episodes(run) for run in ended])
+    unfinished = tuple(run for run in chosen if run not in ended)
+    return Cell(ended, values, estimate, over, unfinished, tuple(run for run in runs if run not in chosen))
+
+
+def _has_ended(run: RunRecord, metric: Metric) -> bool:
+    return run.ends and math.isfinite(last(run, metric))
+
+
+def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tuple[Estimate, Over]:
+    """The mean over seeds and its 95% interval, and what that speaks of. With few seeds, or with seeds that agree so
+    that they show no spread, a success rate has the interval of all its episodes, and other metrics have none.
+
+    Args:
+        values: one per seed.
+        metric: what they are.
+        episodes: how many episodes each is the mean of, 0 where that is not known.
+    """
+    if not len(values):
+        return Estimate(math.nan, *UNKNOWN), "nothing"
+    mean = float(values.mean())
+    if len(values) >= FEW and values.std() > 0:
+        low, high = mean_interval(values)
+        return (Estimate(mean, max(low, 0.0), min(high, 1.0)) if metric.is_rate else Estimate(mean, low, high)), "seeds"
+    if metric.is_rate and all(episodes):
+        total = sum(episodes)
+        successes = sum(round(value * count) for value, count in zip(values, episodes, strict=True))
+        return Estimate(mean, *wilson_interval(successes, total)), "episodes"
+    return Estimate(mean, *UNKNOWN), "nothing"
+
+
+def _episodes(run: RunRecord) -> int:
+    return int(np.nan_to_num(run.told("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)

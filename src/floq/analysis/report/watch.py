@@ -1,0 +1,218 @@
+"""Runs as they train, live in the terminal. Their files are read again when they change, and nothing is written."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from floq.analysis.metrics import Metric, judged_by, last
+from floq.analysis.report.groups import grouped, short_count
+from floq.analysis.report.runs import Damaged, RunRecord, find, read_run
+from floq.analysis.report.tables import short_task
+from floq.utils.files import is_held
+from floq.utils.untrusted import printable
+
+FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
+STYLES = {
+    "running": "bold green",
+    "diverged": "bold red",
+    "damaged": "bold red",
+    "stopped": "yellow",
+    "finished": "dim",
+}
+"""By state; the order in which they are shown."""
+
+MOST_DAMAGED = 5  # that are named
+
+Read = dict[Path, RunRecord | Damaged]
+
+
+class Watcher:
+    """Runs below some folders, and how they are now."""
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self._paths = paths
+        self._seen: dict[Path, tuple] = {}
+        self._found: Read = {}
+
+    def look(self) -> Read:
+        """All runs, those that began meanwhile among them. Files that did not change are not read again.
+
+        Raises:
+            UserError: there is none.
+        """
+        now: Read = {}
+        for folder in find(self._paths):
+            mark, before = tuple(_mark(folder / name) for name in FILES), self._found.get(folder)
+            if isinstance(before, RunRecord) and self._seen.get(folder) == mark:
+                held = not before.ends and is_held(folder)  # which shows in no file
+                now[folder] = before if before.ends else replace(before, state="running" if held else "stopped")
+            else:
+                now[folder] = read_run(folder)
+            self._seen[folder] = mark
+        self._found = now
+        return now
+
+
+def watch(
+    paths: Sequence[str | Path], once: bool = False, seconds: float = 5.0, console: Console | None = None
+) -> None:
+    """Show runs until all have ended or somebody presses Ctrl-C.
+
+    Args:
+        paths: folders of runs, or above them.
+        once: print one table with every run, and return.
+        seconds: how often to look.
+        console: where to; by default the terminal.
+
+    Raises:
+        UserError: there are no runs.
+    """
+    console = console or Console(highlight=False)
+    watcher = Watcher(paths)
+    found = watcher.look()
+    if once or not console.is_terminal:
+        console.print(screen(found, console.width))
+        if once:
+            return
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while not all(map(_is_over, found.values())):
+                live.update(screen(found, console.width, console.height), refresh=True)
+                time.sleep(seconds)
+                found = watcher.look()
+    except KeyboardInterrupt:
+        pass  # looking ends; the runs go on
+    console.print(screen(found, console.width))
+
+
+def state(run: RunRecord | Damaged) -> str:
+    """One of `STYLES`."""
+    if isinstance(run, Damaged):
+        return "damaged"
+    if run.diverged_at is not None:
+        return "diverged"
+    return "damaged" if run.problems and not run.evaluations and not run.training else run.state
+
+
+def screen(found: Read, width: int, height: int | None = None) -> Group:
+    """Runs under headings that say task and group, those that train first, for a terminal of this size. Runs for which
+    there is no room are counted."""
+    runs = [run for run in found.values() if isinstance(run, RunRecord)]
+    damaged = [run for run in found.values() if isinstance(run, Damaged)]
+    metrics = {task: judged_by([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
+    names = {short_name(metric) for metric in metrics.values()}
+    header = names.pop() if len(names) == 1 else "score"
+    counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
+    head = Text(", ".join(f"{count} {name}" for name, count in counts.items() if count), style="bold", no_wrap=True)
+    head.append(f"   {time.strftime('%H:%M:%S')}", style="dim")
+    named = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MOST_DAMAGED]]
+    parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in named)]
+    used = 3 + sum(1 + len(text) // width for text in named)  # with the names of the columns, and a last line
+    room = math.inf if height is None else height - used
+    left = len(runs)
+    if runs:
+        parts.append(_rows([], next(iter(metrics.values())), header))
+    for (task, group), members in _sections(runs):
+        shown = members[: int(max(0, min(room - 1, len(members))))]
+        if not shown:
+            break
+        metric = metrics[task]
+        parts.append(
+            _one_line(
+                f"{short_task(task)}  {group}" + ("" if header != "score" else f"  ({short_name(metric)})"), "bold"
+            )
+        )
+        parts.append(_rows(shown, metric))
+        room, left = room - 1 - len(shown), left - len(shown)
+    if left:
+        parts.append(_one_line(f"... and {left} more: a taller window or --once shows them", "dim"))
+    return Group(*parts)
+
+
+def _sections(runs: Sequence[RunRecord]) -> list[tuple[tuple[str, str], list[RunRecord]]]:
+    """By task and group, the runs in the order of their states; those first that have one which trains."""
+    rank = {run: list(STYLES).index(state(run)) for run in runs}
+    sections: dict[tuple[str, str], list[RunRecord]] = {}
+    for group in grouped(runs):
+        for run in sorted(group.runs, key=lambda run: (run.task, rank[run], run.seed, run.folder.name)):
+            sections.setdefault((run.task, group.name), []).append(run)
+    return sorted(sections.items(), key=lambda item: min(rank[run] for run in item[1]))
+
+
+COLUMNS = (
+    ("seed", 5),
+    ("step / total", 13),
+    ("", 10),
+    ("Q", 9),
+    ("loss", 9),
+    ("steps/s", 8),
+    ("left", 7),
+    ("state", 8),
+)
+"""Names and widths; the third is named after what runs are judged by."""
+
+
+def short_name(metric: Metric) -> str:
+    return metric.name.removesuffix(" rate").removeprefix("held-out ")
+
+
+def _rows(runs: Sequence[RunRecord], metric: Metric, header: str = "") -> Table:
+    """Rows of the table, or, with what runs are judged by as `header`, those names that stand above them."""
+    table = Table(box=None, padding=(0, 1, 0, 0), show_header=bool(header), header_style="dim")
+    for name, size in COLUMNS:
+        justify = "left" if name == "state" else "right"
+        table.add_column(name or header, width=size, justify=justify, no_wrap=True)
+    for run in runs:
+        name = state(run)
+        rate = run.steps_per_second
+        left = (run.total_steps - run.step) / rate if run.state == "running" and rate > 0 else math.nan
+        table.add_row(
+            str(run.seed),
+            f"{short_count(run.step)} / {short_count(run.total_steps)}",
+            metric.shown(last(run, metric)) or "-",
+            _number(run.last("training/critic/q")),
+            _number(run.last("training/critic/critic_loss")),
+            _number(rate) if run.state == "running" else "",
+            clock(left),
+            Text(name, style=STYLES[name]),
+        )
+    return table
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """`45s`, `12m`, `3h05`, `2d04h`."""
+    if math.isnan(seconds):
+        return ""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 2:
+        return f"{seconds:.0f}s"
+    if hours < 2:
+        return f"{minutes}m"
+    return f"{hours}h{minutes % 60:02d}" if hours < 48 else f"{hours // 24}d{hours % 24:02d}h"
+
+
+def _one_line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _is_over(run: RunRecord | Damaged) -> bool:
+    return isinstance(run, Damaged) or run.state != "running"
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

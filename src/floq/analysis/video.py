@@ -1,0 +1,154 @@
+"""Films of episodes: a process of its own takes the recorded actions once more and looks. No JAX in here.
+
+Elsewhere MuJoCo is imported without a renderer (see `envs`), and what it renders with is settled when it is imported.
+So the stage is a worker process, in whose environment the renderer is named before anything is imported.
+"""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.analysis.figures.episodes import Played
+from floq.analysis.figures.film import Show, film, scene
+from floq.envs.environments import Seed, is_ogbench, make
+from floq.envs.workers import WorkerError, Workers
+from floq.utils.errors import UserError
+
+RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}
+DEFAULT_RENDERERS = ("egl", "osmesa")  # they need no screen
+OFF = ("", "disable", "disabled", "off", "false", "0")
+SIDE = 480  # pixels of a picture, where the environment lets us choose
+
+
+class Stage:
+    """One environment with a camera, and the film that it makes. Lives in the worker process."""
+
+    def __init__(self, env_name: str, success_timing: str | None):
+        size = {"width": SIDE, "height": SIDE} if is_ogbench(env_name) else {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not in the possible render_modes")  # OGBench's lists are empty
+            self._env = make(env_name, success_timing, render_mode="rgb_array", **size)
+        self._film, self._scene = contextlib.ExitStack(), contextlib.ExitStack()
+        self._add: Callable[[np.ndarray], None] | None = None
+        self._show: Show | None = None
+
+    def rehearse(self, seed: Seed) -> None:
+        """Take one picture, to see whether that works."""
+        self._env.reset_with(seed)
+        self._shot()
+
+    def roll(self, path: Path) -> None:
+        """Begin a film."""
+        self._add = self._film.enter_context(film(path))
+
+    def begin(self, episode: Played, seed: Seed, title: str) -> None:
+        """Begin an episode of it, after the end of the one before."""
+        assert self._add is not None
+        self._scene.close()
+        self._env.reset_with(seed)
+        first = self._shot()
+        self._show = self._scene.enter_context(scene(self._add, first, episode, title))
+        self._show(first, 0)
+
+    def advance(self, actions: np.ndarray, step: int) -> None:
+        """Take some steps, up to step number `step` of the episode, and a picture of where they lead."""
+        assert self._show is not None
+        for action in actions:
+            self._env.step(action)
+        self._show(self._shot(), step)
+
+    def cut(self) -> None:
+        """End the film; the file is complete."""
+        self._scene.close()
+        self._film.close()
+
+    def _shot(self) -> np.ndarray:
+        with self._env.own_global_state():
+            shot: Any = self._env.render()
+        if not isinstance(shot, np.ndarray) or shot.ndim != 3 or shot.shape[2] != 3:
+            raise TypeError("the environment renders no pictures (render_mode rgb_array)")
+        return shot.astype(np.uint8, copy=False)
+
+
+@contextlib.contextmanager
+def stage(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Workers]:
+    """A worker process with a `Stage` that works. With the user's MUJOCO_GL, if it names a renderer; otherwise with the
+    first of those without a screen that can make a picture.
+
+    Raises:
+        UserError: no picture can be made here.
+    """
+    named = os.environ.get("MUJOCO_GL", "").lower()
+    candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
+    reasons: dict[str, list[str]] = {}
+    for renderer in candidates:
+        with _environ("MUJOCO_GL", renderer):
+            workers = Workers(Stage, [(env_name, success_timing)])
+        with workers:
+            try:
+                workers.call_one(0, "rehearse", (seed,))
+            except WorkerError as error:
+                reasons.setdefault(str(error).strip().splitlines()[-1], []).append(renderer)
+                continue
+            yield workers
+            return
+    said = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
+    raise UserError(
+        f"cannot make pictures of {env_name} here ({said}): mend that (on Debian apt-get install libegl1 "
+        "libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave --video out"
+    )
+
+
+def film_episodes(
+    path: Path,
+    workers: Workers,
+    episodes: Sequence[tuple[Played, Seed]],
+    title: str,
+    skip: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> str:
+    """Film episodes on a `stage`, the file is complete or not there. Returns what it shows, in words.
+
+    Args:
+        path: the film's file.
+        workers: what `stage` gave.
+        episodes: as they were played, each with the seed of its reset.
+        title: what they are.
+        skip: steps from one picture to the next.
+        on_progress: is told how many steps were taken.
+    """
+    done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
+    try:
+        workers.call_one(0, "roll", (partial,))
+        for episode, seed in episodes:
+            workers.call_one(0, "begin", (episode, seed, f"{title}, episode {episode.number}: {episode.outcome}"))
+            for start in range(0, len(episode.actions), skip):
+                actions = episode.actions[start : start + skip]
+                workers.call_one(0, "advance", (actions, start + len(actions)))
+                done += len(actions)
+                on_progress(done)
+        workers.call_one(0, "cut", ())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return "; ".join(f"episode {episode.number}: {episode.outcome}" for episode, _ in episodes)
+
+
+@contextlib.contextmanager
+def _environ(name: str, value: str) -> Iterator[None]:
+    """What processes that are started within it inherit."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

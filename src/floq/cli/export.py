@@ -1,0 +1,42 @@
+"""The command `floq export`."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from floq.cli.flags import parse_with_folder
+
+
+@dataclass(frozen=True)
+class ExportRun:
+    """Write the policy of a run as a folder that acts without floq: operations and arrays, with a reader of one file
+    that needs NumPy alone. Its actions are compared with the agent's before the folder appears, and the time of an
+    action is printed."""
+
+    run_dir: Positional[str]
+    """The run's folder."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    out: str | None = None
+    """The folder to write; by default export in the run's, or export-stablehlo, export-onnx."""
+    format: Literal["numpy", "stablehlo", "onnx"] = "numpy"
+    """numpy: JSON, safetensors and a reader. stablehlo: for jax.export. onnx: for ONNX runtimes. The latter two need
+    the extra floq[export]."""
+    explore: bool = False
+    """The policy with which new experience is made (a Gaussian's samples, noise on a deterministic action), instead of
+    the one that is evaluated."""
+    tolerance: float = 1e-5
+    """How far an action may be from the agent's; rounding adds up where a policy is very steep."""
+    overwrite: bool = False
+    """Replace what was exported to that folder before."""
+
+
+def export_command(argv: list[str]) -> None:
+    options = parse_with_folder(ExportRun, argv, "floq export")
+    from floq.export.export_run import export_run
+    from floq.utils.machine import keep_programs
+
+    keep_programs()
+    export_run(**dataclasses.asdict(options))

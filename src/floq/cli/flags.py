@@ -1,0 +1,181 @@
+"""Command-line flags in the spelling of the published code, made ready for tyro; and tyro's errors on one line."""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import io
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+from floq.utils.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class Flags:
+    """Arguments in the published spelling: `--x=1`, `--x 1`, `--x=True`, bare switches, tuples such as "(512,512)"."""
+
+    def __init__(self, argv: list[str]):
+        self._pairs: list[tuple[str, list[str]]] = []
+        self.help = False
+        for word in argv:
+            if word in ("-h", "--help"):
+                self.help = True
+            elif word.startswith("--"):
+                name, equals, value = word[2:].partition("=")
+                if " --" in value or "--agent." in value:
+                    mended = re.sub(r"\s*--", " --", word).strip()
+                    raise UserError(f"{word!r} runs two flags together; write {mended}")
+                self._pairs.append((name.replace("-", "_"), [value] if equals else []))
+            elif self._pairs:
+                self._pairs[-1][1].append(word)
+            else:
+                raise UserError(f"unexpected argument {word!r}: settings are given as --name=value")
+
+    def peek(self, name: str, default: str | None = None) -> str | None:
+        """The last value given for a flag."""
+        values = [words for flag, words in self._pairs if flag == name]
+        if values and len(values[-1]) != 1:
+            raise UserError(f"--{name} needs one value")
+        return values[-1][0] if values else default
+
+    def take(self, name: str, default: Any) -> Any:
+        """The same, and forget the flag."""
+        value = self.peek(name, default)
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        return value
+
+    def take_list(self, name: str) -> list[str]:
+        """All values of a flag, and forget it."""
+        values = [word for flag, words in self._pairs if flag == name for word in words]
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        return values
+
+    def take_switch(self, name: str) -> bool:
+        """Whether a switch is on: `--name`, `--name=True`."""
+        given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
+        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        if given and given[-1] not in ("true", "false"):
+            raise UserError(f"--{name}={given[-1]}: write --{name}, --{name}=True or --{name}=False")
+        return bool(given) and given[-1] == "true"
+
+    def take_seeds(self) -> list[int]:
+        """The values of `--seeds 0 1 2` (or `--seeds=0,1,2`), without repetitions; none if it is not given."""
+        given = [words for flag, words in self._pairs if flag == "seeds"]
+        if not given:
+            return []
+        if "seed" in self.names():
+            raise UserError("--seed and --seeds exclude each other: give one of them")
+        self._pairs = [pair for pair in self._pairs if pair[0] != "seeds"]
+        words = _numbers(given[-1])
+        if not words or not all(re.fullmatch(r"\d+", word) for word in words):
+            raise UserError(f"--seeds {' '.join(given[-1])}: give whole numbers, as in --seeds 0 1 2")
+        return list(dict.fromkeys(int(word) for word in words))
+
+    def split(self, names: Iterable[str]) -> "Flags":
+        """The flags of these names, and a request for help, as flags of their own; they are forgotten here."""
+        own = copy.copy(self)
+        own._pairs = [pair for pair in self._pairs if pair[0] in names]
+        self._pairs = [pair for pair in self._pairs if pair[0] not in names]
+        return own
+
+    def keeping(self, names: Iterable[str], aliases: Mapping[str, str]) -> "Flags":
+        """A copy with the flags of these names alone, under whichever alias."""
+        kept = copy.copy(self)
+        kept._pairs = [pair for pair in self._pairs if aliases.get(pair[0], pair[0]) in names]
+        return kept
+
+    def variants(self, fields: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> "list[Flags]":
+        """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`, or
+        `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. A flag whose
+        field is a tuple has one value, however many words that is."""
+        kinds = {name: str(field.type) for name, field in fields.items()}
+        several: list[tuple[str, list[str]]] = []
+        for name, words in dict(self._pairs).items():
+            kind = kinds.get((aliases or {}).get(name, name), "tuple")
+            if "int" in kind or "float" in kind:
+                words = _numbers(words) or words
+            if len(words) > 1 and not kind.startswith("tuple"):
+                several.append((name, list(dict.fromkeys(words))))
+        found = []
+        for chosen in itertools.product(*(words for _, words in several)):
+            one_each = {name: [word] for (name, _), word in zip(several, chosen, strict=True)}
+            flags = copy.copy(self)
+            flags._pairs = list((dict(self._pairs) | one_each).items())
+            found.append(flags)
+        return found
+
+    def names(self) -> list[str]:
+        """The flags that are left."""
+        return [name for name, _ in self._pairs]
+
+    def normalised(self, fields: dict[str, Any], aliases: Mapping[str, str] | None = None) -> list[str]:
+        """The arguments as tyro reads them. Raises UserError for a flag that is not in `fields`."""
+        words = ["--help"] if self.help else []
+        for given, values in self._pairs:
+            name = (aliases or {}).get(given, given)
+            if name not in fields or name == "agent":
+                known = [f"--{field}" for field in fields if field != "agent"]
+                raise UserError(f"unknown flag --{name} for this agent{nearest(f'--{name}', known)}")
+            kind = fields[name].type
+            if kind is bool:
+                values = [{"true": "True", "false": "False"}.get(v.lower(), v) for v in values] or ["True"]
+            elif str(kind).startswith("tuple"):
+                values = _numbers(values)
+            words += [f"--{name}", *values]
+        return words
+
+
+def _numbers(values: list[str]) -> list[str]:
+    """The members of a list in any spelling: `0 1 2`, `0,1,2`, `(0, 1, 2)`."""
+    return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]
+
+
+def parse_with_folder(command: type[T], argv: list[str], prog: str) -> T:
+    """The options of a dataclass whose first field is a folder, given by its place: `floq inspect RUN_DIR --step=5`."""
+    folder = [word for word in argv[:1] if not word.startswith("-")]
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, command))}
+    words = [*folder, *Flags(argv[len(folder) :]).normalised(fields)]
+    return parse(command, words, prog, described(command))
+
+
+def described(command: type) -> str:
+    """What a command's help says: the docstring of its options, without the indentation of the source."""
+    return inspect.cleandoc(command.__doc__ or "")
+
+
+def parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
+    """Let tyro parse, and shrink what it prints about an error to one line."""
+    import tyro
+
+    complaint = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                command,
+                args=argv,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.FlagConversionOff,),
+                use_underscores=True,
+                **options,
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        raise UserError(_first_sentence(complaint.getvalue())) from None
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro's framed complaint says above its first rule; where the frame is drawn without box characters, the
+    title and a rule stand above that."""
+    is_rule = lambda line: bool(line) and set(line) <= {"─", "-"}  # noqa: E731
+    lines = [line.strip("│ ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
+    if "╭" not in box and len(lines) > 1 and is_rule(lines[1]):
+        lines = lines[2:]
+    end = next((i for i, line in enumerate(lines) if is_rule(line)), len(lines))
+    return " ".join(lines[:end])

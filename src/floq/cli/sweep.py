@@ -1,0 +1,122 @@
+"""The command `floq sweep`."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from floq.cli.flags import Flags, described, parse
+from floq.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train what experiment files compare, and write for each a table, a figure and two CSV files. Runs that have ended
+    are not trained again, and a sweep that was stopped goes on where it was. The files come first:
+    floq sweep experiments/steps.toml --budget laptop. With --seeds 0 1 2, these seeds instead of those of the files.
+    Instead of files, the flags of floq train, several values of each: floq sweep --seeds 0 1 2 --agent.alpha 10 30.
+    With --address, on a Ray cluster; --save_dir and --dataset_dir must then be on storage that all its nodes share."""
+
+    budget: str = "laptop"
+    """Which budget: the name of a file in the folder budgets beside the experiment."""
+    out: str | None = None
+    """Where tables and figures go; by default SAVE_DIR/sweep/BUDGET."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where OGBench's datasets are, and where missing ones are collected."""
+    save_dir: str = "exp"
+    """Where run folders go."""
+    dry_run: bool = False
+    """Show the plan and what it costs, and train nothing."""
+    redraw: bool = False
+    """Draw figures and tables again, from the CSV files alone."""
+    address: str | None = None
+    """Train on Ray: auto is the cluster of this machine, local one of this machine alone, HOST:PORT another."""
+    gpus_per_cell: float | None = None
+    """On Ray, GPUs of each cell (of runs that one process trains as one program); by default 1 if there are any."""
+    cores_per_cell: int | None = None
+    """On Ray, cores of each cell; by default the part of a node's that goes with its GPUs, or two."""
+    fleet_size: int | None = None
+    """On Ray, most runs in a cell; by default so many that all machines have work."""
+    max_retries: int | None = None
+    """On Ray, how many more times a cell is tried whose process or node was lost; by default 20, -1 is no limit."""
+
+
+ON_RAY = ("gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
+OF_FILES = ("budget", "out", "redraw")
+
+
+def sweep_command(argv: list[str]) -> None:
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    files, flags = argv[:count], Flags(argv[count:])
+    if late := [word for word in argv[count:] if word.endswith(".toml")]:
+        raise UserError(f"floq sweep needs its files before the flags: floq sweep {late[0]} ...")
+    if files or flags.help:
+        return _sweep_files(files, flags)
+    if not argv:
+        raise UserError(
+            "floq sweep needs an experiment file, floq sweep experiments/steps.toml, or flags of floq train, as in "
+            "floq sweep --seeds 0 1 2"
+        )
+    _sweep_flags(flags)
+
+
+def _sweep_files(files: Sequence[str], flags: Flags) -> None:
+    seeds = flags.take_seeds()
+    options = _options(flags)
+    if options.redraw and options.dry_run:
+        raise UserError("--redraw with --dry_run: give one of them")
+    own = {name: value for name, value in vars(options).items() if name not in ("address", *ON_RAY)}
+    placement = _placement(options)
+    from floq.sweep.sweep import sweep
+    from floq.utils.machine import keep_programs
+
+    keep_programs()
+    sweep(files, seeds=seeds, placement=placement, **own)
+
+
+def _sweep_flags(flags: Flags) -> None:
+    """The runs that flags of `floq train` describe."""
+    from floq.cli.train import resolve_train
+
+    if own := [name for name in flags.names() if name in OF_FILES]:
+        raise UserError(f"--{own[0]} is about experiment files, and none is given: leave it out")
+    placement = _placement(_options(flags.split(("address", *ON_RAY))))
+    request = resolve_train(flags)
+    if request.distributed:
+        raise UserError("--distributed with floq sweep: --address divides the runs over machines; leave it out")
+    from floq.envs.environments import check_task
+
+    for config in request.configs:
+        if config.dataset is None and not config.from_scratch:
+            check_task(config.env_name)
+    from floq.sweep.sweep import sweep_configs
+    from floq.utils.machine import keep_programs
+
+    keep_programs()
+    sweep_configs(request.configs, request.notes, request.dry_run, placement)
+
+
+def _options(flags: Flags) -> Sweep:
+    types = {f.name: f for f in dataclasses.fields(Sweep)}
+    return parse(Sweep, flags.normalised(types), "floq sweep FILE [FILE ...]", described(Sweep))
+
+
+def _placement(options: Sweep) -> Any:
+    """Where cells are trained; None is here. Raises UserError: a flag is wrong, or Ray is not installed."""
+    given = {name: value for name in ON_RAY if (value := getattr(options, name)) is not None}
+    if options.address is None:
+        if given:
+            raise UserError(f"--{next(iter(given))} is about a Ray cluster: give --address=auto or --address=local")
+        return None
+    if not re.fullmatch(r"auto|local|[^/:]+:\d+", options.address):
+        raise UserError(f"--address={options.address}: give auto, local or HOST:PORT")
+    least = {"gpus_per_cell": 0, "cores_per_cell": 1, "fleet_size": 1, "max_retries": -1}
+    for name, value in given.items():
+        if not value >= least[name]:
+            raise UserError(f"--{name}={value:g}: must be at least {least[name]}")
+    if (gpus := options.gpus_per_cell) is not None and gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus_per_cell={gpus:g}: give a whole number, or a part of one GPU")
+    from floq.sweep.ray import Placement
+
+    return Placement(options.address, **given)

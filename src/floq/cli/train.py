@@ -1,0 +1,243 @@
+"""The flags of `floq train`, resolved to the configurations of runs."""
+
+import dataclasses
+import functools
+from collections.abc import Collection
+from typing import Any, NamedTuple, get_args
+
+from floq.agent.config import AgentConfig
+from floq.cli.flags import Flags, parse
+from floq.runs.config import Config
+from floq.utils.errors import UserError, nearest
+
+
+class Request(NamedTuple):
+    """What `floq train` is asked to do: train these configurations, or just show them."""
+
+    configs: list[Any]
+    dry_run: bool
+    distributed: str | None
+    notes: list[str]
+
+
+class AgentFlags:
+    """The flags that `floq train` has with one agent, and the configuration that they come to."""
+
+    def __init__(
+        self,
+        agent: str,
+        preset: str | None,
+        critic: str | None = None,
+        actor: str | None = None,
+        restored: Any = None,
+    ):
+        """Args: see `presets.configure`. `restored`: the configuration of a run whose agent this is instead."""
+        from floq.agent.config import PUBLISHED_ALIASES, settings_type
+        from floq.runs.config import Config
+        from floq.runs.presets import configure
+
+        self.agent, self.preset, self._parts = agent, preset, {"critic": critic, "actor": actor}
+        self._restored = restored
+        any_task = (
+            restored.agent if restored else configure(None, agent, preset=preset, critic=critic, actor=actor).agent
+        )
+        self.critic, self.actor = any_task.critic_name, any_task.actor_name
+        self._settings = settings_type(self.critic, self.actor)
+        self.types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
+        self.types |= {f"agent.{f.name}": f for f in dataclasses.fields(self._settings)}
+        published = PUBLISHED_ALIASES.get(self.critic, {})
+        self.aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in published.items()}
+        default = dataclasses.field(default=self._settings(**any_task.flat()))
+        self._command = dataclasses.make_dataclass(
+            "Train", [("agent", self._settings, default)], bases=(Config,), frozen=True
+        )
+
+    def config(self, flags: Flags, aliases: dict[str, str] | None = None) -> Any:
+        """The configuration of a run. Flags refine the preset that the environment and the agent select."""
+        from floq.runs.config import Config
+        from floq.runs.presets import configure
+
+        given = {name: flags.peek(name) for name in ("env_name", "dataset")}
+        base = configure(given["env_name"], self.agent, preset=self.preset, dataset=given["dataset"], **self._parts)
+        if self._restored:
+            normalize = self._restored.normalize_observations
+            base = dataclasses.replace(base, agent=self._restored.agent, normalize_observations=normalize)
+        run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
+        default = self._command(**run, agent=self._settings(**base.agent.flat()))
+        words = flags.normalised(self.types, aliases or self.aliases)
+        parsed: Any = parse(self._command, words, "floq train", _description(), default)
+        values = {name: getattr(parsed, name) for name in run}
+        agent = type(base.agent).from_flat(self.critic, self.actor, dataclasses.asdict(parsed.agent))
+        return Config(**values, agent=agent)
+
+
+def _description() -> str:
+    from floq.agent.config import AGENTS
+    from floq.runs.presets import PRESETS
+
+    return (
+        "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
+        f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
+        f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
+        "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
+        "--distributed=auto (on Slurm and the like) or ADDRESS:PORT/HOSTS/NUMBER divides the runs over several hosts, "
+        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
+        "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
+        "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
+        "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
+        "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
+        "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
+        "there is none."
+    )
+
+
+def parse_train(argv: list[str]) -> Request:
+    """`floq train`'s arguments, resolved."""
+    return resolve_train(Flags(argv))
+
+
+def resolve_train(flags: Flags) -> Request:
+    """The same of flags: a configuration for each combination of values where a flag has several."""
+    from floq.runs.presets import notice
+
+    restored = _restored(flags)
+    name, preset = flags.take("agent", "floq"), flags.take("preset", None)
+    dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
+    seeds, match = flags.take_seeds(), Match.taken_from(flags)
+    own = AgentFlags(name, preset, flags.take("agent.critic", None), flags.take("agent.actor", None), restored)
+    if match:
+        match.check(own.critic)
+    # The floq agent with the same actor, and without a family's settings if the baseline does without.
+    floq = AgentFlags("agents/floq.py" if "/" in name else "floq", preset, actor=own.actor) if match else None
+    configs: list[Any] = []
+    notes: dict[str | None, None] = {}
+    for variant in flags.variants((floq.types if floq else {}) | own.types, own.aliases):
+        reference = None
+        if match and floq:
+            theirs = variant.keeping(floq.types, own.aliases)
+            theirs.split(network_flags(variant, own.types))
+            variant.split(floq.types.keys() - own.types.keys())  # these describe floq alone
+            reference = floq.config(theirs, own.aliases)
+        config = own.config(variant)
+        if match and reference:
+            config, found = match.apply(config, reference.agent)
+            notes[found] = None
+        configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
+    configs = list(dict.fromkeys(configs))
+    if restored:
+        notes[f"the agent's settings are those of {flags.peek('restore_path')}, where no flag says otherwise"] = None
+    for config in [] if restored else configs:
+        # A preset that changes floq has its effect, if only on what is matched.
+        changed = match and preset and notice(config.task, "floq", preset) is None
+        notes[notice(config.task, name, None if changed else preset)] = None
+    return Request(configs, dry_run, distributed, [note for note in notes if note])
+
+
+def _restored(flags: Flags) -> Any:
+    """The configuration of the run whose weights a new one takes over: since its networks must fit, the agent is that
+    run's, unless a flag chooses one."""
+    path = flags.peek("restore_path")
+    if path is None or {"agent", "preset", "agent.critic", "agent.actor", "match"} & set(flags.names()):
+        return None
+    from floq.runs.run import Run
+
+    return Run.open(path).config
+
+
+# --- `floq train --match` ---
+
+
+class Match(NamedTuple):
+    """What of the baseline's critic is made equal, and what of it changes; see `analysis.matching.matched`."""
+
+    what: Any
+    by: Any
+
+    @classmethod
+    def taken_from(cls, flags: Flags) -> "Match | None":
+        """What `--match` and `--match_by` ask for, and forget them.
+
+        Raises:
+            UserError: a value that there is not, or the second without the first.
+        """
+        what, by = flags.take("match", None), flags.take("match_by", None)
+        if what is None and by is None:
+            return None
+        from floq.analysis.matching import By, What  # it loads JAX
+
+        for flag, value, known in (("match", what, get_args(What)), ("match_by", by, get_args(By))):
+            if value is not None and value not in known:
+                raise UserError(f"--{flag}={value}: choose {' or '.join(known)}{nearest(value, known)}")
+        if what is None:
+            raise UserError(f"--match_by={by} says how --match changes the baseline: give --match=params or flops too")
+        return cls(what, by or "width")
+
+    def check(self, critic: str) -> None:
+        """Raises UserError if the agent to be matched has the flow critic itself."""
+        if critic == "floq":
+            raise UserError(
+                f"--match={self.what} fits a baseline to the flow critic, and this agent has that critic: give another "
+                "one, as in --agent=fql"
+            )
+
+    def apply(self, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
+        """The baseline as large or as costly as the reference, and a line that says what was found.
+
+        Raises:
+            UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
+        """
+        sizes = _sizes(baseline.env_name, baseline.dataset, baseline.dataset_dir)
+        # Variants that differ in traced settings alone, as alpha, are matched once.
+        change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *sizes)
+        critic = dataclasses.replace(baseline.agent.critic, **change)
+        return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
+
+
+def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
+    """The flags that say how the baseline's critic is built, and not how floq's is, which has flags of the same names.
+    Blocks are the baseline's if it is residual; the depth of plain ones is that of both."""
+    names = ["use_resnets", "num_transformations", "activate_before_layernorm", "num_bins", "sigma", "reward_offset"]
+    if flags.keeping({"agent.use_resnets"}, {}).take_switch("agent.use_resnets"):
+        names += ["block_width", "block_depth"]
+    return [flag for name in names if (flag := f"agent.{name}") in baseline]
+
+
+@functools.lru_cache(maxsize=64)
+def _matched(
+    match: Match, baseline: AgentConfig, reference: AgentConfig, obs_size: int, act_size: int
+) -> tuple[dict[str, Any], str]:
+    """The setting of the baseline's critic that changes, and what is said about it."""
+    from floq.analysis.matching import count, matched, scaled_setting
+
+    what, by = match
+    found = matched(baseline, reference, obs_size, act_size, what, by)
+    here, there = (count(agent, obs_size, act_size, what) for agent in (found, reference))
+    setting = scaled_setting(found, by)
+    value = getattr(found.critic, setting)
+    if what == "params":
+        counts = f"{here:,} critic parameters, floq has {there:,}"
+    else:
+        counts = f"{here / 1e9:.4g} GFLOP per update, floq takes {there / 1e9:.4g}"
+    return {setting: value}, f"--match={what}: {setting} {value}, {counts}"
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple[int, int]:
+    """How many numbers an observation and an action have: of the environment, or of the data where there is none."""
+    from floq.envs import environments
+    from floq.utils.files import looks_like_path
+
+    if env_name is not None and dataset is None:
+        environments.check_task(env_name)
+    if env_name is None and dataset is not None and environments.is_ogbench(dataset) and not looks_like_path(dataset):
+        env_name = dataset  # an OGBench dataset is that of an environment, and need not be there yet
+    if env_name is not None:
+        env = environments.make(env_name)
+        found = environments.sizes(env)
+        env.close()
+        return found["observations"], found["actions"]
+    from floq.data.formats.open import open_dataset
+
+    assert dataset is not None  # a configuration has one of the two
+    data = open_dataset(dataset, dataset_dir).data
+    return data.observations.shape[1], data.actions.shape[1]

@@ -1,0 +1,10 @@
+"""OGBench's experts, one episode at a time, by the benchmark's published procedures.
+
+An episode depends on the seed and its number alone. No JAX in here: worker processes import these files.
+"""
+
+from floq.data.collection.experts.episode import Rows
+from floq.data.collection.experts.manipulation import ManipulationExpert
+from floq.data.collection.experts.maze import AntMazeExpert, PointMazeExpert
+
+__all__ = ["AntMazeExpert", "ManipulationExpert", "PointMazeExpert", "Rows"]

@@ -1,0 +1,160 @@
+"""Write trajectories as another format: an npz in OGBench's layout, or a Minari dataset."""
+
+import contextlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.data.arrays import Trajectories, bounds
+from floq.data.checks import check_rows
+from floq.utils.errors import UserError
+from floq.utils.files import check_writable, looks_like_path, remove_empty, user_path
+from floq.utils.machine import version
+
+MINARI_ID = r"([-\w]+/)*[-\w]+-v\d+"
+
+
+def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> Path:
+    """Write trajectories to `target`, whole or not at all.
+
+    Args:
+        data: what `open_dataset` returns.
+        has_rewards: whether its rewards and masks mean something; otherwise there is nothing to convert.
+        target: FILE.npz; a Minari id such as `lab/robot-v0`, for the local store; or the path of a new Minari folder,
+            which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`.
+        source: where the data comes from, for Minari's description.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        UserError: the data has no rewards, the target is there already or is no such name, or Minari is missing.
+    """
+    check_target(target)
+    if not has_rewards:
+        raise UserError(f"{source} has no rewards to convert: name a task, as in cube-single-play-singletask-v0")
+    with np.errstate(over="ignore"):
+        data = Trajectories(*(x if x.dtype == bool else x.astype(np.float32, copy=False) for x in data))
+    check_rows(data._asdict(), f"{source}, as 32-bit floats")
+    return to_npz(data, user_path(target)) if target.endswith(".npz") else to_minari(data, target, source)
+
+
+def check_target(target: str) -> None:
+    """Raises UserError if `convert` could not write there."""
+    if target.endswith(".npz"):
+        return _check_free(user_path(target))
+    is_path = looks_like_path(target)
+    if not re.fullmatch(MINARI_ID, Path(target).name if is_path else target):
+        raise UserError(
+            f"{target}: write FILE.npz for OGBench's layout, or for Minari an id or a ./FOLDER that ends in a version, "
+            "as in lab/robot-v0"
+        )
+    if is_path:
+        _check_free(user_path(target))
+
+
+def to_npz(data: Trajectories, path: Path) -> Path:
+    """OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and masks are added,
+    which the benchmark's files do not have and its loader does not read; floq reads them back."""
+    _check_free(path)
+    arrays = dict(zip(("observations", "actions", "rewards", "masks", "terminals"), data, strict=True))
+    single: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in arrays.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **single)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        remove_empty(missing)
+    return path
+
+
+def to_minari(data: Trajectories, target: str, source: str) -> Path:
+    """A Minari dataset, one episode for each trajectory. `terminations` is true wherever the mask is 0: in OGBench's
+    tasks that is each step that solves the task, the last or not."""
+    try:
+        import minari
+        from minari.namespace import create_namespace, list_local_namespaces
+        from minari.storage import get_dataset_path
+    except ImportError as error:
+        raise UserError(f"{target}: writing Minari datasets needs Minari: pip install 'floq[minari]'") from error
+    import gymnasium
+
+    is_id = re.fullmatch(MINARI_ID, target) is not None
+    path = (get_dataset_path(target) if is_id else user_path(target)).absolute()  # Minari fails on relative ones
+    name = target if is_id else path.name
+    _check_free(path)
+    partial = path.with_name(f".{path.name}.partial")
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]
+    infinite = gymnasium.spaces.Box(-np.inf, np.inf, data.observations.shape[1:], np.float32)
+    box = gymnasium.spaces.Box(-1, 1, data.actions.shape[1:], np.float32)
+    try:
+        with _store(partial), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what the description leaves out
+            minari.create_dataset_from_buffers(
+                name,
+                _episodes(data),  # pyright: ignore[reportArgumentType]
+                observation_space=infinite,
+                action_space=box,
+                description=f"{source}, converted by floq {version('floq')}",
+            )
+        (partial / name).replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        remove_empty(missing)
+    namespace = name.rpartition("/")[0]
+    if is_id and namespace and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    return path
+
+
+@contextlib.contextmanager
+def _store(folder: Path) -> Iterator[None]:
+    """Within it, Minari keeps its datasets in `folder`."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+
+
+def _episodes(data: Trajectories) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer
+
+    for begin, end in zip(*bounds(data), strict=True):
+        if begin == end:
+            continue
+        terminations = data.masks[begin:end] == 0
+        truncations = np.zeros(end - begin, bool)
+        truncations[-1] = not terminations[-1]
+        arrays: dict[str, Any] = {
+            "observations": data.observations[begin : end + 1],
+            "actions": data.actions[begin:end],
+            "rewards": data.rewards[begin:end],
+            "terminations": terminations,
+            "truncations": truncations,
+        }
+        yield EpisodeBuffer(**arrays)
+
+
+def _check_free(path: Path) -> None:
+    if os.path.exists(path):
+        raise UserError(f"{path} exists already: delete it, or write to another name")
+    check_writable(path.parent, "write to another folder")

@@ -1,0 +1,44 @@
+"""Old D4RL files (arXiv 2004.07219), read with h5py; the package d4rl is never imported."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.data.arrays import Trajectories, from_arrays
+from floq.data.formats.files import check_exists
+from floq.data.formats.hdf5 import bytes_of, numbers, open_hdf5
+from floq.utils.errors import UserError
+from floq.utils.untrusted import check_size
+
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "next_observations")
+
+
+def read(path: Path) -> Trajectories:
+    """The trajectories of a D4RL HDF5 file.
+
+    Rewards of antmaze files, 0 and 1 there, become -1 and 0, as everybody who reports results on them has it.
+
+    Raises:
+        UserError: h5py is missing, or the file is missing or damaged, lacks an array or holds wrong data.
+    """
+    check_exists(path)
+    try:
+        with open_hdf5(path) as file:
+            there = set(file)  # names alone: a link is not followed to see whether it leads anywhere
+            missing = [key for key in REQUIRED if key not in there]
+            if missing:
+                raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL dataset")
+            found: dict[str, Any] = {key: numbers(file, key, path) for key in (*REQUIRED, *OPTIONAL) if key in there}
+            check_size(sum(map(bytes_of, found.values())), path)
+            arrays = {key: np.asarray(x) for key, x in found.items()}
+    except ImportError as error:
+        raise UserError(f"{path}: reading HDF5 files needs h5py: pip install 'floq[d4rl]'") from error
+    for key in ("rewards", "terminals", "timeouts"):
+        if key in arrays and arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
+            arrays[key] = arrays[key][:, 0]
+    if "antmaze" in re.sub("[-_]", "", path.name.lower()):  # also Ant_maze_u-maze_noisy_...
+        arrays["rewards"] = arrays["rewards"] - 1.0
+    return from_arrays(**arrays, source=str(path))

@@ -1,0 +1,83 @@
+"""Open npz files from strangers: never a pickle, never more than a limit, damage explained."""
+
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.utils.errors import UserError
+from floq.utils.untrusted import check_size
+
+ANEW = "delete it and fetch or collect it again"
+DIRECTORY_LIMIT = 2**20  # bytes of a zip's table of contents; that of a dataset has less than 1 kB
+STORED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # how NumPy stores arrays
+HEADERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def open_npz(path: Path, keys: Sequence[str], remedy: str = ANEW, held: int = 0) -> dict[str, np.ndarray]:
+    """The arrays of an npz file that are named in `keys`, as far as it has them.
+
+    Args:
+        path: the file.
+        keys: which arrays; others are not looked at.
+        remedy: what the message for a damaged file ends in.
+        held: bytes that other files of the same dataset have unpacked to.
+
+    Raises:
+        UserError: the file is missing or damaged, holds pickled objects, or would unpack, with those others, to more
+            than `untrusted.size_limit()`.
+    """
+    check_exists(path)
+    try:
+        with _Guarded(path) as raw, zipfile.ZipFile(raw) as archive:
+            raw.opening = False
+            wanted = {key: archive.NameToInfo.get(f"{key}.npy") for key in keys}
+            entries = {key: entry for key, entry in wanted.items() if entry is not None}
+            check_size(held + sum(entry.file_size for entry in entries.values()), path)
+            return {key: _array(archive, entry) for key, entry in entries.items()}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged zip or header raises nearly anything: zlib.error, TokenError, TypeError, ...
+        raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
+
+
+class _Guarded(io.FileIO):
+    """A file of which, while a zip is being opened, nothing is read at once that is longer than a table of contents."""
+
+    opening = True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.opening and size is not None and size > DIRECTORY_LIMIT:
+            raise ValueError(f"its table of contents has {size:,} bytes")
+        return super().read(size) or b""
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """One array, if it is as long as it says. NumPy would make room for whatever it says before it reads any of it."""
+    name = entry.filename
+    if entry.compress_type not in STORED:
+        raise ValueError(f"{name} is compressed in a way that NumPy does not write")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)  # pyright: ignore[reportArgumentType]
+        if version not in HEADERS:
+            raise ValueError(f"{name} has version {version} of NumPy's format")
+        shape, _, dtype = HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds pickled objects, which could run code")
+        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+            raise ValueError(f"{name} says that it has the shape {shape}, its {entry.file_size:,} bytes do not")
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def check_exists(path: Path) -> None:
+    """Raises UserError if there is no such file."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")

@@ -1,0 +1,164 @@
+"""OGBench datasets: find the file, read it, label it with the rewards of a task."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ogbench.relabel_utils import relabel_dataset
+
+from floq.data.arrays import Trajectories
+from floq.data.checks import check_rows, check_widths
+from floq.data.dataset import Splits
+from floq.data.formats.download import download
+from floq.data.formats.files import open_npz
+from floq.envs import environments
+from floq.utils.errors import UserError
+from floq.utils.untrusted import read_json
+
+ROW_KEYS = ("observations", "actions", "terminals")
+LABEL_KEYS = ("qpos", "button_states")  # what rewards are computed from; not every dataset has both
+OWN_LABELS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
+
+KEYS = (*ROW_KEYS, *LABEL_KEYS, *OWN_LABELS)
+
+NO_RECORD = "not collected here"
+
+Fetch = Callable[[str, Path], object]
+
+
+def load(env_name: str, directory: Path, label_timing: str = "pre", fetch: Fetch = download) -> Splits:
+    """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
+
+    Args:
+        env_name: an OGBench single-task id.
+        directory: where the files are.
+        label_timing: a transition's reward and mask come from the state before the action ("pre", as in every OGBench
+            version and the published runs) or after it ("post").
+        fetch: brings a missing dataset, called with its name and the directory; by default it is downloaded.
+
+    Raises:
+        UserError: the id is no such task, or its file is missing and cannot be fetched, or is not a dataset.
+    """
+    return load_tasks([env_name], directory, label_timing, fetch)[0]
+
+
+def load_tasks(
+    env_names: Sequence[str], directory: Path, label_timing: str = "pre", fetch: Fetch = download
+) -> list[Splits]:
+    """The data of several tasks over the same trajectories, such as task1 to task5 of an environment. Observations and
+    actions are read once and lie on the device once, for all of them together; only rewards and masks differ.
+
+    Raises:
+        UserError: as `load`; or the tasks do not share a dataset.
+    """
+    for env_name in env_names:
+        environments.check_task(env_name)  # before the data, since a wrong name is the commoner mistake
+    names = list(dict.fromkeys(environments.dataset_name(env_name) for env_name in env_names))
+    if len(names) != 1:
+        raise UserError(f"these tasks do not share one dataset: {', '.join(names)}")
+    task = environments.make(env_names[0])
+    files = find(names[0], directory, fetch)
+    rows = [read_rows(path) for path in files]
+    origin = provenance(names[0], directory)
+    loaded: list[Splits] = []
+    for env_name in env_names:
+        task = environments.with_task(task, env_name)
+        parts = [label(r, env_name, task, label_timing, str(f)) for r, f in zip(rows, files, strict=True)]
+        if loaded:
+            shared = zip((loaded[0].train, loaded[0].validation), parts, strict=True)
+            train, validation = (data.relabelled(part.rewards, part.masks) for data, part in shared)
+            loaded.append(Splits(train, validation, origin))
+        else:
+            loaded.append(Splits.of(*parts, provenance=origin))
+    return loaded
+
+
+def find(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:
+    """The files of a dataset such as `cube-single-play-v0`, for training and for validation; fetched if missing.
+
+    Raises:
+        UserError: they cannot be fetched, or only one of the two is there.
+    """
+    if not re.fullmatch(r"\w[-.\w]*", name):  # it becomes a file's name
+        raise UserError(f"{name!r} is no name of a dataset, as cube-single-play-v0 is")
+    train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
+    if not os.path.exists(train):
+        fetch(name, directory)
+    elif not os.path.exists(validation):
+        raise UserError(f"{validation} is missing beside {train}: fetch it, or delete the other to have both made anew")
+    return train, validation
+
+
+def provenance(name: str, directory: Path) -> str:
+    """Where a dataset came from, as far as the record says that `floq data collect` leaves beside it."""
+    try:
+        record = read_json(directory / f"{name}.json")
+        made, published, seed = (int(record[key]) for key in ("episodes", "published_episodes", "seed"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{name}: {NO_RECORD}"
+    share = "" if made == published else f" of the published {published}"
+    return f"{name}: {made}{share} episodes, collected here with seed {seed}"
+
+
+def read_task(path: Path, env_name: str, label_timing: str = "pre") -> Trajectories:
+    """An OGBench npz with the rewards and masks of a task.
+
+    Raises:
+        UserError: as `read_rows`, or the file is not that of the task.
+    """
+    return label(read_rows(path), env_name, environments.make(env_name), label_timing, str(path))
+
+
+def label(
+    rows: dict[str, np.ndarray], env_name: str, task: environments.SeededEnv, label_timing: str, source: str
+) -> Trajectories:
+    """The rows of an OGBench file with the rewards and masks of a task.
+
+    Raises:
+        UserError: the rows are not those of the task.
+    """
+    check_widths(rows, widths(task), source, env_name)
+    labelled = dict(rows)
+    relabel_dataset(env_name, task, labelled)  # adds `rewards` and `masks` for every row, from that row's own state
+    if label_timing == "post":
+        labelled |= {key: np.roll(labelled[key], -1) for key in OWN_LABELS}  # a trajectory's last row is never read
+    return trajectories(labelled)
+
+
+def trajectories(rows: dict[str, np.ndarray]) -> Trajectories:
+    """Rows that have rewards and masks. The last row ends a trajectory, whether it says so or not."""
+    ends = rows["terminals"].astype(bool)
+    ends[-1:] = True
+    return Trajectories(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], ends)
+
+
+def widths(task: environments.SeededEnv) -> dict[str, int]:
+    """How many numbers per row an OGBench task expects, by key."""
+    base: Any = task.unwrapped
+    sizes = environments.sizes(task) | {"qpos": base.model.nq}
+    return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})
+
+
+def read_rows(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an OGBench npz, one row per state.
+
+    Raises:
+        UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
+    """
+    return checked(open_npz(path, KEYS), str(path))
+
+
+def checked(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+    """The same arrays, if they are those of an OGBench file.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    missing = [key for key in ROW_KEYS if key not in rows]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}: it is not an OGBench dataset")
+    check_rows(rows, source)
+    return rows

@@ -1,0 +1,192 @@
+"""Open any dataset by its name, path or id."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from floq.data.arrays import Trajectories, from_arrays, hold_out, read_folder
+from floq.data.checks import check_actions, check_widths
+from floq.data.dataset import Splits
+from floq.data.formats import d4rl, minari, ogbench
+from floq.data.formats.files import open_npz
+from floq.envs import environments
+from floq.utils.errors import UserError
+from floq.utils.files import looks_like_path, user_path
+
+FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+GIVEN = "given from Python"  # how the provenance of data without a file begins
+
+
+class Opened(NamedTuple):
+    """A dataset, whether its rewards and masks mean something (an OGBench file without a task has none), where it comes
+    from in words, and its file if it is an npz."""
+
+    data: Trajectories
+    has_rewards: bool
+    source: str
+    file: Path | None = None
+
+
+class Task:
+    """An OGBench single task that gives rewards to files that have none. Its environment is made when first needed."""
+
+    def __init__(self, name: str, label_timing: str = "pre"):
+        environments.check_task(name)
+        self.name, self._label_timing = name, label_timing
+
+    @functools.cached_property
+    def env(self) -> environments.SeededEnv:
+        return environments.make(self.name)
+
+    def label(self, rows: dict[str, np.ndarray], source: str) -> Trajectories:
+        """The rows of an OGBench file with this task's rewards and masks."""
+        return ogbench.label(rows, self.name, self.env, self._label_timing, source)
+
+
+def open_dataset(name: str, dataset_dir: str, task: Task | None = None, fetch: ogbench.Fetch | None = None) -> Opened:
+    """Read a dataset from wherever its name points.
+
+    Args:
+        name: an OGBench dataset (`cube-single-play-v0`) or task (`cube-single-play-singletask-task2-v0`: with that
+            task's rewards) in `dataset_dir`; the path of an npz in OGBench's layout or with flat arrays as for
+            `from_arrays`, of a D4RL file (.hdf5, .h5), of a folder with one npz per episode or of a Minari dataset; or
+            a Minari id.
+        dataset_dir: where OGBench's files are.
+        task: gives rewards to a file of OGBench that has none; if `name` is a task, that does.
+        fetch: brings an OGBench dataset that is missing; by default that is an error.
+
+    Raises:
+        UserError: nothing is there, or it cannot be read.
+    """
+    path = user_path(name)
+    if path.suffix in (".hdf5", ".h5"):
+        return Opened(d4rl.read(path), True, str(path))
+    if path.suffix == ".npz":
+        return _open_npz(path, task)
+    if minari.is_dataset(path):
+        return Opened(minari.read(path), True, str(path))
+    if os.path.isdir(path):
+        return Opened(read_folder(path), True, str(path))
+    if looks_like_path(name) or os.path.exists(path):
+        what = "is no .npz, .hdf5 or .h5 file" if os.path.exists(path) else "is not there"
+        raise UserError(f"{path} {what}: give such a file, a folder of them, or a name")
+    if environments.is_ogbench(name):
+        if environments.is_singletask(name):
+            task = task or Task(name)
+        file, _ = ogbench.find(environments.dataset_name(name), user_path(dataset_dir), fetch or _complain)
+        return _open_npz(file, task)
+    return Opened(minari.read(minari.stored(name)), True, name)
+
+
+def open_splits(
+    name: str,
+    dataset_dir: str,
+    env_name: str | None = None,
+    label_timing: str = "pre",
+    fetch: ogbench.Fetch | None = None,
+) -> Splits:
+    """A dataset as a run trains on it. An npz `NAME.npz` is validated on `NAME-val.npz` if that lies beside it; of any
+    other dataset a part is held out.
+
+    Args:
+        name, dataset_dir, fetch: see `open_dataset`.
+        env_name: the environment of the run, if it has one: it must fit the data, and an OGBench single task gives
+            rewards to a file that has none.
+        label_timing: see `ogbench.load`.
+
+    Raises:
+        UserError: as `open_dataset`; or the data has no rewards, or is not that of the environment.
+    """
+    tasks = [n for n in (name, env_name) if n is not None and environments.is_singletask(n) and not looks_like_path(n)]
+    if len(set(tasks)) > 1:
+        raise UserError(
+            f"--dataset={name} has the rewards of one task and --env_name={env_name} is another: give "
+            f"--dataset={environments.dataset_name(name)}"
+        )
+    task = Task(tasks[0], label_timing) if tasks else None
+    # The environment before the data, since a wrong name is found sooner.
+    sizes = None if env_name is None else environments.sizes(task.env if task else environments.make(env_name))
+    opened = open_dataset(name, dataset_dir, task, fetch)
+    _check(opened, sizes, env_name)
+    beside = _validation_file(opened.file)
+    if beside is not None:
+        held_out = _open_npz(beside, task)
+        own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
+        _check(held_out, own, opened.source)
+        train, validation, how = opened.data, held_out.data, f"validated on {beside.name}"
+    else:
+        train, validation, how = hold_out(opened.data, opened.source)
+    return Splits.of(train, validation, f"{_origin(opened, task)}; {how}")
+
+
+def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
+    """Data that came from no file, as a run trains on it: a part is held out.
+
+    Raises:
+        UserError: it is not that of the environment.
+    """
+    sizes = None if env_name is None else environments.sizes(environments.make(env_name))
+    _check(Opened(data, True, "the given data"), sizes, env_name)
+    train, validation, how = hold_out(data)
+    return Splits.of(train, validation, f"{GIVEN}; {how}")
+
+
+def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> None:
+    """Raises UserError if data cannot be trained on, or its observations or actions have other sizes than those of
+    `whose`."""
+    if not opened.has_rewards:
+        raise UserError(
+            f"{opened.source} has no rewards: name the task that gives them with --env_name, as in "
+            "--env_name=cube-single-play-singletask-v0"
+        )
+    check_actions(opened.data.actions, opened.source)
+    arrays = {"observations": opened.data.observations, "actions": opened.data.actions}
+    check_widths(arrays, sizes or {}, opened.source, str(whose))
+
+
+def _open_npz(path: Path, task: Task | None) -> Opened:
+    """An npz in OGBench's layout, or one with a row for each transition."""
+    arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS))
+    if "rewards" in arrays and not ("masks" in arrays and not {"timeouts", "next_observations"} & arrays.keys()):
+        return Opened(_flat(arrays, str(path)), True, str(path), path)
+    rows = ogbench.checked(arrays, str(path))
+    if "masks" in rows:
+        return Opened(ogbench.trajectories(rows), True, str(path), path)
+    if task is not None:
+        return Opened(task.label(rows, str(path)), True, f"{path}, rewards of {task.name}", path)
+    zeros = np.zeros(len(rows["terminals"]), np.float32)
+    return Opened(ogbench.trajectories(rows | {"rewards": zeros, "masks": 1 - zeros}), False, str(path), path)
+
+
+def _flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
+    """A row for each transition. Where there are `masks`, they tell true terminations, and `terminals` marks every end
+    of a trajectory, as in the arrays that OGBench's loader returns."""
+    missing = [key for key in FLAT_KEYS[:4] if key not in arrays]
+    if missing:
+        raise UserError(f"{source} has rewards but lacks {', '.join(missing)}: see floq.Dataset.from_arrays")
+    flat: dict[str, Any] = {key: arrays[key] for key in FLAT_KEYS if key in arrays}
+    if "masks" in arrays:
+        flat |= {"terminals": arrays["masks"] == 0, "timeouts": arrays["terminals"]}
+    return from_arrays(**flat, source=source)
+
+
+def _validation_file(train: Path | None) -> Path | None:
+    if train is None or train.stem.endswith("-val"):
+        return None
+    beside = train.with_name(f"{train.stem}-val.npz")
+    return beside if os.path.exists(beside) else None
+
+
+def _origin(opened: Opened, task: Task | None) -> str:
+    """Where the data comes from; of a collection, what the record beside it says."""
+    record = opened.file and ogbench.provenance(opened.file.stem, opened.file.parent)
+    if not record or record.endswith(ogbench.NO_RECORD):
+        return opened.source
+    return f"{record}, rewards of {task.name}" if task else record
+
+
+def _complain(name: str, directory: Path) -> None:
+    raise UserError(f"{directory / name}.npz is missing: collect it with `floq data collect {name}`, or fetch it")

@@ -1,0 +1,1 @@
+"""Environments: made by name, seeded, stepped in worker processes. No JAX at import."""

@@ -1,0 +1,108 @@
+"""Environments in which new experience is made. No JAX in here: worker processes import this file.
+
+In each tick every environment takes one step, or is reset if its episode is over. Episodes are seeded by the run's
+seed, the environment's number and the tick of the reset, so a run that goes on after a stop does not repeat any.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from floq.envs.environments import EpisodeResult, SeededEnv, Slot, checked, make
+from floq.utils.errors import in_one_line
+
+STREAM = 2  # keeps these seeds apart from those of evaluations
+MOST_FAILURES = 3  # of an environment without a step between them; then making it anew does not help
+
+
+class Site(NamedTuple):
+    """One environment of a run: the run's number and its own, the task, and the run's seed."""
+
+    slot: Slot
+    env_name: str
+    seed: int
+
+
+class Failure(NamedTuple):
+    """What went wrong in an environment, in words, and whether it goes on with a fresh one."""
+
+    slot: Slot
+    what: str
+    goes_on: bool
+
+
+class Tick(NamedTuple):
+    """What one tick brought, with one entry per environment; `stepped` is false where it was reset, or failed. Then the
+    episodes that ended in it, and the failures."""
+
+    observations: np.ndarray
+    rewards: np.ndarray
+    masks: np.ndarray  # 0 at a true termination
+    stepped: np.ndarray
+    finished: list[tuple[Slot, EpisodeResult]]
+    failures: list[Failure]
+
+
+class ExploringEnvs:
+    """Some of the environments of a fleet, stepped together by one worker. All of them begin with a reset.
+
+    Args:
+        sites: the environments.
+        success_timing: see `envs.make`.
+        restart: make an environment anew where it failed; its episode is dropped.
+    """
+
+    def __init__(self, sites: Sequence[Site], success_timing: str | None, restart: bool):
+        self._sites, self._success_timing, self._restart = sites, success_timing, restart
+        self._envs: dict[Slot, SeededEnv] = {site.slot: make(site.env_name, success_timing) for site in sites}
+        self._obs_shape = next(iter(self._envs.values())).observation_space.shape
+        self._over = {site.slot for site in sites}  # whose next tick is a reset
+        self._return, self._length = {}, {}
+        self._failed = dict.fromkeys(self._envs, 0)  # since its last step
+
+    def step(self, tick: int, actions: np.ndarray) -> Tick:
+        """One tick of every environment; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
+        observations = np.zeros((len(self._sites), *(self._obs_shape or ())), np.float32)
+        rewards, masks = np.zeros(len(self._sites), np.float32), np.ones(len(self._sites), np.float32)
+        stepped = np.zeros(len(self._sites), bool)
+        finished: list[tuple[Slot, EpisodeResult]] = []
+        failures: list[Failure] = []
+        for i, (site, action) in enumerate(zip(self._sites, actions, strict=True)):
+            slot = site.slot
+            try:
+                if slot in self._over:
+                    observations[i] = self._reset(site, tick)
+                    self._over.remove(slot)
+                    continue
+                obs, reward, terminated, truncated, info = self._envs[slot].step(action)
+                observations[i], rewards[i] = checked(obs, reward, self._obs_shape)
+                self._return[slot] += float(reward)
+                self._length[slot] += 1
+                if terminated or truncated:
+                    finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
+                    self._over.add(slot)
+            except Exception as error:
+                failures.append(self._failure(site, error))
+                observations[i], rewards[i] = 0.0, 0.0
+                continue
+            stepped[i], masks[i], self._failed[slot] = True, not terminated, 0
+        return Tick(observations, rewards, masks, stepped, finished, failures)
+
+    def _reset(self, site: Site, tick: int) -> np.ndarray:
+        if site.slot not in self._envs:  # it failed
+            self._envs[site.slot] = make(site.env_name, self._success_timing)
+        self._return[site.slot], self._length[site.slot] = 0.0, 0
+        obs = self._envs[site.slot].reset_with((site.seed, site.slot[1], tick, STREAM))
+        return checked(obs, 0.0, self._obs_shape)[0]
+
+    def _failure(self, site: Site, error: Exception) -> Failure:
+        """Drop the environment and its episode."""
+        self._over.add(site.slot)
+        self._failed[site.slot] += 1
+        with contextlib.suppress(Exception):
+            self._envs.pop(site.slot).close()
+        what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {in_one_line(error)}"
+        goes_on = self._restart and self._failed[site.slot] < MOST_FAILURES
+        return Failure(site.slot, what, goes_on)

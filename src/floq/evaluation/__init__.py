@@ -1,0 +1,1 @@
+"""Evaluate policies: in seeded episodes, beside the training, on held-out data."""

@@ -1,0 +1,99 @@
+"""Evaluation without an environment: what held-out data says of the critic, and the critic of the policy.
+
+Neither number is a measurement of the policy. A small TD error says that the critic agrees with itself on transitions
+it was not trained on. The value of initial states is the critic's own opinion of the policy, and critics of offline
+agents err upwards; beside it stands what the data earned from the same states.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from floq.agent.agent import Agent
+from floq.agent.state import Keys
+from floq.data.arrays import bounds
+from floq.data.dataset import Dataset
+from floq.data.returns import discounted_returns
+
+TRANSITIONS = 4096  # held-out transitions whose TD error is averaged, the same at every evaluation
+INITIAL_STATES = 1000  # at most so many initial states
+ACTIONS = 8  # draws of the policy in each of them
+STATES_AT_ONCE = 100  # for memory's sake
+
+
+class HeldOut(NamedTuple):
+    """What can be said at a step. All in units of (scaled) return.
+
+    td_error: mean |target - Q| of held-out transitions. initial_value: mean Q of the policy's actions in the first
+    states of held-out episodes. data_return: mean discounted return of the data from these states; an episode that was
+    cut off counts what it shows.
+    """
+
+    step: int
+    td_error: float
+    initial_value: float
+    data_return: float
+
+    def summary(self) -> dict[str, float]:
+        """As metrics."""
+        names = ("evaluation/td_error", "evaluation/initial_value", "evaluation/data_return")
+        return dict(zip(names, self[1:], strict=True))
+
+
+class HeldOutEvaluator:
+    """Stands in for an `Evaluator` where there is no environment."""
+
+    def __init__(self, validation: Dataset):
+        self._data = validation
+        trajectories = validation.on_host()
+        first, last = bounds(trajectories)
+        first = first[last > first]
+        self._initial = first[np.linspace(0, len(first) - 1, min(len(first), INITIAL_STATES)).astype(int)]
+        self._trajectories = trajectories
+
+    def __call__(
+        self,
+        agent: Agent,
+        seed: int,
+        step: int,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> HeldOut | None:
+        """Evaluate `agent`. The same transitions, states and random numbers serve every step, so that steps compare.
+        None if `should_stop` said so midway."""
+        td_key, value_key = jax.random.split(Keys.of(seed).evaluation)
+        td_keys = jax.random.split(td_key, -(-TRANSITIONS // agent.static.batch_size))
+        value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
+        states = self._data.observations[self._initial]
+        parts = range(0, len(self._initial), STATES_AT_ONCE)
+        td_errors, values = [], []
+        for key in td_keys:
+            if should_stop():
+                return None
+            td_errors.append(float(_td_error(agent, self._data, key)))
+        for part in (slice(first, first + STATES_AT_ONCE) for first in parts):
+            if should_stop():
+                return None
+            values.append(np.asarray(_policy_values(agent, states[part], value_keys[part])))
+        returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
+        data_return = float(returns.mean() * agent.hypers.reward_scale)
+        return HeldOut(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)
+
+
+@jax.jit
+def _td_error(agent: Agent, data: Dataset, key):
+    static = agent.static
+    batch_key, loss_key = jax.random.split(key)
+    sizes = static.batch_size, static.n_step
+    batch = data.sample(batch_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
+    return agent.evaluate_loss(batch, loss_key)["critic/abs_td_error"]
+
+
+@jax.jit
+def _policy_values(agent: Agent, observations, keys):
+    def value(obs, key):
+        act_key, value_key = jax.random.split(key)
+        return agent.value(obs, agent.act(obs, act_key), value_key)
+
+    return jax.vmap(jax.vmap(value, (None, 0)))(observations, keys)

@@ -1,0 +1,1 @@
+"""Networks, and what they read: embeddings of z and t, lower precision, fused kernels."""

@@ -1,0 +1,244 @@
+"""Small networks whose leaves are all arrays, so that plain `jax.vmap`, `grad` and `scan` work on them.
+
+Every network is `body(entry(x))`: an entry layer that makes the first pre-activation, and a body that does the rest.
+The velocity field replaces the entry by a split one, because its share of (s, a) is constant along an integration.
+
+Hidden layers compute in the type of the matrices (`precision.py` lowers it), the last one accumulates in float32: a
+value of -150 in bfloat16 would be rounded to whole numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+NORM_EPS = 1e-6  # Flax's default, which the published code relies on; Equinox's is 1e-5
+Module = TypeVar("Module", bound=eqx.Module)
+
+
+def fan_avg_uniform(key: PRNGKeyArray, size_in: int, size_out: int) -> Float[Array, "size_in size_out"]:
+    """`variance_scaling(1, fan_avg, uniform)`, the published kernel initialisation (Glorot)."""
+    return jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")(key, (size_in, size_out))
+
+
+class Linear(eqx.Module):
+    """x W + b in the type of W, with zero biases at the start."""
+
+    weight: Float[Array, "size_in size_out"]
+    bias: Float[Array, " size_out"]
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, size_in: int, size_out: int) -> "Linear":
+        return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
+
+    def __call__(self, x: Float[Array, " size_in"], result_type: DTypeLike | None = None) -> Float[Array, " size_out"]:
+        return _product(x, self.weight, result_type, self.bias)
+
+
+class SplitLinear(eqx.Module):
+    """One linear layer over the concatenation [x, y], kept as W_x x + W_y y + b so that W_x x can be hoisted."""
+
+    weight_x: Float[Array, "size_x size_out"]
+    weight_y: Float[Array, "size_y size_out"]
+    bias: Float[Array, " size_out"]
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, size_x: int, size_y: int, size_out: int) -> "SplitLinear":
+        weight = fan_avg_uniform(key, size_x + size_y, size_out)  # the fan is that of the whole layer
+        return cls(weight[:size_x], weight[size_x:], jnp.zeros(size_out))
+
+    def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
+        """The part that does not depend on y."""
+        return _product(x, self.weight_x, None, self.bias)
+
+    def varying(self, y: Float[Array, " size_y"]) -> Float[Array, " size_out"]:
+        """The part that does."""
+        return _product(y, self.weight_y)
+
+
+def _product(
+    x: Float[Array, " size_in"],
+    weight: Float[Array, "size_in size_out"],
+    result_type: DTypeLike | None = None,
+    bias: Float[Array, " size_out"] | None = None,
+) -> Float[Array, " size_out"]:
+    """x W + b in the type of W; the result accumulated in another type on request."""
+    y = jnp.matmul(x.astype(weight.dtype), weight, preferred_element_type=result_type or weight.dtype)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax. Computes in float32."""
+
+    scale: Float[Array, " size"]
+    shift: Float[Array, " size"]
+
+    @classmethod
+    def init(cls, size: int) -> "LayerNorm":
+        return cls(jnp.ones(size), jnp.zeros(size))
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        mean, rstd = _moments(x)
+        return ((x.astype(jnp.float32) - mean) * rstd * self.scale + self.shift).astype(x.dtype)
+
+
+def _moments(x: Float[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean of x and one over its standard deviation, in float32."""
+    exact = x.astype(jnp.float32)
+    mean = jnp.mean(exact)
+    variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(mean), 0.0)
+    return mean, jax.lax.rsqrt(variance + NORM_EPS)
+
+
+class Activation(eqx.Module):
+    """GELU (tanh form), then LayerNorm if there is one; the other order on request."""
+
+    norm: LayerNorm | None
+    norm_last: bool = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, size: int, layer_norm: bool, norm_last: bool = True) -> "Activation":
+        return cls(LayerNorm.init(size) if layer_norm else None, norm_last)
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        if self.norm is None:
+            return jax.nn.gelu(x, approximate=True)
+        if self.norm_last:
+            return self.norm(jax.nn.gelu(x, approximate=True))
+        return jax.nn.gelu(self.norm(x), approximate=True)
+
+
+class PlainBody(eqx.Module):
+    """Activation, then (linear, activation) for each further hidden layer, then a linear head."""
+
+    activations: tuple[Activation, ...]
+    linears: tuple[Linear, ...]
+
+    @classmethod
+    def init(cls, key: PRNGKeyArray, hidden_dims: Sequence[int], size_out: int, layer_norm: bool) -> "PlainBody":
+        sizes = [*hidden_dims, size_out]
+        keys = jax.random.split(key, len(hidden_dims))
+        return cls(
+            tuple(Activation.init(size, layer_norm) for size in hidden_dims),
+            tuple(Linear.init(k, a, b) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)),
+        )
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        return self.linears[-1](self.features(x), result_type=jnp.float32)
+
+    def features(self, x: Float[Array, " width"]) -> Float[Array, " features"]:
+        """What the head reads."""
+        for activation, linear in zip(self.activations[:-1], self.linears[:-1], strict=True):
+            x = linear(activation(x))
+        return self.activations[-1](x)
+
+
+class FoldedBody(eqx.Module):
+    """What a `PlainBody` with LayerNorm computes, in fewer passes over the activations.
+
+    With W' = diag(g) W less the mean of each of its columns, ((y - mean) / std * g + c) W + b = y W' / std + (b + c W):
+    what is left of a LayerNorm is the std of a row, and the product need not wait for it.
+    """
+
+    linears: tuple[Linear, ...]
+
+    @classmethod
+    def of(cls, body: PlainBody) -> "FoldedBody":
+        """Raises ValueError if the body has no LayerNorm."""
+        if any(activation.norm is None or not activation.norm_last for activation in body.activations):
+            raise ValueError("there is no LayerNorm to fold")
+        norms = [activation.norm for activation in body.activations]
+        return cls(tuple(folded(norm, linear) for norm, linear in zip(norms, body.linears, strict=True) if norm))
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        for number, linear in enumerate(self.linears):
+            y = jax.nn.gelu(x, approximate=True)
+            is_head = number == len(self.linears) - 1
+            product = _product(y, linear.weight, jnp.float32 if is_head else None)
+            x = product * _moments(y)[1].astype(product.dtype) + linear.bias.astype(product.dtype)
+        return x
+
+
+def folded(norm: LayerNorm, linear: Linear) -> Linear:
+    """The layer after a LayerNorm, such that it wants its input divided by the std of a row and nothing else."""
+    scaled = norm.scale[:, None] * linear.weight
+    weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)
+    return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(jnp.float32))
+
+
+class ResidualBody(eqx.Module):
+    """Activation, then `num_blocks` times x + block(x), each block `depth` layers of (linear, activation); then a
+    linear head. With the entry layer it is the published residual network: linear, GELU, LayerNorm first."""
+
+    entry_activation: Activation
+    blocks: tuple[tuple[tuple[Linear, Activation], ...], ...]
+    head: Linear
+
+    @classmethod
+    def init(
+        cls,
+        key: PRNGKeyArray,
+        width: int,
+        depth: int,
+        num_blocks: int,
+        size_out: int,
+        layer_norm: bool,
+        norm_last: bool,
+    ) -> "ResidualBody":
+        head_key, *keys = jax.random.split(key, 1 + num_blocks * depth)
+        activation = lambda: Activation.init(width, layer_norm, norm_last)  # noqa: E731
+        layers = [(Linear.init(k, width, width), activation()) for k in keys]
+        blocks = tuple(tuple(layers[i * depth : (i + 1) * depth]) for i in range(num_blocks))
+        return cls(activation(), blocks, Linear.init(head_key, width, size_out))
+
+    def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
+        return self.head(self.features(x), result_type=jnp.float32)
+
+    def features(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        """What the head reads."""
+        x = self.entry_activation(x)
+        for block in self.blocks:
+            y = x
+            for linear, activation in block:
+                y = activation(linear(y))
+            x = x + y
+        return x
+
+
+class MLP(eqx.Module):
+    """`size_in` numbers to `size_out` numbers."""
+
+    entry: Linear
+    body: PlainBody | ResidualBody
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, size_in: int, hidden_dims: Sequence[int], size_out: int, layer_norm: bool
+    ) -> "MLP":
+        entry_key, body_key = jax.random.split(key)
+        body = PlainBody.init(body_key, hidden_dims, size_out, layer_norm)
+        return cls(Linear.init(entry_key, size_in, hidden_dims[0]), body)
+
+    def __call__(self, x: Float[Array, " size_in"]) -> Float[Array, " size_out"]:
+        return self.body(self.entry(x))
+
+    def features(self, x: Float[Array, " size_in"]) -> Float[Array, " features"]:
+        """What the last layer reads."""
+        return self.body.features(self.entry(x))
+
+
+def ensemble(init: Callable[[PRNGKeyArray], Module], key: PRNGKeyArray, num: int) -> Module:
+    """`num` independent copies of a network, stacked on a leading axis of every leaf. Consumes `key`."""
+    return jax.vmap(init)(jax.random.split(key, num))
+
+
+def effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""]:
+    """In how many directions features point: (sum of s^2)^2 / sum of s^4 for singular values s, from traces of the Gram
+    matrix: LAPACK's decompositions wait for the very threads of the processor that a fleet's devices occupy, and may
+    wait forever."""
+    gram = features.T @ features
+    return jnp.square(jnp.trace(gram)) / (jnp.sum(jnp.square(gram)) + 1e-12)

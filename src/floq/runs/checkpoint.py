@@ -1,0 +1,292 @@
+"""The whole state of an agent on disk: safetensors beside a JSON manifest, written atomically, never a pickle."""
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save as serialised
+
+from floq.agent.agent import Agent
+from floq.agent.policy import Policy
+from floq.data.replay import Recorded
+from floq.runs.checkpoint_folder import MANIFEST, path_of, put, steps
+from floq.runs.config import Config
+from floq.utils import files
+from floq.utils.errors import UserError
+from floq.utils.untrusted import Kind, Unfit, read_json, read_tensors
+
+# --- What the manifest of a checkpoint says, checked ---
+
+WIDEST = 2**20  # numbers in an observation, or in a chunk of actions
+MAX_PENDING = 2**10  # evaluations that a stopped run can have left
+
+
+class Manifest(NamedTuple):
+    """How an agent is built again, and what a run counts on from; see `floq.runs.checkpoint.Checkpoint`."""
+
+    config: Config
+    sizes: tuple[int, int]
+    clocks: dict[str, float]
+    pending: list[int]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Manifest":
+        """From what a JSON file says. Raises ValueError if a value cannot be what floq has written."""
+        for part, kind in (("config", dict), ("clocks", dict), ("pending", list)):
+            if not isinstance(values.get(part, kind()), kind):
+                raise ValueError(f"{part} is {values[part]!r}")
+        try:
+            config = Config.from_json(values.get("config", {}))
+        except UserError as error:
+            raise ValueError(f"config: {error}") from error
+        sizes = _count(values, "obs_size", WIDEST), _count(values, "act_size", WIDEST)
+        clocks, pending = values.get("clocks", {}), values.get("pending", [])
+        if odd := [name for name, x in clocks.items() if type(x) not in (int, float) or not math.isfinite(x)]:
+            raise ValueError(f"the clock {odd[0]} is {clocks[odd[0]]!r}")
+        if len(pending) > MAX_PENDING or not all(type(step) is int and step >= 0 for step in pending):
+            raise ValueError("pending is no list of steps")
+        return cls(config, sizes, {name: float(x) for name, x in clocks.items()}, pending)
+
+
+def _count(values: Mapping[str, Any], name: str, most: int) -> int:
+    value = values.get(name)
+    if type(value) is not int or not 0 < value <= most:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+FORMAT, BEFORE = 3, 2  # the one before differs in what residual critics compute, and in nothing else
+TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "replay.safetensors"
+DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
+REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all that the run has seen
+
+T = TypeVar("T")
+
+
+class Damaged(UserError):
+    """A checkpoint cannot be read, since its files are not those that were written."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: the agent's whole state, the configuration it was trained with, how many numbers an
+    observation and an action have, the clocks of its run (seconds and steps, by name), by step the policies whose
+    evaluation was not finished, and the run's step: gradient steps offline, plus environment steps. Its replay, if it
+    is online, is read by `load_replay`."""
+
+    agent: Agent
+    config: Config
+    sizes: tuple[int, int]
+    clocks: dict[str, float]
+    pending: dict[int, Policy]
+    step: int = 0
+
+
+def save(
+    folder: Path,
+    agent: Agent,
+    sizes: tuple[int, int],
+    config: Config,
+    clocks: Mapping[str, float] | None = None,
+    pending: Mapping[int, Policy] | None = None,
+    *,
+    step: int | None = None,
+    replay: Recorded | None = None,
+) -> Path:
+    """Write `folder`/<step>/; the folder appears under that name only when it is complete.
+
+    Args:
+        folder: a run's `checkpoints` folder.
+        agent: its whole state is stored, so training can go on from it.
+        sizes: how many numbers an observation and an action have.
+        config: stored beside the state, to rebuild the agent and to refuse a state that does not fit it.
+        clocks: numbers that a continued run counts on from.
+        pending: by step, policies that a continued run still has to evaluate.
+        step: of the run; by default the agent's, which counts its updates.
+        replay: what the run has seen online. Checkpoints but for the newest two lose theirs.
+    """
+    step = int(agent.step) if step is None else step
+    stored = {TENSORS: _named_arrays(agent)} | {
+        PENDING.format(at): _named_arrays(p) for at, p in (pending or {}).items()
+    }
+    if replay is not None:
+        stored[REPLAY] = {name: np.ascontiguousarray(x) for name, x in replay._asdict().items()}
+    partial = folder / f".{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.mkdir(exist_ok=True)  # not the run's folder: if that was deleted, it stays so
+    partial.mkdir()
+    try:
+        digests = {}
+        for name, arrays in stored.items():
+            content = serialised(arrays)
+            files.write(partial / name, content)
+            digests[name] = hashlib.sha256(content).hexdigest()
+        manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
+        manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
+        manifest[DIGESTS] = digests | {MANIFEST: _digest(manifest | {DIGESTS: digests})}
+        files.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        final = put(partial, folder, step)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # where the disk is full, every byte counts
+        raise
+    for older in steps(folder)[:-REPLAYS_KEPT] if replay is not None else ():
+        (folder / str(older) / REPLAY).unlink(missing_ok=True)
+    return final
+
+
+def load(folder: Path, step: int | None = None) -> Checkpoint:
+    """Read the checkpoint of `step`, by default the newest one.
+
+    Raises:
+        Damaged: its files are not those that were written.
+        UserError: there is none, it cannot be read, or its tensors are not those of its configuration.
+    """
+    available = steps(folder)
+    if not available:
+        raise UserError(f"{folder} holds no complete checkpoint: is this a run folder that floq train has written?")
+    if step is not None and step not in available:
+        raise UserError(f"{folder} has no checkpoint of step {step}: choose one of {', '.join(map(str, available))}")
+    step = available[-1] if step is None else step
+    path, remedy = path_of(folder, step), _remedy(step, available)
+    try:
+        manifest = _manifest(path, remedy)
+        if (form := manifest.get("format")) not in (BEFORE, FORMAT):
+            raise UserError(f"{path} has checkpoint format {form}; this version of floq reads {BEFORE} and {FORMAT}")
+        config, sizes, clocks, waiting = Manifest.of(manifest)
+        if form == BEFORE and config.agent.flat().get("use_resnets"):
+            raise UserError(
+                f"{path} holds a residual critic from before their first layer was followed by GELU and LayerNorm, as "
+                "published: with its weights this version computes something else; train it again"
+            )
+        template = _template(config, sizes)
+    except ValueError as error:
+        raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
+    digests = manifest.get(DIGESTS, {})
+    agent = _read(template, path / TENSORS, digests, remedy)
+    pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in waiting}
+    return Checkpoint(agent, config, sizes, clocks, pending, step)
+
+
+def _template(config: Config, sizes: tuple[int, int]) -> Agent:
+    """The shapes of an agent, for which no memory is taken. Raises ValueError if they are none."""
+    try:
+        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
+    except (OverflowError, TypeError, MemoryError) as error:
+        raise ValueError(f"no agent has these sizes: {error}") from error
+
+
+def load_replay(folder: Path, step: int) -> Recorded | None:
+    """What the run had seen online at its checkpoint of that step, None if it has no replay.
+
+    Raises:
+        Damaged: it is not what was written.
+        UserError: it cannot be read.
+    """
+    path = path_of(folder, step) / REPLAY
+    if not path.exists():
+        return None
+    remedy = _remedy(step, steps(folder))
+    stored = _tensors(path, _manifest(path.parent, remedy).get(DIGESTS, {}), remedy)
+    if stored.keys() != set(Recorded._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
+        raise Damaged(f"{path} is damaged (it lacks a part): {remedy}")
+    kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
+    if kinds != {name: (3 if name in ("observations", "actions") else 2, _dtype(name)) for name in Recorded._fields}:
+        raise Damaged(f"{path} is damaged (a part is of another shape or type): {remedy}")
+    return Recorded(**stored)
+
+
+def _dtype(part: str) -> str:
+    return "bool" if part == "ends" else "float32"
+
+
+def _remedy(step: int, available: list[int]) -> str:
+    """What to do if the checkpoint of this step is damaged."""
+    older = [at for at in available if at < step]
+    if not older:
+        return "there is no older checkpoint"
+    return f"floq train --resume goes back to that of step {older[-1]}, floq eval takes --step={older[-1]}"
+
+
+def _unreadable(path: Path, error: OSError, remedy: str) -> UserError:
+    """What to raise where a file cannot be read: it may be the file's fault, or that of the moment."""
+    if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
+        return Damaged(f"{path} is damaged ({error.strerror}): {remedy}")
+    return UserError(f"{path} cannot be read ({error.strerror}): see to that, and try again")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest, whatever the order of its lines."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(path: Path, remedy: str) -> dict[str, Any]:
+    """The manifest of a checkpoint. Checkpoints of older versions have no digests."""
+    try:
+        manifest = read_json(path / MANIFEST)
+        if DIGESTS in manifest:
+            digests = dict(manifest[DIGESTS])
+            written = digests.pop(MANIFEST)
+            if _digest(manifest | {DIGESTS: digests}) != written:
+                raise ValueError("its checksum differs")
+        return manifest
+    except OSError as error:
+        raise _unreadable(path / MANIFEST, error, remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
+
+
+def _tensors(
+    path: Path, digests: Mapping[str, str], remedy: str, expected: Mapping[str, Kind] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays in a file, if it has the digest that the manifest says."""
+    try:
+        if path.name in digests and path.is_file():  # a pipe might never end
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digests[path.name]:
+                    raise Damaged(f"{path} is damaged (its checksum differs): {remedy}")
+        return read_tensors(path, expected)[0]
+    except Unfit as error:
+        raise UserError(f"{path} does not fit its configuration: {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error, remedy) from error
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def _named_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's arrays as they are stored, by name."""
+    return dict(zip(_names(tree), map(np.asarray, _stored_leaves(tree)), strict=True))
+
+
+def _read(template: T, path: Path, digests: Mapping[str, str], remedy: str) -> T:
+    """The tree of the template's shape whose arrays are in the file."""
+    names = _names(template)
+    expected = {
+        name: (leaf.shape, str(leaf.dtype))
+        for name, leaf in zip(names, jax.eval_shape(_stored_leaves, template), strict=True)
+    }
+    stored = _tensors(path, digests, remedy, expected)
+    arrays = [jnp.asarray(stored[name]) for name in names]
+    if "key" in names:
+        arrays[names.index("key")] = jax.random.wrap_key_data(arrays[names.index("key")])
+    return jax.tree.unflatten(jax.tree.structure(template), arrays)
+
+
+def _names(tree: Any) -> list[str]:
+    """The names of a tree's arrays, in the order of its leaves: `params.critic.velocity.entry.bias` and so on."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _stored_leaves(tree: Any) -> list[Any]:
+    """A tree's arrays as they are stored: the random key as its raw words."""
+    leaves = zip(_names(tree), jax.tree.leaves(tree), strict=True)
+    return [jax.random.key_data(leaf) if name == "key" else leaf for name, leaf in leaves]

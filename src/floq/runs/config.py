@@ -1,0 +1,212 @@
+"""Configuration of a run: a frozen dataclass, and the flat published names that people type and scripts read."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from floq.agent.config import AgentConfig, settings_type
+from floq.networks.precision import PUBLISHED, Precision
+from floq.utils.errors import UserError, nearest
+from floq.utils.files import DATA_FILES, looks_like_path
+from floq.utils.schema import check_names, check_ranges, typed
+
+RANDOM_STEPS = 5_000
+
+NOT_TOLD_APART = ("seed", "logger", "keep_checkpoints", "checkpoint_minutes")
+YOUNG = ("on_divergence", "deterministic")
+
+
+def task_name(env_name: str | None, dataset: str | None) -> str:
+    """What is learned, in a word: the environment's id, or without one the dataset's name."""
+    if env_name is not None or dataset is None:
+        return env_name or ""
+    path = Path(dataset)
+    return (path.stem if path.suffix in DATA_FILES else path.name) if looks_like_path(dataset) else dataset
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. The defaults are the published ones, on the demonstration task."""
+
+    project_name: str = "floq"
+    """First folder under `save_dir`."""
+    run_group: str = "debug"
+    """Second folder."""
+    seed: int = 0
+    """Determines everything random in the run."""
+    env_name: str | None = "pointmaze-medium-navigate-singletask-v0"
+    """OGBench single task, the bare id is the default task; with --dataset, any Gymnasium environment, or none."""
+    save_dir: str = "exp"
+    """Where run folders go."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where OGBench's datasets are."""
+    dataset: str | None = None
+    """Train on this instead of the task's own data: an OGBench dataset, an npz or HDF5 file, a folder, a Minari id."""
+    dataset_mirror: str | None = None
+    """Address of a folder from which missing OGBench datasets are fetched; by default the benchmark's server."""
+    restore_path: str | None = None
+    """Start from the weights of this run folder."""
+    restore_epoch: int | None = None
+    """Which of its checkpoints, by step; by default the newest."""
+    old_data_share: float = 0.0
+    """With --restore_path, the part of each batch that comes from the data of that run, beside its new data."""
+    offline_steps: int = 2_000_000
+    """Gradient steps on the dataset."""
+    online_steps: int = 0
+    """Environment steps after that, in which the agent goes on learning from its own experience."""
+    buffer_size: int = 2_000_000
+    """Transitions that online batches are drawn from, data and new experience together; at least all of the data and
+    one more. With balanced_sampling, new ones."""
+    balanced_sampling: Literal[0, 1] = 0
+    """Online, 1 takes half of each batch from the dataset and half from new experience; 0 draws from both alike."""
+    utd: float = 1.0
+    """Online, gradient steps for each environment step; below 1, several environments share one."""
+    num_envs: int = 1
+    """Online, environments that are stepped at once."""
+    warmup_steps: int = 0
+    """Online, environment steps before gradient steps begin. From scratch, which is without data, these are made with
+    random actions before the first step, and 0 means 5,000."""
+    restart_failed_envs: bool = False
+    """Online, go on with a fresh environment where one raises, hangs or returns NaN; otherwise that ends the run."""
+    env_timeout: float = 60.0
+    """Seconds that a step of the environments may take, of all that a process steps at once."""
+    log_interval: int = 5_000
+    """Steps between rows of train.csv."""
+    eval_interval: int = 20_000
+    """Steps between evaluations; the first comes after step 1. 0: no evaluations."""
+    save_interval: int = 200_000
+    """Steps between checkpoints; the last step always gets one."""
+    eval_episodes: int = 50
+    """Episodes per evaluation."""
+    video_episodes: int = 0
+    """Episodes per evaluation that are filmed: not built yet."""
+    video_frame_skip: int = 3
+    """A film shows one step in so many."""
+    p_aug: float | None = None
+    """Probability of image augmentation, for pixel tasks: not built yet."""
+    frame_stack: int | None = None
+    """Frames per observation, for pixel tasks: not built yet."""
+    success_timing: Literal["post", "pre"] = "post"
+    """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
+    label_timing: Literal["pre", "post"] = "pre"
+    """Dataset rewards are computed from the state before an action (pre, as published) or after it."""
+    normalize_observations: bool = False
+    """Give observations mean 0 and standard deviation 1."""
+    precision: Precision = PUBLISHED
+    """What updates compute in: tf32 is float32, its products in TF32 where a GPU has that (as published); f32; bf16."""
+    batch_devices: int = 1
+    """Devices that share the batch of each run; the others train other runs."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """Where a target, loss or gradient is not finite: stop that run at its last good state, or rewind, go back to the
+    weights of its last checkpoint and on with other batches, up to three times between two checkpoints."""
+    keep_checkpoints: int | None = None
+    """The newest checkpoints of a run that are kept, at least 2; by default all."""
+    checkpoint_minutes: float | None = None
+    """Write a checkpoint after so many minutes without one, too: for machines that may be taken away."""
+    deterministic: bool = False
+    """On a GPU, the same bits in every run of the same command, at a cost in speed; on a CPU it is so anyway."""
+    logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Write the rows of the CSV files to these as well; their packages are installed separately."""
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """The agent and its settings."""
+
+    def __post_init__(self) -> None:
+        check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
+        check_names({"project_name": self.project_name, "run_group": self.run_group})
+        if self.agent.batch_size % self.batch_devices:
+            batch_size = self.agent.batch_size
+            raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
+        if not (self.env_name or self.dataset):
+            raise UserError("nothing to learn from: give --env_name, or data with --dataset")
+        if not self.offline_steps + self.online_steps:
+            raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
+        if self.old_data_share and self.restore_path is None:
+            raise UserError(
+                f"--old_data_share={self.old_data_share}: it is about the data of a --restore_path, give one"
+            )
+        if self.updates_per_tick < 1 or not math.isclose(self.updates_per_tick, self.utd * self.num_envs):
+            raise UserError(
+                f"--utd={self.utd:g} with --num_envs={self.num_envs}: these step at once, which makes "
+                f"{self.utd * self.num_envs:g} gradient steps: choose them such that this is a whole number"
+            )
+        if self.online_steps % self.num_envs:
+            steps, envs = self.online_steps, self.num_envs
+            raise UserError(
+                f"--online_steps={steps}: must be a multiple of --num_envs={envs}, all of which step at once"
+            )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether a run begins with neither data nor weights: without an offline phase, it learns a task's own data
+        only if that is named, or if weights are taken over."""
+        return self.offline_steps == 0 and self.dataset is None and self.restore_path is None
+
+    @property
+    def random_steps(self) -> int:
+        """From scratch, the environment steps with random actions that take the place of data."""
+        return self.warmup_steps or RANDOM_STEPS
+
+    @property
+    def steps_without_updates(self) -> int:
+        """Online, the environment steps before gradient steps begin: from scratch the random ones were the warm-up."""
+        return 0 if self.from_scratch else self.warmup_steps
+
+    @property
+    def updates_per_tick(self) -> int:
+        """Online, gradient steps while all environments take a step."""
+        return round(self.utd * self.num_envs)
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps offline, then environment steps: a run's clock counts both."""
+        return self.offline_steps + self.online_steps
+
+    @property
+    def total_updates(self) -> int:
+        """Gradient steps of both phases."""
+        with_updates = max(0, self.online_steps - self.steps_without_updates)
+        return self.offline_steps + self.updates_per_tick * -(-with_updates // self.num_envs)
+
+    @property
+    def task(self) -> str:
+        """What is learned, in a word: the environment's id, or without one the dataset's name."""
+        return task_name(self.env_name, self.dataset)
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved configuration as plain values; the agent's settings are flat, beside its critic and actor."""
+        agent = {"critic": self.agent.critic_name, "actor": self.agent.actor_name, **self.agent.flat()}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"agent": agent}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of `to_json`, of values that anybody may have written.
+
+        Raises:
+            UserError: a key is unknown, or a value is of another type or out of range.
+        """
+        given = values.get("agent")
+        if not isinstance(given, dict):
+            raise UserError("agent: give its settings, by name")
+        agent, types = dict(given), get_type_hints(cls)
+        critic, actor = (str(agent.pop(part, None)) for part in ("critic", "actor"))
+        known = get_type_hints(settings_type(critic, actor))
+        for name in values:
+            if name not in types:
+                raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
+        # What neither critic nor actor has, `from_flat` complains of.
+        agent = {name: typed(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
+        run = {name: typed(name, x, types[name]) for name, x in values.items() if name != "agent"}
+        return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
+
+    def digest(self) -> str:
+        """8 hexadecimal digits that tell configurations apart, whatever their seed, where they log and what they keep.
+        Settings that are younger than the first runs count where they are not at their defaults."""
+        values = {key: value for key, value in self.to_json().items() if key not in NOT_TOLD_APART}
+        for name in YOUNG:
+            if values[name] == getattr(Config, name):
+                del values[name]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

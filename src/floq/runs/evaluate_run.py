@@ -1,0 +1,86 @@
+"""`floq eval`: evaluate a checkpoint of a run again."""
+
+import dataclasses
+from typing import Any
+
+from floq.agent.policy import Policy
+from floq.critics import FloqCritic
+from floq.data.dataset import Dataset
+from floq.evaluation.held_out import HeldOut, HeldOutEvaluator
+from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
+from floq.runs import checkpoint, run_data
+from floq.runs.results import described
+from floq.runs.run import Run
+from floq.utils.errors import UserError
+from floq.utils.progress import Display
+
+
+def evaluate_run(
+    run_dir: str,
+    step: int | None = None,
+    eval_episodes: int = 50,
+    seed: int | None = None,
+    success_timing: str | None = None,
+    workers: int | None = None,
+    acting_flow_steps: int | None = None,
+    data: Dataset | None = None,
+    show: bool = True,
+) -> Evaluation | HeldOut:
+    """Evaluate a checkpoint of a run again, and print the result.
+
+    With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
+    an environment it looks at the held-out data again, which must be what it was; `data` is that data if the run was
+    given it from Python. `acting_flow_steps` changes the K with which the policy asks a flow critic for values.
+
+    Raises:
+        UserError: there is no such run or checkpoint, the data is another, an option is out of range, or acting does
+            not integrate the flow.
+        Failed: an environment raised, or hangs again and again.
+    """
+    run = Run.open(run_dir)
+    seed = run.config.seed if seed is None else seed
+    changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
+    config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
+    saved, display = checkpoint.load(run.folder / "checkpoints", step), Display(show)
+    agent = saved.agent
+    policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
+    if config.env_name is None:
+        if acting_flow_steps is not None:
+            raise UserError(
+                f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
+            )
+        run_data.check_given(run, data)
+        splits = run_data.load_data(config, display, data, run)
+        run_data.check_same(run, splits)
+        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
+    else:
+        with (
+            Evaluator(
+                config.env_name,
+                config.success_timing,
+                eval_episodes,
+                workers,
+                config.agent.action_chunk,
+                timeout=config.env_timeout,
+            ) as evaluator,
+            display.bar("evaluate", eval_episodes) as update,
+        ):
+            evaluation = evaluator(on_cpu(policy), seed, saved.step, on_progress=update)
+    assert evaluation is not None
+    rows = described(config, evaluation.summary())
+    display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
+    return evaluation
+
+
+def _acting_in(policy: Policy, num_steps: int) -> Policy:
+    """The policy with another number of integration steps behind the values that it asks for."""
+    critic = policy.critic
+    if num_steps < 1:
+        raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")
+    if not isinstance(critic, FloqCritic) or critic.config.actor_climbs != "flow":
+        raise UserError(
+            f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
+            "--agent.actor=best_of_n --agent.actor_climbs=flow does"
+        )
+    config = dataclasses.replace(critic.config, acting_flow_steps=num_steps)
+    return dataclasses.replace(policy, critic=dataclasses.replace(critic, config=config))

@@ -1,0 +1,266 @@
+"""The folder of a run: what lies where, and how it is opened again."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from floq.agent.agent import Agent
+from floq.envs.environments import is_singletask
+from floq.runs import checkpoint
+from floq.runs.checkpoint_folder import steps
+from floq.runs.config import Config
+from floq.runs.loggers import cut_csv, read_csv
+from floq.utils import files
+from floq.utils.errors import Failed, UserError
+from floq.utils.files import exclusive, make_folder, user_path
+from floq.utils.machine import version
+from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, parse_json, read_json, read_text
+
+RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the configuration
+PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; from
+    scratch also `random.npz`, and where it diverged `diverged.json` or `rewinds.json`."""
+
+    folder: Path
+    config: Config
+
+    @classmethod
+    def create(cls, config: Config, records: dict[str, dict[str, str]]) -> "Run":
+        """Make the folder `save_dir/project/group/env/sd<seed>_<time>_<hash>` and write `config.json`.
+
+        Args:
+            config: the resolved configuration.
+            records: `versions` of packages and a description of the `data`, to be kept beside it.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        folder = cls.parent(config) / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
+        partial = folder.with_name(f".{folder.name}.partial")  # a folder with a run's name is a run
+        try:
+            if folder.exists():
+                raise FileExistsError(folder)
+            make_folder(partial)
+            (partial / "checkpoints").mkdir()
+            (partial / "plots").mkdir()
+            cls(partial, config).write_config(records)
+            partial.rename(folder)
+            files.sync(folder.parent)
+        except FileExistsError as error:
+            raise UserError(f"{folder} exists already: wait a second, or give another --run_group") from error
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"cannot write the run folder {folder} ({error.strerror}): choose another --save_dir"
+            ) from error
+        return cls(folder, config)
+
+    @staticmethod
+    def parent(config: Config) -> Path:
+        """The folder in which the run's folder lies."""
+        task = re.sub(r"[^-.\w]+", "-", config.task)  # ids of Gymnasium and Minari have slashes and colons
+        task = re.sub(r"^\.+$", "-", task)
+        return user_path(config.save_dir) / config.project_name / config.run_group / task
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run's folder for this process. Raises UserError if another one is at work in it."""
+        return exclusive(self.folder, f"another process is at work in {self.folder}: wait for it, or stop it")
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """An existing run, whoever made it.
+
+        Raises:
+            UserError: it is not one, its folder has links that lead out of it, or its environment would import a module
+                that nobody has consented to (see `floq.utils.untrusted`).
+        """
+        folder = user_path(folder)
+        path = folder / "config.json"
+        try:
+            values = read_json(path)
+        except OSError as error:
+            raise UserError(f"{folder} is not a run folder: it has no readable config.json") from error
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error})") from error
+        try:
+            config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
+        except UserError as error:
+            raise UserError(f"{path} is damaged ({error})") from error
+        check_environment(config.env_name, path)
+        check_links(folder)
+        return cls(folder, config)
+
+    def load_agent(self, step: int | None = None) -> Agent:
+        """The agent of a checkpoint, by default the newest. Raises UserError if there is none or it is damaged."""
+        return checkpoint.load(self.folder / "checkpoints", step)[0]
+
+    def evaluations(self) -> dict[str, list[float]]:
+        """The columns of `eval.csv`; empty before the first evaluation."""
+        path = self.folder / "eval.csv"
+        return read_csv(path) if path.exists() else {}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`, which exists once the run has ended. Raises UserError if it is not there or damaged."""
+        try:
+            return read_json(self.folder / "summary.json")
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder} has no summary.json: the run has not ended") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / 'summary.json'} is damaged: delete it and --resume the run") from error
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.folder / "summary.json").exists()
+
+    @property
+    def diverged(self) -> dict[str, Any]:
+        """`diverged.json`: at which step the run diverged and stopped, which term was not finite, and the metrics of
+        that update. Empty if it did not."""
+        return self._noted("diverged.json", {})
+
+    @property
+    def rewinds(self) -> list[dict[str, Any]]:
+        """`rewinds.json`: at which steps the run went back to earlier weights, and to those of which step."""
+        return self._noted("rewinds.json", [])
+
+    def _noted(self, name: str, otherwise: Any) -> Any:
+        """A JSON file that only some runs have, of the type that it has otherwise."""
+        try:
+            found = parse_json(read_text(self.folder / name, JSON_LIMIT))
+            steps = [one["step"] for one in ([found] if isinstance(otherwise, dict) else found)]
+            if type(found) is not type(otherwise) or any(type(step) is not int for step in steps):
+                raise ValueError("it is another kind of file")
+            return found
+        except FileNotFoundError:
+            return otherwise
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.folder / name} is damaged: delete it and --resume the run") from error
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing left to train: the run came to its end, or diverged and stopped."""
+        return self.is_finished or bool(self.diverged)
+
+    @property
+    def records(self) -> dict[str, dict[str, str]]:
+        """What `config.json` says of the packages (`versions`) and the data (`data`) of the run."""
+        values = read_json(self.folder / "config.json")
+        found = {name: values.get(name) for name in ("versions", "data")}
+        kept = {name: x if isinstance(x, dict) else {} for name, x in found.items()}
+        return {name: {key: x for key, x in record.items() if isinstance(x, str)} for name, record in kept.items()}
+
+    def write_config(self, records: dict[str, dict[str, str]]) -> None:
+        """Write `config.json`: the configuration, the evaluation protocol and the given records."""
+        self.write_json("config.json", self.config.to_json() | {"protocol": protocol(self.config)} | records)
+
+    def reopen(self) -> None:
+        """Let the run be one that has not ended."""
+        (self.folder / "summary.json").unlink(missing_ok=True)
+
+    def forget_after(self, step: int) -> None:
+        """Go back to this step: what the logs say of later ones is no more."""
+        (self.folder / "diverged.json").unlink(missing_ok=True)
+        if rewinds := self.rewinds:
+            self.write_json("rewinds.json", [rewind for rewind in rewinds if rewind["step"] <= step])
+        for name in ("train.csv", "eval.csv"):
+            cut_csv(self.folder / name, step)
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file of the run, atomically."""
+        content = json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
+        files.replace(self.folder / name, content.encode())
+
+    def sweep(self) -> None:
+        """Delete the half-written files that a kill left behind."""
+        for partial in self.folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what a diverged run came to is null there."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that matter to a result."""
+    return {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
+
+
+def protocol(config: Config) -> str:
+    """What the evaluations of this run mean, in one line."""
+    labels = f"label_timing={config.label_timing}"
+    if config.env_name is None:
+        return "no environment"
+    if not is_singletask(config.env_name):
+        return f"{config.eval_episodes} episodes of {config.env_name}"
+    return f"{config.eval_episodes} episodes, success_timing={config.success_timing}, {labels}"
+
+
+# --- What the machine does to runs while they train ---
+
+FULL = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of the quota", errno.EFBIG: "raise the limit"}
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+BROKEN = (errno.EIO, errno.ESTALE)
+
+
+@contextlib.contextmanager
+def told(runs: Sequence[Run]) -> Iterator[None]:
+    """Within this, an error of writing to the folders of these runs becomes one line that says what to do.
+
+    Raises:
+        Failed: in place of an OSError that the folders or their disk are to blame for.
+    """
+    try:
+        yield
+    except OSError as error:
+        folders = [run.folder for run in runs]
+        if not _concerns(error, folders):
+            raise
+        raise Failed(_line(error, folders)) from error
+
+
+def _concerns(error: OSError, folders: Sequence[Path]) -> bool:
+    """Whether it is about these folders. The error of a full disk need not say where."""
+    if error.filename is None:
+        return error.errno in FULL or error.errno in BROKEN
+    path = Path(os.fsdecode(error.filename)).absolute() if not isinstance(error.filename, int) else Path()
+    return any(path.is_relative_to(folder.absolute()) for folder in folders)
+
+
+def _line(error: OSError, folders: Sequence[Path]) -> str:
+    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    gone = [folder for folder in folders if not folder.is_dir()]
+    left = [folder for folder in folders if folder not in gone]
+    go_on = f"floq train --resume {' '.join(map(str, left))}"
+    if gone:
+        deleted = f"{' '.join(map(str, gone))} vanished while it was trained, and what was learned there with it"
+        return f"{deleted}; the others go on with {go_on}" if left else f"{deleted}: start it again"
+    saved = min((steps(folder / "checkpoints") or [0])[-1] for folder in folders)
+    kept = f"the checkpoint of step {saved} is whole" if saved else "there was no checkpoint yet"
+    remedy = "see to that"
+    if error.errno in FULL:
+        remedy = FULL[error.errno]
+    elif error.errno in CLOSED:
+        remedy = "make the folder writable"
+    return f"{what}; {kept}: {remedy}, then go on with {go_on}"

@@ -1,0 +1,293 @@
+"""The data of a run: brought from where its configuration points, and described in a few lines."""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.agent.agent import Agent
+from floq.data.arrays import Trajectories, hold_out, memory
+from floq.data.checks import check_rows
+from floq.data.collection.collect import collect
+from floq.data.collection.random_play import PIECE_SECONDS, RandomPlay
+from floq.data.collection.recipes import with_validation
+from floq.data.dataset import Dataset, Splits
+from floq.data.formats import ogbench
+from floq.data.formats.download import download
+from floq.data.formats.files import open_npz
+from floq.data.formats.open import GIVEN, given_splits, open_splits
+from floq.data.returns import ReturnRange, discounted_returns
+from floq.envs import environments
+from floq.envs.workers import START_SECONDS, WorkerError, Workers
+from floq.runs.config import Config
+from floq.runs.run import Run
+from floq.utils import files
+from floq.utils.errors import UserError
+from floq.utils.files import looks_like_path, user_path
+from floq.utils.machine import worker_count
+from floq.utils.progress import Display
+
+DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
+
+
+def fetch_missing(configs: Sequence[Config], display: Display, runs: Sequence[Run] = ()) -> None:
+    """Bring the OGBench datasets of these configurations that are not on disk, without reading any. Args: see
+    `load_tasks`."""
+    for config in configs:
+        if config.from_scratch:
+            continue
+        named = config.dataset or config.env_name or ""
+        if not looks_like_path(named) and environments.is_ogbench(named):
+            ogbench.find(
+                environments.dataset_name(named),
+                user_path(config.dataset_dir),
+                _fetcher(config, display, runs[0] if runs else None),
+            )
+
+
+def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbench.Fetch:
+    """What brings a missing OGBench dataset, with a word about it. Of a `run` that is read from its folder, anybody may
+    have written where the data come from and where they go: it is brought to the usual place alone, from the usual one.
+    """
+
+    def fetch(name: str, directory: Path) -> None:
+        if run is not None and (directory != user_path(Config.dataset_dir) or config.dataset_mirror is not None):
+            raise UserError(
+                f"{directory / name}.npz is missing, and nothing is brought from or to where {run.folder} says: bring "
+                f"it there yourself, as with `floq data collect {name} --dataset_dir={directory}`"
+            )
+        if name != DEMO_DATASET or config.dataset_mirror is not None:
+            display.note(f"downloading {name}")
+            return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
+        collect_shown(name, directory, DEMO_EPISODES, display)
+
+    return fetch
+
+
+def collect_shown(name: str, directory: Path, episodes: int, display: Display) -> None:
+    """Collect a dataset that is missing, with a word about it and a bar. Args, raises: see `collect`."""
+    display.note(f"collecting {episodes} episodes of {name} with OGBench's scripted expert, once")
+    with display.bar("collect", with_validation(episodes)) as update:
+        collect(name, directory, episodes=episodes, on_progress=lambda done, _: update(done))
+
+
+def load_data(config: Config, display: Display, given: Dataset | None = None, run: Run | None = None) -> Splits:
+    """The data of one run; see `load_tasks`."""
+    return load_tasks([config], display, given, [run] if run else [])[task_of(config)]
+
+
+def task_of(config: Config) -> Hashable:
+    """By what the data of a run is found in what `load_tasks` returns: its environment, and from scratch its seed."""
+    return (config.env_name, config.seed) if config.from_scratch else config.env_name
+
+
+def load_tasks(
+    configs: Sequence[Config], display: Display, given: Dataset | None = None, runs: Sequence[Run] = ()
+) -> dict[Hashable, Splits]:
+    """The data of the runs of a fleet, by `task_of` them. What is missing of OGBench's is downloaded, except the
+    demonstration's, which is collected. From scratch it is made with random actions, once.
+
+    Args:
+        configs: of the runs; they differ in nothing that concerns the data but the task.
+        display: shows where the data comes from and what it takes.
+        given: use this instead of reading anything; a part of it is held out.
+        runs: those of the configurations, where they have been begun; their folders keep what was made from scratch.
+    """
+    config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
+    if config.from_scratch and given is None:
+        made = random_data(configs, runs, display)
+        return {task_of(config): data for config, data in zip(configs, made, strict=True)}
+    fetch = _fetcher(config, display, runs[0] if runs else None)
+    if given is not None:
+        rows = given.on_host()
+        tasks = {name: given_splits(rows, name) for name in names}
+    elif config.dataset is not None:
+        timing = config.label_timing
+        tasks = {n: open_splits(config.dataset, config.dataset_dir, n, timing, fetch) for n in names}
+    else:
+        ids = [name for name in names if name is not None]
+        loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)
+        tasks = dict[str | None, Splits](zip(ids, loaded, strict=True))
+    data = tasks[names[0]]
+    for name in names[1:]:  # one copy of what they share, however they were read
+        shared = zip((data.train, data.validation), tasks[name][:2], strict=True)
+        train, validation = (one.with_labels(other.rewards, other.masks) for one, other in shared)
+        tasks[name] = Splits(train, validation, tasks[name].provenance)
+    if config.old_data_share:
+        tasks = {name: _beside_old(task, config, display) for name, task in tasks.items()}
+    tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
+    data = tasks[names[0]]
+    sizes = data.train.observations.shape[1], data.train.actions.shape[1]
+    display.note(f"data    {data.provenance}")
+    display.note(
+        f"        {len(data.train):,} + {len(data.validation):,} transitions, "
+        f"{memory(data.train.observations.shape[0], len(data.train), *sizes)}"
+    )
+    if config.env_name is None:
+        display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
+        display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
+    return {task_of(config): tasks[config.env_name] for config in configs}
+
+
+def _beside_old(new: Splits, config: Config, display: Display) -> Splits:
+    """New data beside that of the run whose weights are restored. What is held out is new."""
+    run = Run.open(config.restore_path or "")
+    check_given(run, None)
+    display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
+    old = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
+    check_same(run, old)
+    train = new.train.beside(old.train, config.old_data_share)
+    return Splits(train, new.validation, f"{new.provenance}; beside old data: {old.provenance}")
+
+
+def keep_made(run: Run, data: Splits) -> None:
+    """Keep in the folder of a run from scratch the data that it begins with."""
+    if run.config.from_scratch:
+        keep(run, data)
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the paths of its data written out, so that the run can be resumed from another folder."""
+    paths = {"dataset_dir": str(user_path(config.dataset_dir).absolute())}
+    if config.dataset is not None and os.path.exists(path := user_path(config.dataset)):
+        paths["dataset"] = str(path.resolve())
+    return dataclasses.replace(config, **paths)
+
+
+def check_same(run: Run, data: Splits) -> None:
+    """Raises UserError if this is not the data that the run was trained on."""
+    before = run.records["data"]
+    if before.get("fingerprint", now := records(data)["fingerprint"]) != now:
+        if run.config.from_scratch:
+            raise UserError(
+                f"the random play that {run.folder} began with is lost, and was another when made again: "
+                "its environment does not follow its seed alone; start a new run"
+            )
+        raise UserError(
+            f"the data in {run.config.dataset or run.config.dataset_dir} is not what {run.folder} was trained on "
+            f"({before.get('provenance', 'unknown')}): bring that back, or start a new run"
+        )
+
+
+def check_given(run: Run, given: Dataset | None) -> None:
+    """Raises UserError if the run was given its data from Python, and is not now."""
+    if given is None and run.records["data"].get("provenance", "").startswith(GIVEN):
+        raise UserError(f"{run.folder} was given its data from Python: do so again, as in floq.resume(run_dir, data)")
+
+
+def note_values(agents: Sequence[Agent], data: Sequence[Splits], display: Display) -> None:
+    """Show the ranges in which flow critics look for values, and say so if the returns in the data do not fit one."""
+    for line in dict.fromkeys(line for pair in zip(agents, data, strict=True) for line in _values(*pair)):
+        display.note(line)
+
+
+def _values(agent: Agent, data: Splits) -> Iterator[str]:
+    if "noise_coverage" not in agent.static.flat():
+        return
+    h, scale = agent.hypers, float(agent.hypers.reward_scale)
+    rewards = tuple(scale * float(r) for r in (agent.value_range.r_min, agent.value_range.r_max))
+    offset = float(agent.static.flat()["reward_offset"])
+    values = ReturnRange.of((rewards[0], rewards[1]), float(h.discount), float(h.noise_coverage), offset)
+    yield f"values  {values} (from rewards within [{rewards[0]:.4g}, {rewards[1]:.4g}])"
+    parts = [part.on_host() for part in (data.train, data.validation)]
+    returns = np.concatenate([discounted_returns(rows, float(h.discount))[~rows.ends] for rows in parts])
+    if complaint := values.complaint(scale * returns):
+        yield f"warning {complaint}"
+
+
+def records(data: Splits) -> dict[str, Any]:
+    """What `config.json` keeps about the data of a run."""
+    fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
+    return {"provenance": data.provenance, "fingerprint": fingerprint}
+
+
+# --- The data of runs from scratch ---
+
+FILE = "random.npz"
+PARTS = ("train", "validation")
+
+
+def random_data(configs: Sequence[Config], runs: Sequence[Run], display: Display) -> list[Splits]:
+    """The random play of each of these runs: what their folders keep, if they have any yet, otherwise new.
+
+    Raises:
+        Failed: an environment raised, hangs, or showed a number that is not finite.
+        UserError: there is no such environment, or what is kept is damaged.
+    """
+    kept = [_kept(run) for run in runs] or [None] * len(configs)
+    missing = [number for number, data in enumerate(kept) if data is None]
+    found = dict(zip(missing, _play([configs[number] for number in missing], display), strict=True))
+    data = [found[number] if one is None else one for number, one in enumerate(kept)]
+    for one in data:
+        display.note(f"data    {one.provenance}")
+    return data
+
+
+def keep(run: Run, data: Splits) -> None:
+    """Write the random play of a run into its folder, unless it is there."""
+    path, content = run.folder / FILE, io.BytesIO()
+    if path.exists():
+        return
+    parts = zip(PARTS, (data.train, data.validation), strict=True)
+    arrays = {f"{part}_{name}": x for part, rows in parts for name, x in rows.on_host()._asdict().items()}
+    np.savez(content, **arrays)
+    files.replace(path, content.getvalue())
+
+
+def _kept(run: Run) -> Splits | None:
+    path = run.folder / FILE
+    if not path.exists():  # an older run, or one that was killed at its very beginning
+        return None
+    names = [f"{part}_{name}" for part in PARTS for name in Trajectories._fields]
+    remedy = "delete it and resume the run, and the random play is made again"
+    arrays = open_npz(path, names, remedy)
+    if lacking := [name for name in names if name not in arrays]:
+        raise UserError(f"{path} lacks {lacking[0]}: {remedy}")
+    train, validation = (Trajectories(*(arrays[f"{part}_{name}"] for name in Trajectories._fields)) for part in PARTS)
+    for part in (train, validation):
+        check_rows(part._asdict(), str(path))
+        if part.ends.all() or not part.ends[-1]:
+            raise UserError(f"{path} has no whole episodes: {remedy}")
+    return Splits.of(train, validation, run.records["data"].get("provenance", ""))
+
+
+def _play(configs: Sequence[Config], display: Display) -> list[Splits]:
+    """Play at random for every run, in a process for each, as many at once as there are cores."""
+    if not configs:
+        return []
+    found, count = [], worker_count(None, len(configs))
+    with display.bar("random", sum(config.random_steps for config in configs)) as update:
+        for first in range(0, len(configs), count):
+            group, before = configs[first : first + count], sum(c.random_steps for c in configs[:first])
+            found += _play_together(group, lambda done, before=before: update(before + done))
+    data = []
+    for config, rows in zip(configs, found, strict=True):
+        train, validation, how = hold_out(rows)
+        what = f"{config.random_steps:,} steps of {config.env_name} with random actions, seed {config.seed}; {how}"
+        data.append(Splits.of(train, validation, what))
+    return data
+
+
+def _play_together(configs: Sequence[Config], on_progress: Callable[[int], None]) -> list[Trajectories]:
+    """Play at random for these runs at the same time."""
+    arguments = [(c.env_name or "", c.success_timing, c.seed, c.random_steps) for c in configs]
+    with Workers(RandomPlay, arguments) as workers:
+
+        def ask(method: str, timeout: float) -> list[Any]:
+            answers = workers.try_call(method, [()] * len(configs), timeout)
+            for config, answer in zip(configs, answers, strict=True):
+                if isinstance(answer, WorkerError):
+                    raise answer.told(f"random play in {config.env_name} (seed {config.seed})") from answer
+            return answers
+
+        timeout = configs[0].env_timeout + PIECE_SECONDS
+        done = ask("go_on", max(START_SECONDS, timeout))
+        while done != [config.random_steps for config in configs]:
+            on_progress(sum(done))
+            done = ask("go_on", timeout)
+        on_progress(sum(done))
+        return ask("trajectories", timeout)

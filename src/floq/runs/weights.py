@@ -1,0 +1,93 @@
+"""Where the agent of a run comes from: fresh, from the run's own checkpoint, or from another run."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from floq.agent.agent import Agent
+from floq.agent.policy import ObsStats
+from floq.agent.state import Keys, ValueRange
+from floq.data.dataset import Dataset
+from floq.runs import checkpoint
+from floq.runs.checkpoint import Checkpoint
+from floq.runs.config import Config
+from floq.runs.run import Run
+from floq.utils.errors import UserError
+
+# What may change when a run is continued: always; and as long as it is not online.
+ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout", "logger")
+ALWAYS += ("on_divergence", "keep_checkpoints", "checkpoint_minutes")
+BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_steps")
+
+
+def make_agent(config: Config, train_data: Dataset) -> Agent:
+    """The agent that a run with this configuration and this data starts from."""
+    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
+    given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
+    return Agent.init(Keys.of(config.seed).agent, *network_sizes(config, train_data), config.agent, **given)
+
+
+def network_sizes(config: Config, data: Dataset) -> tuple[int, int]:
+    """How many numbers an observation has, and what is decided at once: an action, or a chunk of them."""
+    return data.observations.shape[1], config.agent.action_chunk * data.actions.shape[1]
+
+
+def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
+    """`agent` with the networks, target networks and optimiser state of another run's checkpoint; its step, random
+    streams and hyperparameters stay its own. The reward range covers both runs, and observations are normalised as
+    the networks are used to.
+
+    Raises:
+        UserError: the networks have other shapes, or observations are normalised in one of the two runs only.
+    """
+    old = source.agent
+    own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
+    if own != theirs:
+        sizes = agent.obs_stats.mean.shape[0], old.obs_stats.mean.shape[0]
+        if sizes[0] != sizes[1]:
+            what = f"observations have {sizes[0]} numbers here and {sizes[1]} there"
+        else:
+            differ = differences(config.agent.networks(), source.config.agent.networks())
+            what = "; ".join(differ) or "actions have another size"
+        raise UserError(f"--restore_path={config.restore_path}: its networks do not fit ({what})")
+    if config.normalize_observations != source.config.normalize_observations:
+        there = source.config.normalize_observations
+        raise UserError(f"--restore_path={config.restore_path}: it needs --normalize_observations={there}")
+    take = lambda new, of: jax.tree.unflatten(jax.tree.structure(new), jax.tree.leaves(of))  # noqa: E731
+    here, there = agent.value_range, old.value_range
+    return dataclasses.replace(
+        agent,
+        params=take(agent.params, old.params),
+        target=take(agent.target, old.target),
+        target_actor=agent.target_actor and take(agent.target_actor, old.target_actor or old.params.actor),
+        opt_state=take(agent.opt_state, old.opt_state),
+        value_range=ValueRange(jnp.minimum(here.r_min, there.r_min), jnp.maximum(here.r_max, there.r_max)),
+        obs_stats=old.obs_stats,
+    )
+
+
+def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """Where two sets of settings differ, in words."""
+    names = dict.fromkeys((*here, *there))
+    return [f"{n} is {here.get(n)} here and {there.get(n)} there" for n in names if here.get(n) != there.get(n)]
+
+
+def source_of_weights(config: Config) -> Checkpoint | None:
+    if config.restore_path is None:
+        if config.restore_epoch is not None:
+            raise UserError("--restore_epoch chooses a checkpoint of --restore_path: give that too")
+        return None
+    return checkpoint.load(Run.open(config.restore_path).folder / "checkpoints", config.restore_epoch)
+
+
+def own_checkpoint(run: Run, step: int) -> Checkpoint:
+    """The run's checkpoint of that step. Raises UserError if it does not belong to the run's configuration."""
+    folder = run.folder / "checkpoints"
+    saved = checkpoint.load(folder, step)
+    here, there = (config.to_json() for config in (run.config, saved.config))
+    same = dict.fromkeys((*ALWAYS, *BEFORE_ONLINE))
+    if differ := differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
+        raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
+    return saved

@@ -1,0 +1,224 @@
+"""How the cells of a sweep are getting on: a live table on a terminal, a line for each change elsewhere.
+
+Everything is read from files on the storage that all share: the CSV files of the runs, and a line that each try of a
+cell writes when it begins.
+"""
+
+import contextlib
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from floq.analysis.metrics import judged_by, last
+from floq.analysis.report.groups import short_count
+from floq.analysis.report.runs import RunRecord
+from floq.analysis.report.watch import STYLES, Watcher, clock, short_name
+from floq.sweep.jobs import Cell, Outcome
+from floq.sweep.plan import folders_of
+
+ATTEMPTS = "cell-{}.jsonl"
+"""The file of a cell, by its number: a line for each try, with `node`, `pid` and `time` (seconds since 1970)."""
+
+COLUMNS = {"cell": 4, "what": 10, "runs": 4, "step / total": 13, "score": 8, "left": 5, "tries": 5, "time": 5}
+COLUMNS |= {"node": 8, "state": 7}
+"""Names and least widths."""
+
+RATIOS = {"what": 3, "node": 1}
+WIDE = 100  # characters from which on a terminal has room for the nodes
+LOOK_SECONDS = 2.0
+LINE_SECONDS = 60.0  # between lines about progress, where there is no terminal
+COLOURS = {"waiting": "dim", "running": STYLES["running"], "done": "dim", "failed": "bold red", "stopped": "yellow"}
+
+
+class Progress(NamedTuple):
+    """How the runs of a cell are: mean step and score over them, what the score is, and seconds left."""
+
+    step: float = 0.0
+    score: str = "-"
+    metric: str = ""
+    left: float = math.nan
+
+
+class Board:
+    """The cells of a sweep, as shown; a context manager, within which nothing else prints.
+
+    Args:
+        cells: by their number.
+        mark: the folder in which each try of a cell writes its line.
+        show: print at all.
+        console: where to; by default standard output.
+    """
+
+    def __init__(self, cells: Sequence[Cell], mark: Path, show: bool = True, console: Console | None = None):
+        self._cells, self._mark = cells, mark
+        self._console = console or Console(file=sys.stdout, highlight=False, quiet=not show)
+        self._outcomes: dict[int, tuple[Outcome, float]] = {}
+        self._watchers: dict[int, tuple[int, Watcher]] = {}
+        self._progress = {number: self._read(number) for number in range(len(cells))}
+        self._shown_tries = dict.fromkeys(range(len(cells)), 0)
+        self._looked_at = self._line_at = time.monotonic()
+        self._live: Live | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Board":
+        if self._console.is_terminal and not self._console.quiet:
+            live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+            self._live = self._stack.enter_context(live)
+        # Ray says in many words, in the midst of the table, what the column of tries does; its logs keep them.
+        self._stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        self._stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
+        else:
+            self.say(self._summary())
+        self._stack.close()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def ended(self, number: int, outcome: Outcome) -> None:
+        """A cell is over."""
+        self._outcomes[number] = outcome, time.time()
+        self._progress[number] = self._read(number)
+        tries = self.tries(number)
+        again = f", {len(tries)} tries" if len(tries) > 1 else ""
+        if self._live is None:
+            self._say_begun()
+        if outcome.state == "failed" or self._live is None:
+            progress = self._progress[number]
+            came_to = f"{progress.metric} {progress.score}" if outcome.state == "done" else outcome.line
+            self.say(f"{outcome.state:<8}cell {number + 1}{again}: {self._cells[number].label}, {came_to}".rstrip(", "))
+
+    def look(self) -> None:
+        """Show how the cells are, if it is time to."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        for number in range(len(self._cells)):
+            if self.state(number) == "running":
+                self._progress[number] = self._read(number)
+        if self._live is not None:
+            return self._live.update(self.table(), refresh=True)
+        self._say_begun()
+        if time.monotonic() - self._line_at > LINE_SECONDS:
+            self._line_at = time.monotonic()
+            self.say(self._summary())
+
+    def tries(self, number: int) -> list[dict]:
+        """What the tries of a cell say of themselves, the newest last."""
+        try:
+            lines = (self._mark / ATTEMPTS.format(number)).read_text().splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # half written
+                found.append(json.loads(line))
+        return found
+
+    def _say_begun(self) -> None:
+        """A line for each cell that has been begun since they were said."""
+        for number, cell in enumerate(self._cells):
+            tries = self.tries(number)
+            if len(tries) > self._shown_tries[number]:
+                again = f", try {len(tries)}" if len(tries) > 1 else ""
+                self.say(f"begun   cell {number + 1} on {tries[-1]['node']}{again}: {cell.label}, {_runs(cell)}")
+            self._shown_tries[number] = len(tries)
+
+    def state(self, number: int) -> str:
+        """One of `COLOURS`."""
+        if number in self._outcomes:
+            return self._outcomes[number][0].state
+        return "running" if self.tries(number) else "waiting"
+
+    def table(self) -> Table:
+        """The cells, those that are over last, as many as the terminal has room for."""
+        names = {progress.metric for progress in self._progress.values() if progress.metric}
+        header = names.pop() if len(names) == 1 else "score"
+        columns = [name for name in COLUMNS if name != "node" or self._console.width >= WIDE]
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", title_justify="left", title_style="bold")
+        table.title, table.expand = self._summary(), True
+        for name in columns:
+            size, is_text = COLUMNS[name], name in ("what", "node", "state")
+            table.add_column(
+                header if name == "score" else name,
+                justify="left" if is_text else "right",
+                no_wrap=True,
+                overflow="ellipsis",
+                min_width=size,
+                ratio=RATIOS.get(name),
+            )
+        numbers = sorted(range(len(self._cells)), key=lambda n: (n in self._outcomes, self.state(n) == "waiting", n))
+        room = max(1, self._console.height - 5) if self._live is not None else len(numbers)
+        for number in numbers[:room]:
+            row = self._row(number)
+            table.add_row(*(row[name] for name in columns))
+        if len(numbers) > room:
+            table.caption, table.caption_justify = f"... and {len(numbers) - room} more", "left"
+        return table
+
+    def _row(self, number: int) -> dict[str, str | Text]:
+        """What stands in each of `COLUMNS`."""
+        cell, tries, state = self._cells[number], self.tries(number), self.state(number)
+        progress, total = self._progress[number], cell.configs[0].total_steps
+        end = self._outcomes[number][1] if number in self._outcomes else time.time()
+        return {
+            "cell": str(number + 1),
+            "what": cell.label,
+            "runs": str(len(cell.configs)),
+            "step / total": f"{short_count(int(progress.step))} / {short_count(total)}",
+            "score": progress.score,
+            "left": clock(progress.left) if state == "running" else "",
+            "tries": str(len(tries) or ""),
+            "time": clock(end - tries[0]["time"]) if tries else "",
+            "node": tries[-1]["node"] if tries else "",
+            "state": Text(state, style=COLOURS[state]),
+        }
+
+    def _summary(self) -> str:
+        states = [self.state(number) for number in range(len(self._cells))]
+        counts = ", ".join(f"{states.count(name)} {name}" for name in COLOURS if name in states)
+        retries = sum(max(0, len(self.tries(number)) - 1) for number in range(len(self._cells)))
+        steps = [self._progress[n].step * len(cell.configs) for n, cell in enumerate(self._cells)]
+        total = sum(len(cell.configs) * cell.configs[0].total_steps for cell in self._cells)
+        again = f"{retries} {'retry' if retries == 1 else 'retries'}"
+        return f"cells   {counts}; {again}; {sum(steps) / total:.0%} of all steps"
+
+    def _read(self, number: int) -> Progress:
+        """How the runs of a cell are, by their files; those that have none yet are at step 0."""
+        cell = self._cells[number]
+        folders = [newest for config in cell.configs for newest in folders_of(config)[:1]]
+        if not folders:
+            return Progress()
+        count, watcher = self._watchers.get(number, (0, None))
+        if watcher is None or count != len(folders):
+            watcher = Watcher(folders)
+        self._watchers[number] = len(folders), watcher
+        runs = [run for run in watcher.look().values() if isinstance(run, RunRecord)]
+        if not runs:
+            return Progress()
+        metric, rates = judged_by(runs), [run.steps_per_second for run in runs]
+        known = [value for run in runs if math.isfinite(value := last(run, metric))]
+        score = metric.shown(sum(known) / len(known)) if known else "-"
+        slowest = min((rate for rate in rates if rate > 0), default=math.nan)
+        left = max(run.total_steps - run.step for run in runs) / slowest
+        name = short_name(metric) if known else ""
+        return Progress(sum(run.step for run in runs) / len(cell.configs), score, name, left)
+
+
+def _runs(cell: Cell) -> str:
+    return f"{len(cell.configs)} run{'s' * (len(cell.configs) > 1)}"

@@ -1,0 +1,118 @@
+"""The plan of a sweep: which runs its experiments ask for, which of them have ended, and what the others cost."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from floq.analysis.cost import Cost, cost_of
+from floq.analysis.matching import matched
+from floq.envs import environments
+from floq.runs.config import Config
+from floq.runs.run import Run
+from floq.runs.run_data import settled
+from floq.sweep.experiment import Experiment, Group, resolve
+from floq.training.train import check_built, fleets
+from floq.utils.errors import UserError, nearest
+from floq.utils.progress import Display
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs of one group on one task: their settled configurations, and what one of them costs."""
+
+    experiment: Experiment
+    group: Group
+    task: str
+    configs: tuple[Config, ...]
+    cost: Cost
+
+    @property
+    def finished(self) -> list[Run | None]:
+        """The runs that have come to their end, None where one has not."""
+        return [next((run for run in runs_of(config) if run.is_finished), None) for config in self.configs]
+
+
+def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
+    """The runs that an experiment asks for, group by group and task by task.
+
+    Raises:
+        UserError: a group, a setting or a task of the file is wrong.
+    """
+    named, datasets = experiment.budget.data, {environments.dataset_name(task) for task in experiment.budget.tasks}
+    if unknown := sorted(named.keys() - datasets):
+        raise UserError(f"{experiment.budget.path}: data: {unknown[0]} is of no task{nearest(unknown[0], datasets)}")
+    resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
+    for (_, task), config in resolved.items():
+        if not config.from_scratch:
+            environments.check_task(task)
+    entries = []
+    for group in experiment.groups:
+        for task in experiment.tasks:
+            config, sizes = resolved[group.name, task], sizes_of(task)
+            if group.match is not None:
+                reference = resolved[group.match_to or "", task].agent
+                agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
+                config = dataclasses.replace(config, agent=agent)
+            check_built(config)
+            config = settled(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
+            configs = tuple(dataclasses.replace(config, seed=seed) for seed in experiment.seeds)
+            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *sizes)))
+    return entries
+
+
+def runs_of(config: Config) -> list[Run]:
+    """The folders of runs with this settled configuration and seed, the newest first. A run that was continued to
+    another number of steps is no longer one of them."""
+    runs = [Run.open(folder) for folder in folders_of(config)]
+    return [run for run in runs if run.config == config]
+
+
+def folders_of(config: Config) -> list[Path]:
+    """The folders with the name of such a run, the newest first; nothing in them is read."""
+    found = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}/config.json")
+    return sorted((path.parent for path in found), reverse=True)
+
+
+def missing(configs: Iterable[Config]) -> list[Config]:
+    """Those of these settled configurations of which no run has ended, each once."""
+    return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
+
+
+@functools.lru_cache(maxsize=256)
+def sizes_of(task: str) -> tuple[int, int]:
+    """How many numbers an observation and an action of the task have."""
+    env = environments.make(task)
+    try:
+        found = environments.sizes(env)
+    finally:
+        env.close()
+    return found["observations"], found["actions"]
+
+
+def show_plan(entries: Sequence[Entry], display: Display) -> None:
+    """The plan as tables, one for each task of each experiment. GFLOP are those of an update."""
+    header = "group", "agent", "runs", "done", "params", "GFLOP"
+    tables: dict[str, list[list[str]]] = {}
+    for entry in entries:
+        agent = entry.configs[0].agent
+        tables.setdefault(f"{entry.experiment.path}: {entry.task}", []).append(
+            [
+                entry.group.name,
+                f"{agent.critic_name}+{agent.actor_name}",
+                str(len(entry.configs)),
+                str(len([run for run in entry.finished if run])),
+                f"{entry.cost.parameters:,}",
+                f"{entry.cost.update_flops / 1e9:.3g}",
+            ]
+        )
+    for title, rows in tables.items():
+        display.columns(title, header, rows)
+    costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
+    left = missing(costs)
+    updates, flops = sum(c.total_updates for c in left), sum(c.total_updates * costs[c] for c in left)
+    display.note(
+        f"total   {len(costs)} different runs, {len(costs) - len(left)} finished, {len(left)} to train in "
+        f"{len(fleets(left))} programs: {updates:,} updates, {flops / 1e12:,.4g} TFLOP"
+    )

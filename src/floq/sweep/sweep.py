@@ -1,0 +1,331 @@
+"""`floq sweep`: train what experiment files or flags ask for, here or on a cluster, and draw what came of it.
+
+A run is known by its configuration and its seed: one that has ended, for whichever experiment, is never trained again.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from floq.analysis import comparison
+from floq.analysis.cost import Cost
+from floq.analysis.figures import comparison_figure
+from floq.analysis.statistics import area_under_curve
+from floq.envs import environments
+from floq.runs.config import Config
+from floq.runs.loggers import read_csv
+from floq.runs.results import differences, show_result
+from floq.runs.run import Run
+from floq.runs.run_data import collect_shown, fetch_missing
+from floq.sweep.experiment import PROJECT, Experiment, read_experiment
+from floq.sweep.jobs import Cell, Outcome, attempt, cells_of, show_cells
+from floq.sweep.plan import Entry, missing, plan, runs_of, show_plan
+from floq.training.schedule import Schedule
+from floq.training.train import check_built, fleets, settled
+from floq.utils import files
+from floq.utils.errors import Failed, Interrupted, UserError
+from floq.utils.files import check_writable, user_path
+from floq.utils.machine import forget_programs, use_all_cores
+from floq.utils.progress import Display
+
+# --- What a sweep writes of its runs ---
+
+METRICS = {"success": "success", "episode_return": "episode.return", "episode_length": "episode.length"}
+"""Columns of the tidy CSV, and what eval.csv calls them."""
+
+
+def write_rows(entries: Sequence[Entry], folder: Path) -> None:
+    """Write `NAME.csv`, a row for each evaluation, and `NAME-runs.csv`, a row for each run that has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluations: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for entry in entries:
+        experiment = entry.experiment
+        for run in filter(None, entry.finished):
+            columns, seed = run.evaluations(), run.config.seed
+            own = {"group": entry.group.name, "task": entry.task, "seed": seed}
+            for number, step in enumerate(columns["step"]):
+                row = {"experiment": experiment.name, "budget": experiment.budget.name, **own, "step": int(step)}
+                metrics = {name: columns.get(f"evaluation/{theirs}") for name, theirs in METRICS.items()}
+                evaluations.append(row | {name: x[number] if x else None for name, x in metrics.items()})
+            runs.append(own | _run_row(run, columns, entry.cost, METRICS[comparison.SCORES[experiment.score].column]))
+    name = entries[0].experiment.name
+    _write(folder / f"{name}.csv", evaluations, ["experiment", "budget", "group", "task", "seed", "step", *METRICS])
+    first = ["group", "task", "seed", *_RUN_COLUMNS]
+    _write(folder / f"{name}-runs.csv", runs, list(dict.fromkeys([*first, *(key for row in runs for key in row)])))
+
+
+_RUN_COLUMNS = (
+    "final",
+    "auc",
+    "steps",
+    "parameters",
+    "critic_parameters",
+    "update_gflop",
+    "action_mflop",
+    "updates_per_second",
+)
+_RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
+
+
+def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost, score: str) -> dict[str, Any]:
+    """What a run came to, and what its critic was like at the end. The first evaluation, of an agent that has not
+    learned, is no part of the area."""
+    scores = columns.get(f"evaluation/{score}", [math.nan] * len(columns["step"]))
+    first = Schedule(run.config).first_step
+    learned = [pair for pair in zip(columns["step"], scores, strict=True) if pair[0] > first]
+    steps, values = zip(*(learned or zip(columns["step"], scores, strict=True)), strict=True)
+    summary, log = run.summary, run.folder / "train.csv"
+    critic = {
+        name: x[-1] for name, x in (read_csv(log) if log.exists() else {}).items() if "validation/critic/" in name
+    }
+    return {
+        "final": scores[-1],
+        "auc": area_under_curve(steps, values),
+        "parameters": costs.parameters,
+        "critic_parameters": costs.critic_parameters,
+        "update_gflop": costs.update_flops / 1e9,
+        "action_mflop": costs.action_flops / 1e6,
+        **{name: summary.get(name) for name in ("steps", "updates_per_second", "runs_in_fleet", "seconds")},
+        **{name: summary.get(name) for name in ("eval_episodes", "success_timing")},
+        **critic,
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Atomically; what is missing or not a number is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
+    files.replace(path, text.getvalue().encode())
+
+
+if TYPE_CHECKING:  # it needs Ray
+    from floq.sweep.ray import Placement, Share
+
+
+def sweep(
+    files: Sequence[str],
+    budget: str,
+    out: str | None = None,
+    dataset_dir: str = Config.dataset_dir,
+    save_dir: str = Config.save_dir,
+    seeds: Sequence[int] = (),
+    dry_run: bool = False,
+    redraw: bool = False,
+    placement: "Placement | None" = None,
+    show: bool = True,
+) -> list[Path]:
+    """Train the runs of these experiments that have not ended yet, then write tables and figures.
+
+    Args:
+        files: experiments; see `floq.sweep.experiment`.
+        budget: the name of the budget file beside them.
+        out: where tables and figures go; by default into `save_dir`/sweep/`budget`.
+        dataset_dir, save_dir: of the runs.
+        seeds: instead of those of the files.
+        dry_run: only show the plan.
+        redraw: only draw figures and tables again, from the CSV files in `out`.
+        placement: train on this Ray cluster; by default one program after another in this process.
+        show: print progress.
+
+    Returns:
+        The figures.
+
+    Raises:
+        UserError: a file is wrong, before anything is trained.
+        Failed: some runs could not be trained; the others were.
+        Interrupted: a signal ended the training.
+    """
+    display, folder = Display(show), user_path(out or Path(save_dir) / PROJECT / budget)
+    experiments = [read_experiment(file, budget) for file in files]
+    names = [experiment.name for experiment in experiments]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two files are called {twice[0]}.toml, and would write the same table: give one at a time")
+    if redraw:
+        return [_draw(experiment, folder, display) for experiment in experiments]
+    check_writable(folder, "choose another --out")
+    if seeds:
+        experiments = [dataclasses.replace(experiment, seeds=tuple(seeds)) for experiment in experiments]
+    count = sum(len(e.groups) * len(e.tasks) * len(e.seeds) for e in experiments)
+    _start_jax(count, dry_run, placement)  # before costs are traced, which starts it
+    entries = [entry for experiment in experiments for entry in plan(experiment, save_dir, dataset_dir)]
+    labels: dict[Config, str] = {}
+    for entry in entries:
+        for config in entry.configs:
+            labels.setdefault(config, f"{entry.group.name!r} on {entry.task}")
+    if dry_run:
+        show_plan(entries, display)
+    episodes = {name: n for experiment in experiments for name, n in experiment.budget.data.items()}
+    failures = _train(labels, folder, display, show, dry_run, placement, episodes)
+    if dry_run:
+        return []
+    figures = []
+    for experiment in experiments:
+        write_rows([entry for entry in entries if entry.experiment is experiment], folder)
+        figures.append(_draw(experiment, folder, display))
+    if failures:
+        raise Failed("; ".join(failures))
+    return figures
+
+
+def sweep_configs(
+    configs: Sequence[Config],
+    notes: Sequence[str] = (),
+    dry_run: bool = False,
+    placement: "Placement | None" = None,
+    show: bool = True,
+) -> list[Run]:
+    """Train those of these runs that have not ended yet, and show what all of them came to.
+
+    Args:
+        configs: the runs.
+        notes: lines to print first.
+        dry_run, placement, show: see `sweep`.
+
+    Returns:
+        The runs that came to their end, in the order of `configs`.
+
+    Raises: see `sweep`.
+    """
+    display = Display(show)
+    for config in configs:
+        check_built(config)
+    folder = Run.parent(configs[0]).parent
+    check_writable(folder, "choose another --save_dir")
+    for note in notes:
+        display.note(f"note    {note}")
+    _start_jax(len(configs), dry_run, placement)
+    configs = [settled(config) for config in configs]
+    named = zip(configs, differences(configs), strict=True)
+    labels = {config: name or _called(config) for config, name in named}
+    here = [] if placement else fleets(missing(labels))  # whose results are shown when they have been trained
+    failures = _train(labels, folder, display, show, dry_run, placement, {})
+    if dry_run:
+        return []
+    finished = [run for config in labels for run in runs_of(config)[:1] if run.is_finished]
+    for numbers in fleets([run.config for run in finished]) if list(map(len, here)) != [len(labels)] else []:
+        show_result([finished[number] for number in numbers], display)
+    display.note(f"page    floq report {folder} --out report.html")
+    if failures:
+        raise Failed("; ".join(failures))
+    return finished
+
+
+# --- training ---
+
+
+def _start_jax(runs: int, dry_run: bool, placement: "Placement | None") -> None:
+    """As the training needs it. Where that happens elsewhere, no accelerator is taken from it."""
+    if placement is not None or dry_run:
+        jax.config.update("jax_platforms", "cpu")
+        return
+    use_all_cores(runs)
+    jax.devices()
+
+
+def _called(config: Config) -> str:
+    agent = config.agent
+    return f"{agent.critic_name}+{agent.actor_name} on {config.task}"
+
+
+def _train(
+    labels: Mapping[Config, str],
+    folder: Path,
+    display: Display,
+    show: bool,
+    dry_run: bool,
+    placement: "Placement | None",
+    episodes: Mapping[str, int],
+) -> list[str]:
+    """Train what has not ended of these runs, here or there, or only show how. Returns a line for each cell that
+    failed."""
+    left = missing(labels)
+    with contextlib.ExitStack() as stack:
+        share: Share | None = None
+        if placement is not None and left:
+            from floq.sweep.ray import connected
+
+            share = stack.enter_context(connected(placement))
+        cells = cells_of({config: labels[config] for config in left}, _most(len(left), placement, share))
+        if dry_run:
+            if cells:
+                slots, machines = (share.slots, share.machines) if share else (1, "this machine, one after another")
+                show_cells(cells, slots, machines, left[0].save_dir, display)
+            return []
+        display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(cells)} programs")
+        for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
+            display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
+        _collect_missing(episodes, left, display)
+        if share is not None and placement is not None and cells:
+            from floq.sweep.ray import train_cells
+
+            fetch_missing(left, display)  # once, rather than by every cell
+            display.note(f"ray     {share}")
+            outcomes = train_cells(cells, placement, share, show)
+        else:
+            outcomes = _train_here(cells, display, show)
+    failures = []
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        if outcome.state == "failed":
+            failures.append(f"{cell.label} failed: {outcome.line}")
+        if outcome.trace:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "failures.txt", "a") as file:
+                file.write(f"{failures[-1]}\n{outcome.trace}\n")
+    return failures
+
+
+def _most(runs: int, placement: "Placement | None", share: "Share | None") -> int | None:
+    """How many runs a cell may have: on a cluster, so many that no machine is idle while another has two's work."""
+    if placement is None or share is None:
+        return None
+    return placement.fleet_size or max(1, -(-runs // share.slots))
+
+
+def _train_here(cells: Sequence[Cell], display: Display, show: bool) -> list[Outcome]:
+    """Train cells in this process, one after another."""
+    outcomes = []
+    for number, cell in enumerate(cells, 1):
+        display.note(f"program {number} of {len(cells)}: {cell.label}, {len(cell.configs)} runs")
+        try:
+            outcomes.append(attempt(cell, show))
+        except Interrupted as stop:
+            raise Interrupted("stopped; the same command goes on, with what is on disk", stop.signum) from stop
+        if outcomes[-1].state == "failed":
+            display.note(f"failed  {cell.label}: {outcomes[-1].line}")
+        forget_programs()
+    return outcomes
+
+
+def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], display: Display) -> None:
+    """Collect the datasets of these runs that are not on disk and that the budget has a number of episodes for; what
+    it does not name is downloaded when its run begins."""
+    wanted = dict.fromkeys((environments.dataset_name(config.task), config.dataset_dir) for config in configs)
+    for name, directory in wanted:
+        if name in episodes and not (user_path(directory) / f"{name}.npz").exists():
+            collect_shown(name, user_path(directory), episodes[name], display)
+
+
+# --- what is written ---
+
+
+def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
+    """The figure and the table of an experiment, from its CSV files alone."""
+    groups = {group.name: group.against for group in experiment.groups}
+    evaluations, runs = (comparison.read_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
+    found = comparison.compare(groups, experiment.reference, evaluations, runs, experiment.score)
+    figure, table = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
+    table.write_text(comparison.table(found, experiment.title, experiment.question))
+    comparison_figure.draw(figure, found, experiment.title, experiment.curves)
+    display.note(f"wrote   {figure} and {table.name}")
+    return figure

@@ -1,0 +1,1 @@
+"""Train a fleet of runs: set up, loop, online phase, divergence, resume."""

@@ -1,0 +1,92 @@
+"""The evaluations of a fleet: episodes that are played beside the training, or a look at held-out data."""
+
+from collections.abc import Mapping, Sequence
+
+from floq.agent.policy import Policy
+from floq.evaluation.background import Background, Request
+from floq.evaluation.held_out import HeldOutEvaluator
+from floq.training.fleet import Fleet
+from floq.training.run_logger import Member
+from floq.training.schedule import Clocks
+from floq.utils.progress import Display
+
+
+class Evaluations:
+    """Those of the runs of a fleet. Each ends as a row in its run's eval.csv.
+
+    Args:
+        members, fleet: the runs.
+        evaluator: plays episodes beside the training; or for each run what looks at its held-out data, at once.
+        clocks: of the runs.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        fleet: Fleet,
+        evaluator: Background | Sequence[HeldOutEvaluator],
+        display: Display,
+        clocks: Clocks,
+    ):
+        self._members, self._fleet, self._display, self._clocks = members, fleet, display, clocks
+        self._background = evaluator if isinstance(evaluator, Background) else None
+        self._held_out = None if isinstance(evaluator, Background) else evaluator
+
+    @property
+    def pending(self) -> list[Request]:
+        """Those that were begun and have not ended."""
+        return self._background.pending if self._background is not None else []
+
+    def begin_again(self, pending: Sequence[Mapping[int, Policy]]) -> None:
+        """Begin those that had not ended when the runs were stopped: for each run by step, the policies."""
+        waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
+        for at in sorted({at for at, _, _ in waiting}):
+            self._submit(at, {run: policy for step, run, policy in waiting if step == at})
+
+    def begin(self, step: int, runs: Sequence[int], received: list[int]) -> None:
+        """Have these runs evaluated as they are at this step, in the background; or look at held-out data, now, unless
+        a signal appears in `received`: then that is left to whoever continues."""
+        if self._held_out is not None:
+            return self.complete(step, runs, received)
+        self._submit(step, {run: self._fleet.agent(run).policy for run in runs})
+
+    def complete(self, step: int, runs: Sequence[int], received: list[int]) -> None:
+        """Look at the held-out data of those of the runs, if they have any, that have no row for this step yet."""
+        if self._held_out is None:
+            return
+        for run in runs:
+            if self._is_evaluated(run, step):
+                continue
+            member, seconds = self._members[run], self._clocks.seconds
+            look, agent = self._held_out[run], self._fleet.agent(run)
+            evaluation = look(agent, member.config.seed, step, should_stop=lambda: bool(received))
+            if evaluation is not None:
+                member.log_evaluation(evaluation, seconds)
+
+    def take(self, wait: float = 0.0) -> None:
+        """Log what has ended; waits up to `wait` seconds for the first."""
+        if self._background is not None:
+            for request, evaluation in self._background.finished(wait):
+                self._members[request.run].log_evaluation(evaluation, request.seconds)
+
+    def wait(self, most: int, received: list[int]) -> None:
+        """Wait until no more than so many are pending, or a signal comes."""
+        if self._background is None or len(self.pending) <= most:
+            return
+        episodes = self._members[0].config.eval_episodes
+        total = len(self.pending) - most
+        with self._display.bar("evaluate", total * episodes) as update_bar:
+            while len(self.pending) > most and not received:
+                self.take(wait=0.2)
+                finished = total - (len(self.pending) - most)
+                done = finished * episodes + self._background.episodes_done
+                update_bar(min(done, total * episodes))
+
+    def _is_evaluated(self, run: int, step: int) -> bool:
+        return step in self._members[run].run.evaluations().get("step", [])
+
+    def _submit(self, step: int, policies: Mapping[int, Policy]) -> None:
+        assert self._background is not None
+        now = self._clocks.seconds
+        waiting = [run for run in policies if not self._is_evaluated(run, step)]
+        self._background.submit([Request(run, step, policies[run], now) for run in waiting])

@@ -1,0 +1,387 @@
+"""The online phase: environments in worker processes and the fleet on its devices, tick by tick.
+
+In a tick every environment of every run takes one step, or is reset if its episode is over. While the environments are
+at it, the devices make the updates that the tick is due. So an update has seen everything but the transition that is
+being made, and neither side waits for the other longer than it must.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from floq.agent.agent import Agent
+from floq.agent.finite import ACTION, SOUND
+from floq.agent.policy import Policy
+from floq.agent.state import Keys, ValueRange
+from floq.critics import CRITICS
+from floq.data.replay import Experience, Mixture, Recorded, Replay, window
+from floq.envs.environments import EpisodeResult, index_of
+from floq.envs.exploration import MOST_FAILURES, ExploringEnvs, Failure, Site, Tick
+from floq.envs.workers import START_SECONDS, WorkerError, WorkerLate, Workers
+from floq.runs.config import Config
+from floq.training.fleet import Fleet, FleetData, RunKeys, train_steps
+from floq.training.sharding import Layout, for_each_run, on_each_device
+from floq.utils.errors import Failed
+from floq.utils.machine import worker_count
+from floq.utils.progress import Display
+
+# --- What the online phase adds to a fleet on its devices ---
+
+HEADROOM = 0.25  # by this part of what a reward was outside the range, the range goes beyond it
+LEAST = 0.05  # or by this part of the range: rewards that slowly grow should not change it every time
+
+
+class OnlineFleet:
+    """A fleet whose runs learn from their data and from new experience.
+
+    Args:
+        fleet: the agents, with their data; this object trains them from here on.
+        keys: for each run, the stream that it explores with.
+        recorded: for each run, the replay that it goes on with.
+        ticks: how many of them a replay holds.
+        buffer_size, balanced: see `floq.data.replay.Mixture`.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        keys: Sequence[PRNGKeyArray],
+        recorded: Sequence[Recorded],
+        ticks: int,
+        buffer_size: int,
+        balanced: bool,
+    ):
+        self._fleet, self._keys = fleet, fleet.place(keys)
+        self._settings = {"layout": fleet.layout, "buffer_size": buffer_size, "balanced": balanced}
+        self._places = fleet.layout.mesh.devices[:, 0]  # online, each holds runs of its own
+        shares = np.split(np.array(fleet.slots), len(self._places))
+        self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, fleet.layout)
+        self._info: dict[str, Float[Array, " runs"]] = {}
+        self.has_learned = False
+        value_range = jax.device_get(fleet.agents.value_range)
+        self._range = np.stack([value_range.r_min, value_range.r_max])[:, : len(fleet)]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the devices are still at the updates of the last `learn`."""
+        ready: Callable[[Any], bool] = lambda value: value.is_ready()  # noqa: E731  JAX's stubs lack the method
+        return not all(map(ready, self._info.values()))
+
+    def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
+        """Have the actions of every run in every environment chosen, when the updates before have been made. What is
+        returned waits for them: an array (runs, envs, act). An action that is not finite is a fault of its run, and
+        zero instead: the environment is not to blame."""
+        fleet = self._fleet
+        own = fleet.agents, fleet.fault_codes, self._keys, obs[fleet.slots]
+        acts, fleet.fault_codes = _explore(*own, np.int32(tick), fleet.layout)
+        return lambda: np.asarray(acts)[: len(fleet)]
+
+    def learn(self, new: Experience, num_updates: int) -> None:
+        """Add what a tick brought, and make so many updates of each run. Does not wait for them."""
+        fleet = self._fleet
+        new = Experience(*(x[fleet.slots] for x in new))
+        own = fleet.agents, fleet.fault_codes, self._replay, new, fleet.tasks, fleet.batch_keys
+        found = _learn(*own, fleet.train, fleet.aim(num_updates), **self._settings)
+        fleet.agents, fleet.fault_codes, self._replay, self._info = found
+        self.has_learned |= num_updates > 0
+
+    def infos(self) -> list[dict[str, float]]:
+        """Each run's info of the last update of the last `learn`; NaN before the first."""
+        infos = self._fleet.divided(self._info)
+        return infos if self.has_learned else [dict.fromkeys(info, float("nan")) for info in infos]
+
+    def recorded(self) -> Iterator[Recorded]:
+        """The replays of the runs, one after another."""
+        shards = [jax.tree.map(lambda x, place=place: _on(place, x), self._replay) for place in self._places]
+        everything = itertools.chain.from_iterable(shard.recorded() for shard in shards)
+        return itertools.islice(everything, len(self._fleet))  # the last may be idle copies
+
+    def cover(self, run: int, low: float, high: float) -> tuple[float, float] | None:
+        """Widen a run's range of rewards, which its flow looks for values in, where rewards from `low` to `high` leave
+        it: to these, and somewhat beyond. Returns the new range, None if nothing changed."""
+        r_min, r_max = self._range[:, run]
+        below, above = max(0.0, r_min - low), max(0.0, high - r_max)
+        if not (below or above):
+            return None
+        width = max(r_max, high) - min(r_min, low)
+        beyond = lambda excess: excess + max(HEADROOM * excess, LEAST * width) if excess else 0.0  # noqa: E731
+        self._range[:, run] = r_min - beyond(below), r_max + beyond(above)
+        wider = [ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T]
+        placed = self._fleet.place(wider)
+        self._fleet.agents = eqx.tree_at(lambda agents: agents.value_range, self._fleet.agents, placed)
+        return float(self._range[0, run]), float(self._range[1, run])
+
+
+def _divided(shares: Sequence[Sequence[Recorded]], ticks: int, layout: Layout) -> Replay:
+    """The replays of the devices as one whose arrays are divided among them: none holds more than its own, ever."""
+    sharding, parts = NamedSharding(layout.mesh, PartitionSpec("runs")), []
+    for place, share in zip(layout.mesh.devices[:, 0], shares, strict=True):
+        with jax.default_device(place):
+            parts.append(Replay.of(list(share), ticks))
+
+    def join(*part: Array) -> Array:
+        whole = len(part) * part[0].shape[0], *part[0].shape[1:]
+        return jax.make_array_from_single_device_arrays(whole, sharding, part)
+
+    return jax.tree.map(join, *parts)
+
+
+def _on(place: Any, x: Array) -> Array:
+    """The part of an array that lies on this device."""
+    return next(shard.data for shard in x.addressable_shards if shard.device == place)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _explore(
+    agents: Agent,
+    faults: Int[Array, " runs"],
+    keys: RunKeys,
+    obs: Float[Array, "runs envs obs"],
+    tick: Int[Array, ""],
+    layout: Layout,
+):
+    policies = jax.vmap(lambda agent: agent.policy)(agents)
+
+    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Array, tick: Array):
+        tick_key = jax.random.fold_in(key, tick)
+        act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
+        acts = jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
+        sound = jnp.isfinite(acts)
+        return jnp.where(sound, acts, 0.0), jnp.where((fault == SOUND) & ~jnp.all(sound), ACTION, fault)
+
+    return for_each_run(explore, layout, (policies, faults, keys, obs), (tick,))
+
+
+@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnums=(0, 1, 2))
+def _learn(
+    agents: Agent,
+    faults: Int[Array, " runs"],
+    replay: Replay,
+    new: Experience,
+    tasks: Int[Array, " runs"],
+    keys: RunKeys,
+    data: FleetData,
+    stop: Int[Array, ""],
+    layout: Layout,
+    buffer_size: int,
+    balanced: bool,
+):
+    divided = PartitionSpec("runs")
+    replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
+    numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
+
+    def train(
+        agent: Agent,
+        fault: Array,
+        task: Array,
+        key: PRNGKeyArray,
+        number: Array,
+        data: FleetData,
+        stop: Array,
+        replay: Replay,
+    ):
+        mixture = Mixture(data.task(task), replay, number, buffer_size, balanced)
+        return train_steps(agent, fault, mixture, key, stop, layout.divide_batch)
+
+    own = agents, faults, tasks, keys, numbers
+    agents, faults, info = for_each_run(train, layout, own, (data, stop), (replay,))
+    return agents, faults, replay, info
+
+
+RESET_ROOM = 1.1  # rows of a replay for each transition: those at the ends of episodes are none
+STATISTICS = ("exploration/success", "exploration/episode.return", "exploration/episode.length")
+
+
+class Online:
+    """The runs of a fleet and their environments. A context manager; leaving it ends the workers.
+
+    Args:
+        configs: of the runs; they agree in all but task, seed and traced settings.
+        fleet: their agents and data.
+        sizes: how many numbers an observation and an action have.
+        steps: the environment steps that every run has behind it.
+        recorded: for each run its replay, or None before the first step.
+        display: where it says what it mends.
+        explored: for each run what the last row of its log says, if there is one.
+
+    Raises:
+        Failed: an environment failed at once.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        fleet: Fleet,
+        sizes: tuple[int, int],
+        steps: int,
+        recorded: Sequence[Recorded | None],
+        display: Display,
+        explored: Sequence[Mapping[str, float]] = (),
+    ):
+        c = self._config = configs[0]
+        self._seeds = [config.seed for config in configs]
+        self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
+        self._bounded = CRITICS[c.agent.critic_name][1].bounded
+        slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
+        sites = [Site((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
+        count = worker_count(None, len(sites))
+        self._shares = [sites[i::count] for i in range(count)]
+        arguments = [(tuple(share), c.success_timing, c.restart_failed_envs) for share in self._shares]
+        self._workers = Workers(ExploringEnvs, arguments)
+        self._start_timeout = max(START_SECONDS, c.env_timeout)
+        self._deaths = [0] * count  # of each worker since its last answer
+        self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
+        last = explored or [{} for _ in configs]
+        self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
+        before = [run or Recorded.nothing(c.num_envs, *sizes) for run in recorded]
+        balanced = bool(c.balanced_sampling)
+        drawn_from = int(window(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
+        ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
+        keys = [Keys.of(config.seed).exploration for config in configs]
+        self._fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)
+        self._obs = np.zeros((len(configs), c.num_envs, sizes[0]), np.float32)
+        nothing = Experience.of_resets(self._obs, sizes[1])
+        self._pending: Experience | None = None  # what no replay holds yet
+        try:
+            begun = self._workers.begin_call("step", self._calls(nothing.actions))
+            self._pending = self._received(self._workers.answers(begun, self._start_timeout), nothing.actions)
+        except BaseException:
+            self._workers.close()
+            raise
+
+    def __enter__(self) -> "Online":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+    @property
+    def steps(self) -> int:
+        """The environment steps that every run has behind it. A reset counts as one."""
+        return self._tick * self._config.num_envs
+
+    def advance(self, num_ticks: int) -> None:
+        """Go on for so many ticks.
+
+        Raises:
+            Failed: an environment failed and is not to be restarted, or fails again and again. What the others did in
+                that tick is lost; the tick counts, so that whoever goes on makes no update twice.
+        """
+        for _ in range(num_ticks):
+            # Who is late sets the order: late devices get their next updates at once, to be made when the actions are
+            # chosen; late environments get their actions before anything else happens.
+            devices_are_late = self._fleet.is_busy
+            chosen = self._fleet.explore(self._obs, self._tick)
+            if devices_are_late:
+                self._learn()
+            actions = chosen()
+            begun = self._workers.begin_call("step", self._calls(actions))
+            if not devices_are_late:
+                self._learn()
+            self._tick += 1
+            self._pending = self._received(self._workers.answers(begun, self._config.env_timeout), actions)
+
+    def _learn(self) -> None:
+        """Have the updates of a tick made."""
+        assert self._pending is not None
+        learns = self.steps >= self._config.steps_without_updates
+        self._fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
+        self._pending = None
+
+    def infos(self) -> list[dict[str, float]]:
+        """Each run's info of the last update. Waits for it."""
+        return self._fleet.infos()
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether there was an update yet."""
+        return self._fleet.has_learned
+
+    def statistics(self, run: int) -> dict[str, float]:
+        """Means over the episodes that a run has ended since this was last asked, or what was said then."""
+        if self._episodes[run]:
+            means = EpisodeResult.mean(self._episodes[run])
+            self._statistics[run] = {f"exploration/{name}": mean for name, mean in means.items()}
+            self._episodes[run] = []
+        return self._statistics[run]
+
+    def recorded(self) -> Iterator[Recorded]:
+        """The replays of the runs with all that they have seen, one after another."""
+        for run, recorded in enumerate(self._fleet.recorded()):
+            yield recorded if self._pending is None else recorded.and_then(self._pending, run)
+
+    def _calls(self, actions: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        return [(self._tick, actions[self._at(share)]) for share in self._shares]
+
+    @staticmethod
+    def _at(share: Sequence[Site]) -> tuple[np.ndarray, ...]:
+        """Where the environments of a share are in arrays of all."""
+        return index_of([site.slot for site in share])
+
+    def _received(self, answers: Sequence[Tick | WorkerError], actions: np.ndarray) -> Experience:
+        """What a tick brought, out of what the workers answered."""
+        ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerError)]
+        ticks = [
+            self._revived(i, answer) if isinstance(answer, WorkerError) else answer for i, answer in enumerate(answers)
+        ]
+        self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
+        new = Experience.of_resets(np.zeros_like(self._obs), self._act_size)._replace(actions=actions)
+        for share, tick in zip(self._shares, ticks, strict=True):
+            at = self._at(share)
+            new.observations[at], new.rewards[at], new.masks[at] = tick.observations, tick.rewards, tick.masks
+            new.stepped[at] = tick.stepped
+            for (run, _), result in tick.finished:
+                self._episodes[run].append(result)
+            for failure in tick.failures:
+                self._note(failure)
+        self._obs = new.observations
+        for run, stepped in enumerate(new.stepped):
+            if stepped.any() and self._bounded:
+                self._cover(run, new.rewards[run][stepped])
+        return new
+
+    def _note(self, failure: Failure) -> None:
+        if not failure.goes_on:
+            raise self._end(failure.what, MOST_FAILURES)
+        self._display.note(f"note    {failure.what}; it is made anew")
+
+    def _end(self, what: str, times: int) -> Failed:
+        """What ends the run, after so many failures in a row if they were survived."""
+        remedy = "--restart_failed_envs=True would go on with a fresh one"
+        return Failed(f"{what} ({f'{times} times in a row' if self._config.restart_failed_envs else remedy})")
+
+    def _revived(self, worker: int, failed: WorkerError) -> Tick:
+        """The first tick of a worker that takes the place of one that died, hangs, or could not make its environments:
+        all of them begin anew."""
+        names = ", ".join(f"{site.slot[1]} of {site.env_name} (seed {site.seed})" for site in self._shares[worker])
+        while True:
+            late = f"did not answer within {failed.timeout:g} seconds" if isinstance(failed, WorkerLate) else ""
+            what = f"the process with the environments {names} {late or f'failed: {failed.line}'}"
+            self._deaths[worker] += 1
+            if not self._config.restart_failed_envs or self._deaths[worker] >= MOST_FAILURES:
+                raise self._end(what, self._deaths[worker])
+            self._display.note(f"note    {what}; it is started anew")
+            self._workers.restart(worker)
+            zeros = np.zeros((len(self._shares[worker]), self._act_size), np.float32)
+            try:
+                return self._workers.call_one(worker, "step", (self._tick, zeros), self._start_timeout)
+            except WorkerError as again:
+                failed = again
+
+    def _cover(self, run: int, rewards: np.ndarray) -> None:
+        wider = self._fleet.cover(run, float(rewards.min()), float(rewards.max()))
+        if wider is not None:
+            step = self._config.offline_steps + self.steps
+            self._display.note(
+                f"note    step {step}: an online reward left the range that the data gave; for seed "
+                f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
+            )

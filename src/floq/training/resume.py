@@ -1,0 +1,250 @@
+"""Continue runs that were stopped, as if they had not been: one, or a fleet of them."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from floq.data.dataset import Dataset
+from floq.data.replay import Recorded
+from floq.runs import checkpoint, run_data
+from floq.runs.checkpoint import Checkpoint, Damaged
+from floq.runs.checkpoint_folder import mend, remove_after, set_aside, steps, steps_set_aside
+from floq.runs.config import Config
+from floq.runs.results import show_result
+from floq.runs.run import Run, installed_versions, told
+from floq.runs.weights import ALWAYS, BEFORE_ONLINE, own_checkpoint
+from floq.training.hosts import ALONE, Hosts
+from floq.training.sharding import Layout
+from floq.training.train import carry_through, check_built, episodes_of, fleets, fresh_agent, held, records, share
+from floq.utils.errors import UserError
+from floq.utils.files import check_writable, user_path
+from floq.utils.machine import be_deterministic, use_all_cores
+from floq.utils.progress import Display
+
+# --- Where stopped runs go on from ---
+
+
+class Found(NamedTuple):
+    """What a run goes on from: its checkpoint and what it had seen online; neither if it starts anew."""
+
+    saved: Checkpoint | None = None
+    replay: Recorded | None = None
+
+    @property
+    def step(self) -> int:
+        return self.saved.step if self.saved else 0
+
+
+def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Found]:
+    """For each run the checkpoint of the newest step that all of them have and that can be read; of step 0 for all if
+    one has none yet, and starts anew. They differ where a fleet was killed while it saved. A checkpoint that is damaged
+    is renamed, not deleted. For whoever holds the folders of the runs.
+
+    Args:
+        runs: in their folders, as they are configured there.
+        note: called with a line for each checkpoint that is damaged.
+
+    Raises:
+        UserError: a run is past the others by more than a save, none of its checkpoints can be read, or they do not
+            belong to it.
+    """
+    folders = [run.folder / "checkpoints" for run in runs]
+    for folder in folders:
+        for aside in mend(folder):
+            note(f"damaged {aside} lacks its manifest")
+    if not stopped_together(runs):
+        listed = ", ".join(map(str, _newest(folders)))
+        raise UserError(f"these runs stopped at different steps ({listed}): resume them one by one")
+    while True:
+        known = [steps(folder) for folder in folders]
+        common = set(known[0]).intersection(*known)
+        if not common:
+            if any(steps_set_aside(folder) for folder in folders):
+                raise UserError(f"{_without(folders)} has no checkpoint left that can be read: start the run again")
+            return [Found()] * len(runs)
+        found = [_read(run, max(common), note) for run in runs]
+        if all(found):
+            return [one for one in found if one]
+
+
+def forget_later(runs: Sequence[Run], step: int) -> None:
+    """Delete the checkpoints after this step, where some of the runs were further: they would be gone back to while
+    the rows of the logs before them are not there."""
+    for run in runs:
+        remove_after(run.folder / "checkpoints", step)
+
+
+def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
+    """What the run has of that step; None if it is damaged, and set aside now."""
+    folder = run.folder / "checkpoints"
+    try:
+        saved = own_checkpoint(run, step)
+        replay = checkpoint.load_replay(folder, step)
+    except Damaged as error:
+        aside = set_aside(folder, step)
+        note(f"damaged {str(error).rsplit(':', 1)[0]}; it is {aside.name} now, and the run goes back to an older one")
+        return None
+    if replay is None and step > saved.config.offline_steps:
+        raise UserError(
+            f"{folder / str(step)} has no {checkpoint.REPLAY}, which only the newest {checkpoint.REPLAYS_KEPT} "
+            f"checkpoints of a run keep: start a new run from its weights, with --restore_path={run.folder} "
+            f"--restore_epoch={step}"
+        )
+    return Found(saved, replay)
+
+
+def stopped_together(runs: Sequence[Run]) -> bool:
+    """Whether these runs can go on as one fleet: they are at one step, or apart by the save during which they were
+    killed."""
+    folders = [run.folder / "checkpoints" for run in runs]
+    newest, common = _newest(folders), set(steps(folders[0])).intersection(*map(steps, folders))
+    save_interval, num_envs = runs[0].config.save_interval, runs[0].config.num_envs
+    return len(set(newest)) == 1 or max(newest) - max(common, default=0) < save_interval + num_envs
+
+
+def _newest(folders: Sequence[Path]) -> list[int]:
+    """How far each run has come; a checkpoint that was set aside counts."""
+    return [max([*steps(folder), *steps_set_aside(folder)], default=0) for folder in folders]
+
+
+def _without(folders: Sequence[Path]) -> Path:
+    """The first of these folders that holds no checkpoint, or simply the first."""
+    return next((folder for folder in folders if not steps(folder)), folders[0])
+
+
+def resume(
+    run_dir: Path | str,
+    data: Dataset | None = None,
+    *,
+    show: bool = True,
+    **changes: Any,
+) -> Run:
+    """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
+    the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again. The
+    environments of the online phase are not saved: each begins a new episode.
+
+    Args:
+        run_dir: the run's folder.
+        data: what the run was given from Python, if it was.
+        show: print progress.
+        changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`, `logger`,
+            `on_divergence`, `keep_checkpoints`, `checkpoint_minutes`; and, if the run is not online yet, `utd`,
+            `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
+
+    Raises:
+        UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
+        Interrupted: a signal ended the run.
+    """
+    return resume_fleet([run_dir], data, show=show, **changes)[0]
+
+
+def resume_fleet(
+    run_dirs: Sequence[Path | str],
+    data: Dataset | None = None,
+    *,
+    show: bool = True,
+    draw: bool = True,
+    hosts: Hosts = ALONE,
+    **changes: Any,
+) -> list[Run]:
+    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
+    `hosts`, this holds for the share of each. Without `draw` there are no pictures.
+
+    Args, raises: see `resume`.
+    """
+    started, display = time.monotonic(), Display(show)
+    folders = share(list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs)), hosts, display)
+    if not folders:
+        return []
+    old = [Run.open(folder) for folder in folders]
+    if any(run.config.deterministic for run in old):
+        be_deterministic()
+    use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
+    runs = [Run(run.folder, continued(run, changes)) for run in old]
+    configs = [run.config for run in runs]
+    for config in configs:
+        check_built(config)
+    if len(fleets(configs)) > 1:
+        raise UserError("these runs differ in more than a fleet's may: resume them one by one")
+    for folder in folders:
+        check_writable(folder / "checkpoints", "make the run's folder writable, or resume a copy of it")
+    with held(runs), told(runs):
+        return _go_on(old, runs, data, display, started, draw)
+
+
+def _go_on(
+    old: Sequence[Run],
+    runs: list[Run],
+    data: Dataset | None,
+    display: Display,
+    started: float,
+    draw: bool,
+) -> list[Run]:
+    """Continue runs whose folders this process holds. `old` are the same with the settings that they stopped with."""
+    configs, found = [run.config for run in runs], newest_common(old, display.note)
+    step = found[0].step
+    _check_steps(old[0].config, configs[0], step)
+    if all(run.is_finished for run in runs) and step == configs[0].total_steps:
+        display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
+        show_result(runs, display)
+        return runs
+
+    for run in old:
+        run_data.check_given(run, data)
+    with episodes_of(configs) as episodes:
+        tasks = run_data.load_tasks(configs, display, data, runs)
+        splits = [tasks[run_data.task_of(config)] for config in configs]
+        for run, split in zip(old, splits, strict=True):
+            run_data.check_same(run, split)
+        for package, version in installed_versions().items():
+            if (before := old[0].records["versions"].get(package)) != version:
+                display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
+        agents = [
+            one.saved.agent if one.saved else fresh_agent(config, split)
+            for one, config, split in zip(found, configs, splits, strict=True)
+        ]
+        _cut_back(runs, [records(split) for split in splits], step)
+        run_data.note_values(agents, splits, display)
+        display.note(f"resume  from step {step}")
+        if step > configs[0].offline_steps:
+            display.note("note    the environments were not saved: each begins a new episode")
+        pending = [one.saved.pending if one.saved else {} for one in found]
+        clocks, replays = found[0].saved.clocks if found[0].saved else {}, [one.replay for one in found]
+        layout = Layout.for_runs(len(runs), configs[0].batch_devices)
+        return carry_through(
+            runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, replays
+        )
+
+
+def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:
+    """Make the folders those of runs that are at this step. A kill in the midst of it does no harm: whoever comes next
+    goes on from the same step."""
+    for run, of_run in zip(runs, records, strict=True):
+        run.write_config(of_run)
+        run.reopen()
+    forget_later(runs, step)  # before the rows that lead to them
+    for run in runs:
+        run.forget_after(step)
+        run.sweep()
+
+
+def _check_steps(old: Config, new: Config, step: int) -> None:
+    """Raises UserError if a run that is at this step cannot go on with the new settings."""
+    online = step > old.offline_steps
+    for name in ("offline_steps", *BEFORE_ONLINE) if online else ():
+        if (value := getattr(new, name)) != (before := getattr(old, name)):
+            raise UserError(f"--{name}={value:g}: the run is online already, with {before:g}; leave it out")
+    shortened = new.total_steps < step or (new.total_steps == step and old.total_steps != step)
+    if shortened or (not online and new.offline_steps < step):
+        name = "online_steps" if online else "offline_steps"
+        raise UserError(f"--{name}={getattr(new, name)}: the run is at step {step} already, give more")
+
+
+def continued(run: Run, changes: Mapping[str, Any]) -> Config:
+    """The configuration with which `resume` goes on."""
+    for name in changes:
+        if name not in (*ALWAYS, *BEFORE_ONLINE):
+            raise UserError(f"{name}: a run goes on with its own settings, only {', '.join(ALWAYS)} may change")
+    return dataclasses.replace(run.config, **changes)

@@ -1,0 +1,59 @@
+"""One run of a fleet, as it is on disk while it is trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from floq.agent.state import Keys
+from floq.evaluation.held_out import HeldOut
+from floq.evaluation.rollouts import Evaluation
+from floq.runs.loggers import CsvLogger, mirrors, read_csv
+from floq.runs.run import Run
+from floq.utils import files
+
+
+class Member:
+    """One run of a fleet, as it is on disk and wherever else it logs; `step` is where it begins or goes on."""
+
+    def __init__(self, run: Run, step: int = 0):
+        self.run, self.config = run, run.config
+        self._mirrors = mirrors(run.folder, run.config, step)
+        self.keys = Keys.of(run.config.seed)
+        self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
+        self.scores = {name: column[-1] for name, column in run.evaluations().items()}
+        log = run.folder / "train.csv"
+        self._signs: set[str] = set()
+        self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
+
+    def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
+        """Write a row of eval.csv."""
+        self.scores = evaluation.summary()
+        self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})
+
+    def log_training(self, step: int, row: Mapping[str, float]) -> None:
+        """Write a row of train.csv."""
+        self._log(self.train_log, step, row)
+
+    def note_rewind(self, rewind: Mapping[str, Any]) -> None:
+        """Add to `rewinds.json`."""
+        self.run.write_json("rewinds.json", [*self.run.rewinds, dict(rewind)])
+
+    def is_new(self, sign: str) -> bool:
+        """Whether this is the first time that this sign of trouble is seen."""
+        known = sign in self._signs
+        self._signs.add(sign)
+        return not known
+
+    def sync(self) -> None:
+        """Have the rows on the disk when this returns: those before a checkpoint are not written again."""
+        for log in (self.train_log, self.eval_log):
+            log.sync()
+        files.sync(self.run.folder)
+
+    def close(self) -> None:
+        """Nothing is logged any more."""
+        for mirror in self._mirrors:
+            mirror.close()
+
+    def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
+        for destination in (log, *self._mirrors):
+            destination.log(step, dict(row))

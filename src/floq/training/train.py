@@ -1,0 +1,297 @@
+"""Set fresh runs up and bring them to their end: one, or a fleet of them. `resuming` goes on with stopped ones."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TypeVar
+
+from floq.agent.agent import Agent
+from floq.agent.policy import Policy
+from floq.analysis import pictures
+from floq.data.dataset import Dataset, Splits
+from floq.data.replay import Recorded
+from floq.envs.environments import dataset_name
+from floq.evaluation.background import Background
+from floq.evaluation.held_out import HeldOutEvaluator
+from floq.evaluation.rollouts import Evaluator
+from floq.networks import kernels
+from floq.runs import run_data
+from floq.runs.config import Config
+from floq.runs.loggers import check_installed
+from floq.runs.results import show_result
+from floq.runs.run import Run, installed_versions, told
+from floq.runs.weights import make_agent, network_sizes, restore, source_of_weights
+from floq.training.fleet import Fleet, FleetData
+from floq.training.hosts import ALONE, Hosts
+from floq.training.loop import Loop
+from floq.training.run_logger import Member
+from floq.training.sharding import Layout
+from floq.utils.errors import Failed, Interrupted, UserError
+from floq.utils.files import check_writable
+from floq.utils.machine import be_deterministic, forget_programs, use_all_cores
+from floq.utils.progress import Display
+from floq.utils.signals import Stopped, catch_signals, number_of
+
+T = TypeVar("T")
+
+
+def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
+    """Train an agent as `config` says and leave a run folder behind.
+
+    Collects the demonstration dataset on its first use. SIGINT, SIGTERM and SIGHUP write a checkpoint before the run
+    ends.
+
+    Args:
+        config: from `floq.configure`.
+        data: train on this instead of reading a dataset; a part of it is held out for validation. With it there is no
+            warm-up if `offline_steps` is 0 and no weights are restored.
+        show: print progress.
+        notes: lines to print once everything is found to be in order.
+
+    Returns:
+        The finished run; `run.summary` holds the result, `run.load_agent()` the agent.
+
+    Raises:
+        UserError: the environment or its data is missing, or a folder cannot be written.
+        Failed: an environment failed, or the run diverged; what was learned is in a checkpoint.
+        Interrupted: a signal ended the run.
+    """
+    return train_fleet([config], data, show=show, notes=notes)[0]
+
+
+def train_fleet(
+    configs: Sequence[Config],
+    data: Dataset | None = None,
+    *,
+    show: bool = True,
+    draw: bool = True,
+    notes: Sequence[str] = (),
+    hosts: Hosts = ALONE,
+) -> list[Run]:
+    """Train several agents, those of one program together: they may differ in seed, in the task over one dataset, and
+    in traced settings (alpha, discount, lr, tau, noise_coverage, reward_scale). Others follow one another. Each leaves
+    the folder that it would have left alone.
+
+    Args, raises: see `train`. With several `hosts`, each trains its share. Without `draw` there are no pictures. Where
+    one program fails, the others are trained before that is raised.
+
+    Returns:
+        The finished runs, in the order of `configs`.
+    """
+    display = Display(show)
+    if len(set(configs)) < len(configs):
+        raise UserError("two of these runs have the same settings and the same seed: leave one out")
+    for config in configs:
+        check_built(config)
+        check_writable(Run.parent(config), "choose another --save_dir")
+    if any(config.deterministic for config in configs):
+        be_deterministic()
+    configs = share(configs, hosts, display)
+    groups = fleets(configs)
+    use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
+    configs = [settled(config) for config in configs]
+    if len(groups) > 1:
+        display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
+    finished: dict[int, Run] = {}
+    failures: list[str] = []
+    left = len(configs)
+    for group in groups:
+        left -= len(group)
+        try:
+            runs = _train_one_fleet([configs[i] for i in group], data, display, notes, draw)
+            finished |= zip(group, runs, strict=True)
+        except Interrupted as stop:
+            others = [f"{left} runs of other programs were not begun"] if left else []
+            raise Interrupted("; ".join([str(stop), *others, *failures]), stop.signum) from stop
+        except Failed as failure:
+            failures.append(str(failure))
+            if left:
+                display.note(f"failed  {failure}; the other programs go on")
+        if len(groups) > 1:
+            forget_programs()
+    if failures:
+        raise Failed("; ".join(failures))
+    return [finished[i] for i in range(len(configs))]
+
+
+def fleets(configs: Sequence[Config]) -> list[list[int]]:
+    """The numbers of the configurations that one program can train together, group by group."""
+    groups: dict[Config, list[int]] = {}
+    for number, config in enumerate(configs):
+        groups.setdefault(program_of(config), []).append(number)
+    return list(groups.values())
+
+
+def program_of(config: Config) -> Config:
+    """What is the same for all runs that one program can train together."""
+    task = config.env_name and dataset_name(config.env_name)
+    return dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
+
+
+def check_built(config: Config) -> None:
+    """Raises UserError for settings that parse, as the published commands have them, but are not built yet, or that
+    this machine cannot run."""
+    pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": config.agent.encoder}
+    for name, value in pixels.items():
+        if value is not None:
+            raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
+    if config.online_steps:
+        for name, value in {
+            "agent.action_chunk": config.agent.action_chunk,
+            "batch_devices": config.batch_devices,
+        }.items():
+            if value > 1:
+                raise UserError(f"--{name}={value} with --online_steps is not built yet: give --{name}=1")
+        if config.old_data_share:
+            raise UserError(
+                f"--old_data_share={config.old_data_share:g} with --online_steps: online, batches are shared by "
+                "--balanced_sampling; leave one of them out"
+            )
+        if config.env_name is None:
+            raise UserError(
+                f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"
+            )
+    elif config.balanced_sampling:
+        raise UserError("--balanced_sampling=1 is about the batches of the online phase: give --online_steps")
+    check_installed(config)
+    if config.video_episodes:
+        raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
+    if config.agent.flat().get("integration") == "fused":
+        if config.precision != "bf16":
+            raise UserError("--agent.integration=fused computes in bfloat16: give --precision=bf16, or use plain")
+        kernels.check_machine()
+
+
+def _train_one_fleet(
+    configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str], draw: bool
+) -> list[Run]:
+    started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
+    with episodes_of(configs) as episodes:
+        tasks = run_data.load_tasks(configs, display, data)
+        splits = [tasks[run_data.task_of(config)] for config in configs]
+        agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
+        run_data.note_values(agents, splits, display)
+        for note in notes:
+            display.note(f"note    {note}")
+        runs = [Run.create(config, records(split)) for config, split in zip(configs, splits, strict=True)]
+        with held(runs), told(runs):
+            for run, split in zip(runs, splits, strict=True) if data is None else ():
+                run_data.keep_made(run, split)
+            return carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
+
+
+def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
+    """This host's part of the runs."""
+    share = hosts.share(items)
+    if hosts.count > 1:
+        display.note(f"host    {hosts.index + 1} of {hosts.count}: {len(share)} of {len(items)} runs")
+    return share
+
+
+def settled(config: Config) -> Config:
+    """The configuration with all that it refers to as it is now, so that it is the same when the run is resumed."""
+    config = run_data.settled(config)
+    source = source_of_weights(config)
+    if source is None:
+        return config
+    path = str(Run.open(config.restore_path or "").folder.resolve())
+    return dataclasses.replace(config, restore_path=path, restore_epoch=source.step)
+
+
+def fresh_agent(config: Config, data: Splits) -> Agent:
+    """The agent that a run starts from: new, or with the weights that `restore_path` names."""
+    agent, source = make_agent(config, data.train), source_of_weights(config)
+    return agent if source is None else restore(agent, config, source)
+
+
+def records(data: Splits) -> dict[str, dict[str, str]]:
+    """What `config.json` keeps about where a run came from."""
+    return {"versions": installed_versions(), "data": run_data.records(data)}
+
+
+@contextlib.contextmanager
+def held(runs: Sequence[Run]) -> Iterator[None]:
+    """Hold the folders of the runs for this process."""
+    with contextlib.ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.lock())
+        yield
+
+
+@contextlib.contextmanager
+def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
+    """What plays the evaluation episodes: its environments start up while the data is read. None without any."""
+    c, names = configs[0], [config.env_name or "" for config in configs]
+    if c.env_name is None or not c.eval_interval:
+        yield None
+        return
+    with (
+        Evaluator(
+            c.env_name,
+            c.success_timing,
+            c.eval_episodes,
+            action_chunk=c.agent.action_chunk,
+            players=len(configs),
+            timeout=c.env_timeout,
+        ) as evaluator,
+        Background(evaluator, [config.seed for config in configs], names) as background,
+    ):
+        yield background
+
+
+def carry_through(
+    runs: list[Run],
+    agents: Sequence[Agent],
+    tasks: dict[Hashable, Splits],
+    layout: Layout,
+    episodes: Background | None,
+    display: Display,
+    clocks: dict[str, float],
+    started: float,
+    pending: Sequence[dict[int, Policy]] = (),
+    draw: bool = True,
+    step: int = 0,
+    recorded: Sequence[Recorded | None] = (),
+) -> list[Run]:
+    """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
+    members, splits = [Member(run, step) for run in runs], list(tasks.values())
+    fleet = Fleet(
+        agents,
+        [list(tasks).index(run_data.task_of(run.config)) for run in runs],
+        FleetData.of([s.train for s in splits]),
+        FleetData.of([s.validation for s in splits]),
+        [member.keys.batches for member in members],
+        [member.keys.validation for member in members],
+        layout,
+    )
+    own = [tasks[run_data.task_of(run.config)] for run in runs]
+    evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
+    sizes = network_sizes(runs[0].config, own[0].train)
+    loop = Loop(members, fleet, evaluator, sizes, display, clocks, started, step, recorded)
+    for run in runs:
+        display.note(f"run     {run.folder}")
+    with contextlib.ExitStack() as logs, catch_signals() as received:
+        for member in members:
+            logs.callback(member.close)
+        loop.go(received, pending)
+    ended = [number for number in range(len(runs)) if number not in loop.diverged]
+    summaries = {number: loop.summary(number) for number in ended}
+    try:
+        if received:  # after the last step
+            raise Stopped(received[0])
+        if draw and ended:
+            display.note("drawing the pictures")
+        for number, summary in summaries.items():
+            if draw:
+                pictures.draw(runs[number], fleet.agent(number), own[number].train)
+            runs[number].write_json("summary.json", summary)
+    except KeyboardInterrupt as stop:
+        left = f"stopped by {number_of(stop).name} when all was trained; the rest comes with floq train --resume"
+        folders = " ".join(str(runs[number].folder) for number in ended)
+        raise Interrupted(f"{left} {folders}", number_of(stop)) from stop
+    if ended:
+        show_result([runs[number] for number in ended], display)
+    if loop.diverged:
+        raise Failed("; ".join(loop.diverged.values()))
+    return runs
