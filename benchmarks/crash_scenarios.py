@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from floq.runs import checkpoint
-from floq.runs.checkpoint_folder import steps
+from floq.runs.checkpoint import steps
 from floq.utils.errors import UserError
 
 ENV, EPISODE = "MountainCarContinuous-v0", 50  # light: its process starts in a second

@@ -13,11 +13,11 @@ import floq
 from floq import cli
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
+from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.inspect_run import inspect_run
 from floq.data.arrays import from_episodes
 from floq.data.dataset import Dataset
 from floq.evaluation.held_out import ACTIONS, HeldOutEvaluator
-from floq.runs.evaluate_run import evaluate_run
 from floq.utils.errors import UserError
 
 SMALL = [*TINY, "--agent=fql"]

@@ -12,10 +12,10 @@ from helpers import SCALAR, agent_config
 import floq
 from floq import cli
 from floq.agent.agent import Agent
+from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.inspect_run import inspect_run
 from floq.data.dataset import Dataset
 from floq.evaluation.rollouts import Evaluation
-from floq.runs.evaluate_run import evaluate_run
 
 CHUNKS = ["--agent.action_chunk=3", "--agent.td_lambda=0.5", "--agent.n_step=3"]
 SMALL = [*TINY, "--agent=fql", *CHUNKS, "--eval_episodes=2"]

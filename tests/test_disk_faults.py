@@ -15,7 +15,7 @@ from crash_scenarios import SCENARIOS, losses
 from floq import cli
 from floq.analysis import pictures
 from floq.runs import run_data
-from floq.runs.checkpoint_folder import steps
+from floq.runs.checkpoint import steps
 from floq.runs.loggers import CsvLogger, cut_csv, read_csv
 from floq.runs.run import Run
 from floq.training.fleet import Fleet

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from floq import cli
-from floq.data.formats import download as download_module
-from floq.data.formats.download import download
-from floq.data.formats.ogbench import load
+from floq.data.formats import ogbench as download_module
+from floq.data.formats.ogbench import download, load
 from floq.utils.errors import UserError
 from floq.utils.files import exclusive
 

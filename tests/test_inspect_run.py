@@ -17,6 +17,7 @@ import floq
 from floq import cli
 from floq.agent.agent import Agent
 from floq.analysis import pictures, probing
+from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.figures import diagnosis, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.inspect_run import _dataset, earned, inspect_run, play
@@ -25,7 +26,6 @@ from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
 from floq.data.replay import Recorded
 from floq.runs import checkpoint
-from floq.runs.evaluate_run import evaluate_run
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 

@@ -17,12 +17,12 @@ from floq.critics.floq import VelocityField
 from floq.flow import integrate
 from floq.networks import kernels
 from floq.networks.embeddings import histogram
-from floq.networks.kernels import hopper, limits, plan
+from floq.networks.kernels import hopper, plan
 from floq.networks.kernels.plan import Plan
 from floq.utils.errors import UserError
 
 # Its interface is that of JAX 0.11, which asks for Python 3.12.
-launches = pytest.mark.skipif(jax.__version_info__ < limits.RELEASES[0], reason="the kernel needs JAX 0.11")
+launches = pytest.mark.skipif(jax.__version_info__ < plan.RELEASES[0], reason="the kernel needs JAX 0.11")
 SMALL = FloqConfig(block_width=64, block_depth=2, value_hidden_dims=(8,), noise_samples=2, critic_flow_steps=2)
 ALONE = dataclasses.replace(SMALL, flow_num_ensembles=1)
 PUBLISHED = FloqConfig()
@@ -252,7 +252,7 @@ def test_settings_that_it_lacks(setting, remedy):
 
 def test_machines_that_lack_it(monkeypatch, capsys, tmp_path):
     """Said before data is read or a folder is made. What was trained elsewhere can still be read out here."""
-    monkeypatch.setattr(jax, "__version_info__", limits.RELEASES[0])
+    monkeypatch.setattr(jax, "__version_info__", plan.RELEASES[0])
     flags = [f"--save_dir={tmp_path}", f"--dataset_dir={tmp_path}", "--precision=bf16", "--agent.integration=fused"]
     assert cli.run(["train", *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

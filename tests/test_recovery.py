@@ -12,7 +12,7 @@ from online_runs import only_run
 
 from floq import cli
 from floq.runs import checkpoint
-from floq.runs.checkpoint_folder import mend, steps
+from floq.runs.checkpoint import mend, steps
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.training.resume import resume_fleet

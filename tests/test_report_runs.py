@@ -12,10 +12,9 @@ from run_folders import TASK, make_run
 from floq.analysis.health import complaints
 from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, judged_by
 from floq.analysis.report import published
-from floq.analysis.report.curves import mean
 from floq.analysis.report.groups import grouped
 from floq.analysis.report.runs import Damaged, RunRecord, find, read, read_columns, read_run
-from floq.analysis.report.scores import assemble
+from floq.analysis.report.scores import assemble, mean
 from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.utils.errors import UserError
 from floq.utils.files import exclusive, is_held

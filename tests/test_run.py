@@ -15,9 +15,9 @@ from helpers import SCALAR, agent_config
 from floq import cli
 from floq.agent.agent import Agent
 from floq.analysis import pictures
+from floq.analysis.evaluate_run import evaluate_run
 from floq.runs import checkpoint
 from floq.runs.config import Config
-from floq.runs.evaluate_run import evaluate_run
 from floq.runs.loggers import CsvLogger, read_csv
 from floq.runs.run import Run
 from floq.utils.errors import UserError

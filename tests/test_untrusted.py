@@ -20,6 +20,7 @@ from hostile import edit_json, nested, npy, npz, safetensors
 from run_folders import make_run
 
 from floq import cli
+from floq.analysis.evaluate_run import evaluate_run
 from floq.data.collection import collect
 from floq.data.collection.experts.walker import Walker
 from floq.data.formats import d4rl, ogbench
@@ -28,7 +29,6 @@ from floq.data.formats.minari import read as read_minari
 from floq.data.formats.open import open_dataset
 from floq.runs import checkpoint, run_data
 from floq.runs.config import Config
-from floq.runs.evaluate_run import evaluate_run
 from floq.runs.loggers import read_csv
 from floq.runs.run import Run
 from floq.runs.run_data import _kept

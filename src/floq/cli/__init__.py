@@ -231,7 +231,7 @@ class Eval:
 
 def _eval(argv: list[str]) -> None:
     options = parse(Eval, argv, "floq eval", described(Eval))
-    from floq.runs.evaluate_run import evaluate_run
+    from floq.analysis.evaluate_run import evaluate_run
 
     _start_jax()
     evaluate_run(**dataclasses.asdict(options))

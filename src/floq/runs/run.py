@@ -17,7 +17,7 @@ from typing import Any
 from floq.agent.agent import Agent
 from floq.envs.environments import is_singletask
 from floq.runs import checkpoint
-from floq.runs.checkpoint_folder import steps
+from floq.runs.checkpoint import steps
 from floq.runs.config import Config
 from floq.runs.loggers import cut_csv, read_csv
 from floq.utils import files

@@ -17,8 +17,8 @@ from floq.data.collection.random_play import PIECE_SECONDS, RandomPlay
 from floq.data.collection.recipes import with_validation
 from floq.data.dataset import Dataset, Splits
 from floq.data.formats import ogbench
-from floq.data.formats.download import download
 from floq.data.formats.files import open_npz
+from floq.data.formats.ogbench import download
 from floq.data.formats.open import GIVEN, given_splits, open_splits
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.envs import environments

@@ -17,11 +17,11 @@ import jax
 from floq.analysis import comparison
 from floq.analysis.cost import Cost
 from floq.analysis.figures import comparison_figure
+from floq.analysis.results import differences, show_result
 from floq.analysis.statistics import area_under_curve
 from floq.envs import environments
 from floq.runs.config import Config
 from floq.runs.loggers import read_csv
-from floq.runs.results import differences, show_result
 from floq.runs.run import Run
 from floq.runs.run_data import collect_shown, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment

@@ -16,13 +16,13 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.analysis.health import early_signs
+from floq.analysis.results import headline, scores
 from floq.data.replay import Recorded
 from floq.evaluation.background import Background
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.runs import checkpoint
-from floq.runs.checkpoint_folder import prune
+from floq.runs.checkpoint import prune
 from floq.runs.config import Config
-from floq.runs.results import headline, scores
 from floq.training.divergence import Divergences
 from floq.training.evaluations import Evaluations
 from floq.training.fleet import Fleet

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
 from floq.data.replay import Recorded
 from floq.runs import checkpoint, run_data
-from floq.runs.checkpoint import Checkpoint, Damaged
-from floq.runs.checkpoint_folder import mend, remove_after, set_aside, steps, steps_set_aside
+from floq.runs.checkpoint import Checkpoint, Damaged, mend, remove_after, set_aside, steps, steps_set_aside
 from floq.runs.config import Config
-from floq.runs.results import show_result
 from floq.runs.run import Run, installed_versions, told
 from floq.runs.weights import ALWAYS, BEFORE_ONLINE, own_checkpoint
 from floq.training.hosts import ALONE, Hosts

@@ -9,6 +9,7 @@ from typing import TypeVar
 from floq.agent.agent import Agent
 from floq.agent.policy import Policy
 from floq.analysis import pictures
+from floq.analysis.results import show_result
 from floq.data.dataset import Dataset, Splits
 from floq.data.replay import Recorded
 from floq.envs.environments import dataset_name
@@ -19,7 +20,6 @@ from floq.networks import kernels
 from floq.runs import run_data
 from floq.runs.config import Config
 from floq.runs.loggers import check_installed
-from floq.runs.results import show_result
 from floq.runs.run import Run, installed_versions, told
 from floq.runs.weights import make_agent, network_sizes, restore, source_of_weights
 from floq.training.fleet import Fleet, FleetData

@@ -9,8 +9,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from floq.analysis.metrics import Metric
-from floq.analysis.report.curves import lines, mean
-from floq.analysis.report.scores import THRESHOLDS, Report, Task
+from floq.analysis.report.scores import THRESHOLDS, Report, Task, lines, mean
 
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")

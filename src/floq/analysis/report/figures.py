@@ -13,8 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from floq.analysis.figures.style import COLOURS, INK, figure, mark_online
 from floq.analysis.report.charts import BANDS, CROWDED, step_name
-from floq.analysis.report.curves import lines, mean
-from floq.analysis.report.scores import THRESHOLDS, Report, Task
+from floq.analysis.report.scores import THRESHOLDS, Report, Task, lines, mean
 from floq.analysis.report.tables import short_task
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}

@@ -16,5 +16,5 @@ time. With it the whole update of sixteen runs took 10.7 ms instead of 17.3, tha
 
 from floq.networks.kernels.fused import Settings as Settings
 from floq.networks.kernels.fused import integrate_fused as integrate_fused
-from floq.networks.kernels.limits import check_machine as check_machine
-from floq.networks.kernels.limits import check_settings as check_settings
+from floq.networks.kernels.plan import check_machine as check_machine
+from floq.networks.kernels.plan import check_settings as check_settings

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, PyTree
 
-from floq.networks.kernels.limits import TILE
-from floq.networks.kernels.plan import Plan
+from floq.networks.kernels.plan import TILE, Plan
 from floq.networks.mlp import PlainBody, SplitLinear, folded
 
 

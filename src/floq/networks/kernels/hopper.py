@@ -20,8 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 from jaxtyping import Array, BFloat16, Float, Int
 
-from floq.networks.kernels.limits import TILE
-from floq.networks.kernels.plan import Plan
+from floq.networks.kernels.plan import TILE, Plan
 from floq.networks.mlp import NORM_EPS
 
 CONSUMER_REGISTERS, PRODUCER_REGISTERS = 232, 40

@@ -4,12 +4,12 @@ import dataclasses
 from typing import Any
 
 from floq.agent.policy import Policy
+from floq.analysis.results import described
 from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
 from floq.evaluation.held_out import HeldOut, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
 from floq.runs import checkpoint, run_data
-from floq.runs.results import described
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 from floq.utils.progress import Display
