@@ -31,7 +31,7 @@ WRITING = {
 """Functions that change files, by the name of the point: module and attribute through which they are called."""
 WORKING = {
     "advance": ("floq.training.fleet", "Fleet.advance"),
-    "evaluate": ("floq.evaluation.rollouts", "Evaluator.play"),
+    "evaluate": ("floq.evaluation.rollouts", "Evaluator.rollout"),
     "held out": ("floq.evaluation.held_out", "HeldOutEvaluator.__call__"),
 }
 """Functions that compute, likewise."""

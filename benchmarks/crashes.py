@@ -28,7 +28,7 @@ from crash_scenarios import SCENARIOS, Scenario, damage, losses, phase, run_fold
 from floq.utils.progress import Display
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-MOST_OPERATIONS = {"create": 8, "json": 6, "find": 3, "cut back": 14, "cut csv": 4, "log": 60, "save": 80, "draw": 3}
+MAX_OPERATIONS = {"create": 8, "json": 6, "find": 3, "cut back": 14, "cut csv": 4, "log": 60, "save": 80, "draw": 3}
 TO_RUN, AT_RUN = 6.0, 4.0  # seconds: of a process until it trains, and from there; measured with the undisturbed run
 
 
@@ -117,7 +117,7 @@ class Crasher:
         only_here, other = (resuming, ("create",)) if resumes else (("create",), resuming)
         points = [point for point in scenario.points if point not in other]
         point = self.rng.choice(only_here if self.rng.random() < 0.25 else points)
-        number = self.rng.randint(1, MOST_OPERATIONS.get(point, 3))
+        number = self.rng.randint(1, MAX_OPERATIONS.get(point, 3))
         code = self._ended(self._forks.start(words, self._output, point, number))
         self._check(code, (0, -signal.SIGKILL), [point, str(number), *words])
         return f"inside: {point}" if point in WRITING else f"during: {point}", code

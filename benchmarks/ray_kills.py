@@ -1,10 +1,10 @@
-"""What kills cost a sweep on Ray: whether each cell still ends once, and as a serial sweep does.
+"""What kills cost a sweep on Ray: whether each job still ends once, and as a serial sweep does.
 
     python benchmarks/ray_kills.py [--sweeps 3] [--kills 4] [--steps 2000] [--seed 0] [--keep DIR]
 
-Each sweep trains six small runs as three cells on a Ray cluster of this machine: a head without cores and two nodes
+Each sweep trains six small runs as three jobs on a Ray cluster of this machine: a head without cores and two nodes
 with one each, all of them processes of their own. Meanwhile, at random moments, something is killed: the process that
-trains a cell (SIGKILL), the same with the notice that a cluster gives before it takes a machine back (SIGTERM), or a
+trains a job (SIGKILL), the same with the notice that a cluster gives before it takes a machine back (SIGTERM), or a
 whole node (SIGKILL to its raylet; a fresh one joins). Then every file of every run is compared with a serial sweep of
 the same runs, bit by bit but for the times in them. Needs floq[ray].
 """
@@ -102,7 +102,7 @@ class Killer(threading.Thread):
         return len(list(self._save_dir.glob("*/*/*/*/checkpoints/[0-9]*")))
 
     def _running(self) -> list[dict]:
-        """The newest try of each cell whose process is alive."""
+        """The newest try of each job whose process is alive."""
         tries = []
         for path in self._save_dir.glob(f".sweep-*/{ATTEMPTS.format('*')}"):
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -208,13 +208,13 @@ def main() -> None:
         root.mkdir(parents=True, exist_ok=True)
         words = flags(make_data(root / "data.npz"), options.steps)
         sweep(words, root / "serial")
-        print(f"{'sweep':>5} {'cells':>5} {'runs':>4}  " + "  ".join(f"{kind:>6}" for kind in KINDS), end="")
+        print(f"{'sweep':>5} {'jobs':>5} {'runs':>4}  " + "  ".join(f"{kind:>6}" for kind in KINDS), end="")
         print(f"  {'retries':>7}  {'seconds':>7}  against the serial sweep")
         for number in range(1, options.sweeps + 1):
             kinds, began = (list(KINDS) * options.kills)[: options.kills], time.monotonic()
             rng.shuffle(kinds)
             killed, printed = killed_sweep(words, root / f"sweep{number}", kinds, rng)
-            (done, retries), *_ = re.findall(r"cells +(\d+) done; (\d+) retr", printed)
+            (done, retries), *_ = re.findall(r"jobs +(\d+) done; (\d+) retr", printed)
             runs = len(list((root / f"sweep{number}").glob("*/*/*/sd*")))
             counts = "  ".join(f"{killed[kind]:>6}" for kind in KINDS)
             found = difference(root / "serial", root / f"sweep{number}") or "equal"

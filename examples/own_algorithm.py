@@ -40,14 +40,14 @@ def update(i, state):
 
     grads: Any = jax.grad(critic_loss)(critic), jax.grad(actor_loss)(actor)
     steps, opt_state = ADAM.update(grads, opt_state)
-    target = jax.tree.map(lambda slow, fast: (1 - TAU) * slow + TAU * fast, target, critic.tracked())
+    target = jax.tree.map(lambda slow, fast: (1 - TAU) * slow + TAU * fast, target, critic.target_network())
     return *eqx.apply_updates((critic, actor), steps), target, opt_state
 
 
 def main(updates=2000):
     critic: Any = FloqCritic.init(jax.random.key(0), 1, 1, CONFIG)
     actor: Any = MLP.init(jax.random.key(2), 1, (64, 64), 1, layer_norm=False)
-    state = critic, actor, critic.tracked(), ADAM.init((critic, actor))
+    state = critic, actor, critic.target_network(), ADAM.init((critic, actor))
     _, actor, *_ = jax.jit(lambda state: jax.lax.fori_loop(0, updates, update, state))(state)
     for s in (-0.8, -0.4, 0.0, 0.4, 0.8):
         learned = jnp.tanh(actor(jnp.array([s])))[0]

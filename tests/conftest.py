@@ -43,7 +43,7 @@ from xdist.scheduler import LoadFileScheduling  # noqa: E402
 from floq.analysis import pictures  # noqa: E402
 from floq.envs import environments as _registers_ogbench  # noqa: E402, F401
 from floq.envs import workers  # noqa: E402
-from floq.utils.machine import forget_programs  # noqa: E402
+from floq.utils.machine import clear_jit_cache  # noqa: E402
 
 MAZE_DATA = "pointmaze-medium-navigate-v0"
 MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
@@ -93,7 +93,7 @@ def _programs_do_not_pile_up():
     yield
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     if pages * resource.getpagesize() > MEMORY or Path("/proc/self/maps").read_text().count("\n") > MAPPINGS:
-        forget_programs()
+        clear_jit_cache()
 
 
 # --- environments that cost little ---

@@ -149,8 +149,8 @@ def test_a_learned_temperature_falls_where_there_is_more_entropy_than_wanted(tar
 
 def test_a_soft_target_subtracts_temperature_times_log_likelihood():
     actor, (obs, act) = make_gaussian(temperature=0.5, entropy_backup=True), inputs()
-    assert actor.penalises
-    assert not make_gaussian(temperature=0.5).penalises
+    assert actor.has_target_penalty
+    assert not make_gaussian(temperature=0.5).has_target_penalty
     penalty = actor.target_penalty(obs, act, jnp.float32(0.0), jax.random.key(3))
     sampled = actor.target_act(obs, jnp.sum, jax.random.key(3))
     assert float(penalty) == pytest.approx(0.5 * float(actor.log_prob(obs, sampled)), rel=1e-3)
@@ -186,7 +186,7 @@ def test_noise_on_the_targets_action_is_clipped():
 def test_leaving_the_data_costs_in_the_target():
     actor, (obs, act) = make_deterministic(alpha_critic=2.0, actor_noise=0.0), inputs()
     own = actor.act(obs, jnp.sum, jax.random.key(0))
-    penalty = lambda known: actor.target_penalty(obs, act, jnp.float32(known), jax.random.key(1))  # noqa: E731
+    penalty = lambda valid: actor.target_penalty(obs, act, jnp.float32(valid), jax.random.key(1))  # noqa: E731
     assert float(penalty(1)) == pytest.approx(2.0 * float(jnp.sum((own - act) ** 2)), rel=1e-4)
     assert float(penalty(0)) == 0
     assert actor.reads_next_action

@@ -70,10 +70,10 @@ def test_the_average_takes_in_the_parameters_from_before_the_step(tau):
     agent, _ = agent.update(make_batch())  # now online and target differ
     after, _ = agent.update(make_batch(seed=1))
     expected = jax.tree.map(
-        lambda slow, fast: (1 - tau) * slow + tau * fast, agent.target, agent.params.critic.tracked()
+        lambda slow, fast: (1 - tau) * slow + tau * fast, agent.target, agent.params.critic.target_network()
     )
     assert distance(after.target, expected) < 1e-6
-    assert distance(after.params.critic.tracked(), agent.params.critic.tracked()) > 1e-2
+    assert distance(after.params.critic.target_network(), agent.params.critic.target_network()) > 1e-2
 
 
 def test_the_first_adam_step_is_the_learning_rate_times_the_sign():

@@ -51,7 +51,7 @@ def test_the_scale_of_returns():
 def test_target_against_the_oracle(how, steps, integration):
     critic = floq_critic(q_agg=how, critic_flow_steps=steps, integration=integration)
     next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
-    ours = target_at(critic.tracked(), jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
+    ours = target_at(critic.target_network(), jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
     reduce = {"mean": np.mean, "min": np.min}[how]
     theirs = oracle.target(critic.velocity, -1.0, 0.99, next_obs, next_acts, z_0, steps, reduce, LOW, HIGH)
     assert float(ours) == pytest.approx(theirs, rel=2e-4)
@@ -229,9 +229,9 @@ def test_the_actor_climbs_the_distilled_critic_alone():
 
 def test_a_target_network_is_the_velocity_field_alone():
     critic = floq_critic()
-    assert critic.tracked().distilled is None
+    assert critic.target_network().distilled is None
     with pytest.raises(AssertionError):
-        critic.tracked().actor_value(uniform(OBS), uniform(ACT), scale(), jax.random.key(0))
+        critic.target_network().actor_value(uniform(OBS), uniform(ACT), scale(), jax.random.key(0))
 
 
 def test_a_vmapped_initialisation_equals_a_looped_one():
@@ -344,7 +344,7 @@ def test_pessimism_by_hand():
     assert float(aggregate(jnp.array([1.0, 4.0]), "lcb", 0.5)) == pytest.approx(2.5 - 0.75)
     critic = floq_critic(q_agg="lcb", rho=2.0)
     next_obs, next_acts, z_0 = uniform(OBS), uniform(3, ACT), jnp.array([-9.0, -4.0, -0.5])
-    ours = target_at(critic.tracked(), jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
+    ours = target_at(critic.target_network(), jnp.float32(-1.0), jnp.float32(0.99), next_obs, next_acts, scale(), z_0)
     how = lambda values: np.mean(values) - 2.0 * np.std(values)  # noqa: E731
     theirs = oracle.target(critic.velocity, -1.0, 0.99, next_obs, next_acts, z_0, 4, how, LOW, HIGH)
     assert float(ours) == pytest.approx(theirs, rel=2e-4)

@@ -18,13 +18,13 @@ from helpers import ACTOR, FLOQ, SCALAR, agent_config, make_batch
 import floq
 from floq import cli
 from floq.agent.agent import Agent
-from floq.agent.finite import ACTION, SOUND, TERMS, first_fault
+from floq.agent.finite import ACTION, OK, TERMS, first_nonfinite
 from floq.agent.state import Keys
-from floq.analysis.health import complaints, early_signs
+from floq.analysis.health import complaints, health_warnings
 from floq.analysis.report.runs import RunRecord, read_run
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
-from floq.runs.config import NOT_TOLD_APART, YOUNG, Config
+from floq.runs.config import HASH_EXCLUDED, HASH_OPTIONAL, Config
 from floq.runs.loggers import read_csv
 from floq.runs.weights import make_agent
 from floq.training import divergence
@@ -50,16 +50,16 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_term_that_is_not_finite_is_named(number, bad):
     terms = [jnp.zeros(3), jnp.ones(()), {"a": jnp.zeros((2, 2)), "b": None}, jnp.ones(()), [jnp.zeros(1)]]
-    assert int(first_fault(tuple(terms))) == SOUND
+    assert int(first_nonfinite(tuple(terms))) == OK
     for later in range(number, len(terms)):
         terms[later] = jax.tree.map(lambda x: x.at[(-1,) * x.ndim].set(bad), terms[later])
-    assert TERMS[int(first_fault(tuple(terms))) - 1] == TERMS[number]
+    assert TERMS[int(first_nonfinite(tuple(terms))) - 1] == TERMS[number]
 
 
 def test_what_adam_cannot_square_is_a_fault_and_a_large_loss_is_none():
     small, large = jnp.ones(3), jnp.full(3, HUGE)
-    assert int(first_fault((small, jnp.float32(HUGE), small))) == SOUND
-    assert int(first_fault((small, jnp.float32(HUGE), large))) == 3
+    assert int(first_nonfinite((small, jnp.float32(HUGE), small))) == OK
+    assert int(first_nonfinite((small, jnp.float32(HUGE), large))) == 3
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_what_adam_cannot_square_is_a_fault_and_a_large_loss_is_none():
 def test_a_guarded_update_is_an_update_or_none(critic):
     agent, batch = Agent.init(jax.random.key(0), 3, 2, agent_config(critic)), make_batch()
     updated, info = agent.update(batch)
-    guarded, its_info, fault = agent.guarded_update(batch)
-    assert int(fault) == SOUND
+    guarded, its_info, fault = agent.update_if_finite(batch)
+    assert int(fault) == OK
     assert float(info["critic/critic_loss"]) == pytest.approx(float(its_info["critic/critic_loss"]), rel=1e-5)
     assert int(updated.step) == int(guarded.step) == 1
     bad = batch | {"rewards": batch["rewards"].at[3].set(math.nan)}
-    guarded, info, fault = agent.guarded_update(bad)
+    guarded, info, fault = agent.update_if_finite(bad)
     assert TERMS[int(fault) - 1] == "TD target"
     assert same(guarded, agent)
     assert math.isnan(float(info["critic/critic_loss"]))
@@ -93,7 +93,7 @@ def test_which_term_went_first(batch, term):
     agent = Agent.init(jax.random.key(0), 3, 2, agent_config(config))
     big = jax.tree.map(lambda x: 30 * x, agent.params.critic)
     agent = dataclasses.replace(agent, params=agent.params._replace(critic=big))
-    fault = agent.guarded_update(make_batch() | batch)[2]
+    fault = agent.update_if_finite(make_batch() | batch)[2]
     assert TERMS[int(fault) - 1] == term
 
 
@@ -151,7 +151,7 @@ def test_a_run_that_is_replaced_catches_up(batched):
     other = dataclasses.replace(alone.agent(0), step=jnp.int32(2))
     before = fleet.agent(0)
     fleet.replace(1, other)
-    assert fleet.faults == [SOUND] * 3
+    assert fleet.faults == [OK] * 3
     info = fleet.advance(0)[1]
     assert [int(fleet.agent(run).step) for run in range(3)] == [6, 6, 6]
     assert info["critic/critic_loss"] > 0
@@ -244,7 +244,7 @@ def test_a_run_that_goes_back_is_resumed_exactly(rewound, tmp_path, moment):
 
 
 def test_a_run_that_goes_back_again_and_again_stops(rewound, tmp_path, monkeypatch):
-    monkeypatch.setattr(divergence, "MOST_REWINDS", 1)
+    monkeypatch.setattr(divergence, "MAX_REWINDS", 1)
     with pytest.raises(Failed, match="gone back as often as it may"):
         floq.train(config_of(tmp_path, on_divergence="rewind", **REWINDING), spoiled(), show=False)
     steps = [rewind["step"] for rewind in rewound.rewinds]
@@ -339,21 +339,21 @@ def test_settings_that_old_runs_lack_do_not_change_their_names(tmp_path):
     assert config.digest() == dataclasses.replace(config, keep_checkpoints=3, checkpoint_minutes=5.0).digest()
     assert config.digest() != dataclasses.replace(config, on_divergence="rewind").digest()
     assert config.digest() != dataclasses.replace(config, deterministic=True).digest()
-    old = {k: v for k, v in config.to_json().items() if k not in (*NOT_TOLD_APART, *YOUNG)}
+    old = {k: v for k, v in config.to_json().items() if k not in (*HASH_EXCLUDED, *HASH_OPTIONAL)}
     assert Config.from_json(old | {"seed": 0}).digest() == config.digest()
 
 
 def test_values_that_leave_their_range_are_told_early():
     quiet = {"training/critic/q": -50.0, "validation/critic/outside_histogram": 0.001}
-    assert early_signs({}, quiet, (-100.0, 0.0)) == {}
-    assert early_signs({}, quiet | {"validation/critic/outside_histogram": 0.2}, (-100.0, 0.0)) == {
+    assert health_warnings({}, quiet, (-100.0, 0.0)) == {}
+    assert health_warnings({}, quiet | {"validation/critic/outside_histogram": 0.2}, (-100.0, 0.0)) == {
         "histogram": "20% of z outside the histogram's support"
     }
-    assert early_signs({}, {"training/critic/q": 30.0, "validation/critic/mass_at_ends": 0.5}, (-100.0, 0.0)) == {
+    assert health_warnings({}, {"training/critic/q": 30.0, "validation/critic/mass_at_ends": 0.5}, (-100.0, 0.0)) == {
         "histogram": "50% of the histogram's mass at its ends",
         "range": "Q is 30, and no return is above 0",
     }
-    assert early_signs({"q_agg": "lcb"}, quiet | {"training/critic/q": -130.0}, (-100.0, 0.0)) == {}  # pessimism
+    assert health_warnings({"q_agg": "lcb"}, quiet | {"training/critic/q": -130.0}, (-100.0, 0.0)) == {}  # pessimism
 
 
 def test_training_says_so_once(tmp_path, capsys):

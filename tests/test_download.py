@@ -17,7 +17,7 @@ from floq.utils.files import exclusive
 NAME = "cube-single-play-v0"
 
 
-class Mirror(http.server.BaseHTTPRequestHandler):
+class MetricSink(http.server.BaseHTTPRequestHandler):
     """Serves what `files` says; a file in `broken` ends in the middle, though its whole length was promised."""
 
     files: dict[str, bytes]
@@ -39,7 +39,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror():
     """The address of a running mirror, and its handler."""
-    handler = type("Handler", (Mirror,), {"files": {}, "broken": set()})
+    handler = type("Handler", (MetricSink,), {"files": {}, "broken": set()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

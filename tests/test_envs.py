@@ -193,7 +193,7 @@ def countdown(monkeypatch):
 
 
 def test_slots_play_every_episode_of_every_player_once_and_report_it(countdown):
-    """Two players with a seed each; a third, for whom there are slots, does not play."""
+    """Two rollouts with a seed each; a third, for whom there are slots, does not play."""
     places = [(player, slot) for player in range(3) for slot in range(2)]
     slots = EnvSlots("any", None, places, num_slots=2)
     obs, results, episode = slots.start([("any", (0,)), ("any", (1,))], 5), {}, {(p, s): s for p, s in places}

@@ -12,7 +12,7 @@ from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.envs.environments import EpisodeResult, make
 from floq.evaluation import rollouts
-from floq.evaluation.rollouts import Evaluation, Evaluator, Player
+from floq.evaluation.rollouts import Evaluation, Evaluator, Rollout
 
 EPISODES = 13  # more than there are slots, so that slots play several
 
@@ -104,15 +104,15 @@ def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
 def test_players_evaluated_together_get_what_each_gets_alone(chunk):
     """Also where a group has fewer of them than another, and where some end sooner than others."""
     fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(SCALAR, action_chunk=chunk)).policy  # noqa: E731
-    players = [Player(fresh(number), number, 5, "Pendulum-v1") for number in range(3)]
-    with Evaluator("Pendulum-v1", None, EPISODES, 2, chunk, players=3) as together:
-        found = returns(together.play(players))
-        assert together.groups(players) == [players]
-        assert returns(together.play(players[1:])) == found[1:]
-        assert found == returns(together(policy, seed, step) for policy, seed, step, _ in players)
+    rollouts = [Rollout(fresh(number), number, 5, "Pendulum-v1") for number in range(3)]
+    with Evaluator("Pendulum-v1", None, EPISODES, 2, chunk, rollouts=3) as together:
+        found = returns(together.play(rollouts))
+        assert together.groups(rollouts) == [rollouts]
+        assert returns(together.play(rollouts[1:])) == found[1:]
+        assert found == returns(together(policy, seed, step) for policy, seed, step, _ in rollouts)
     with Evaluator("Pendulum-v1", None, EPISODES, 1, chunk) as alone:
-        assert alone.groups(players) == [[player] for player in players]
-        assert found == returns(alone(policy, seed, step) for policy, seed, step, _ in players)
+        assert alone.groups(rollouts) == [[player] for player in rollouts]
+        assert found == returns(alone(policy, seed, step) for policy, seed, step, _ in rollouts)
 
 
 def returns(evaluations):
@@ -122,8 +122,8 @@ def returns(evaluations):
 def test_players_divide_evenly_into_groups_and_manipulation_plays_alone(monkeypatch):
     monkeypatch.setattr(rollouts, "Workers", lambda *_: None)
     monkeypatch.setattr(rollouts, "cores", lambda: 2)
-    sizes = lambda task, episodes, players: [  # noqa: E731
-        len(group) for group in Evaluator(task, "post", episodes, players=players).groups(range(players))
+    sizes = lambda task, episodes, rollouts: [  # noqa: E731
+        len(group) for group in Evaluator(task, "post", episodes, rollouts=rollouts).groups(range(rollouts))
     ]
     assert sizes("pointmaze-medium-navigate-singletask-v0", 50, 8) == [4, 4]  # ten slots for each of them
     assert sizes("pointmaze-medium-navigate-singletask-v0", 5, 10) == [10]

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from floq.envs.exploration import MOST_FAILURES, ExploringEnvs, Site
+from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs
 
 
 class Counter(gymnasium.Env):
@@ -62,7 +62,7 @@ def ticks(envs, count, first=0):
 @pytest.mark.parametrize(("length", "mask"), [(3, 0.0), (9, 1.0)])
 def test_an_episode_begins_with_a_reset_and_its_end_is_followed_by_one(counter, length, mask):
     """Ended by itself after three steps, or cut off by its time limit after five."""
-    envs = ExploringEnvs([Site((0, 0), counter(length=length), 7)], None, False)
+    envs = ExploringEnvs([EnvSpec((0, 0), counter(length=length), 7)], None, False)
     steps = min(length, 5)
     found = ticks(envs, steps + 3)
     assert [bool(tick.stepped[0]) for tick in found] == [False, *[True] * steps, False, True]
@@ -75,7 +75,7 @@ def test_an_episode_begins_with_a_reset_and_its_end_is_followed_by_one(counter, 
 
 def test_episodes_are_seeded_by_run_environment_and_tick(counter):
     name = counter()
-    sites = [Site((0, 0), name, 7), Site((0, 1), name, 7), Site((1, 0), name, 8)]
+    sites = [EnvSpec((0, 0), name, 7), EnvSpec((0, 1), name, 7), EnvSpec((1, 0), name, 8)]
     drawn = lambda found: np.array([tick.observations[:, 1] for tick in found])  # noqa: E731
     together = drawn(ticks(ExploringEnvs(sites, None, False), 6))
     assert len(np.unique(together)) == 6  # two episodes of each
@@ -97,7 +97,7 @@ def test_episodes_are_seeded_by_run_environment_and_tick(counter):
 )
 def test_a_failure_is_told_in_one_line_and_may_be_survived(counter, what, words):
     """In step 2 of the first environment; the other one goes on beside it."""
-    sites = [Site((0, 0), counter(wrong=2, what=what), 7), Site((0, 1), "Counter-v0", 7)]
+    sites = [EnvSpec((0, 0), counter(wrong=2, what=what), 7), EnvSpec((0, 1), "Counter-v0", 7)]
     envs = ExploringEnvs(sites, None, True)
     found = ticks(envs, 6)
     (failure,) = found[2].failures
@@ -113,8 +113,8 @@ def test_a_failure_is_told_in_one_line_and_may_be_survived(counter, what, words)
 
 
 def test_an_environment_that_keeps_failing_is_given_up(counter):
-    envs = ExploringEnvs([Site((0, 0), counter(wrong=1, failing=99), 7)], None, True)
-    failures = [failure for tick in ticks(envs, 2 * MOST_FAILURES) for failure in tick.failures]
-    assert [failure.goes_on for failure in failures] == [True] * (MOST_FAILURES - 1) + [False]
-    stubborn = ExploringEnvs([Site((0, 0), counter(wrong=1), 7)], None, False)
+    envs = ExploringEnvs([EnvSpec((0, 0), counter(wrong=1, failing=99), 7)], None, True)
+    failures = [failure for tick in ticks(envs, 2 * MAX_FAILURES) for failure in tick.failures]
+    assert [failure.goes_on for failure in failures] == [True] * (MAX_FAILURES - 1) + [False]
+    stubborn = ExploringEnvs([EnvSpec((0, 0), counter(wrong=1), 7)], None, False)
     assert [f.goes_on for tick in ticks(stubborn, 2) for f in tick.failures] == [False]

@@ -48,7 +48,7 @@ def tasks():
     return [first, first.relabelled(rng.uniform(-3, 0, ROWS), rng.integers(0, 2, ROWS))]
 
 
-def members(critic, **common):
+def loggers(critic, **common):
     """Three runs that differ in seed, task and traced settings."""
     for seed, task, settings in ((0, 0, {}), (1, 1, {"discount": 0.9}), (1, 0, {"alpha": 3.0, "lr": 1e-3})):
         actor = dataclasses.replace(ACTOR, **{k: v for k, v in settings.items() if k == "alpha"})
@@ -75,7 +75,7 @@ def trained(tasks, chosen, steps, layout=None):
     ],
 )
 def test_a_fleet_equals_its_runs_one_by_one(tasks, critic, batched):
-    runs = list(members(critic))
+    runs = list(loggers(critic))
     layout = Layout((jax.devices()[0],), batched)
     together, infos = trained(tasks, runs, [1, 9], layout)
     held_out = together.validate()
@@ -94,7 +94,7 @@ def test_a_fleet_equals_its_runs_one_by_one(tasks, critic, batched):
 def test_a_fleet_draws_the_batches_of_its_runs(tasks, settings):
     """Bit for bit: keys are folded by the step, whatever else is in the program. Chunks start in other rows of each
     task, since they may where it terminates."""
-    runs = list(members(SCALAR, **settings))
+    runs = list(loggers(SCALAR, **settings))
     tasks = [task.for_chunks(settings.get("action_chunk", 1)) for task in tasks]
     assert (len(tasks[0]) == len(tasks[1])) == (not settings)
     agents = [make_agent(config, tasks[task]) for task, config in runs]
@@ -253,7 +253,7 @@ def test_what_an_evaluation_raises_reaches_the_training(policy):
 
 @pytest.mark.processes
 def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
-    monkeypatch.setattr(background, "PATIENCE", 0.5)
+    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.5)
     policy = Agent.init(jax.random.key(0), 1, 1, agent_config(SCALAR, ACTOR)).policy
     name = "probe_envs:Fragile-hangs-v0"
     with Evaluator(name, None, 1, 1) as evaluate:

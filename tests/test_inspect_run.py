@@ -21,10 +21,10 @@ from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.figures import diagnosis, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.inspect_run import _dataset, earned, inspect_run, play
-from floq.analysis.video import film_episodes, stage
+from floq.analysis.video import film_episodes, video_recorder
 from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
-from floq.data.replay import Recorded
+from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
@@ -80,7 +80,7 @@ def test_observations_are_normalised_before_they_are_asked_about():
 
 def test_the_field_is_the_velocity_along_the_paths():
     agent, probes = make_probes(FLOQ)
-    for fan in probing.fans(agent, probes):
+    for fan in probing.flow_paths(agent, probes):
         assert fan.field.shape == (len(fan.z), len(fan.t))
         steps = fan.paths.shape[-1] - 1
         first = np.diff(fan.paths, axis=-1)[..., 0].mean(axis=0) * steps  # Euler's first step, the mean over members
@@ -104,7 +104,7 @@ def test_data_of_another_size_is_refused():
 @pytest.mark.parametrize("critic", [SCALAR, QUANTILE, CATEGORICAL])
 def test_what_is_looked_up_is_drawn(critic, tmp_path):
     agent, probes = make_probes(critic)
-    found = probing.opinions(agent, probes)
+    found = probing.value_distributions(agent, probes)
     members = probing.members(agent, probes)
     assert members.shape == (probing.TRANSITIONS, 2)
     for opinion, (_, row) in zip(found, probes.examples, strict=True):
@@ -180,7 +180,7 @@ def test_a_replay_becomes_trajectories():
     obs = np.arange(ticks * envs, dtype=np.float32).reshape(ticks, envs, 1)
     ends = np.array([[False, False], [True, False], [False, False]])
     zeros = np.zeros((ticks, envs), np.float32)
-    data = _dataset(Recorded(obs, np.zeros((ticks, envs, 1), np.float32), zeros, zeros + 1, ends))
+    data = _dataset(ReplaySnapshot(obs, np.zeros((ticks, envs, 1), np.float32), zeros, zeros + 1, ends))
     assert data.observations[:, 0].tolist() == [0, 2, 4, 1, 3, 5]
     assert data.starts.tolist() == [0, 3, 4]  # the second row ends a trajectory, the last of each environment too
 
@@ -254,7 +254,7 @@ def test_a_film(tmp_path):
         False,
     )
     path, told = tmp_path / "film.mp4", []
-    with stage("probe_envs:Painted-v0", None, (0, 0)) as workers:
+    with video_recorder("probe_envs:Painted-v0", None, (0, 0)) as workers:
         found = film_episodes(path, workers, [(episode, (0, 0))], "painted", 2, told.append)
     assert found == "episode 0: success at step 6"
     assert told == [2, 4, 6]
@@ -270,7 +270,7 @@ def test_what_cannot_be_looked_at_is_refused(monkeypatch):
         pytest.raises(
             UserError, match="MUJOCO_GL=egl and osmesa: TypeError: the environment renders no pictures"
         ) as it,
-        stage("probe_envs:Unseen-v0", None, (0, 0)),
+        video_recorder("probe_envs:Unseen-v0", None, (0, 0)),
     ):
         pass
     assert "\n" not in str(it.value)

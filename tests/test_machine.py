@@ -163,8 +163,8 @@ def test_hosts_that_make_no_sense(where):
 
 KEEP = """
 import jax, jax.numpy as jnp
-from floq.utils.machine import keep_programs
-folder = keep_programs()
+from floq.utils.machine import enable_compilation_cache
+folder = enable_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
 print(folder, len(list(folder.glob("*-cache"))))
@@ -185,24 +185,27 @@ def test_what_the_user_chose_for_programs_stands(tmp_path):
     assert out.split()[0] == str(tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("")
-    code = (
-        "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)\nfrom floq.utils.machine import keep_programs\n"
+    code = "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR', None); from floq.utils import machine\n"
+    assert (
+        output_of(
+            in_a_process("-c", code + "print(machine.enable_compilation_cache())", XDG_CACHE_HOME=str(blocked))
+        ).strip()
+        == "None"
     )
-    assert output_of(in_a_process("-c", code + "print(keep_programs())", XDG_CACHE_HOME=str(blocked))).strip() == "None"
 
 
 def test_forgotten_programs_give_their_memory_back():
     code = """
     import jax, jax.numpy as jnp
     from pathlib import Path
-    from floq.utils.machine import forget_programs
+    from floq.utils.machine import clear_jit_cache
     pieces = lambda: len(Path("/proc/self/maps").read_text().splitlines())
     found = []
     for _ in range(3):
         for size in range(1, 12):
             jax.jit(lambda x: jnp.sort(jnp.sin(x) @ x.T))(jnp.ones((size, size)))
         found.append(pieces())
-        forget_programs()
+        clear_jit_cache()
     assert found[2] < found[0] + (found[0] - pieces()), found
     """
     if not os.path.exists("/proc/self/maps"):

@@ -50,9 +50,9 @@ def test_tensorboard_has_the_rows_of_the_csv_files(dataset_dir, tmp_path, no_pic
 
 
 def test_a_resumed_run_hides_what_came_after_its_checkpoint(tmp_path):
-    mirror = loggers.TensorBoard(tmp_path, Config(), 4)
-    mirror.log(5, {"a": 1.0, "b": float("nan")})
-    mirror.close()
+    sink = loggers.TensorBoard(tmp_path, Config(), 4)
+    sink.log(5, {"a": 1.0, "b": float("nan")})
+    sink.close()
     started = [event for event in events(tmp_path) if event.HasField("session_log")]
     assert [(event.session_log.status, event.step) for event in started] == [(event_pb2.SessionLog.START, 5)]
     assert [value.tag for event in events(tmp_path) for value in event.summary.value] == ["a"]
@@ -82,7 +82,7 @@ def test_an_unknown_logger_is_one_line(capsys):
 
 
 def test_a_mirror_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
-    class Broken(loggers.Mirror):
+    class Broken(loggers.MetricSink):
         def __init__(self, folder, config, step):
             self.rows = 0
 
@@ -92,11 +92,11 @@ def test_a_mirror_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
         def close(self):
             raise AssertionError("it was dropped")
 
-    monkeypatch.setitem(loggers.MIRRORS, "tensorboard", Broken)
-    (mirror,) = loggers.mirrors(tmp_path, Config(logger=("tensorboard",)), 0)
-    mirror.log(1, {"a": 1.0})
-    mirror.log(2, {"a": 1.0})
-    mirror.close()
+    monkeypatch.setitem(loggers.METRIC_SINKS, "tensorboard", Broken)
+    (sink,) = loggers.metric_sinks(tmp_path, Config(logger=("tensorboard",)), 0)
+    sink.log(1, {"a": 1.0})
+    sink.log(2, {"a": 1.0})
+    sink.close()
     said = capsys.readouterr().err
     assert said == "floq: --logger=tensorboard failed (OSError('disk full')); training goes on without it\n"
 
@@ -105,13 +105,13 @@ WANDB = """
 import sys
 from pathlib import Path
 from floq.runs.config import Config
-from floq.runs.loggers import mirrors
+from floq.runs.loggers import metric_sinks
 config = Config(logger=("wandb",))
-both = [mirrors(Path(folder), config, 0)[0] for folder in sys.argv[1:]]
-for mirror in both:
-    mirror.log(5, {"training/critic/q": 1.0})
-    mirror.log(1, {"evaluation/success": 0.5})
-    mirror.close()
+both = [metric_sinks(Path(folder), config, 0)[0] for folder in sys.argv[1:]]
+for sink in both:
+    sink.log(5, {"training/critic/q": 1.0})
+    sink.log(1, {"evaluation/success": 0.5})
+    sink.close()
 """
 
 

@@ -12,7 +12,7 @@ from online_runs import only_run
 
 from floq import cli
 from floq.runs import checkpoint
-from floq.runs.checkpoint import mend, steps
+from floq.runs.checkpoint import repair, steps
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.training.resume import resume_fleet
@@ -106,7 +106,7 @@ def test_what_a_fleets_run_had_ahead_of_the_others_is_forgotten_before_its_rows(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("floq.training.resume.carry_through", killed)
+        patch.setattr("floq.training.resume.run_to_completion", killed)
         with pytest.raises(KeyboardInterrupt):
             resume_fleet(copies, show=False)
     assert [steps(copy / "checkpoints")[-1] for copy in copies] == [10, 10]
@@ -156,7 +156,7 @@ def test_a_kill_at_any_operation_of_a_save_leaves_a_whole_checkpoint(held_out_ru
         if not dies_at(number, checkpoint.save, *arguments, step=5 if again else 6):
             break
         assert checkpoint.load(folder).step in (5, 6)
-        mend(folder)
+        repair(folder)
         assert checkpoint.load(folder).step in (5, 6)
         assert not [path for path in folder.iterdir() if not path.name.isdecimal()]
     assert number > 8
@@ -164,7 +164,7 @@ def test_a_kill_at_any_operation_of_a_save_leaves_a_whole_checkpoint(held_out_ru
 
 def test_a_kill_at_any_operation_of_a_resume_costs_nothing(held_out_runs, tmp_path, monkeypatch):
     """From step 10, since the last checkpoint is damaged; the run that comes next is let through."""
-    monkeypatch.setattr("floq.training.resume.carry_through", lambda runs, *_: runs)
+    monkeypatch.setattr("floq.training.resume.run_to_completion", lambda runs, *_: runs)
     expected = shutil.copytree(held_out_runs[0], tmp_path / "expected")
     flip(expected / "checkpoints" / "12" / "state.safetensors")
     prepared = shutil.copytree(expected, tmp_path / "prepared")

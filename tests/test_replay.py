@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from floq.data.dataset import Dataset
-from floq.data.replay import Experience, Mixture, Recorded, Replay
+from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot
 
 G, OBS, ACT = 0.9, 2, 1
 
@@ -79,7 +79,7 @@ def random_experience(rng, runs, envs, over):
 
 
 def empty(runs=1, envs=1, ticks=8) -> Replay:
-    return Replay.of([Recorded.nothing(envs, OBS, ACT)] * runs, ticks)
+    return Replay.of([ReplaySnapshot.empty(envs, OBS, ACT)] * runs, ticks)
 
 
 @pytest.mark.parametrize(("runs", "envs", "ticks"), [(1, 1, 5), (1, 3, 6), (2, 2, 11)])
@@ -91,7 +91,7 @@ def test_what_can_be_sampled_equals_a_list_of_episodes(runs, envs, ticks):
     for tick in range(5 * ticks):
         if tick % 7 == 6:
             new = random_experience(rng, runs, envs, over)
-            replay = Replay.of([one.and_then(new, run) for run, one in enumerate(replay.recorded())], ticks)
+            replay = Replay.of([one.append(new, run) for run, one in enumerate(replay.recorded())], ticks)
         else:
             new = random_experience(rng, runs, envs, over)
             replay = add(replay, new)
@@ -114,7 +114,7 @@ def test_a_record_keeps_the_newest_ticks_and_pads_the_shorter_runs():
         replay = add(replay, random_experience(rng, 2, 1, over))
     records = list(replay.recorded())
     assert len(records[0].ends) == 11
-    shorter = Recorded(*(x[-6:] for x in records[1]))
+    shorter = ReplaySnapshot(*(x[-6:] for x in records[1]))
     smaller = Replay.of([records[0], shorter], 9)
     for run, ticks in ((0, 9), (1, 6)):
         wanted = in_replay(replay, run, 2)

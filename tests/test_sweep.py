@@ -87,15 +87,15 @@ def out(place, words):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The cells that are trained from here on, as lists of (critic, seed)."""
-    cells, train_cell = [], jobs.train_cell
+    """The jobs that are trained from here on, as lists of (critic, seed)."""
+    trained, train_job = [], jobs.train_job
 
     def train(configs, show=True):
-        cells.append([(config.agent.critic.q_agg, config.seed) for config in configs])
-        return train_cell(configs, show)
+        trained.append([(config.agent.critic.q_agg, config.seed) for config in configs])
+        return train_job(configs, show)
 
-    monkeypatch.setattr(jobs, "train_cell", train)
-    return cells
+    monkeypatch.setattr(jobs, "train_job", train)
+    return trained
 
 
 def folders(out: Path) -> list[Path]:
@@ -225,7 +225,7 @@ def test_a_signal_ends_the_sweep(words, monkeypatch, capsys, tmp_path):
 def test_missing_data_is_collected_as_the_budget_says(place, words, monkeypatch, tmp_path):
     collected = []
     monkeypatch.setattr(sweep, "collect_shown", lambda name, folder, episodes, _: collected.append((name, episodes)))
-    monkeypatch.setattr(jobs, "train_cell", lambda configs, show: None)
+    monkeypatch.setattr(jobs, "train_job", lambda configs, show: None)
     own = [f"--dataset_dir={tmp_path / 'data'}", f"--save_dir={tmp_path}", f"--out={tmp_path}"]
     assert cli.run([*words, *own, "--dry_run"]) == 0
     assert collected == []

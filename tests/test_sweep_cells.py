@@ -17,9 +17,9 @@ from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.sweep import board as sweep_board
 from floq.sweep import jobs
-from floq.sweep.jobs import Cell, Outcome, cells_of, seconds_per_step, train_cell
+from floq.sweep.jobs import Job, Outcome, jobs_of, seconds_per_step, train_job
 from floq.sweep.plan import missing
-from floq.training.train import settled
+from floq.training.train import resolve_paths
 from floq.utils.errors import UserError
 
 KILLS = benchmark("ray_kills")
@@ -55,7 +55,7 @@ def only_first(words):
 
 
 def configs_of(words):
-    return [settled(config) for config in parse_train(words).configs]
+    return [resolve_paths(config) for config in parse_train(words).configs]
 
 
 def folders(place: Path) -> list[Path]:
@@ -74,12 +74,12 @@ def stop(place: Path, steps) -> None:
 def test_cells_are_programs_divided_evenly(words):
     configs = configs_of([*only_first(words[:-3]), "--seeds", "0", "1", "2", "3", "4"])
     labels = {config: f"run {config.seed // 3}" for config in configs}
-    assert [len(cell.configs) for cell in cells_of(labels)] == [5]
-    cells = cells_of(labels, 2)
-    assert [[config.seed for config in cell.configs] for cell in cells] == [[0], [1, 2], [3, 4]]
-    assert [cell.label for cell in cells] == ["run 0", "run 0", "run 1"]
-    assert len(cells_of(dict.fromkeys(configs_of(words), "x"))) == 3
-    assert cells_of({}) == []
+    assert [len(job.configs) for job in jobs_of(labels)] == [5]
+    jobs = jobs_of(labels, 2)
+    assert [[config.seed for config in job.configs] for job in jobs] == [[0], [1, 2], [3, 4]]
+    assert [job.label for job in jobs] == ["run 0", "run 0", "run 1"]
+    assert len(jobs_of(dict.fromkeys(configs_of(words), "x"))) == 3
+    assert jobs_of({}) == []
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_was_begun_goes_on_in_its_folders(words, finished, copy, steps, mon
         jobs, "resume_fleet", lambda runs, **how: together.append(len(runs)) or resume_fleet(runs, **how)
     )
     stop(copy, steps)
-    train_cell(configs_of(only_first(words)), show=False)
+    train_job(configs_of(only_first(words)), show=False)
     assert all(Run.open(folder).is_finished for folder in folders(copy))
     if steps == (30, 10):  # two programs of one run each: the last bits are not those of one program of two
         assert together == [1, 1]
@@ -114,7 +114,7 @@ def test_what_has_ended_or_diverged_is_left_alone(words, copy, monkeypatch):
     assert missing(configs) == configs[:1]
     resumed = []
     monkeypatch.setattr(jobs, "resume_fleet", lambda runs, **_: resumed.append([run.name for run in runs]))
-    train_cell(configs, show=False)
+    train_job(configs, show=False)
     assert resumed == [[first.name]]
 
 
@@ -128,7 +128,7 @@ def test_a_sweep_of_flags_is_shown_and_not_trained_again(words, copy, capsys):
     assert len(folders(copy)) == 2
     assert cli.run(["sweep", *own[:-2], "0", "7", "--dry_run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "plan 1 cells, 1 at once, on this machine" in said
+    assert "plan 1 jobs, 1 at once, on this machine" in said
     assert re.search(r"time about \S+ hours, by finished runs", said)
     assert len(folders(copy)) == 2
 
@@ -141,10 +141,10 @@ def test_hours_are_those_of_the_same_program(finished, tmp_path):
 
 
 def test_the_board(words, copy):
-    """A cell that waits, one that is tried for the second time, one that is done, one that failed."""
-    ended = Cell("flow steps 2", tuple(configs_of(only_first(words))))
+    """A job that waits, one that is tried for the second time, one that is done, one that failed."""
+    ended = Job("flow steps 2", tuple(configs_of(only_first(words))))
     fresh = configs_of([*words[:-2], "5", "6"])
-    others = [Cell(f"cell {n}", tuple(fresh[2 * n : 2 * n + 2])) for n in range(3)]
+    others = [Job(f"job {n}", tuple(fresh[2 * n : 2 * n + 2])) for n in range(3)]
     (copy / "cell-1.jsonl").write_text(
         '{"node": "one 12ab", "pid": 1, "time": 100}\n{"node": "two 34cd", "pid": 2, "time": 200}\n{"node": "thr'
     )
@@ -158,12 +158,12 @@ def test_the_board(words, copy):
             board.ended(3, Outcome("failed", "no such file"))
             console.print(board.table())
         text = console.export_text()
-        assert re.search(r"2 +cell 1 +2 +0 / 40 +- +2 +\S+ +two 34cd +running", text)
-        assert re.search(r"1 +cell 0 +2 +0 / 40 +- +waiting", text)
+        assert re.search(r"2 +job 1 +2 +0 / 40 +- +2 +\S+ +two 34cd +running", text)
+        assert re.search(r"1 +job 0 +2 +0 / 40 +- +waiting", text)
         assert re.search(r"3 +flow steps 2 +2 +40 / 40 +[0-9.]+ +done", text)
-        assert re.search(r"failed +cell 4: cell 2, no such file", text)
+        assert re.search(r"failed +job 4: job 2, no such file", text)
         assert "1 waiting, 1 running, 1 done, 1 failed; 1 retry; 25% of all steps" in text
-    assert "begun   cell 2 on two 34cd, try 2: cell 1, 2 runs" in text or terminal
+    assert "begun   job 2 on two 34cd, try 2: job 1, 2 runs" in text or terminal
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def saved(save_dir):
 
 @pytest.mark.slow
 def test_a_cell_whose_process_is_killed_goes_on_and_ends_once(words, tmp_path, capsys):
-    """One node, one cell of two runs, SIGKILL once it has a checkpoint; then the same sweep finds nothing to do, and a
+    """One node, one job of two runs, SIGKILL once it has a checkpoint; then the same sweep finds nothing to do, and a
     path that a node does not see is refused."""
     own = [word for word in words if word not in ("3", "4")]
     expected = serial(own, tmp_path / "serial")
@@ -74,7 +74,7 @@ def test_workers_and_nodes_are_killed_and_every_cell_ends_as_in_a_serial_sweep(w
     kinds = ["worker", "node", "notice"]
     killed, printed = KILLS.killed_sweep(words, tmp_path / "ray", kinds, random.Random(0))
     assert killed == dict.fromkeys(kinds, 1)
-    assert re.search(r"3 done; [1-3] retr", printed)  # a kill may come when its cell has just ended
+    assert re.search(r"3 done; [1-3] retr", printed)  # a kill may come when its job has just ended
     assert KILLS.difference(expected, tmp_path / "ray") is None
 
 
@@ -119,12 +119,12 @@ def node(cores, gpus=0):
     ],
 )
 def test_what_a_cell_is_given(nodes, wanted, expected):
-    """Cores and GPUs of a cell, and how many fit at once."""
+    """Cores and GPUs of a job, and how many fit at once."""
     assert ray._share(ray.Placement("auto", **wanted), nodes)[:3] == expected
 
 
 def test_no_node_is_large_enough():
-    with pytest.raises(UserError, match="no node has room for a cell with --cores_per_cell=9"):
+    with pytest.raises(UserError, match="no node has room for a job with --cores_per_cell=9"):
         ray._share(ray.Placement("auto", cores_per_cell=9), [node(8), node(4)])
     assert "2 nodes with 8 cores, 1 node with 4 cores" in str(
         ray._share(ray.Placement("auto"), [node(8), node(8), node(4)])

@@ -104,7 +104,7 @@ def test_sampling_is_uniform_over_transitions_and_follows_its_key():
 
 
 def test_old_data_has_its_share_of_every_batch():
-    both = dataset([3], rewards=np.full(3, 9.0)).beside(dataset([4, 3]), 0.25)
+    both = dataset([3], rewards=np.full(3, 9.0)).mix_with(dataset([4, 3]), 0.25)
     batch = sample(both, jax.random.key(0), 4000)
     starts, counts = np.unique(np.asarray(batch["observations"][:1000, 0]), return_counts=True)
     np.testing.assert_array_equal(starts, [0, 1, 2, 4, 5])
@@ -119,7 +119,7 @@ def test_old_data_has_its_share_of_every_batch():
 def test_old_data_of_another_size_is_refused():
     wide = Dataset.from_rows(np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), np.ones(3), np.array([0, 0, 1]))
     with pytest.raises(UserError, match="the data of --restore_path: observations has 2 numbers per row, the new data"):
-        dataset([3]).beside(wide, 0.5)
+        dataset([3]).mix_with(wide, 0.5)
 
 
 def test_sampled_numbers_of_steps_have_the_weights_of_the_lambda_return():

@@ -22,14 +22,14 @@ class ActorLoss(NamedTuple):
 
 class Actor(eqx.Module):
     """A policy and the loss it learns from, written for one transition. An actor knows no critic: whoever calls it
-    passes Q(obs, .) as a function of the action, to climb in `loss`, and to rank actions by where `ranks` says so.
+    passes Q(obs, .) as a function of the action, to climb in `loss`, and to rank actions by if `needs_critic`.
 
     `act` and `loss` are what an actor must have. The other verbs have defaults: it explores as it acts, the target's
     action is drawn like any other, nothing is subtracted from its value, no target copy is kept, and every update of
     the critic is one of the actor.
     """
 
-    ranks: ClassVar[bool] = False
+    needs_critic: ClassVar[bool] = False
     """Whether actions are chosen by their value: then acting needs the critic too."""
 
     @classmethod
@@ -62,14 +62,14 @@ class Actor(eqx.Module):
         return self.act(obs, value, key)
 
     def target_penalty(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], known: Float[Array, ""], key: PRNGKeyArray
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], valid: Float[Array, ""], key: PRNGKeyArray
     ) -> Float[Array, ""]:
-        """What a TD target subtracts from the value of `obs`. `act` is the dataset's action there; `known` is 1, or 0
+        """What a TD target subtracts from the value of `obs`. `act` is the dataset's action there; `valid` is 1, or 0
         where a trajectory ended and there is none. Consumes `key`."""
         return jnp.zeros(())
 
     @property
-    def penalises(self) -> bool:
+    def has_target_penalty(self) -> bool:
         """Whether `target_penalty` is ever anything but 0."""
         return self.reads_next_action
 
@@ -78,7 +78,7 @@ class Actor(eqx.Module):
         """Whether `target_penalty` goes by the dataset's action."""
         return False
 
-    def tracked(self) -> "Actor | None":
+    def target_network(self) -> "Actor | None":
         """What a target copy follows, to act in TD targets; None where the actor itself does."""
         return None
 

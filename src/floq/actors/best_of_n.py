@@ -36,7 +36,7 @@ class BestOfNConfig:
 class BestOfNActor(Actor):
     """The best of N actions of the behaviour flow."""
 
-    ranks: ClassVar[bool] = True
+    needs_critic: ClassVar[bool] = True
 
     flow: BehaviourFlow
     act_size: int = eqx.field(static=True)

@@ -80,12 +80,12 @@ class DeterministicActor(Actor):
     def reads_next_action(self) -> bool:
         return self.config.alpha_critic > 0
 
-    def target_penalty(self, obs, act, known, key):
+    def target_penalty(self, obs, act, valid, key):
         """alpha_critic * |a' - act|^2, for an a' of its own: on average what ReBRAC subtracts."""
         distance = self.target_act(obs, lambda act: jnp.zeros(()), key) - act
-        return known * self.config.alpha_critic * jnp.sum(jnp.square(distance))
+        return valid * self.config.alpha_critic * jnp.sum(jnp.square(distance))
 
-    def tracked(self) -> "DeterministicActor | None":
+    def target_network(self) -> "DeterministicActor | None":
         return self if self.config.target_actor else None
 
     @property

@@ -77,10 +77,10 @@ class GaussianActor(Actor):
         return self._sample(obs, key)[0]
 
     @property
-    def penalises(self) -> bool:
+    def has_target_penalty(self) -> bool:
         return self.config.entropy_backup
 
-    def target_penalty(self, obs, act, known, key):
+    def target_penalty(self, obs, act, valid, key):
         """temperature * log pi(a' | s') of an action a' of its own: on average what SAC subtracts."""
         return self._temperature() * self._sample(obs, key)[1]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from floq.actors import ACTORS, Actor
 from floq.agent.config import AgentConfig
-from floq.agent.finite import SOUND, first_fault
-from floq.agent.policy import ObsStats, Policy, chosen
+from floq.agent.finite import OK, first_nonfinite
+from floq.agent.policy import ObsStats, Policy, select_action
 from floq.agent.state import ADAM, Hypers, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.networks.mlp import effective_rank
@@ -96,14 +96,14 @@ class Agent(eqx.Module):
         return self._step(batch)[:2]
 
     @jax.jit
-    def guarded_update(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
+    def update_if_finite(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
         """`update`, unless something in it is not finite: then the agent stays as it is.
 
         Returns:
             The agent, the scalars to log, and which of `floq.agent.finite.TERMS` was the first that is not finite.
         """
         agent, info, fault = self._step(batch)
-        keep = lambda new, old: jnp.where(fault == SOUND, new, old)  # noqa: E731
+        keep = lambda new, old: jnp.where(fault == OK, new, old)  # noqa: E731
         learned = ("params", "target", "target_actor", "opt_state", "step")
         own = {name: jax.tree.map(keep, getattr(agent, name), getattr(self, name)) for name in learned}
         return dataclasses.replace(agent, **own), info, fault
@@ -125,15 +125,15 @@ class Agent(eqx.Module):
                 actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
                 (loss, info), grads = actor_grad_fn(self.params.actor, batch, actor_key)
             actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
-            target = self._averaged(self.target, self.params.critic.tracked())
-            moved = actor, state, target, self._averaged(self.target_actor, self.params.actor.tracked())
-            return moved, info, first_fault((*critic_terms, loss, grads))
+            target = self._averaged(self.target, self.params.critic.target_network())
+            moved = actor, state, target, self._averaged(self.target_actor, self.params.actor.target_network())
+            return moved, info, first_nonfinite((*critic_terms, loss, grads))
 
         def stay(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
             with matmul_precision(self.precision):
                 loss, info = self._actor_loss(self.params.actor, batch, actor_key)
             still = self.params.actor, self.opt_state.actor, self.target, self.target_actor
-            return still, info, first_fault((*critic_terms, loss))
+            return still, info, first_nonfinite((*critic_terms, loss))
 
         interval = self.params.actor.update_interval
         if interval == 1:
@@ -204,7 +204,7 @@ class Agent(eqx.Module):
     @property
     def policy(self) -> Policy:
         """The part of the agent that acts."""
-        ranks = self.params.actor.ranks
+        ranks = self.params.actor.needs_critic
         critic, scale = (self.params.critic, self.scale) if ranks else (None, None)
         return Policy(self.params.actor, critic, scale, self.obs_stats)
 
@@ -245,14 +245,14 @@ class Agent(eqx.Module):
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
         critic, online, actor = computing_copy((self.target, self.params.critic, acting), self.precision)
-        ranker = online if actor.ranks else None  # the online critic chooses, its target copy judges
-        policy = lambda obs, key: chosen(actor.target_act, ranker, self.scale, obs, key)  # noqa: E731
+        ranker = online if actor.needs_critic else None  # the online critic chooses, its target copy judges
+        policy = lambda obs, key: select_action(actor.target_act, ranker, self.scale, obs, key)  # noqa: E731
 
         def target(reward, mask, next_obs, key):
             return critic.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
 
         rewards = batch["rewards"]
-        if actor.penalises:
+        if actor.has_target_penalty:
             key, penalty_key = jax.random.split(key)
             rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
         keys = jax.random.split(key, rewards.shape[0])
@@ -310,8 +310,8 @@ def _fresh(
     )
     return Agent(
         params=params,
-        target=jax.tree.map(jnp.copy, params.critic.tracked()),  # a copy: the update donates its buffers
-        target_actor=jax.tree.map(jnp.copy, params.actor.tracked()),
+        target=jax.tree.map(jnp.copy, params.critic.target_network()),  # a copy: the update donates its buffers
+        target_actor=jax.tree.map(jnp.copy, params.actor.target_network()),
         opt_state=OptStates.init(params),
         key=run_key,
         step=jnp.zeros((), jnp.int32),

@@ -33,19 +33,19 @@ class Policy(eqx.Module):
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
         `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
-        return self._chosen(self.actor.act, obs, key)
+        return self._select(self.actor.act, obs, key)
 
     @jax.jit
     def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """The same with the actor's own exploration, for new experience."""
-        return self._chosen(self.actor.explore, obs, key)
+        return self._select(self.actor.explore, obs, key)
 
-    def _chosen(self, verb: Callable[[Array, Value, PRNGKeyArray], Array], obs: Array, key: PRNGKeyArray) -> Array:
+    def _select(self, verb: Callable[[Array, Value, PRNGKeyArray], Array], obs: Array, key: PRNGKeyArray) -> Array:
         with matmul_precision("f32"):
-            return chosen(verb, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key)
+            return select_action(verb, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key)
 
 
-def chosen(
+def select_action(
     verb: Callable[[Array, Value, PRNGKeyArray], Array],
     critic: Critic | None,
     scale: ReturnScale | None,
@@ -61,4 +61,4 @@ def chosen(
 
 
 def _never_asked(act: Float[Array, " act"]) -> Float[Array, ""]:
-    raise AssertionError("an actor that asks for values says so in `ranks`")
+    raise AssertionError("an actor that asks for values says so in `needs_critic`")

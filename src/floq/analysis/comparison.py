@@ -41,7 +41,7 @@ SCORES = {
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupResult:
     """What the runs of a group came to. By task: the area under the learning curve of each run, its last score, and
     the curve itself as steps and scores of shape (runs, steps). `diagnosis`: what the critics showed of themselves
     at the end, on average. `better`: how probably a run has more area than one of the group `against`; both are None
@@ -63,7 +63,7 @@ class Member:
 class Comparison:
     """Groups in the order of their file, those without a run left out but named, and what the numbers are about."""
 
-    members: tuple[Member, ...]
+    members: tuple[GroupResult, ...]
     absent: tuple[str, ...]
     reference: str
     score: Score
@@ -112,7 +112,7 @@ def compare(
             against = own or (None if name == reference else reference)
             better = _better(auc, scores[against]["auc"]) if against else None
             estimates = _estimate(auc), _estimate(final), better, against
-            members.append(Member(name, auc, final, curves, costs, diagnosis, *estimates))
+            members.append(GroupResult(name, auc, final, curves, costs, diagnosis, *estimates))
         seen = {key: sorted({row[key] for row in runs} - {""}) for key in ("seed", "eval_episodes", "success_timing")}
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"the CSV files of the sweep are damaged ({error!r}): run it again") from error

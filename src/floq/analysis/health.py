@@ -30,7 +30,9 @@ def outside_histogram(row: Mapping[str, float]) -> str | None:
     return None
 
 
-def early_signs(settings: Mapping[str, Any], row: Mapping[str, float], returns: tuple[float, float]) -> dict[str, str]:
+def health_warnings(
+    settings: Mapping[str, Any], row: Mapping[str, float], returns: tuple[float, float]
+) -> dict[str, str]:
     """What a row of train.csv says against a run, by the kind of sign.
 
     Args:

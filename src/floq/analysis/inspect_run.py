@@ -13,11 +13,11 @@ from floq.analysis import pictures, probing
 from floq.analysis.figures import diagnosis, film, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.probing import Probes
-from floq.analysis.video import film_episodes, stage
+from floq.analysis.video import film_episodes, video_recorder
 from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
-from floq.data.replay import Recorded
+from floq.data.replay import ReplaySnapshot
 from floq.envs import environments
 from floq.envs.workers import Workers
 from floq.runs import checkpoint, run_data
@@ -205,10 +205,12 @@ class Inspection:
         )
         if isinstance(critic, CategoricalCritic):
             path = self._path("histogram.png")
-            self._add(path.name, value_distributions.histograms(path, probing.opinions(agent, probes)))
+            self._add(path.name, value_distributions.histograms(path, probing.value_distributions(agent, probes)))
         elif isinstance(critic, QuantileCritic):
             path = self._path("quantiles.png")
-            self._add(path.name, value_distributions.quantile_functions(path, probing.opinions(agent, probes)))
+            self._add(
+                path.name, value_distributions.quantile_functions(path, probing.value_distributions(agent, probes))
+            )
 
     def _noise(self, probes: Probes) -> None:
         if not probing.noise_width(self._saved.agent):
@@ -275,7 +277,7 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
     if run.config.env_name is None:
         raise UserError("--video: this run has no environment to film; leave it out")
     film.check_writer()
-    with stage(run.config.env_name, run.config.success_timing, seed_of(run, saved.step, 0)) as workers:
+    with video_recorder(run.config.env_name, run.config.success_timing, seed_of(run, saved.step, 0)) as workers:
         yield workers
 
 
@@ -298,7 +300,7 @@ def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Dis
     return splits.train
 
 
-def _dataset(replay: Recorded) -> Dataset:
+def _dataset(replay: ReplaySnapshot) -> Dataset:
     """Environment after environment, laid end to end."""
     rows = Trajectories(*(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]) for array in replay))
     rows.ends[len(replay.ends) - 1 :: len(replay.ends)] = True

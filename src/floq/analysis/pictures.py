@@ -133,11 +133,13 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
 
 def draw_flow(path: Path, agent: Agent, probes: Probes) -> str:
     """Trajectories of z for a state-action of low, of middling and of high value. Returns what they show, in words."""
-    fans = probing.fans(agent, probes)
-    steps, starts = fans[0].paths.shape[-1] - 1, fans[0].paths.shape[1]
-    flow_fans(path, fans, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble")
-    landings = ", ".join(f"{fan.paths[..., -1].mean():.1f} ± {fan.paths[..., -1].std():.1f}" for fan in fans)
-    start = fans[0].paths[..., 0]
+    flow_paths = probing.flow_paths(agent, probes)
+    steps, starts = flow_paths[0].paths.shape[-1] - 1, flow_paths[0].paths.shape[1]
+    flow_fans(
+        path, flow_paths, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble"
+    )
+    landings = ", ".join(f"{fan.paths[..., -1].mean():.1f} ± {fan.paths[..., -1].std():.1f}" for fan in flow_paths)
+    start = flow_paths[0].paths[..., 0]
     return f"noise {start.mean():.1f} ± {start.std():.1f} is carried to {landings}"
 
 

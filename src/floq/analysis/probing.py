@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.agent.agent import Agent
-from floq.analysis.figures.flow import Fan
-from floq.analysis.figures.value_distributions import Opinion
+from floq.analysis.figures.flow import FlowPaths
+from floq.analysis.figures.value_distributions import ValueDistribution
 from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
-from floq.critics.ensemble import LookedUpCritic
+from floq.critics.ensemble import EnsembleCritic
 from floq.data.dataset import Batch, Dataset
 from floq.flow import curvature, source_nodes
 from floq.networks.precision import matmul_precision
@@ -101,7 +101,7 @@ def noise_width(agent: Agent) -> float:
     return float(high - low)
 
 
-def fans(agent: Agent, probes: Probes) -> list[Fan]:
+def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
     """The trajectories of the three examples, with the velocity field through which they run."""
     rows = [row for _, row in probes.examples]
     paths, bends = _fans(agent, _pairs(agent, probes, rows))
@@ -115,7 +115,7 @@ def fans(agent: Agent, probes: Probes) -> list[Fan]:
         _fields(agent, _pairs(agent, probes, rows), jnp.asarray(t, jnp.float32), jnp.asarray(z, jnp.float32))
     )
     return [
-        Fan(
+        FlowPaths(
             name,
             np.asarray(paths[i]),
             float(bends[i]),
@@ -194,13 +194,13 @@ def _landings(agent: Agent, pairs):
         return z_0, jax.lax.map(end, pairs, batch_size=32)
 
 
-def opinions(agent: Agent, probes: Probes) -> list[Opinion]:
+def value_distributions(agent: Agent, probes: Probes) -> list[ValueDistribution]:
     """What a critic that is looked up says of the three examples: quantiles, histograms, or one value a member."""
     found = []
     for name, row in probes.examples:
         obs, acts = _pairs(agent, probes, [row])
         x, y, q = _opinion(agent, obs[0], acts[0])
-        found.append(Opinion(name, np.asarray(x), np.asarray(y), float(q), probes.targets[:, row]))
+        found.append(ValueDistribution(name, np.asarray(x), np.asarray(y), float(q), probes.targets[:, row]))
     return found
 
 
@@ -215,7 +215,7 @@ def _opinion(agent: Agent, obs, act):
         if isinstance(critic, CategoricalCritic):
             centres, masses = critic.histograms(obs, act, scale)
             return centres, masses, jnp.mean(masses @ centres)
-        assert isinstance(critic, LookedUpCritic)
+        assert isinstance(critic, EnsembleCritic)
         members = critic.members(obs, act, scale)
         return jnp.arange(members.shape[0]), members, jnp.mean(members)
 
@@ -232,7 +232,7 @@ def _members(agent: Agent, pairs):
     def of_pair(obs, act):
         if isinstance(critic, QuantileCritic):
             return jnp.mean(critic.quantiles(obs, act, jnp.asarray(TAUS, jnp.float32)), axis=1)
-        assert isinstance(critic, LookedUpCritic)
+        assert isinstance(critic, EnsembleCritic)
         return critic.members(obs, act, scale)
 
     with matmul_precision("f32"):

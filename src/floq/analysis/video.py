@@ -1,7 +1,7 @@
 """Films of episodes: a process of its own takes the recorded actions once more and looks. No JAX in here.
 
-Elsewhere MuJoCo is imported without a renderer (see `envs`), and what it renders with is settled when it is imported.
-So the stage is a worker process, in whose environment the renderer is named before anything is imported.
+Elsewhere MuJoCo is imported without a renderer (see `envs`), and what it renders with is decided when it is imported.
+So the recorder is a worker process, in whose environment the renderer is named before anything is imported.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ OFF = ("", "disable", "disabled", "off", "false", "0")
 SIDE = 480  # pixels of a picture, where the environment lets us choose
 
 
-class Stage:
+class VideoRecorder:
     """One environment with a camera, and the film that it makes. Lives in the worker process."""
 
     def __init__(self, env_name: str, success_timing: str | None):
@@ -38,12 +38,12 @@ class Stage:
         self._add: Callable[[np.ndarray], None] | None = None
         self._show: Show | None = None
 
-    def rehearse(self, seed: Seed) -> None:
+    def probe(self, seed: Seed) -> None:
         """Take one picture, to see whether that works."""
         self._env.reset_with(seed)
         self._shot()
 
-    def roll(self, path: Path) -> None:
+    def open(self, path: Path) -> None:
         """Begin a film."""
         self._add = self._film.enter_context(film(path))
 
@@ -63,7 +63,7 @@ class Stage:
             self._env.step(action)
         self._show(self._shot(), step)
 
-    def cut(self) -> None:
+    def close(self) -> None:
         """End the film; the file is complete."""
         self._scene.close()
         self._film.close()
@@ -77,9 +77,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Workers]:
-    """A worker process with a `Stage` that works. With the user's MUJOCO_GL, if it names a renderer; otherwise with the
-    first of those without a screen that can make a picture.
+def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Workers]:
+    """A worker process with a `VideoRecorder` that works. With the user's MUJOCO_GL, if it
+    names a renderer; otherwise with the first of those without a screen that can make a picture.
 
     Raises:
         UserError: no picture can be made here.
@@ -89,10 +89,10 @@ def stage(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Wor
     reasons: dict[str, list[str]] = {}
     for renderer in candidates:
         with _environ("MUJOCO_GL", renderer):
-            workers = Workers(Stage, [(env_name, success_timing)])
+            workers = Workers(VideoRecorder, [(env_name, success_timing)])
         with workers:
             try:
-                workers.call_one(0, "rehearse", (seed,))
+                workers.call_one(0, "probe", (seed,))
             except WorkerError as error:
                 reasons.setdefault(str(error).strip().splitlines()[-1], []).append(renderer)
                 continue
@@ -113,11 +113,11 @@ def film_episodes(
     skip: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> str:
-    """Film episodes on a `stage`, the file is complete or not there. Returns what it shows, in words.
+    """Film episodes on a `video_recorder`, the file is complete or not there. Returns what it shows, in words.
 
     Args:
         path: the film's file.
-        workers: what `stage` gave.
+        workers: what `video_recorder` gave.
         episodes: as they were played, each with the seed of its reset.
         title: what they are.
         skip: steps from one picture to the next.
@@ -125,7 +125,7 @@ def film_episodes(
     """
     done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
     try:
-        workers.call_one(0, "roll", (partial,))
+        workers.call_one(0, "open", (partial,))
         for episode, seed in episodes:
             workers.call_one(0, "begin", (episode, seed, f"{title}, episode {episode.number}: {episode.outcome}"))
             for start in range(0, len(episode.actions), skip):
@@ -133,7 +133,7 @@ def film_episodes(
                 workers.call_one(0, "advance", (actions, start + len(actions)))
                 done += len(actions)
                 on_progress(done)
-        workers.call_one(0, "cut", ())
+        workers.call_one(0, "close", ())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

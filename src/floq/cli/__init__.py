@@ -180,10 +180,10 @@ def _start_jax(distributed: str | None = None, configs: Sequence[Any] = (), runs
     brings the data of the configurations, or of the runs that go on."""
     from floq.runs.run_data import fetch_missing
     from floq.training.hosts import ALONE, meet
-    from floq.utils.machine import keep_programs
+    from floq.utils.machine import enable_compilation_cache
     from floq.utils.progress import Display
 
-    keep_programs()
+    enable_compilation_cache()
     if distributed is None:
         return ALONE
     display = Display()

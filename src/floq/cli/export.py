@@ -36,7 +36,7 @@ class ExportRun:
 def export_command(argv: list[str]) -> None:
     options = parse_with_folder(ExportRun, argv, "floq export")
     from floq.export.export_run import export_run
-    from floq.utils.machine import keep_programs
+    from floq.utils.machine import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     export_run(**dataclasses.asdict(options))

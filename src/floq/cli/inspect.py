@@ -29,7 +29,7 @@ class InspectRun:
 def inspect_run_command(argv: list[str]) -> None:
     options = parse_with_folder(InspectRun, argv, "floq inspect")
     from floq.analysis.inspect_run import inspect_run
-    from floq.utils.machine import keep_programs
+    from floq.utils.machine import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     inspect_run(**dataclasses.asdict(options))

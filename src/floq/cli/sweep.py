@@ -33,13 +33,13 @@ class Sweep:
     address: str | None = None
     """Train on Ray: auto is the cluster of this machine, local one of this machine alone, HOST:PORT another."""
     gpus_per_cell: float | None = None
-    """On Ray, GPUs of each cell (of runs that one process trains as one program); by default 1 if there are any."""
+    """On Ray, GPUs of each job (of runs that one process trains as one program); by default 1 if there are any."""
     cores_per_cell: int | None = None
-    """On Ray, cores of each cell; by default the part of a node's that goes with its GPUs, or two."""
+    """On Ray, cores of each job; by default the part of a node's that goes with its GPUs, or two."""
     fleet_size: int | None = None
-    """On Ray, most runs in a cell; by default so many that all machines have work."""
+    """On Ray, most runs in a job; by default so many that all machines have work."""
     max_retries: int | None = None
-    """On Ray, how many more times a cell is tried whose process or node was lost; by default 20, -1 is no limit."""
+    """On Ray, how many more times a job is tried whose process or node was lost; by default 20, -1 is no limit."""
 
 
 ON_RAY = ("gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
@@ -69,9 +69,9 @@ def _sweep_files(files: Sequence[str], flags: Flags) -> None:
     own = {name: value for name, value in vars(options).items() if name not in ("address", *ON_RAY)}
     placement = _placement(options)
     from floq.sweep.sweep import sweep
-    from floq.utils.machine import keep_programs
+    from floq.utils.machine import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     sweep(files, seeds=seeds, placement=placement, **own)
 
 
@@ -91,9 +91,9 @@ def _sweep_flags(flags: Flags) -> None:
         if config.dataset is None and not config.from_scratch:
             check_task(config.env_name)
     from floq.sweep.sweep import sweep_configs
-    from floq.utils.machine import keep_programs
+    from floq.utils.machine import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     sweep_configs(request.configs, request.notes, request.dry_run, placement)
 
 
@@ -103,7 +103,7 @@ def _options(flags: Flags) -> Sweep:
 
 
 def _placement(options: Sweep) -> Any:
-    """Where cells are trained; None is here. Raises UserError: a flag is wrong, or Ray is not installed."""
+    """Where jobs are trained; None is here. Raises UserError: a flag is wrong, or Ray is not installed."""
     given = {name: value for name in ON_RAY if (value := getattr(options, name)) is not None}
     if options.address is None:
         if given:

@@ -53,7 +53,7 @@ class Critic(eqx.Module):
         dataclass whose `traced_settings` names those that are traced. Consumes `key`."""
 
     @abc.abstractmethod
-    def tracked(self) -> "Critic":
+    def target_network(self) -> "Critic":
         """The part that a target network follows, as a critic that can only `target` and `read_out`."""
 
     @abc.abstractmethod

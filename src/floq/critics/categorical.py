@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
-from floq.critics.ensemble import LookedUpConfig, LookedUpCritic
+from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
 from floq.networks.embeddings import histogram
 from floq.networks.mlp import MLP, ensemble
 
 
 @dataclass(frozen=True)
-class CategoricalConfig(LookedUpConfig):
+class CategoricalConfig(EnsembleConfig):
     """Settings of the categorical critic."""
 
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -33,7 +33,7 @@ class CategoricalConfig(LookedUpConfig):
     returns fit in with their smoothing."""
 
 
-class CategoricalCritic(LookedUpCritic):
+class CategoricalCritic(EnsembleCritic):
     """Ensemble of networks that put out the logits of a histogram; Q is its mean."""
 
     bounded: ClassVar[bool] = True

@@ -14,7 +14,7 @@ from floq.networks.mlp import MLP
 
 
 @dataclass(frozen=True)
-class LookedUpConfig:
+class EnsembleConfig:
     """Settings of any such critic; the defaults are FQL's."""
 
     traced_settings: ClassVar[tuple[str, ...]] = ()
@@ -29,7 +29,7 @@ class LookedUpConfig:
     """Members of the ensemble."""
 
 
-class LookedUpCritic(Critic):
+class EnsembleCritic(Critic):
     """A critic whose members each say one value of (s, a); its target copy is the whole of it."""
 
     net: MLP  # stacked over the ensemble
@@ -41,7 +41,7 @@ class LookedUpCritic(Critic):
     ) -> Float[Array, " members"]:
         """What each member says."""
 
-    def tracked(self) -> "LookedUpCritic":
+    def target_network(self) -> "EnsembleCritic":
         return self
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):

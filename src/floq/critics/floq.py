@@ -212,7 +212,7 @@ class FloqCritic(Critic):
         distilled = ensemble(head, distilled_key, c.distill_num_ensembles) if c.actor_climbs == "distilled" else None
         return cls(ensemble(field, velocity_key, c.flow_num_ensembles), distilled, c)
 
-    def tracked(self) -> "FloqCritic":
+    def target_network(self) -> "FloqCritic":
         return FloqCritic(self.velocity, None, self.config)
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
@@ -275,7 +275,7 @@ class FloqCritic(Critic):
         if distilled is not None and c.distill_target == "td":
             learned, flow_q, variance = target, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
         else:
-            frozen = jax.lax.stop_gradient(self.tracked())  # the integration itself is never differentiated
+            frozen = jax.lax.stop_gradient(self.target_network())  # the integration itself is never differentiated
             in_one_pass = distilled is None or c.distill_target == "one_pass"
             steps, solver = (1, "euler") if in_one_pass else (c.distill_flow_steps, c.solver)
             walk = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate, td_errors
-from floq.critics.ensemble import LookedUpConfig, refuse_steps
+from floq.critics.ensemble import EnsembleConfig, refuse_steps
 from floq.networks.mlp import MLP, ensemble
 
 
 @dataclass(frozen=True)
-class QuantileConfig(LookedUpConfig):
+class QuantileConfig(EnsembleConfig):
     """Settings of the implicit quantile critic; the defaults are the published ones."""
 
     value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -49,7 +49,7 @@ class QuantileCritic(Critic):
         member = lambda k: MLP.init(k, size_in, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 
-    def tracked(self) -> "QuantileCritic":
+    def target_network(self) -> "QuantileCritic":
         return self
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
-from floq.critics.ensemble import LookedUpConfig, LookedUpCritic
+from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
 from floq.networks.mlp import MLP, Linear, ResidualBody, ensemble
 
 
 @dataclass(frozen=True)
-class ScalarConfig(LookedUpConfig):
+class ScalarConfig(EnsembleConfig):
     """Settings of the scalar critic; the defaults are FQL's."""
 
     value_hidden_dims: tuple[int, ...] | None = None
@@ -37,7 +37,7 @@ class ScalarConfig(LookedUpConfig):
         return self.value_hidden_dims or (self.block_width,) * self.block_depth
 
 
-class ScalarCritic(LookedUpCritic):
+class ScalarCritic(EnsembleCritic):
     """Ensemble of scalar Q-networks."""
 
     @classmethod

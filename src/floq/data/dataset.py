@@ -18,7 +18,7 @@ from floq.utils.errors import UserError
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 
 
-class Old(NamedTuple):
+class PriorData(NamedTuple):
     """The first part of a dataset, which is of another origin: its rows, the transitions that start there, and how
     much of a batch is drawn from them."""
 
@@ -46,7 +46,7 @@ class Dataset(eqx.Module):
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
     num_starts: Int[Array, ""] | None = None  # how many of `starts` count, where the others fill it up
     action_chunk: int = eqx.field(static=True, default=1)  # the actions of a transition
-    old: "Old | None" = eqx.field(static=True, default=None)  # where older data comes first, which part that is
+    old: "PriorData | None" = eqx.field(static=True, default=None)  # where older data comes first, which part that is
     stride: int = eqx.field(static=True, default=1)  # how many rows on the row after one is
 
     @classmethod
@@ -120,7 +120,7 @@ class Dataset(eqx.Module):
         old = self.old and self.old._replace(starts=int((starts < self.old.rows).sum()))
         return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk, old=old)
 
-    def beside(self, old: "Dataset", share: float) -> "Dataset":
+    def mix_with(self, old: "Dataset", share: float) -> "Dataset":
         """This data after some older data, of which so large a share of every batch is drawn.
 
         Raises:
@@ -135,7 +135,7 @@ class Dataset(eqx.Module):
         )
         rows = (np.concatenate(pair) for pair in zip(old.on_host(), self.on_host(), strict=True))
         joined = Dataset.from_rows(*rows)
-        return replace(joined, old=Old(len(old.ends), int((~np.asarray(old.ends)).sum()), share))
+        return replace(joined, old=PriorData(len(old.ends), int((~np.asarray(old.ends)).sum()), share))
 
     def __len__(self) -> int:
         return self.starts.shape[0]

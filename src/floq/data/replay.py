@@ -38,7 +38,7 @@ class Experience(NamedTuple):
         return cls(zeros(act_size), zeros(), zeros(), np.zeros(shape, bool), observations)
 
 
-class Recorded(NamedTuple):
+class ReplaySnapshot(NamedTuple):
     """The replay of one run on the host: one entry per tick, the oldest first."""
 
     observations: Float[np.ndarray, "ticks envs obs"]
@@ -48,12 +48,12 @@ class Recorded(NamedTuple):
     ends: Bool[np.ndarray, "ticks envs"]
 
     @classmethod
-    def nothing(cls, num_envs: int, obs_size: int, act_size: int) -> "Recorded":
+    def empty(cls, num_envs: int, obs_size: int, act_size: int) -> "ReplaySnapshot":
         """Before the first tick."""
         empty = lambda *size: np.zeros((0, num_envs, *size), np.float32)  # noqa: E731
         return cls(empty(obs_size), empty(act_size), empty(), empty(), np.zeros((0, num_envs), bool))
 
-    def and_then(self, experience: Experience, run: int) -> "Recorded":
+    def append(self, experience: Experience, run: int) -> "ReplaySnapshot":
         """With what a tick brought to one run at the end."""
         act, rew, masks, stepped, obs = (np.asarray(x)[run] for x in experience)
         known = {"actions": act, "rewards": rew, "masks": masks, "ends": ~stepped}
@@ -62,7 +62,7 @@ class Recorded(NamedTuple):
             before = getattr(self, name)
             unknown = np.ones_like(new) if name == "ends" else np.zeros_like(new)
             values[name] = np.concatenate([before[:-1], new[None][: len(before)], unknown[None]])
-        return Recorded(**values)
+        return ReplaySnapshot(**values)
 
 
 class Replay(eqx.Module):
@@ -78,7 +78,7 @@ class Replay(eqx.Module):
     count: Int[Array, " runs"]  # its starts
 
     @classmethod
-    def of(cls, recorded: list[Recorded], ticks: int) -> "Replay":
+    def of(cls, recorded: list[ReplaySnapshot], ticks: int) -> "Replay":
         """A ring of so many ticks that holds what each run has recorded, or the newest part of it. Room for rows is
         taken once and for all."""
         runs, (_, envs, obs_size), act_size = (
@@ -145,14 +145,14 @@ class Replay(eqx.Module):
         places = self.data.starts.shape[0] // self.count.shape[0]
         return self.data.starts[run * places + (self.oldest[run] + index) % places]
 
-    def recorded(self) -> Iterator[Recorded]:
+    def recorded(self) -> Iterator[ReplaySnapshot]:
         """That of each run on the host, one after another."""
         runs, last = self.count.shape[0], int(self.tick[0])
         used = np.arange(max(0, last + 1 - self.ticks), last + 1) % self.ticks
-        flat = [np.asarray(getattr(self.data, name)) for name in Recorded._fields]
+        flat = [np.asarray(getattr(self.data, name)) for name in ReplaySnapshot._fields]
         rows = [x.reshape(self.ticks, runs, -1, *x.shape[1:]) for x in flat]
         for run in range(runs):
-            yield Recorded(*(x[used, run] for x in rows))
+            yield ReplaySnapshot(*(x[used, run] for x in rows))
 
 
 def window(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:

@@ -14,10 +14,10 @@ from floq.envs.environments import EpisodeResult, SeededEnv, Slot, checked, make
 from floq.utils.errors import in_one_line
 
 STREAM = 2  # keeps these seeds apart from those of evaluations
-MOST_FAILURES = 3  # of an environment without a step between them; then making it anew does not help
+MAX_FAILURES = 3  # of an environment without a step between them; then making it anew does not help
 
 
-class Site(NamedTuple):
+class EnvSpec(NamedTuple):
     """One environment of a run: the run's number and its own, the task, and the run's seed."""
 
     slot: Slot
@@ -33,7 +33,7 @@ class Failure(NamedTuple):
     goes_on: bool
 
 
-class Tick(NamedTuple):
+class VectorStep(NamedTuple):
     """What one tick brought, with one entry per environment; `stepped` is false where it was reset, or failed. Then the
     episodes that ended in it, and the failures."""
 
@@ -54,7 +54,7 @@ class ExploringEnvs:
         restart: make an environment anew where it failed; its episode is dropped.
     """
 
-    def __init__(self, sites: Sequence[Site], success_timing: str | None, restart: bool):
+    def __init__(self, sites: Sequence[EnvSpec], success_timing: str | None, restart: bool):
         self._sites, self._success_timing, self._restart = sites, success_timing, restart
         self._envs: dict[Slot, SeededEnv] = {site.slot: make(site.env_name, success_timing) for site in sites}
         self._obs_shape = next(iter(self._envs.values())).observation_space.shape
@@ -62,7 +62,7 @@ class ExploringEnvs:
         self._return, self._length = {}, {}
         self._failed = dict.fromkeys(self._envs, 0)  # since its last step
 
-    def step(self, tick: int, actions: np.ndarray) -> Tick:
+    def step(self, tick: int, actions: np.ndarray) -> VectorStep:
         """One tick of every environment; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
         observations = np.zeros((len(self._sites), *(self._obs_shape or ())), np.float32)
         rewards, masks = np.zeros(len(self._sites), np.float32), np.ones(len(self._sites), np.float32)
@@ -88,21 +88,21 @@ class ExploringEnvs:
                 observations[i], rewards[i] = 0.0, 0.0
                 continue
             stepped[i], masks[i], self._failed[slot] = True, not terminated, 0
-        return Tick(observations, rewards, masks, stepped, finished, failures)
+        return VectorStep(observations, rewards, masks, stepped, finished, failures)
 
-    def _reset(self, site: Site, tick: int) -> np.ndarray:
+    def _reset(self, site: EnvSpec, tick: int) -> np.ndarray:
         if site.slot not in self._envs:  # it failed
             self._envs[site.slot] = make(site.env_name, self._success_timing)
         self._return[site.slot], self._length[site.slot] = 0.0, 0
         obs = self._envs[site.slot].reset_with((site.seed, site.slot[1], tick, STREAM))
         return checked(obs, 0.0, self._obs_shape)[0]
 
-    def _failure(self, site: Site, error: Exception) -> Failure:
+    def _failure(self, site: EnvSpec, error: Exception) -> Failure:
         """Drop the environment and its episode."""
         self._over.add(site.slot)
         self._failed[site.slot] += 1
         with contextlib.suppress(Exception):
             self._envs.pop(site.slot).close()
         what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {in_one_line(error)}"
-        goes_on = self._restart and self._failed[site.slot] < MOST_FAILURES
+        goes_on = self._restart and self._failed[site.slot] < MAX_FAILURES
         return Failure(site.slot, what, goes_on)

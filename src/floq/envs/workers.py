@@ -38,7 +38,7 @@ class WorkerError(RuntimeError):
         super().__init__(message)
         self.line, self._is_users = line or message, is_users
 
-    def told(self, what: str) -> Exception:
+    def to_error(self, what: str) -> Exception:
         """What to raise where nobody replaces the worker: UserError if the worker's object raised one, otherwise
         Failed. `what` was at work there."""
         return UserError(self.line) if self._is_users else Failed(f"{what} failed: {self.line}")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from floq.agent.policy import Policy
-from floq.evaluation.rollouts import Evaluation, Evaluator, Player, on_cpu
+from floq.evaluation.rollouts import Evaluation, Evaluator, Rollout, on_cpu
 
-PATIENCE = 2.0  # seconds that a step which is under way at the end may go on for
+STOP_TIMEOUT_S = 2.0  # seconds that a step which is under way at the end may go on for
 
 
 class Request(NamedTuple):
@@ -44,7 +44,7 @@ class Background:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._requests.put([])
-        self._thread.join(PATIENCE)
+        self._thread.join(STOP_TIMEOUT_S)
         while self._thread.is_alive():  # it waits for an environment that hangs
             self._evaluator.kill()
             self._thread.join(0.1)
@@ -70,9 +70,9 @@ class Background:
 
     def _work(self) -> None:
         while (group := self._requests.get()) and not self._stopping.is_set():
-            players = [Player(r.policy, self._seeds[r.run], r.step, self._env_names[r.run]) for r in group]
+            rollouts = [Rollout(r.policy, self._seeds[r.run], r.step, self._env_names[r.run]) for r in group]
             try:
-                evaluations = self._evaluator.play(players, self._count, self._stopping.is_set)
+                evaluations = self._evaluator.rollout(rollouts, self._count, self._stopping.is_set)
             except BaseException as error:
                 self._answers.put(error)
                 return

@@ -24,8 +24,8 @@ from floq.envs.workers import START_SECONDS, WorkerDied, WorkerError, Workers
 from floq.utils.machine import cores, worker_count
 
 ROWS = 64  # of the policy's batch
-LEAST_SLOTS = 10  # environments of a player at once: one per core, but not fewer than these, or more than rows
-MOST_ENVS = 64  # of all players at once, where the slots of one are not more
+MIN_SLOTS = 10  # environments of a rollout at once: one per core, but not fewer than these, or more than rows
+MAX_ENVS = 64  # of all rollouts at once, where the slots of one are not more
 RESTARTS = 3  # workers that may die in one evaluation before it is given up
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
         return {f"evaluation/{name}": mean for name, mean in EpisodeResult.mean(self.episodes).items()}
 
 
-class Player(NamedTuple):
+class Rollout(NamedTuple):
     """A policy whose episodes are to be played: those that (seed, step) names, in its environment."""
 
     policy: Policy
@@ -55,12 +55,12 @@ class Evaluator:
     """Worker processes with environments, kept for as many evaluations as wanted. A context manager.
 
     Args:
-        env_name: the task that they begin with; players may name others of the same environment.
+        env_name: the task that they begin with; rollouts may name others of the same environment.
         success_timing: see `envs.make`.
         num_episodes: episodes of an evaluation.
         workers: processes; by default one per core.
         action_chunk: actions that the policies decide on at once.
-        players: how many there will be to evaluate. All together where environments are small, else one after another.
+        rollouts: how many there will be to evaluate. All together where environments are small, else one after another.
         timeout: seconds that a step of all the environments of a worker may take; then it counts as dead.
     """
 
@@ -71,14 +71,14 @@ class Evaluator:
         num_episodes: int,
         workers: int | None = None,
         action_chunk: int = 1,
-        players: int = 1,
+        rollouts: int = 1,
         timeout: float | None = None,
     ):
         self._env_name, self._num_episodes, self._action_chunk = env_name, num_episodes, action_chunk
         self._timeout, self._start_timeout = timeout, timeout and max(START_SECONDS, timeout)
-        self._num_slots = min(num_episodes, max(LEAST_SLOTS, cores()), ROWS)
-        self._together = 1 if is_heavy(env_name) else _even_share(players, max(1, MOST_ENVS // self._num_slots))
-        slots = [(player, slot) for player in range(self._together) for slot in range(self._num_slots)]
+        self._num_slots = min(num_episodes, max(MIN_SLOTS, cores()), ROWS)
+        self._together = 1 if is_heavy(env_name) else _even_share(rollouts, max(1, MAX_ENVS // self._num_slots))
+        slots = [(rollout, slot) for rollout in range(self._together) for slot in range(self._num_slots)]
         count = worker_count(workers, len(slots))
         self._shares = [slots[i::count] for i in range(count)]
         self._workers = Workers(
@@ -108,19 +108,19 @@ class Evaluator:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation | None:
         """Play the episodes that (seed, step) names. None if `should_stop` said so midway."""
-        return self.play([Player(policy, seed, step, self._env_name)], on_progress, should_stop)[0]
+        return self.rollout([Rollout(policy, seed, step, self._env_name)], on_progress, should_stop)[0]
 
-    def groups(self, players: Sequence[T]) -> list[Sequence[T]]:
-        """Divide players into as many as `play` takes."""
-        return [players[i : i + self._together] for i in range(0, len(players), self._together)]
+    def groups(self, rollouts: Sequence[T]) -> list[Sequence[T]]:
+        """Divide rollouts into as many as `rollout` takes."""
+        return [rollouts[i : i + self._together] for i in range(0, len(rollouts), self._together)]
 
-    def play(
+    def rollout(
         self,
-        players: Sequence[Player],
+        rollouts: Sequence[Rollout],
         on_progress: Callable[[int], None] = lambda done: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Evaluation | None]:
-        """Play the episodes of several players at once, of as many as a group has. None for those whose episodes were
+        """Play the episodes of several rollouts at once, of as many as a group has. None for those whose episodes were
         not all played when `should_stop` said so.
 
         A worker that dies or hangs is replaced, and the episodes that it was playing begin again.
@@ -130,23 +130,23 @@ class Evaluator:
             UserError: there is no such environment.
         """
         try:
-            return self._play(players, on_progress, should_stop)
+            return self._rollout(rollouts, on_progress, should_stop)
         except WorkerError as error:
-            names = ", ".join(dict.fromkeys(f"{player.env_name} at step {player.step}" for player in players))
-            raise error.told(f"the evaluation of {names}") from error
+            names = ", ".join(dict.fromkeys(f"{rollout.env_name} at step {rollout.step}" for rollout in rollouts))
+            raise error.to_error(f"the evaluation of {names}") from error
 
-    def _play(
-        self, players: Sequence[Player], on_progress: Callable[[int], None], should_stop: Callable[[], bool]
+    def _rollout(
+        self, rollouts: Sequence[Rollout], on_progress: Callable[[int], None], should_stop: Callable[[], bool]
     ) -> list[Evaluation | None]:
         count = self._together
-        assert 0 < len(players) <= count
-        results: list[dict[int, EpisodeResult]] = [{} for _ in players]
+        assert 0 < len(rollouts) <= count
+        results: list[dict[int, EpisodeResult]] = [{} for _ in rollouts]
         episode = np.tile(np.arange(ROWS), (count, 1))
         elapsed = np.zeros((count, ROWS), np.int64)
-        spare = [players[0]] * (count - len(players))  # they never play, and keep the shape
-        policies = _stacked([player.policy for player in (*players, *spare)])
-        keys = jnp.stack([jax.random.fold_in(Keys.of(p.seed).evaluation, p.step) for p in (*players, *spare)])
-        game = ([(p.env_name, (p.seed, p.step)) for p in players], self._num_episodes)
+        spare = [rollouts[0]] * (count - len(rollouts))  # they never play, and keep the shape
+        policies = _stacked([rollout.policy for rollout in (*rollouts, *spare)])
+        keys = jnp.stack([jax.random.fold_in(Keys.of(p.seed).evaluation, p.step) for p in (*rollouts, *spare)])
+        game = ([(p.env_name, (p.seed, p.step)) for p in rollouts], self._num_episodes)
         restarts = 0
 
         def revived(worker: int, died: WorkerError) -> np.ndarray:
@@ -175,7 +175,7 @@ class Evaluator:
         while any(len(found) < self._num_episodes for found in results) and not should_stop():
             at = elapsed % self._action_chunk  # in the plan of each slot
             plays = episode[:, : self._num_slots] < self._num_episodes
-            plays[len(players) :] = False
+            plays[len(rollouts) :] = False
             asks = (plays & (at[:, : self._num_slots] == 0)).any(axis=1)
             if plan is None or asks.any():
                 fresh = np.asarray(_act(policies, keys, obs, episode, elapsed, asks))
@@ -190,16 +190,16 @@ class Evaluator:
                     obs[index_of(share)] = revived(worker, answer)
                     continue
                 obs[index_of(share)], finished = answer
-                for (player, slot), result in finished:
-                    results[player][int(episode[player, slot])] = result
-                    episode[player, slot] += self._num_slots
-                    elapsed[player, slot] = 0
+                for (rollout, slot), result in finished:
+                    results[rollout][int(episode[rollout, slot])] = result
+                    episode[rollout, slot] += self._num_slots
+                    elapsed[rollout, slot] = 0
                     on_progress(sum(map(len, results)))
         return [
-            Evaluation(player.step, tuple(found[i] for i in range(self._num_episodes)))
+            Evaluation(rollout.step, tuple(found[i] for i in range(self._num_episodes)))
             if len(found) == self._num_episodes
             else None
-            for player, found in zip(players, results, strict=True)
+            for rollout, found in zip(rollouts, results, strict=True)
         ]
 
 
@@ -223,10 +223,10 @@ def _stacked(policies: Sequence[Policy]) -> Policy:
 
 @jax.jit
 def _act(policies: Policy, keys, obs, episode, elapsed, asks):
-    """The actions of every row of every player that asks, zeros for the others."""
+    """The actions of every row of every rollout that asks, zeros for the others."""
 
-    def play(player: Any):
-        policy, key, obs, episode, elapsed, asks = player
+    def play(rollout: Any):
+        policy, key, obs, episode, elapsed, asks = rollout
 
         def act(obs, episode, elapsed):
             return policy.act(obs, jax.random.fold_in(jax.random.fold_in(key, episode), elapsed))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.agent.policy import Policy, chosen
+from floq.agent.policy import Policy, select_action
 from floq.export.formats import Acting
 from floq.export.trace import Traced
 from floq.networks.precision import matmul_precision
@@ -84,7 +84,7 @@ def _value(policy: Policy, obs: Float[Array, " obs"], act: Float[Array, " act"],
     """What the policy thinks of an action when it acts with this key."""
     normalised = (obs - policy.obs_stats.mean) / policy.obs_stats.std
     with matmul_precision("f32"):
-        return chosen(lambda obs, value, _: value(act)[None], policy.critic, policy.scale, normalised, key)[0]
+        return select_action(lambda obs, value, _: value(act)[None], policy.critic, policy.scale, normalised, key)[0]
 
 
 def milliseconds(act: Callable[[Sample], object], expected: Sequence[Sample], calls: int = CALLS) -> float:

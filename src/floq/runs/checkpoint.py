@@ -17,7 +17,7 @@ from safetensors.numpy import save as serialised
 
 from floq.agent.agent import Agent
 from floq.agent.policy import Policy
-from floq.data.replay import Recorded
+from floq.data.replay import ReplaySnapshot
 from floq.runs.config import Config
 from floq.utils import files
 from floq.utils.errors import UserError
@@ -40,7 +40,7 @@ def path_of(folder: Path, step: int) -> Path:
     return _complete(folder).get(step, folder / str(step))
 
 
-def put(partial: Path, folder: Path, step: int) -> Path:
+def commit(partial: Path, folder: Path, step: int) -> Path:
     """Let a checkpoint that has been written whole appear under its name, in place of one of the same step, which was
     saved before, with other evaluations pending."""
     final = folder / str(step)
@@ -48,7 +48,7 @@ def put(partial: Path, folder: Path, step: int) -> Path:
     return final
 
 
-def mend(folder: Path) -> list[Path]:
+def repair(folder: Path) -> list[Path]:
     """Bring back what a kill left aside, and delete what it left half-written. For whoever holds the run's folder.
 
     Returns:
@@ -63,10 +63,10 @@ def mend(folder: Path) -> list[Path]:
     for partial in folder.glob(".*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
     named = [path for path in folder.glob("*") if re.fullmatch(STEP, path.name)]
-    return [set_aside(folder, int(path.name)) for path in named if not (path / MANIFEST).exists()]
+    return [quarantine(folder, int(path.name)) for path in named if not (path / MANIFEST).exists()]
 
 
-def set_aside(folder: Path, step: int) -> Path:
+def quarantine(folder: Path, step: int) -> Path:
     """Rename a damaged checkpoint, so that nobody reads it; somebody may want to look at it."""
     aside, number = folder / f"{step}.damaged", 1
     while aside.exists():
@@ -76,7 +76,7 @@ def set_aside(folder: Path, step: int) -> Path:
     return aside
 
 
-def steps_set_aside(folder: Path) -> list[int]:
+def quarantined_steps(folder: Path) -> list[int]:
     """The steps of checkpoints that were found damaged."""
     return sorted(
         int(p.name.split(".")[0]) for p in folder.glob("*") if re.fullmatch(rf"({STEP})\.damaged(-\d+)?", p.name)
@@ -117,7 +117,7 @@ def _complete(folder: Path) -> dict[int, Path]:
 
 # --- What the manifest of a checkpoint says, checked ---
 
-WIDEST = 2**20  # numbers in an observation, or in a chunk of actions
+MAX_WIDTH = 2**20  # numbers in an observation, or in a chunk of actions
 MAX_PENDING = 2**10  # evaluations that a stopped run can have left
 
 
@@ -139,7 +139,7 @@ class Manifest(NamedTuple):
             config = Config.from_json(values.get("config", {}))
         except UserError as error:
             raise ValueError(f"config: {error}") from error
-        sizes = _count(values, "obs_size", WIDEST), _count(values, "act_size", WIDEST)
+        sizes = _count(values, "obs_size", MAX_WIDTH), _count(values, "act_size", MAX_WIDTH)
         clocks, pending = values.get("clocks", {}), values.get("pending", [])
         if odd := [name for name, x in clocks.items() if type(x) not in (int, float) or not math.isfinite(x)]:
             raise ValueError(f"the clock {odd[0]} is {clocks[odd[0]]!r}")
@@ -190,7 +190,7 @@ def save(
     pending: Mapping[int, Policy] | None = None,
     *,
     step: int | None = None,
-    replay: Recorded | None = None,
+    replay: ReplaySnapshot | None = None,
 ) -> Path:
     """Write `folder`/<step>/; the folder appears under that name only when it is complete.
 
@@ -224,7 +224,7 @@ def save(
         manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
         manifest[DIGESTS] = digests | {MANIFEST: _digest(manifest | {DIGESTS: digests})}
         files.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        final = put(partial, folder, step)
+        final = commit(partial, folder, step)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # where the disk is full, every byte counts
         raise
@@ -274,7 +274,7 @@ def _template(config: Config, sizes: tuple[int, int]) -> Agent:
         raise ValueError(f"no agent has these sizes: {error}") from error
 
 
-def load_replay(folder: Path, step: int) -> Recorded | None:
+def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     """What the run had seen online at its checkpoint of that step, None if it has no replay.
 
     Raises:
@@ -286,12 +286,14 @@ def load_replay(folder: Path, step: int) -> Recorded | None:
         return None
     remedy = _remedy(step, steps(folder))
     stored = _tensors(path, _manifest(path.parent, remedy).get(DIGESTS, {}), remedy)
-    if stored.keys() != set(Recorded._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
+    if stored.keys() != set(ReplaySnapshot._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
         raise Damaged(f"{path} is damaged (it lacks a part): {remedy}")
     kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
-    if kinds != {name: (3 if name in ("observations", "actions") else 2, _dtype(name)) for name in Recorded._fields}:
+    if kinds != {
+        name: (3 if name in ("observations", "actions") else 2, _dtype(name)) for name in ReplaySnapshot._fields
+    }:
         raise Damaged(f"{path} is damaged (a part is of another shape or type): {remedy}")
-    return Recorded(**stored)
+    return ReplaySnapshot(**stored)
 
 
 def _dtype(part: str) -> str:

@@ -16,8 +16,8 @@ from floq.utils.schema import check_names, check_ranges, typed
 
 RANDOM_STEPS = 5_000
 
-NOT_TOLD_APART = ("seed", "logger", "keep_checkpoints", "checkpoint_minutes")
-YOUNG = ("on_divergence", "deterministic")
+HASH_EXCLUDED = ("seed", "logger", "keep_checkpoints", "checkpoint_minutes")
+HASH_OPTIONAL = ("on_divergence", "deterministic")
 
 
 def task_name(env_name: str | None, dataset: str | None) -> str:
@@ -205,8 +205,8 @@ class Config:
     def digest(self) -> str:
         """8 hexadecimal digits that tell configurations apart, whatever their seed, where they log and what they keep.
         Settings that are younger than the first runs count where they are not at their defaults."""
-        values = {key: value for key, value in self.to_json().items() if key not in NOT_TOLD_APART}
-        for name in YOUNG:
+        values = {key: value for key, value in self.to_json().items() if key not in HASH_EXCLUDED}
+        for name in HASH_OPTIONAL:
             if values[name] == getattr(Config, name):
                 del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -96,7 +96,7 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """By the name that `--logger` knows, what must be installed."""
 
 
-class Mirror(abc.ABC):
+class MetricSink(abc.ABC):
     """Takes rows in any order of steps: evaluations come after later rows of the training."""
 
     @abc.abstractmethod
@@ -115,16 +115,16 @@ def check_installed(config: Config) -> None:
             raise UserError(f"--logger={name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
-def mirrors(folder: Path, config: Config, step: int) -> list[Mirror]:
+def metric_sinks(folder: Path, config: Config, step: int) -> list[MetricSink]:
     """The mirrors that a run asks for, for the rows after `step`.
 
     Raises:
         UserError: one of them cannot begin.
     """
-    return [_Cautious(name, MIRRORS[name](folder, config, step)) for name in config.logger]
+    return [_GuardedSink(name, METRIC_SINKS[name](folder, config, step)) for name in config.logger]
 
 
-class TensorBoard(Mirror):
+class TensorBoard(MetricSink):
     """Event files in the folder `tensorboard` of the run. What an earlier process wrote of later steps is hidden."""
 
     def __init__(self, folder: Path, config: Config, step: int):
@@ -142,7 +142,7 @@ class TensorBoard(Mirror):
         self._writer.close()
 
 
-class WandB(Mirror):
+class WandB(MetricSink):
     """A run of Weights & Biases with the id of the folder, which a resumed run goes on with. The account, or
     `WANDB_MODE=offline`, is the user's, and so are all other settings of that package."""
 
@@ -172,27 +172,27 @@ class WandB(Mirror):
         self._run.finish()
 
 
-MIRRORS: dict[str, Callable[[Path, Config, int], Mirror]] = {"tensorboard": TensorBoard, "wandb": WandB}
+METRIC_SINKS: dict[str, Callable[[Path, Config, int], MetricSink]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
-class _Cautious(Mirror):
-    """A mirror whose failure ends nothing but itself: the CSV files have everything."""
+class _GuardedSink(MetricSink):
+    """A sink whose failure ends nothing but itself: the CSV files have everything."""
 
-    def __init__(self, name: str, mirror: Mirror):
+    def __init__(self, name: str, sink: MetricSink):
         self._name = name
-        self._mirror: Mirror | None = mirror
+        self._sink: MetricSink | None = sink
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._try(lambda mirror: mirror.log(step, metrics))
+        self._try(lambda sink: sink.log(step, metrics))
 
     def close(self) -> None:
-        self._try(lambda mirror: mirror.close())
+        self._try(lambda sink: sink.close())
 
-    def _try(self, act: Callable[[Mirror], None]) -> None:
-        if self._mirror is None:
+    def _try(self, act: Callable[[MetricSink], None]) -> None:
+        if self._sink is None:
             return
         try:
-            act(self._mirror)
+            act(self._sink)
         except Exception as error:  # of somebody else's code, of whatever kind
-            self._mirror = None
+            self._sink = None
             print(f"floq: --logger={self._name} failed ({error!r}); training goes on without it", file=sys.stderr)

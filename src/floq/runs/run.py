@@ -174,7 +174,7 @@ class Run:
         """Let the run be one that has not ended."""
         (self.folder / "summary.json").unlink(missing_ok=True)
 
-    def forget_after(self, step: int) -> None:
+    def cut_back_to(self, step: int) -> None:
         """Go back to this step: what the logs say of later ones is no more."""
         (self.folder / "diverged.json").unlink(missing_ok=True)
         if rewinds := self.rewinds:
@@ -187,7 +187,7 @@ class Run:
         content = json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
         files.replace(self.folder / name, content.encode())
 
-    def sweep(self) -> None:
+    def remove_temp_files(self) -> None:
         """Delete the half-written files that a kill left behind."""
         for partial in self.folder.glob(".*.partial"):
             partial.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ BROKEN = (errno.EIO, errno.ESTALE)
 
 
 @contextlib.contextmanager
-def told(runs: Sequence[Run]) -> Iterator[None]:
+def to_error(runs: Sequence[Run]) -> Iterator[None]:
     """Within this, an error of writing to the folders of these runs becomes one line that says what to do.
 
     Raises:

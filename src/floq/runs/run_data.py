@@ -140,7 +140,7 @@ def _beside_old(new: Splits, config: Config, display: Display) -> Splits:
     display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
     old = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
     check_same(run, old)
-    train = new.train.beside(old.train, config.old_data_share)
+    train = new.train.mix_with(old.train, config.old_data_share)
     return Splits(train, new.validation, f"{new.provenance}; beside old data: {old.provenance}")
 
 
@@ -150,7 +150,7 @@ def keep_made(run: Run, data: Splits) -> None:
         keep(run, data)
 
 
-def settled(config: Config) -> Config:
+def resolve_data_paths(config: Config) -> Config:
     """The configuration with the paths of its data written out, so that the run can be resumed from another folder."""
     paths = {"dataset_dir": str(user_path(config.dataset_dir).absolute())}
     if config.dataset is not None and os.path.exists(path := user_path(config.dataset)):
@@ -281,7 +281,7 @@ def _play_together(configs: Sequence[Config], on_progress: Callable[[int], None]
             answers = workers.try_call(method, [()] * len(configs), timeout)
             for config, answer in zip(configs, answers, strict=True):
                 if isinstance(answer, WorkerError):
-                    raise answer.told(f"random play in {config.env_name} (seed {config.seed})") from answer
+                    raise answer.to_error(f"random play in {config.env_name} (seed {config.seed})") from answer
             return answers
 
         timeout = configs[0].env_timeout + PIECE_SECONDS

@@ -1,7 +1,7 @@
-"""How the cells of a sweep are getting on: a live table on a terminal, a line for each change elsewhere.
+"""How the jobs of a sweep are getting on: a live table on a terminal, a line for each change elsewhere.
 
 Everything is read from files on the storage that all share: the CSV files of the runs, and a line that each try of a
-cell writes when it begins.
+job writes when it begins.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from floq.analysis.metrics import judged_by, last
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.runs import RunRecord
 from floq.analysis.report.watch import STYLES, Watcher, clock, short_name
-from floq.sweep.jobs import Cell, Outcome
+from floq.sweep.jobs import Job, Outcome
 from floq.sweep.plan import folders_of
 
 ATTEMPTS = "cell-{}.jsonl"
-"""The file of a cell, by its number: a line for each try, with `node`, `pid` and `time` (seconds since 1970)."""
+"""The file of a job, by its number: a line for each try, with `node`, `pid` and `time` (seconds since 1970)."""
 
-COLUMNS = {"cell": 4, "what": 10, "runs": 4, "step / total": 13, "score": 8, "left": 5, "tries": 5, "time": 5}
+COLUMNS = {"job": 4, "what": 10, "runs": 4, "step / total": 13, "score": 8, "left": 5, "tries": 5, "time": 5}
 COLUMNS |= {"node": 8, "state": 7}
 """Names and least widths."""
 
@@ -41,7 +41,7 @@ COLOURS = {"waiting": "dim", "running": STYLES["running"], "done": "dim", "faile
 
 
 class Progress(NamedTuple):
-    """How the runs of a cell are: mean step and score over them, what the score is, and seconds left."""
+    """How the runs of a job are: mean step and score over them, what the score is, and seconds left."""
 
     step: float = 0.0
     score: str = "-"
@@ -50,22 +50,22 @@ class Progress(NamedTuple):
 
 
 class Board:
-    """The cells of a sweep, as shown; a context manager, within which nothing else prints.
+    """The jobs of a sweep, as shown; a context manager, within which nothing else prints.
 
     Args:
-        cells: by their number.
-        mark: the folder in which each try of a cell writes its line.
+        jobs: by their number.
+        mark: the folder in which each try of a job writes its line.
         show: print at all.
         console: where to; by default standard output.
     """
 
-    def __init__(self, cells: Sequence[Cell], mark: Path, show: bool = True, console: Console | None = None):
-        self._cells, self._mark = cells, mark
+    def __init__(self, jobs: Sequence[Job], mark: Path, show: bool = True, console: Console | None = None):
+        self._jobs, self._mark = jobs, mark
         self._console = console or Console(file=sys.stdout, highlight=False, quiet=not show)
         self._outcomes: dict[int, tuple[Outcome, float]] = {}
         self._watchers: dict[int, tuple[int, Watcher]] = {}
-        self._progress = {number: self._read(number) for number in range(len(cells))}
-        self._shown_tries = dict.fromkeys(range(len(cells)), 0)
+        self._progress = {number: self._read(number) for number in range(len(jobs))}
+        self._shown_tries = dict.fromkeys(range(len(jobs)), 0)
         self._looked_at = self._line_at = time.monotonic()
         self._live: Live | None = None
         self._stack = contextlib.ExitStack()
@@ -91,7 +91,7 @@ class Board:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def ended(self, number: int, outcome: Outcome) -> None:
-        """A cell is over."""
+        """A job is over."""
         self._outcomes[number] = outcome, time.time()
         self._progress[number] = self._read(number)
         tries = self.tries(number)
@@ -101,14 +101,14 @@ class Board:
         if outcome.state == "failed" or self._live is None:
             progress = self._progress[number]
             came_to = f"{progress.metric} {progress.score}" if outcome.state == "done" else outcome.line
-            self.say(f"{outcome.state:<8}cell {number + 1}{again}: {self._cells[number].label}, {came_to}".rstrip(", "))
+            self.say(f"{outcome.state:<8}job {number + 1}{again}: {self._jobs[number].label}, {came_to}".rstrip(", "))
 
     def look(self) -> None:
-        """Show how the cells are, if it is time to."""
+        """Show how the jobs are, if it is time to."""
         if time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
-        for number in range(len(self._cells)):
+        for number in range(len(self._jobs)):
             if self.state(number) == "running":
                 self._progress[number] = self._read(number)
         if self._live is not None:
@@ -119,7 +119,7 @@ class Board:
             self.say(self._summary())
 
     def tries(self, number: int) -> list[dict]:
-        """What the tries of a cell say of themselves, the newest last."""
+        """What the tries of a job say of themselves, the newest last."""
         try:
             lines = (self._mark / ATTEMPTS.format(number)).read_text().splitlines()
         except OSError:
@@ -131,12 +131,12 @@ class Board:
         return found
 
     def _say_begun(self) -> None:
-        """A line for each cell that has been begun since they were said."""
-        for number, cell in enumerate(self._cells):
+        """A line for each job that has been begun since they were said."""
+        for number, job in enumerate(self._jobs):
             tries = self.tries(number)
             if len(tries) > self._shown_tries[number]:
                 again = f", try {len(tries)}" if len(tries) > 1 else ""
-                self.say(f"begun   cell {number + 1} on {tries[-1]['node']}{again}: {cell.label}, {_runs(cell)}")
+                self.say(f"begun   job {number + 1} on {tries[-1]['node']}{again}: {job.label}, {_runs(job)}")
             self._shown_tries[number] = len(tries)
 
     def state(self, number: int) -> str:
@@ -146,7 +146,7 @@ class Board:
         return "running" if self.tries(number) else "waiting"
 
     def table(self) -> Table:
-        """The cells, those that are over last, as many as the terminal has room for."""
+        """The jobs, those that are over last, as many as the terminal has room for."""
         names = {progress.metric for progress in self._progress.values() if progress.metric}
         header = names.pop() if len(names) == 1 else "score"
         columns = [name for name in COLUMNS if name != "node" or self._console.width >= WIDE]
@@ -162,7 +162,7 @@ class Board:
                 min_width=size,
                 ratio=RATIOS.get(name),
             )
-        numbers = sorted(range(len(self._cells)), key=lambda n: (n in self._outcomes, self.state(n) == "waiting", n))
+        numbers = sorted(range(len(self._jobs)), key=lambda n: (n in self._outcomes, self.state(n) == "waiting", n))
         room = max(1, self._console.height - 5) if self._live is not None else len(numbers)
         for number in numbers[:room]:
             row = self._row(number)
@@ -173,13 +173,13 @@ class Board:
 
     def _row(self, number: int) -> dict[str, str | Text]:
         """What stands in each of `COLUMNS`."""
-        cell, tries, state = self._cells[number], self.tries(number), self.state(number)
-        progress, total = self._progress[number], cell.configs[0].total_steps
+        job, tries, state = self._jobs[number], self.tries(number), self.state(number)
+        progress, total = self._progress[number], job.configs[0].total_steps
         end = self._outcomes[number][1] if number in self._outcomes else time.time()
         return {
-            "cell": str(number + 1),
-            "what": cell.label,
-            "runs": str(len(cell.configs)),
+            "job": str(number + 1),
+            "what": job.label,
+            "runs": str(len(job.configs)),
             "step / total": f"{short_count(int(progress.step))} / {short_count(total)}",
             "score": progress.score,
             "left": clock(progress.left) if state == "running" else "",
@@ -190,18 +190,18 @@ class Board:
         }
 
     def _summary(self) -> str:
-        states = [self.state(number) for number in range(len(self._cells))]
+        states = [self.state(number) for number in range(len(self._jobs))]
         counts = ", ".join(f"{states.count(name)} {name}" for name in COLOURS if name in states)
-        retries = sum(max(0, len(self.tries(number)) - 1) for number in range(len(self._cells)))
-        steps = [self._progress[n].step * len(cell.configs) for n, cell in enumerate(self._cells)]
-        total = sum(len(cell.configs) * cell.configs[0].total_steps for cell in self._cells)
+        retries = sum(max(0, len(self.tries(number)) - 1) for number in range(len(self._jobs)))
+        steps = [self._progress[n].step * len(job.configs) for n, job in enumerate(self._jobs)]
+        total = sum(len(job.configs) * job.configs[0].total_steps for job in self._jobs)
         again = f"{retries} {'retry' if retries == 1 else 'retries'}"
-        return f"cells   {counts}; {again}; {sum(steps) / total:.0%} of all steps"
+        return f"jobs   {counts}; {again}; {sum(steps) / total:.0%} of all steps"
 
     def _read(self, number: int) -> Progress:
-        """How the runs of a cell are, by their files; those that have none yet are at step 0."""
-        cell = self._cells[number]
-        folders = [newest for config in cell.configs for newest in folders_of(config)[:1]]
+        """How the runs of a job are, by their files; those that have none yet are at step 0."""
+        job = self._jobs[number]
+        folders = [newest for config in job.configs for newest in folders_of(config)[:1]]
         if not folders:
             return Progress()
         count, watcher = self._watchers.get(number, (0, None))
@@ -217,8 +217,8 @@ class Board:
         slowest = min((rate for rate in rates if rate > 0), default=math.nan)
         left = max(run.total_steps - run.step for run in runs) / slowest
         name = short_name(metric) if known else ""
-        return Progress(sum(run.step for run in runs) / len(cell.configs), score, name, left)
+        return Progress(sum(run.step for run in runs) / len(job.configs), score, name, left)
 
 
-def _runs(cell: Cell) -> str:
-    return f"{len(cell.configs)} run{'s' * (len(cell.configs) > 1)}"
+def _runs(job: Job) -> str:
+    return f"{len(job.configs)} run{'s' * (len(job.configs) > 1)}"

@@ -1,4 +1,4 @@
-"""The cells of a sweep: runs that one process trains as one program, and what comes of trying to."""
+"""The jobs of a sweep: runs that one process trains as one program, and what comes of trying to."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from floq.utils.progress import Display
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """Runs that fit one program, and what they are called."""
 
     label: str
@@ -28,7 +28,7 @@ class Cell:
 
 
 class Outcome(NamedTuple):
-    """How a cell ended: its runs came to their end, it cannot be trained, or somebody stopped it. What failed says why
+    """How a job ended: its runs came to their end, it cannot be trained, or somebody stopped it. What failed says why
     in a line, and where nobody foresaw it in a traceback too."""
 
     state: Literal["done", "failed", "stopped"]
@@ -36,28 +36,28 @@ class Outcome(NamedTuple):
     trace: str = ""
 
 
-def cells_of(labels: Mapping[Config, str], most: int | None = None) -> list[Cell]:
-    """These runs as cells, none of more than `most` runs; by default of all that fit one program. A program with too
+def jobs_of(labels: Mapping[Config, str], most: int | None = None) -> list[Job]:
+    """These runs as jobs, none of more than `most` runs; by default of all that fit one program. A program with too
     many is divided evenly, and neighbours stay together.
 
     Args:
         labels: what each run is called.
-        most: runs of a cell.
+        most: runs of a job.
     """
-    configs, cells = list(labels), []
+    configs, jobs = list(labels), []
     for numbers in fleets(configs):
         parts = -(-len(numbers) // (most or len(numbers)))
         for part in range(parts):
             first, last = (len(numbers) * i // parts for i in (part, part + 1))
             own = tuple(configs[number] for number in numbers[first:last])
-            cells.append(Cell(", ".join(dict.fromkeys(labels[config] for config in own)), own))
-    return cells
+            jobs.append(Job(", ".join(dict.fromkeys(labels[config] for config in own)), own))
+    return jobs
 
 
-def attempt(cell: Cell, show: bool = True) -> Outcome:
-    """Train a cell in this process; a failure is an outcome. Raises Interrupted: a signal ended it."""
+def attempt(job: Job, show: bool = True) -> Outcome:
+    """Train a job in this process; a failure is an outcome. Raises Interrupted: a signal ended it."""
     try:
-        train_cell(cell.configs, show)
+        train_job(job.configs, show)
     except Interrupted:
         raise
     except (UserError, Failed) as error:
@@ -67,7 +67,7 @@ def attempt(cell: Cell, show: bool = True) -> Outcome:
     return Outcome("done")
 
 
-def train_cell(configs: Sequence[Config], show: bool = True) -> None:
+def train_job(configs: Sequence[Config], show: bool = True) -> None:
     """Train those of these runs that have not ended. What was begun goes on in the folders that it has, from its
     checkpoints if it has any; runs that stopped far from each other go on one group after another."""
     fresh: list[Config] = []
@@ -102,33 +102,33 @@ def _newest_step(run: Run) -> int:
     return max(checkpoint.steps(run.folder / "checkpoints"), default=0)
 
 
-# --- How long the cells of a sweep will take, by finished runs of the same programs ---
+# --- How long the jobs of a sweep will take, by finished runs of the same programs ---
 
-ASIDE = {name: "any" for name in ("save_dir", "project_name", "run_group", "dataset_dir")}
-ASIDE |= {"logger": (), "on_divergence": "stop"}
-ASIDE |= {"keep_checkpoints": None, "checkpoint_minutes": None}
+IGNORED = {name: "any" for name in ("save_dir", "project_name", "run_group", "dataset_dir")}
+IGNORED |= {"logger": (), "on_divergence": "stop"}
+IGNORED |= {"keep_checkpoints": None, "checkpoint_minutes": None}
 
 
-def show_cells(cells: Sequence[Cell], slots: int, machines: str, save_dir: str, display: Display) -> None:
-    """The cells as a table, with the hours of each where a finished run below `save_dir` tells its speed.
+def show_jobs(jobs: Sequence[Job], slots: int, machines: str, save_dir: str, display: Display) -> None:
+    """The jobs as a table, with the hours of each where a finished run below `save_dir` tells its speed.
 
     Args:
-        slots: how many cells are trained at once.
+        slots: how many jobs are trained at once.
         machines: where, in words.
     """
     known, rows, hours = seconds_per_step(save_dir), [], []
-    for number, cell in enumerate(cells, 1):
-        steps = [config.total_steps - _step(config) for config in cell.configs]
-        hours.append(sum(steps) * known.get(_kind(cell.configs[0]), math.nan) / 3600)
-        rows.append([cell.label, str(number), str(len(steps)), f"{sum(steps):,}", _shown(hours[-1])])
-    display.columns("cells", ("what", "cell", "runs", "steps left", "hours"), rows)
-    display.note(f"plan    {len(cells)} cells, {min(slots, len(cells))} at once, on {machines}")
+    for number, job in enumerate(jobs, 1):
+        steps = [config.total_steps - _step(config) for config in job.configs]
+        hours.append(sum(steps) * known.get(_kind(job.configs[0]), math.nan) / 3600)
+        rows.append([job.label, str(number), str(len(steps)), f"{sum(steps):,}", _shown(hours[-1])])
+    display.columns("jobs", ("what", "job", "runs", "steps left", "hours"), rows)
+    display.note(f"plan    {len(jobs)} jobs, {min(slots, len(jobs))} at once, on {machines}")
     timed = [x for x in hours if not math.isnan(x)]
     if not timed:
         display.note(f"time    unknown: no finished run of these programs below {save_dir} to go by")
         return
     about = max(max(timed), sum(timed) / slots)
-    rest = f", and {len(hours) - len(timed)} cells of unknown length" if len(timed) < len(hours) else ""
+    rest = f", and {len(hours) - len(timed)} jobs of unknown length" if len(timed) < len(hours) else ""
     display.note(
         f"time    about {_shown(about)} hours{rest}, by finished runs of these programs below {save_dir}; runs that an "
         "accelerator trains side by side take less"
@@ -159,7 +159,7 @@ def _kind(config: Config) -> Config:
         steps = {"offline_steps": 1}
     elif not config.offline_steps:
         steps = {"online_steps": config.num_envs}
-    return dataclasses.replace(program_of(config), **ASIDE, **steps)
+    return dataclasses.replace(program_of(config), **IGNORED, **steps)
 
 
 def _step(config: Config) -> int:

@@ -11,7 +11,7 @@ from floq.analysis.matching import matched
 from floq.envs import environments
 from floq.runs.config import Config
 from floq.runs.run import Run
-from floq.runs.run_data import settled
+from floq.runs.run_data import resolve_data_paths
 from floq.sweep.experiment import Experiment, Group, resolve
 from floq.training.train import check_built, fleets
 from floq.utils.errors import UserError, nearest
@@ -20,7 +20,7 @@ from floq.utils.progress import Display
 
 @dataclass(frozen=True)
 class Entry:
-    """The runs of one group on one task: their settled configurations, and what one of them costs."""
+    """The runs of one group on one task: their resolved configurations, and what one of them costs."""
 
     experiment: Experiment
     group: Group
@@ -56,14 +56,14 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
                 agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
                 config = dataclasses.replace(config, agent=agent)
             check_built(config)
-            config = settled(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
+            config = resolve_data_paths(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
             configs = tuple(dataclasses.replace(config, seed=seed) for seed in experiment.seeds)
             entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *sizes)))
     return entries
 
 
 def runs_of(config: Config) -> list[Run]:
-    """The folders of runs with this settled configuration and seed, the newest first. A run that was continued to
+    """The folders of runs with this resolved configuration and seed, the newest first. A run that was continued to
     another number of steps is no longer one of them."""
     runs = [Run.open(folder) for folder in folders_of(config)]
     return [run for run in runs if run.config == config]
@@ -76,7 +76,7 @@ def folders_of(config: Config) -> list[Path]:
 
 
 def missing(configs: Iterable[Config]) -> list[Config]:
-    """Those of these settled configurations of which no run has ended, each once."""
+    """Those of these resolved configurations of which no run has ended, each once."""
     return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
 
 

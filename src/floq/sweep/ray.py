@@ -1,6 +1,6 @@
 """Cells of a sweep on Ray, which decides where each is trained, and tries again what was killed.
 
-Ray carries no results: a cell leaves run folders, and whoever tries it again goes on from their checkpoints. So all
+Ray carries no results: a job leaves run folders, and whoever tries it again goes on from their checkpoints. So all
 nodes must see the same folders, which is checked on each before anything is trained.
 """
 
@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from floq.runs.run import installed_versions
 from floq.sweep.board import ATTEMPTS, Board
-from floq.sweep.jobs import Cell, Outcome, attempt
+from floq.sweep.jobs import Job, Outcome, attempt
 from floq.sweep.plan import runs_of
 from floq.utils.errors import Failed, Interrupted, UserError, in_one_line
 from floq.utils.files import is_held, user_path
-from floq.utils.machine import CORES, cores, keep_programs
+from floq.utils.machine import CORES, cores, enable_compilation_cache
 from floq.utils.signals import catch_signals
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: it would report to its makers
@@ -41,12 +41,12 @@ CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 180.0  # what a node may take to answer for the first time
 DYING_SECONDS = 60.0  # what a process may take that its node has given up
 POLL_SECONDS = 0.5
-GPU_MEMORY = 0.9  # of a shared GPU, what its cells may take together
+GPU_MEMORY = 0.9  # of a shared GPU, what its jobs may take together
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where cells are trained, and what each is given; None is decided when the machines are known."""
+    """Where jobs are trained, and what each is given; None is decided when the machines are known."""
 
     address: str
     cores_per_cell: int | None = None
@@ -56,7 +56,7 @@ class Placement:
 
 
 class Share(NamedTuple):
-    """What each cell is given, how many fit the machines at once, and these in words."""
+    """What each job is given, how many fit the machines at once, and these in words."""
 
     cores: int
     gpus: float
@@ -65,13 +65,11 @@ class Share(NamedTuple):
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return (
-            f"{self.machines}: {_counted(self.slots, 'cell')} at once, each with {_counted(self.cores, 'core')}{gpus}"
-        )
+        return f"{self.machines}: {_counted(self.slots, 'job')} at once, each with {_counted(self.cores, 'core')}{gpus}"
 
 
 class Preempted(Exception):
-    """A signal ended a cell that nobody here has stopped: it is to be tried elsewhere."""
+    """A signal ended a job that nobody here has stopped: it is to be tried elsewhere."""
 
 
 # --- here ---
@@ -79,10 +77,10 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def connected(placement: Placement) -> Iterator[Share]:
-    """Ray, at that address or of this machine's own, and what it gives to a cell.
+    """Ray, at that address or of this machine's own, and what it gives to a job.
 
     Raises:
-        UserError: there is no such cluster, or no node of it is large enough for a cell.
+        UserError: there is no such cluster, or no node of it is large enough for a job.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if placement.address == "local":
@@ -105,31 +103,31 @@ def connected(placement: Placement) -> Iterator[Share]:
         ray.shutdown()
 
 
-def train_cells(cells: Sequence[Cell], placement: Placement, share: Share, show: bool = True) -> list[Outcome]:
-    """Train cells on the cluster, as many at once as it has room for, and show how they are getting on.
+def train_jobs(jobs: Sequence[Job], placement: Placement, share: Share, show: bool = True) -> list[Outcome]:
+    """Train jobs on the cluster, as many at once as it has room for, and show how they are getting on.
 
     Args:
-        cells: whose runs have the same `save_dir` and `dataset_dir`.
+        jobs: whose runs have the same `save_dir` and `dataset_dir`.
         placement: what the user wants.
         share: what `connected` says.
-        show: print a table of the cells, live on a terminal.
+        show: print a table of the jobs, live on a terminal.
 
     Returns:
-        What came of each cell.
+        What came of each job.
 
     Raises:
         UserError: a node does not see the folders of the runs.
         Failed: the cluster itself is lost.
-        Interrupted: a signal came; the cells that were being trained have written checkpoints.
+        Interrupted: a signal came; the jobs that were being trained have written checkpoints.
     """
-    first = cells[0].configs[0]
+    first = jobs[0].configs[0]
     mark = user_path(first.save_dir).absolute() / f".sweep-{uuid.uuid4().hex[:12]}"
     mark.mkdir(parents=True)
     home = None if user_path(first.save_dir).is_absolute() else os.getcwd()
     try:
-        _check_nodes(_nodes(), [str(mark), *_read_by(cells)])
-        with catch_signals() as received, Board(cells, mark, show) as board:
-            outcomes = _train(cells, placement, share, board, received, (str(mark), home))
+        _check_nodes(_nodes(), [str(mark), *_read_by(jobs)])
+        with catch_signals() as received, Board(jobs, mark, show) as board:
+            outcomes = _train(jobs, placement, share, board, received, (str(mark), home))
     except RayError as error:
         raise Failed(f"the cluster is lost ({in_one_line(error)[:200]}); the same command goes on") from error
     finally:
@@ -139,24 +137,24 @@ def train_cells(cells: Sequence[Cell], placement: Placement, share: Share, show:
     return outcomes
 
 
-def _read_by(cells: Sequence[Cell]) -> list[str]:
-    """The files and folders on this machine that the runs of these cells are going to read."""
-    configs = [config for cell in cells for config in cell.configs]
+def _read_by(jobs: Sequence[Job]) -> list[str]:
+    """The files and folders on this machine that the runs of these jobs are going to read."""
+    configs = [config for job in jobs for config in job.configs]
     named = {path for c in configs for path in (c.dataset_dir, c.dataset, c.restore_path) if path}
     return sorted(path for path in named if os.path.exists(user_path(path)))
 
 
 def _train(
-    cells: Sequence[Cell], placement: Placement, share: Share, board: Board, received: list[int], where: tuple
+    jobs: Sequence[Job], placement: Placement, share: Share, board: Board, received: list[int], where: tuple
 ) -> list[Outcome]:
-    """Have Ray train the cells until all have ended, or until a signal has stopped those that had not."""
+    """Have Ray train the jobs until all have ended, or until a signal has stopped those that had not."""
     options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": placement.max_retries}
     task: Any = ray.remote(max_calls=1)(_train_there)  # each in a fresh process, whose devices and memory are its own
     waiting: dict[Any, int] = {}
-    for number, cell in enumerate(cells):
-        configs = json.dumps([config.to_json() for config in cell.configs])
-        begin = task.options(**options, retry_exceptions=[Preempted], name=f"cell {number + 1}")
-        waiting[begin.remote(*where, number, cell.label, configs, share.cores, share.gpus)] = number
+    for number, job in enumerate(jobs):
+        configs = json.dumps([config.to_json() for config in job.configs])
+        begin = task.options(**options, retry_exceptions=[Preempted], name=f"job {number + 1}")
+        waiting[begin.remote(*where, number, job.label, configs, share.cores, share.gpus)] = number
     outcomes: dict[int, Outcome] = {}
     asked = 0
     while waiting:
@@ -168,14 +166,14 @@ def _train(
             for ref in waiting:
                 ray.cancel(ref, force=asked > 0)
             if not asked:
-                board.say("stopping: cells write checkpoints; once more, and they end at once")
+                board.say("stopping: jobs write checkpoints; once more, and they end at once")
             asked = len(received)
         board.look()
-    return [outcomes[number] for number in range(len(cells))]
+    return [outcomes[number] for number in range(len(jobs))]
 
 
 def _outcome(ref: Any) -> Outcome:
-    """What came of a cell whose task is over."""
+    """What came of a job whose task is over."""
     try:
         return ray.get(ref)
     except TaskCancelledError:
@@ -202,7 +200,7 @@ def _counted(number: int | float, what: str) -> str:
 
 
 def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> Share:
-    """What a cell gets of these nodes: a GPU with its part of the cores of a node, or where there is none two cores."""
+    """What a job gets of these nodes: a GPU with its part of the cores of a node, or where there is none two cores."""
     with_gpus = [node for node in nodes if _has(node, "GPU")]
     gpus = placement.gpus_per_cell if placement.gpus_per_cell is not None else float(bool(with_gpus))
     if placement.cores_per_cell is not None:
@@ -219,8 +217,8 @@ def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> Share:
     if not sum(room):
         largest = "; ".join(dict.fromkeys(have)) or "nothing"
         flags = f"--cores_per_cell={wanted} --gpus_per_cell={gpus:g}"
-        raise UserError(f"no node has room for a cell with {flags}: they have {largest}; give less of one of them")
-    usable = [kind for kind, cells in zip(have, room, strict=True) if cells]
+        raise UserError(f"no node has room for a job with {flags}: they have {largest}; give less of one of them")
+    usable = [kind for kind, jobs in zip(have, room, strict=True) if jobs]
     nodes_in_words = (f"{_counted(usable.count(kind), 'node')} with {kind}" for kind in dict.fromkeys(usable))
     return Share(wanted, gpus, sum(room), ", ".join(nodes_in_words))
 
@@ -268,7 +266,7 @@ def _look_around(paths: Sequence[str]) -> tuple[list[str], str]:
 def _train_there(
     mark: str, home: str | None, number: int, label: str, configs: str, cores: int, gpus: float
 ) -> Outcome:
-    """On a node, in a process of its own: train a cell, whose configurations come as JSON, or go on with it.
+    """On a node, in a process of its own: train a job, whose configurations come as JSON, or go on with it.
 
     Raises:
         Preempted: a signal ended it; there are checkpoints.
@@ -285,20 +283,20 @@ def _train_there(
     os.environ |= {CORES: str(cores), "NPROC": str(cores)}  # NPROC is what XLA goes by
     if 0 < gpus < 1:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY * gpus:.2f}")
-    keep_programs()
-    cell = Cell(label, tuple(map(Config.from_json, json.loads(configs))))
-    _await_predecessor(cell)
+    enable_compilation_cache()
+    job = Job(label, tuple(map(Config.from_json, json.loads(configs))))
+    _await_predecessor(job)
     try:
-        return attempt(cell)
+        return attempt(job)
     except Interrupted as stop:
         if stop.signum == signal.SIGINT:  # which is how Ray tells a task that it is cancelled
             return Outcome("stopped", str(stop))
         raise Preempted(str(stop)) from None
 
 
-def _await_predecessor(cell: Cell) -> None:
-    """Wait while a process holds a run of the cell: where its node is lost to Ray, it may live a little longer."""
-    folders = [run.folder for config in cell.configs for run in runs_of(config)]
+def _await_predecessor(job: Job) -> None:
+    """Wait while a process holds a run of the job: where its node is lost to Ray, it may live a little longer."""
+    folders = [run.folder for config in job.configs for run in runs_of(config)]
     end = time.monotonic() + DYING_SECONDS
     while any(map(is_held, folders)) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)

@@ -25,14 +25,14 @@ from floq.runs.loggers import read_csv
 from floq.runs.run import Run
 from floq.runs.run_data import collect_shown, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
-from floq.sweep.jobs import Cell, Outcome, attempt, cells_of, show_cells
+from floq.sweep.jobs import Job, Outcome, attempt, jobs_of, show_jobs
 from floq.sweep.plan import Entry, missing, plan, runs_of, show_plan
 from floq.training.schedule import Schedule
-from floq.training.train import check_built, fleets, settled
+from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils import files
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import forget_programs, use_all_cores
+from floq.utils.machine import clear_jit_cache, use_all_cores
 from floq.utils.progress import Display
 
 # --- What a sweep writes of its runs ---
@@ -205,7 +205,7 @@ def sweep_configs(
     for note in notes:
         display.note(f"note    {note}")
     _start_jax(len(configs), dry_run, placement)
-    configs = [settled(config) for config in configs]
+    configs = [resolve_paths(config) for config in configs]
     named = zip(configs, differences(configs), strict=True)
     labels = {config: name or _called(config) for config, name in named}
     here = [] if placement else fleets(missing(labels))  # whose results are shown when they have been trained
@@ -247,7 +247,7 @@ def _train(
     placement: "Placement | None",
     episodes: Mapping[str, int],
 ) -> list[str]:
-    """Train what has not ended of these runs, here or there, or only show how. Returns a line for each cell that
+    """Train what has not ended of these runs, here or there, or only show how. Returns a line for each job that
     failed."""
     left = missing(labels)
     with contextlib.ExitStack() as stack:
@@ -256,28 +256,28 @@ def _train(
             from floq.sweep.ray import connected
 
             share = stack.enter_context(connected(placement))
-        cells = cells_of({config: labels[config] for config in left}, _most(len(left), placement, share))
+        jobs = jobs_of({config: labels[config] for config in left}, _most(len(left), placement, share))
         if dry_run:
-            if cells:
+            if jobs:
                 slots, machines = (share.slots, share.machines) if share else (1, "this machine, one after another")
-                show_cells(cells, slots, machines, left[0].save_dir, display)
+                show_jobs(jobs, slots, machines, left[0].save_dir, display)
             return []
-        display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(cells)} programs")
+        display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
         for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
         _collect_missing(episodes, left, display)
-        if share is not None and placement is not None and cells:
-            from floq.sweep.ray import train_cells
+        if share is not None and placement is not None and jobs:
+            from floq.sweep.ray import train_jobs
 
-            fetch_missing(left, display)  # once, rather than by every cell
+            fetch_missing(left, display)  # once, rather than by every job
             display.note(f"ray     {share}")
-            outcomes = train_cells(cells, placement, share, show)
+            outcomes = train_jobs(jobs, placement, share, show)
         else:
-            outcomes = _train_here(cells, display, show)
+            outcomes = _train_here(jobs, display, show)
     failures = []
-    for cell, outcome in zip(cells, outcomes, strict=True):
+    for job, outcome in zip(jobs, outcomes, strict=True):
         if outcome.state == "failed":
-            failures.append(f"{cell.label} failed: {outcome.line}")
+            failures.append(f"{job.label} failed: {outcome.line}")
         if outcome.trace:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / "failures.txt", "a") as file:
@@ -286,24 +286,24 @@ def _train(
 
 
 def _most(runs: int, placement: "Placement | None", share: "Share | None") -> int | None:
-    """How many runs a cell may have: on a cluster, so many that no machine is idle while another has two's work."""
+    """How many runs a job may have: on a cluster, so many that no machine is idle while another has two's work."""
     if placement is None or share is None:
         return None
     return placement.fleet_size or max(1, -(-runs // share.slots))
 
 
-def _train_here(cells: Sequence[Cell], display: Display, show: bool) -> list[Outcome]:
-    """Train cells in this process, one after another."""
+def _train_here(jobs: Sequence[Job], display: Display, show: bool) -> list[Outcome]:
+    """Train jobs in this process, one after another."""
     outcomes = []
-    for number, cell in enumerate(cells, 1):
-        display.note(f"program {number} of {len(cells)}: {cell.label}, {len(cell.configs)} runs")
+    for number, job in enumerate(jobs, 1):
+        display.note(f"program {number} of {len(jobs)}: {job.label}, {len(job.configs)} runs")
         try:
-            outcomes.append(attempt(cell, show))
+            outcomes.append(attempt(job, show))
         except Interrupted as stop:
             raise Interrupted("stopped; the same command goes on, with what is on disk", stop.signum) from stop
         if outcomes[-1].state == "failed":
-            display.note(f"failed  {cell.label}: {outcomes[-1].line}")
-        forget_programs()
+            display.note(f"failed  {job.label}: {outcomes[-1].line}")
+        clear_jit_cache()
     return outcomes
 
 

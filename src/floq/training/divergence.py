@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from floq.agent.finite import SOUND, TERMS
+from floq.agent.finite import OK, TERMS
 from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.training.fleet import Fleet
-from floq.training.run_logger import Member
+from floq.training.run_logger import RunLogger
 from floq.training.schedule import Schedule
 from floq.utils.progress import Display
 
-MOST_REWINDS = 3  # between two checkpoints that are due
+MAX_REWINDS = 3  # between two checkpoints that are due
 USUAL_LR = 3e-4
 
 Info = dict[str, float]
@@ -28,20 +28,20 @@ class Divergences:
     """Looks after the runs of a fleet that diverge.
 
     Args:
-        members, fleet: the runs.
+        loggers, fleet: the runs.
         schedule: when checkpoints are due; only to these does a run go back, since others depend on signals and clocks.
         save: writes the checkpoint of one run as it is, given the run and its step.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        loggers: Sequence[RunLogger],
         fleet: Fleet,
         schedule: Schedule,
         display: Display,
         save: Callable[[int, int], None],
     ):
-        self._members, self._fleet, self._schedule = members, fleet, schedule
+        self._loggers, self._fleet, self._schedule = loggers, fleet, schedule
         self._display, self._save = display, save
         self.stopped: dict[int, str] = {}
         """By run, what is to be said of those that are over."""
@@ -49,9 +49,9 @@ class Divergences:
     @property
     def going(self) -> list[int]:
         """The runs that are not over."""
-        return [run for run in range(len(self._members)) if run not in self.stopped]
+        return [run for run in range(len(self._loggers)) if run not in self.stopped]
 
-    def attend(self, step: int, infos: list[Info]) -> list[Info]:
+    def handle(self, step: int, infos: list[Info]) -> list[Info]:
         """Look after the runs that met a fault on the way to this step.
 
         Args:
@@ -63,44 +63,44 @@ class Divergences:
         """
         found = list(infos)
         for run, fault in enumerate(self._fleet.faults):
-            while fault != SOUND and run not in self.stopped:
-                found[run] = self._attend_one(run, TERMS[fault - 1], step, found[run])
+            while fault != OK and run not in self.stopped:
+                found[run] = self._handle_one(run, TERMS[fault - 1], step, found[run])
                 fault = self._fleet.faults[run]
         return found
 
-    def _attend_one(self, run: int, term: str, step: int, info: Info) -> Info:
-        member, agent, online = self._members[run], self._fleet.agent(run), self._schedule.is_online(step - 1)
+    def _handle_one(self, run: int, term: str, step: int, info: Info) -> Info:
+        logger, agent, online = self._loggers[run], self._fleet.agent(run), self._schedule.is_online(step - 1)
         at = step if online else int(agent.step)
-        what = f"seed {member.config.seed} diverged at step {at}: the {term} is not finite"
-        earlier = self._earlier(member, at) if member.config.on_divergence == "rewind" else None
+        what = f"seed {logger.config.seed} diverged at step {at}: the {term} is not finite"
+        earlier = self._earlier(logger, at) if logger.config.on_divergence == "rewind" else None
         if earlier is None:
             self._stop(run, at, term, what, info)
             return info
-        saved = checkpoint.load(member.run.folder / "checkpoints", earlier).agent
+        saved = checkpoint.load(logger.run.folder / "checkpoints", earlier).agent
         learned = {name: getattr(saved, name) for name in ("params", "target", "target_actor", "opt_state")}
         # Online the updates until now are left out; offline the run catches up, on other batches than led here.
         beyond = self._fleet.step if online else int(agent.step) + 1
         self._fleet.replace(run, dataclasses.replace(agent, **learned, step=jnp.int32(beyond)))
-        member.note_rewind({"step": at, "to": earlier, "term": term})
+        logger.note_rewind({"step": at, "to": earlier, "term": term})
         self._display.note(f"rewind  {what}; it goes on with the weights of step {earlier} and other batches")
         return dict.fromkeys(info, math.nan) if online else self._fleet.advance(0)[run]
 
-    def _earlier(self, member: Member, at: int) -> int | None:
+    def _earlier(self, logger: RunLogger, at: int) -> int | None:
         """The checkpoint that a run which diverged at this step goes back to: the newest one, and for each time that it
         went back to since that was due, one further back. None if there are no more of either."""
-        steps = [step for step in checkpoint.steps(member.run.folder / "checkpoints") if 0 < step <= at]
+        steps = [step for step in checkpoint.steps(logger.run.folder / "checkpoints") if 0 < step <= at]
         due = [step for step in steps if self._schedule.save_due(step)]
-        times = len([rewind for rewind in member.run.rewinds if due and rewind["step"] >= due[-1]])
-        return due[-1 - times] if times < min(len(due), MOST_REWINDS) else None
+        times = len([rewind for rewind in logger.run.rewinds if due and rewind["step"] >= due[-1]])
+        return due[-1 - times] if times < min(len(due), MAX_REWINDS) else None
 
     def _stop(self, run: int, at: int, term: str, what: str, info: Info) -> None:
-        member = self._members[run]
-        folder = member.run.folder
+        logger = self._loggers[run]
+        folder = logger.run.folder
         self._save(run, at)
         metrics = {name: x if math.isfinite(x) else str(x) for name, x in info.items()}
-        member.run.write_json("diverged.json", {"step": at, "term": term, "metrics": metrics})
-        helps = ", ".join(what_helps(member.config, term))
-        if member.config.on_divergence == "rewind":
+        logger.run.write_json("diverged.json", {"step": at, "term": term, "metrics": metrics})
+        helps = ", ".join(what_helps(logger.config, term))
+        if logger.config.on_divergence == "rewind":
             helps = f"it has gone back as often as it may, or has no checkpoint to go back to; {helps}"
         self.stopped[run] = f"{what}; its last good state is {folder / 'checkpoints' / str(at)}; what helps: {helps}"
         self._display.note(f"stopped {self.stopped[run]}")

@@ -6,7 +6,7 @@ from floq.agent.policy import Policy
 from floq.evaluation.background import Background, Request
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.training.fleet import Fleet
-from floq.training.run_logger import Member
+from floq.training.run_logger import RunLogger
 from floq.training.schedule import Clocks
 from floq.utils.progress import Display
 
@@ -15,20 +15,20 @@ class Evaluations:
     """Those of the runs of a fleet. Each ends as a row in its run's eval.csv.
 
     Args:
-        members, fleet: the runs.
+        loggers, fleet: the runs.
         evaluator: plays episodes beside the training; or for each run what looks at its held-out data, at once.
         clocks: of the runs.
     """
 
     def __init__(
         self,
-        members: Sequence[Member],
+        loggers: Sequence[RunLogger],
         fleet: Fleet,
         evaluator: Background | Sequence[HeldOutEvaluator],
         display: Display,
         clocks: Clocks,
     ):
-        self._members, self._fleet, self._display, self._clocks = members, fleet, display, clocks
+        self._loggers, self._fleet, self._display, self._clocks = loggers, fleet, display, clocks
         self._background = evaluator if isinstance(evaluator, Background) else None
         self._held_out = None if isinstance(evaluator, Background) else evaluator
 
@@ -57,23 +57,23 @@ class Evaluations:
         for run in runs:
             if self._is_evaluated(run, step):
                 continue
-            member, seconds = self._members[run], self._clocks.seconds
+            logger, seconds = self._loggers[run], self._clocks.seconds
             look, agent = self._held_out[run], self._fleet.agent(run)
-            evaluation = look(agent, member.config.seed, step, should_stop=lambda: bool(received))
+            evaluation = look(agent, logger.config.seed, step, should_stop=lambda: bool(received))
             if evaluation is not None:
-                member.log_evaluation(evaluation, seconds)
+                logger.log_evaluation(evaluation, seconds)
 
     def take(self, wait: float = 0.0) -> None:
         """Log what has ended; waits up to `wait` seconds for the first."""
         if self._background is not None:
             for request, evaluation in self._background.finished(wait):
-                self._members[request.run].log_evaluation(evaluation, request.seconds)
+                self._loggers[request.run].log_evaluation(evaluation, request.seconds)
 
     def wait(self, most: int, received: list[int]) -> None:
         """Wait until no more than so many are pending, or a signal comes."""
         if self._background is None or len(self.pending) <= most:
             return
-        episodes = self._members[0].config.eval_episodes
+        episodes = self._loggers[0].config.eval_episodes
         total = len(self.pending) - most
         with self._display.bar("evaluate", total * episodes) as update_bar:
             while len(self.pending) > most and not received:
@@ -83,7 +83,7 @@ class Evaluations:
                 update_bar(min(done, total * episodes))
 
     def _is_evaluated(self, run: int, step: int) -> bool:
-        return step in self._members[run].run.evaluations().get("step", [])
+        return step in self._loggers[run].run.evaluations().get("step", [])
 
     def _submit(self, step: int, policies: Mapping[int, Policy]) -> None:
         assert self._background is not None

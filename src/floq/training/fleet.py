@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent.agent import Agent, Info, zeros_like_info
-from floq.agent.finite import SOUND
+from floq.agent.finite import OK
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
 from floq.data.replay import Mixture
@@ -105,7 +105,7 @@ class Fleet:
         self.batch_keys, self._validation_keys = self.place(batch_keys), self.place(validation_keys)
         self.train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
         self._program: Callable[..., Any] = partial(_train_steps, layout=self.layout)
-        self.fault_codes = self.place([jnp.int32(SOUND)] * self._runs)
+        self.fault_codes = self.place([jnp.int32(OK)] * self._runs)
         self._stop = max((int(agent.step) for agent in agents), default=0)
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class Fleet:
     def replace(self, run: int, agent: Agent) -> None:
         """Let a run go on as this agent, its fault forgotten."""
         self.agents = self.place([agent if number == run else self.agent(number) for number in range(self._runs)])
-        codes = [SOUND if number == run else code for number, code in enumerate(self.faults)]
+        codes = [OK if number == run else code for number, code in enumerate(self.faults)]
         self.fault_codes = self.place([jnp.int32(code) for code in codes])
 
     def agent(self, run: int) -> Agent:
@@ -229,11 +229,11 @@ def train_steps(
 
     def goes_on(carry):
         agent, fault, _ = carry
-        return (fault == SOUND) & (agent.step < stop)
+        return (fault == OK) & (agent.step < stop)
 
     def step(carry):
         agent, _, _ = carry
-        agent, info, fault = agent.guarded_update(divide_batch(sample_batch(agent, dataset, batch_key)))
+        agent, info, fault = agent.update_if_finite(divide_batch(sample_batch(agent, dataset, batch_key)))
         return agent, fault, info
 
     info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))

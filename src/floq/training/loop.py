@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from floq.agent.policy import Policy
-from floq.analysis.health import early_signs
+from floq.analysis.health import health_warnings
 from floq.analysis.results import headline, scores
-from floq.data.replay import Recorded
+from floq.data.replay import ReplaySnapshot
 from floq.evaluation.background import Background
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.runs import checkpoint
@@ -27,19 +27,19 @@ from floq.training.divergence import Divergences
 from floq.training.evaluations import Evaluations
 from floq.training.fleet import Fleet
 from floq.training.online import Online
-from floq.training.run_logger import Member
+from floq.training.run_logger import RunLogger
 from floq.training.schedule import Clocks, Rate, Schedule
 from floq.utils.errors import Failed, Interrupted
 from floq.utils.progress import Display
 
-MOST_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
+MAX_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
 
 
 class Loop:
     """A fleet of runs from the step that they are at to their last.
 
     Args:
-        members: the runs, with logs that end at their step. They agree in all that the loop goes by: numbers of
+        loggers: the runs, with logs that end at their step. They agree in all that the loop goes by: numbers of
             steps, intervals, episodes.
         fleet: their agents, with the data.
         evaluator: plays episodes beside the training; or, without an environment, looks at held-out data.
@@ -52,7 +52,7 @@ class Loop:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        loggers: Sequence[RunLogger],
         fleet: Fleet,
         evaluator: Background | Sequence[HeldOutEvaluator],
         sizes: tuple[int, int],
@@ -60,18 +60,18 @@ class Loop:
         clocks: Mapping[str, float],
         started: float,
         step: int = 0,
-        recorded: Sequence[Recorded | None] = (),
+        recorded: Sequence[ReplaySnapshot | None] = (),
     ):
-        self.members, self.fleet = members, fleet
-        self._config: Config = members[0].config
+        self.loggers, self.fleet = loggers, fleet
+        self._config: Config = loggers[0].config
         self._sizes, self._display = sizes, display
         self._clocks = Clocks(clocks, started)
         self._step, self._schedule = step, Schedule(self._config)
-        self._divergences = Divergences(members, fleet, self._schedule, display, self._save_run)
-        self._evaluations = Evaluations(members, fleet, evaluator, display, self._clocks)
+        self._divergences = Divergences(loggers, fleet, self._schedule, display, self._save_run)
+        self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks)
         self._saved_at = started
         self._online: Online | None = None  # from the first environment step on
-        self._recorded = list(recorded) or [None] * len(members)
+        self._recorded = list(recorded) or [None] * len(loggers)
         self._owes_rows = False  # whether rows of this step are still to be written
 
     def go(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
@@ -112,10 +112,10 @@ class Loop:
         with self._display.bar("train", last, start=first) as update_bar:
             while self._step < last and self._going and not received:
                 infos = self._advance_online(workers, received) if due.is_online(self._step) else self._advance()
-                infos = self._divergences.attend(self._step, infos)
+                infos = self._divergences.handle(self._step, infos)
                 self._do_what_is_due(infos, received)
                 self._evaluations.take()
-                self._evaluations.wait(MOST_PENDING * len(self.members), received)
+                self._evaluations.wait(MAX_PENDING * len(self.loggers), received)
                 if due.save_due(self._step) or self._save_is_late or received:
                     self._save()
                     saved_step = self._step
@@ -142,7 +142,7 @@ class Loop:
 
     @property
     def _stopped(self) -> str:
-        folders = " ".join(str(self.members[run].run.folder) for run in self._going)
+        folders = " ".join(str(self.loggers[run].run.folder) for run in self._going)
         return f"at step {self._step}; go on with floq train --resume {folders}"
 
     @property
@@ -157,7 +157,7 @@ class Loop:
 
     def summary(self, run: int) -> dict[str, Any]:
         """What `summary.json` of a run says at the end."""
-        found = scores(self.members[run].scores)
+        found = scores(self.loggers[run].scores)
         plays = self._config.env_name is not None and self._config.eval_interval > 0
         return {
             "success": found.pop("success", None),
@@ -168,7 +168,7 @@ class Loop:
             "seconds": self._clocks.seconds,
             "seconds_to_first_update": self._clocks.to_first_update,
             "steps": self._step,
-            "runs_in_fleet": len(self.members),
+            "runs_in_fleet": len(self.loggers),
             **found,
         }
 
@@ -188,8 +188,8 @@ class Loop:
         due at the step that it led to is done before that is raised."""
         c = self._config
         if self._online is None:
-            configs, done = [member.config for member in self.members], self._step - c.offline_steps
-            explored = [member.last_row for member in self.members]
+            configs, done = [logger.config for logger in self.loggers], self._step - c.offline_steps
+            explored = [logger.last_row for logger in self.loggers]
             online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display, explored)
             self._online = workers.enter_context(online)
             self._recorded = []
@@ -223,14 +223,14 @@ class Loop:
         times = {"time/epoch_time": epoch_time, "time/total_time": self._clocks.seconds}
         held_out, ranges = self.fleet.validate(), self.fleet.return_ranges()
         for number in self._going:
-            member = self.members[number]
+            logger = self.loggers[number]
             row = _named("training", infos[number]) | _named("validation", held_out[number]) | times
             if self._online is not None:
                 row |= self._online.statistics(number)
-            member.log_training(step, row)
-            for sign, what in early_signs(member.config.agent.flat(), row, ranges[number]).items():
-                if member.is_new(sign):
-                    self._display.note(f"warning seed {member.config.seed}, step {step}: {what}")
+            logger.log_training(step, row)
+            for sign, what in health_warnings(logger.config.agent.flat(), row, ranges[number]).items():
+                if logger.is_new(sign):
+                    self._display.note(f"warning seed {logger.config.seed}, step {step}: {what}")
 
     # --- checkpoints ---
 
@@ -252,30 +252,30 @@ class Loop:
             raise failed
         self._saved_at = time.monotonic()
         if self._config.keep_checkpoints is not None:
-            for member in self.members:  # only now: until all have saved, those before are what all have
-                prune(member.run.folder / "checkpoints", self._config.keep_checkpoints)
+            for logger in self.loggers:  # only now: until all have saved, those before are what all have
+                prune(logger.run.folder / "checkpoints", self._config.keep_checkpoints)
 
-    def _save_run(self, run: int, step: int, replay: Recorded | None = None) -> None:
-        member = self.members[run]
-        member.sync()
+    def _save_run(self, run: int, step: int, replay: ReplaySnapshot | None = None) -> None:
+        logger = self.loggers[run]
+        logger.sync()
         waiting = {request.step: request.policy for request in self._evaluations.pending if request.run == run}
-        folder, clocks = member.run.folder / "checkpoints", self._clocks.to_json()
+        folder, clocks = logger.run.folder / "checkpoints", self._clocks.to_json()
         agent, own = self.fleet.agent(run), {"step": step, "replay": replay}
-        checkpoint.save(folder, agent, self._sizes, member.config, clocks, waiting, **own)
+        checkpoint.save(folder, agent, self._sizes, logger.config, clocks, waiting, **own)
 
     # --- what is shown ---
 
     def _state(self, infos: list[dict[str, float]]) -> dict[str, str]:
         """What the progress line shows: means over the fleet."""
         state = {}
-        known = [headline(member.scores) for member in self.members if member.scores]
+        known = [headline(logger.scores) for logger in self.loggers if logger.scores]
         if known:
             state[known[0][0]] = f"{np.mean([value for _, value in known]):.3g}"
         if self._online is not None and (rate := self._online_rate.per_second):
             state["env steps/s"] = f"{rate:.0f}"
         elif self._updates_per_second:
             state["updates/s"] = f"{self._updates_per_second:.0f}" + (
-                f" x {len(self.members)}" if len(self.members) > 1 else ""
+                f" x {len(self.loggers)}" if len(self.loggers) > 1 else ""
             )
         if self._evaluations.pending:
             state["evaluating"] = f"step {self._evaluations.pending[0].step}"

@@ -19,13 +19,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from floq.agent.agent import Agent
-from floq.agent.finite import ACTION, SOUND
+from floq.agent.finite import ACTION, OK
 from floq.agent.policy import Policy
 from floq.agent.state import Keys, ValueRange
 from floq.critics import CRITICS
-from floq.data.replay import Experience, Mixture, Recorded, Replay, window
+from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot, window
 from floq.envs.environments import EpisodeResult, index_of
-from floq.envs.exploration import MOST_FAILURES, ExploringEnvs, Failure, Site, Tick
+from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs, Failure, VectorStep
 from floq.envs.workers import START_SECONDS, WorkerError, WorkerLate, Workers
 from floq.runs.config import Config
 from floq.training.fleet import Fleet, FleetData, RunKeys, train_steps
@@ -37,7 +37,7 @@ from floq.utils.progress import Display
 # --- What the online phase adds to a fleet on its devices ---
 
 HEADROOM = 0.25  # by this part of what a reward was outside the range, the range goes beyond it
-LEAST = 0.05  # or by this part of the range: rewards that slowly grow should not change it every time
+MIN_WIDENING = 0.05  # or by this part of the range: rewards that slowly grow should not change it every time
 
 
 class OnlineFleet:
@@ -55,7 +55,7 @@ class OnlineFleet:
         self,
         fleet: Fleet,
         keys: Sequence[PRNGKeyArray],
-        recorded: Sequence[Recorded],
+        recorded: Sequence[ReplaySnapshot],
         ticks: int,
         buffer_size: int,
         balanced: bool,
@@ -99,13 +99,13 @@ class OnlineFleet:
         infos = self._fleet.divided(self._info)
         return infos if self.has_learned else [dict.fromkeys(info, float("nan")) for info in infos]
 
-    def recorded(self) -> Iterator[Recorded]:
+    def recorded(self) -> Iterator[ReplaySnapshot]:
         """The replays of the runs, one after another."""
         shards = [jax.tree.map(lambda x, place=place: _on(place, x), self._replay) for place in self._places]
         everything = itertools.chain.from_iterable(shard.recorded() for shard in shards)
         return itertools.islice(everything, len(self._fleet))  # the last may be idle copies
 
-    def cover(self, run: int, low: float, high: float) -> tuple[float, float] | None:
+    def widen_reward_range(self, run: int, low: float, high: float) -> tuple[float, float] | None:
         """Widen a run's range of rewards, which its flow looks for values in, where rewards from `low` to `high` leave
         it: to these, and somewhat beyond. Returns the new range, None if nothing changed."""
         r_min, r_max = self._range[:, run]
@@ -113,7 +113,7 @@ class OnlineFleet:
         if not (below or above):
             return None
         width = max(r_max, high) - min(r_min, low)
-        beyond = lambda excess: excess + max(HEADROOM * excess, LEAST * width) if excess else 0.0  # noqa: E731
+        beyond = lambda excess: excess + max(HEADROOM * excess, MIN_WIDENING * width) if excess else 0.0  # noqa: E731
         self._range[:, run] = r_min - beyond(below), r_max + beyond(above)
         wider = [ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T]
         placed = self._fleet.place(wider)
@@ -121,7 +121,7 @@ class OnlineFleet:
         return float(self._range[0, run]), float(self._range[1, run])
 
 
-def _divided(shares: Sequence[Sequence[Recorded]], ticks: int, layout: Layout) -> Replay:
+def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Layout) -> Replay:
     """The replays of the devices as one whose arrays are divided among them: none holds more than its own, ever."""
     sharding, parts = NamedSharding(layout.mesh, PartitionSpec("runs")), []
     for place, share in zip(layout.mesh.devices[:, 0], shares, strict=True):
@@ -156,7 +156,7 @@ def _explore(
         act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
         acts = jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
         sound = jnp.isfinite(acts)
-        return jnp.where(sound, acts, 0.0), jnp.where((fault == SOUND) & ~jnp.all(sound), ACTION, fault)
+        return jnp.where(sound, acts, 0.0), jnp.where((fault == OK) & ~jnp.all(sound), ACTION, fault)
 
     return for_each_run(explore, layout, (policies, faults, keys, obs), (tick,))
 
@@ -223,7 +223,7 @@ class Online:
         fleet: Fleet,
         sizes: tuple[int, int],
         steps: int,
-        recorded: Sequence[Recorded | None],
+        recorded: Sequence[ReplaySnapshot | None],
         display: Display,
         explored: Sequence[Mapping[str, float]] = (),
     ):
@@ -232,7 +232,7 @@ class Online:
         self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
         self._bounded = CRITICS[c.agent.critic_name][1].bounded
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
-        sites = [Site((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
+        sites = [EnvSpec((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
         count = worker_count(None, len(sites))
         self._shares = [sites[i::count] for i in range(count)]
         arguments = [(tuple(share), c.success_timing, c.restart_failed_envs) for share in self._shares]
@@ -242,7 +242,7 @@ class Online:
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
         last = explored or [{} for _ in configs]
         self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
-        before = [run or Recorded.nothing(c.num_envs, *sizes) for run in recorded]
+        before = [run or ReplaySnapshot.empty(c.num_envs, *sizes) for run in recorded]
         balanced = bool(c.balanced_sampling)
         drawn_from = int(window(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
         ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
@@ -280,10 +280,10 @@ class Online:
             # Who is late sets the order: late devices get their next updates at once, to be made when the actions are
             # chosen; late environments get their actions before anything else happens.
             devices_are_late = self._fleet.is_busy
-            chosen = self._fleet.explore(self._obs, self._tick)
+            actions_of = self._fleet.explore(self._obs, self._tick)
             if devices_are_late:
                 self._learn()
-            actions = chosen()
+            actions = actions_of()
             begun = self._workers.begin_call("step", self._calls(actions))
             if not devices_are_late:
                 self._learn()
@@ -314,24 +314,25 @@ class Online:
             self._episodes[run] = []
         return self._statistics[run]
 
-    def recorded(self) -> Iterator[Recorded]:
+    def recorded(self) -> Iterator[ReplaySnapshot]:
         """The replays of the runs with all that they have seen, one after another."""
         for run, recorded in enumerate(self._fleet.recorded()):
-            yield recorded if self._pending is None else recorded.and_then(self._pending, run)
+            yield recorded if self._pending is None else recorded.append(self._pending, run)
 
     def _calls(self, actions: np.ndarray) -> list[tuple[int, np.ndarray]]:
         return [(self._tick, actions[self._at(share)]) for share in self._shares]
 
     @staticmethod
-    def _at(share: Sequence[Site]) -> tuple[np.ndarray, ...]:
+    def _at(share: Sequence[EnvSpec]) -> tuple[np.ndarray, ...]:
         """Where the environments of a share are in arrays of all."""
         return index_of([site.slot for site in share])
 
-    def _received(self, answers: Sequence[Tick | WorkerError], actions: np.ndarray) -> Experience:
+    def _received(self, answers: Sequence[VectorStep | WorkerError], actions: np.ndarray) -> Experience:
         """What a tick brought, out of what the workers answered."""
         ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerError)]
         ticks = [
-            self._revived(i, answer) if isinstance(answer, WorkerError) else answer for i, answer in enumerate(answers)
+            self._restarted(i, answer) if isinstance(answer, WorkerError) else answer
+            for i, answer in enumerate(answers)
         ]
         self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
         new = Experience.of_resets(np.zeros_like(self._obs), self._act_size)._replace(actions=actions)
@@ -346,12 +347,12 @@ class Online:
         self._obs = new.observations
         for run, stepped in enumerate(new.stepped):
             if stepped.any() and self._bounded:
-                self._cover(run, new.rewards[run][stepped])
+                self._widen_reward_range(run, new.rewards[run][stepped])
         return new
 
     def _note(self, failure: Failure) -> None:
         if not failure.goes_on:
-            raise self._end(failure.what, MOST_FAILURES)
+            raise self._end(failure.what, MAX_FAILURES)
         self._display.note(f"note    {failure.what}; it is made anew")
 
     def _end(self, what: str, times: int) -> Failed:
@@ -359,7 +360,7 @@ class Online:
         remedy = "--restart_failed_envs=True would go on with a fresh one"
         return Failed(f"{what} ({f'{times} times in a row' if self._config.restart_failed_envs else remedy})")
 
-    def _revived(self, worker: int, failed: WorkerError) -> Tick:
+    def _restarted(self, worker: int, failed: WorkerError) -> VectorStep:
         """The first tick of a worker that takes the place of one that died, hangs, or could not make its environments:
         all of them begin anew."""
         names = ", ".join(f"{site.slot[1]} of {site.env_name} (seed {site.seed})" for site in self._shares[worker])
@@ -367,7 +368,7 @@ class Online:
             late = f"did not answer within {failed.timeout:g} seconds" if isinstance(failed, WorkerLate) else ""
             what = f"the process with the environments {names} {late or f'failed: {failed.line}'}"
             self._deaths[worker] += 1
-            if not self._config.restart_failed_envs or self._deaths[worker] >= MOST_FAILURES:
+            if not self._config.restart_failed_envs or self._deaths[worker] >= MAX_FAILURES:
                 raise self._end(what, self._deaths[worker])
             self._display.note(f"note    {what}; it is started anew")
             self._workers.restart(worker)
@@ -377,8 +378,8 @@ class Online:
             except WorkerError as again:
                 failed = again
 
-    def _cover(self, run: int, rewards: np.ndarray) -> None:
-        wider = self._fleet.cover(run, float(rewards.min()), float(rewards.max()))
+    def _widen_reward_range(self, run: int, rewards: np.ndarray) -> None:
+        wider = self._fleet.widen_reward_range(run, float(rewards.min()), float(rewards.max()))
         if wider is not None:
             step = self._config.offline_steps + self.steps
             self._display.note(

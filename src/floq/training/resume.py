@@ -8,15 +8,24 @@ from typing import Any, NamedTuple
 
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
-from floq.data.replay import Recorded
+from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint, run_data
-from floq.runs.checkpoint import Checkpoint, Damaged, mend, remove_after, set_aside, steps, steps_set_aside
+from floq.runs.checkpoint import Checkpoint, Damaged, quarantine, quarantined_steps, remove_after, repair, steps
 from floq.runs.config import Config
-from floq.runs.run import Run, installed_versions, told
+from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import ALWAYS, BEFORE_ONLINE, own_checkpoint
 from floq.training.hosts import ALONE, Hosts
 from floq.training.sharding import Layout
-from floq.training.train import carry_through, check_built, episodes_of, fleets, fresh_agent, held, records, share
+from floq.training.train import (
+    check_built,
+    episodes_of,
+    fleets,
+    fresh_agent,
+    lock_runs,
+    records,
+    run_to_completion,
+    share,
+)
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import be_deterministic, use_all_cores
@@ -29,7 +38,7 @@ class Found(NamedTuple):
     """What a run goes on from: its checkpoint and what it had seen online; neither if it starts anew."""
 
     saved: Checkpoint | None = None
-    replay: Recorded | None = None
+    replay: ReplaySnapshot | None = None
 
     @property
     def step(self) -> int:
@@ -51,7 +60,7 @@ def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Fo
     """
     folders = [run.folder / "checkpoints" for run in runs]
     for folder in folders:
-        for aside in mend(folder):
+        for aside in repair(folder):
             note(f"damaged {aside} lacks its manifest")
     if not stopped_together(runs):
         listed = ", ".join(map(str, _newest(folders)))
@@ -60,7 +69,7 @@ def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Fo
         known = [steps(folder) for folder in folders]
         common = set(known[0]).intersection(*known)
         if not common:
-            if any(steps_set_aside(folder) for folder in folders):
+            if any(quarantined_steps(folder) for folder in folders):
                 raise UserError(f"{_without(folders)} has no checkpoint left that can be read: start the run again")
             return [Found()] * len(runs)
         found = [_read(run, max(common), note) for run in runs]
@@ -68,7 +77,7 @@ def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Fo
             return [one for one in found if one]
 
 
-def forget_later(runs: Sequence[Run], step: int) -> None:
+def remove_later_checkpoints(runs: Sequence[Run], step: int) -> None:
     """Delete the checkpoints after this step, where some of the runs were further: they would be gone back to while
     the rows of the logs before them are not there."""
     for run in runs:
@@ -82,7 +91,7 @@ def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
         saved = own_checkpoint(run, step)
         replay = checkpoint.load_replay(folder, step)
     except Damaged as error:
-        aside = set_aside(folder, step)
+        aside = quarantine(folder, step)
         note(f"damaged {str(error).rsplit(':', 1)[0]}; it is {aside.name} now, and the run goes back to an older one")
         return None
     if replay is None and step > saved.config.offline_steps:
@@ -105,7 +114,7 @@ def stopped_together(runs: Sequence[Run]) -> bool:
 
 def _newest(folders: Sequence[Path]) -> list[int]:
     """How far each run has come; a checkpoint that was set aside counts."""
-    return [max([*steps(folder), *steps_set_aside(folder)], default=0) for folder in folders]
+    return [max([*steps(folder), *quarantined_steps(folder)], default=0) for folder in folders]
 
 
 def _without(folders: Sequence[Path]) -> Path:
@@ -169,7 +178,7 @@ def resume_fleet(
         raise UserError("these runs differ in more than a fleet's may: resume them one by one")
     for folder in folders:
         check_writable(folder / "checkpoints", "make the run's folder writable, or resume a copy of it")
-    with held(runs), told(runs):
+    with lock_runs(runs), to_error(runs):
         return _go_on(old, runs, data, display, started, draw)
 
 
@@ -212,7 +221,7 @@ def _go_on(
         pending = [one.saved.pending if one.saved else {} for one in found]
         clocks, replays = found[0].saved.clocks if found[0].saved else {}, [one.replay for one in found]
         layout = Layout.for_runs(len(runs), configs[0].batch_devices)
-        return carry_through(
+        return run_to_completion(
             runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, replays
         )
 
@@ -223,10 +232,10 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
     for run, of_run in zip(runs, records, strict=True):
         run.write_config(of_run)
         run.reopen()
-    forget_later(runs, step)  # before the rows that lead to them
+    remove_later_checkpoints(runs, step)  # before the rows that lead to them
     for run in runs:
-        run.forget_after(step)
-        run.sweep()
+        run.cut_back_to(step)
+        run.remove_temp_files()
 
 
 def _check_steps(old: Config, new: Config, step: int) -> None:

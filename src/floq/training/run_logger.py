@@ -6,17 +6,17 @@ from typing import Any
 from floq.agent.state import Keys
 from floq.evaluation.held_out import HeldOut
 from floq.evaluation.rollouts import Evaluation
-from floq.runs.loggers import CsvLogger, mirrors, read_csv
+from floq.runs.loggers import CsvLogger, metric_sinks, read_csv
 from floq.runs.run import Run
 from floq.utils import files
 
 
-class Member:
+class RunLogger:
     """One run of a fleet, as it is on disk and wherever else it logs; `step` is where it begins or goes on."""
 
     def __init__(self, run: Run, step: int = 0):
         self.run, self.config = run, run.config
-        self._mirrors = mirrors(run.folder, run.config, step)
+        self._sinks = metric_sinks(run.folder, run.config, step)
         self.keys = Keys.of(run.config.seed)
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
@@ -51,9 +51,9 @@ class Member:
 
     def close(self) -> None:
         """Nothing is logged any more."""
-        for mirror in self._mirrors:
-            mirror.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
-        for destination in (log, *self._mirrors):
+        for destination in (log, *self._sinks):
             destination.log(step, dict(row))

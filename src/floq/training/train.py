@@ -11,7 +11,7 @@ from floq.agent.policy import Policy
 from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset, Splits
-from floq.data.replay import Recorded
+from floq.data.replay import ReplaySnapshot
 from floq.envs.environments import dataset_name
 from floq.evaluation.background import Background
 from floq.evaluation.held_out import HeldOutEvaluator
@@ -20,16 +20,16 @@ from floq.networks import kernels
 from floq.runs import run_data
 from floq.runs.config import Config
 from floq.runs.loggers import check_installed
-from floq.runs.run import Run, installed_versions, told
+from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import make_agent, network_sizes, restore, source_of_weights
 from floq.training.fleet import Fleet, FleetData
 from floq.training.hosts import ALONE, Hosts
 from floq.training.loop import Loop
-from floq.training.run_logger import Member
+from floq.training.run_logger import RunLogger
 from floq.training.sharding import Layout
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable
-from floq.utils.machine import be_deterministic, forget_programs, use_all_cores
+from floq.utils.machine import be_deterministic, clear_jit_cache, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.signals import Stopped, catch_signals, number_of
 
@@ -90,7 +90,7 @@ def train_fleet(
     configs = share(configs, hosts, display)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
-    configs = [settled(config) for config in configs]
+    configs = [resolve_paths(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
     finished: dict[int, Run] = {}
@@ -109,7 +109,7 @@ def train_fleet(
             if left:
                 display.note(f"failed  {failure}; the other programs go on")
         if len(groups) > 1:
-            forget_programs()
+            clear_jit_cache()
     if failures:
         raise Failed("; ".join(failures))
     return [finished[i] for i in range(len(configs))]
@@ -175,10 +175,10 @@ def _train_one_fleet(
         for note in notes:
             display.note(f"note    {note}")
         runs = [Run.create(config, records(split)) for config, split in zip(configs, splits, strict=True)]
-        with held(runs), told(runs):
+        with lock_runs(runs), to_error(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.keep_made(run, split)
-            return carry_through(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
+            return run_to_completion(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 
 def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
@@ -189,9 +189,9 @@ def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
     return share
 
 
-def settled(config: Config) -> Config:
+def resolve_paths(config: Config) -> Config:
     """The configuration with all that it refers to as it is now, so that it is the same when the run is resumed."""
-    config = run_data.settled(config)
+    config = run_data.resolve_data_paths(config)
     source = source_of_weights(config)
     if source is None:
         return config
@@ -211,7 +211,7 @@ def records(data: Splits) -> dict[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def held(runs: Sequence[Run]) -> Iterator[None]:
+def lock_runs(runs: Sequence[Run]) -> Iterator[None]:
     """Hold the folders of the runs for this process."""
     with contextlib.ExitStack() as stack:
         for run in runs:
@@ -232,7 +232,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
             c.success_timing,
             c.eval_episodes,
             action_chunk=c.agent.action_chunk,
-            players=len(configs),
+            rollouts=len(configs),
             timeout=c.env_timeout,
         ) as evaluator,
         Background(evaluator, [config.seed for config in configs], names) as background,
@@ -240,7 +240,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
         yield background
 
 
-def carry_through(
+def run_to_completion(
     runs: list[Run],
     agents: Sequence[Agent],
     tasks: dict[Hashable, Splits],
@@ -252,28 +252,28 @@ def carry_through(
     pending: Sequence[dict[int, Policy]] = (),
     draw: bool = True,
     step: int = 0,
-    recorded: Sequence[Recorded | None] = (),
+    recorded: Sequence[ReplaySnapshot | None] = (),
 ) -> list[Run]:
     """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
-    members, splits = [Member(run, step) for run in runs], list(tasks.values())
+    loggers, splits = [RunLogger(run, step) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
         [list(tasks).index(run_data.task_of(run.config)) for run in runs],
         FleetData.of([s.train for s in splits]),
         FleetData.of([s.validation for s in splits]),
-        [member.keys.batches for member in members],
-        [member.keys.validation for member in members],
+        [logger.keys.batches for logger in loggers],
+        [logger.keys.validation for logger in loggers],
         layout,
     )
     own = [tasks[run_data.task_of(run.config)] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
     sizes = network_sizes(runs[0].config, own[0].train)
-    loop = Loop(members, fleet, evaluator, sizes, display, clocks, started, step, recorded)
+    loop = Loop(loggers, fleet, evaluator, sizes, display, clocks, started, step, recorded)
     for run in runs:
         display.note(f"run     {run.folder}")
     with contextlib.ExitStack() as logs, catch_signals() as received:
-        for member in members:
-            logs.callback(member.close)
+        for logger in loggers:
+            logs.callback(logger.close)
         loop.go(received, pending)
     ended = [number for number in range(len(runs)) if number not in loop.diverged]
     summaries = {number: loop.summary(number) for number in ended}

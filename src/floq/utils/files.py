@@ -88,7 +88,7 @@ def _named(error: OSError, path: Path) -> OSError:
 
 
 DATA_FILES = (".npz", ".hdf5", ".h5")
-GLANCE = 0.05  # seconds; `is_held` takes far less
+LOCK_RETRY_S = 0.05  # seconds; `is_held` takes far less
 
 try:
     import fcntl
@@ -146,7 +146,7 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
     try:
         try:
             if not _locks(handle, fcntl.LOCK_EX):
-                time.sleep(GLANCE)  # somebody may only have looked, with `is_held`
+                time.sleep(LOCK_RETRY_S)  # somebody may only have looked, with `is_held`
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(busy) from error

@@ -98,7 +98,7 @@ def _jax_is_in_use() -> bool:
     return False
 
 
-def keep_programs() -> Path | None:
+def enable_compilation_cache() -> Path | None:
     """Keep compiled programs on disk from now on, so that the next process starts quickly, and return the folder: that
     of JAX_COMPILATION_CACHE_DIR if it is set, else one under the user's cache. None where that cannot be written.
 
@@ -123,7 +123,7 @@ def keep_programs() -> Path | None:
     return folder
 
 
-def forget_programs() -> None:
+def clear_jit_cache() -> None:
     """Let go of all that was compiled in this process. On a CPU each program maps its code in thousands of pieces, and
     Linux grants a process 65,530 of them: after some thirty programs of training, LLVM dies for want of more."""
     import jax

@@ -126,7 +126,7 @@ SIZES |= dict.fromkeys([name for name in POSITIVE if name.endswith(("_steps", "_
 """Beyond which a value is a slip or an attack: what it sizes would take a machine's memory or its time. No published
 setting comes near."""
 
-LARGEST, LAYERS, WIDEST = 2**31 - 1, 2**8, 2**16  # of any other whole number, of hidden layers, of each of them
+LARGEST, LAYERS, MAX_WIDTH = 2**31 - 1, 2**8, 2**16  # of any other whole number, of hidden layers, of each of them
 
 
 def check_names(names: dict[str, str]) -> None:
@@ -152,7 +152,7 @@ def check_ranges(settings: dict[str, Any]) -> None:
         if isinstance(value, float):
             require(name, math.isfinite, "finite")
         if name.endswith("hidden_dims"):
-            require(name, lambda size: 0 < size <= WIDEST, f"sizes greater than 0, at most {WIDEST}")
+            require(name, lambda size: 0 < size <= MAX_WIDTH, f"sizes greater than 0, at most {MAX_WIDTH}")
             if isinstance(value, tuple) and not 0 < len(value) <= LAYERS:
                 raise UserError(f"{name}: give at least one hidden layer, and at most {LAYERS}")
         elif type(value) is int and name != "seed":

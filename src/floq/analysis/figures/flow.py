@@ -18,7 +18,7 @@ MARGIN = 0.07  # of the unit of time, on both sides, for the noise interval and 
 NAMED = 3  # networks in a legend, at most
 
 
-class Fan(NamedTuple):
+class FlowPaths(NamedTuple):
     """The trajectories of one state-action.
 
     paths: (members, samples, K + 1), z at t = 0, 1/K, ..., 1 from several source samples, for each ensemble member.
@@ -37,16 +37,16 @@ class Fan(NamedTuple):
     targets: np.ndarray
 
 
-def flow_fans(path: Path, fans: Sequence[Fan], title: str) -> None:
+def flow_fans(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> None:
     """Draw, for a few state-actions, where source noise is carried, before the velocity field that carries it (above),
     and how far the way bends (below)."""
-    layout = {"rows": 2, "columns": len(fans), "sharex": True, "sharey": "row", "height_ratios": (2.3, 1)}
-    widest = max(float(np.abs(fan.field).max()) for fan in fans)
-    with figure(path, 3.7 * len(fans) + 0.8, 6.6, **layout) as (fig, axes):
-        above, below = axes[: len(fans)], axes[len(fans) :]
+    layout = {"rows": 2, "columns": len(flow_paths), "sharex": True, "sharey": "row", "height_ratios": (2.3, 1)}
+    widest = max(float(np.abs(fan.field).max()) for fan in flow_paths)
+    with figure(path, 3.7 * len(flow_paths) + 0.8, 6.6, **layout) as (fig, axes):
+        above, below = axes[: len(flow_paths)], axes[len(flow_paths) :]
         norm = CenteredNorm(0.0, widest or 1.0)
         shades = ScalarMappable(norm, "PRGn")
-        for fan, top, bottom in zip(fans, above, below, strict=True):
+        for fan, top, bottom in zip(flow_paths, above, below, strict=True):
             top.pcolormesh(fan.t, fan.z, fan.field, cmap=shades.cmap, norm=norm, alpha=0.45, rasterized=True)
             ones = np.ones_like(fan.field)
             top.streamplot(fan.t, fan.z, ones, fan.field, density=0.8, color="#00000055", linewidth=0.6, arrowsize=0.7)
@@ -77,7 +77,7 @@ def flow_fans(path: Path, fans: Sequence[Fan], title: str) -> None:
         fig.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
 
 
-def _paths(fan: Fan, top: Axes, bottom: Axes) -> None:
+def _paths(fan: FlowPaths, top: Axes, bottom: Axes) -> None:
     t = np.linspace(0.0, 1.0, fan.paths.shape[-1])
     bends = fan.paths - (fan.paths[..., :1] + t * (fan.paths[..., -1:] - fan.paths[..., :1]))
     looks = cycle(((BLUE, "-"), (ORANGE, (0, (4, 2)))))  # networks that agree are seen through each other
@@ -87,7 +87,7 @@ def _paths(fan: Fan, top: Axes, bottom: Axes) -> None:
         bottom.plot(t, bend.T, color=color, linestyle=style, linewidth=0.9)
 
 
-def _ends(fan: Fan, top: Axes) -> None:
+def _ends(fan: FlowPaths, top: Axes) -> None:
     """The interval of source noise on the left, the TD targets and the value on the right."""
     value = fan.paths[..., -1].mean()
     top.plot([-MARGIN / 2] * 2, fan.noise, color=INK, linewidth=5, solid_capstyle="butt", label="noise interval")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from floq.analysis.figures.style import BLUE, COLOURS, INK, figure, star
 
 
-class Opinion(NamedTuple):
+class ValueDistribution(NamedTuple):
     """One state-action.
 
     x, said: centres of bins (bins,) and masses (members, bins); or probabilities (taus,) and quantiles (members, taus);
@@ -26,12 +26,12 @@ class Opinion(NamedTuple):
     targets: np.ndarray
 
 
-def histograms(path: Path, opinions: Sequence[Opinion]) -> str:
+def histograms(path: Path, value_distributions: Sequence[ValueDistribution]) -> str:
     """Draw the histograms of a categorical critic. Returns what they show, in words."""
-    masses = [opinion.said.mean(axis=0) for opinion in opinions]
-    wide = [float(np.sqrt(np.sum(m * np.square(o.x - o.q)))) for m, o in zip(masses, opinions, strict=True)]
-    finding = "standard deviation of the histogram " + _listed(opinions, wide)
-    with figure(path, 3.7 * len(opinions), 4.2, 1, len(opinions), sharey=True) as (fig, axes):
+    masses = [opinion.said.mean(axis=0) for opinion in value_distributions]
+    wide = [float(np.sqrt(np.sum(m * np.square(o.x - o.q)))) for m, o in zip(masses, value_distributions, strict=True)]
+    finding = "standard deviation of the histogram " + _listed(value_distributions, wide)
+    with figure(path, 3.7 * len(value_distributions), 4.2, 1, len(value_distributions), sharey=True) as (fig, axes):
         fig.suptitle(
             "The histogram over returns that each network puts out; Q is its mean",
             x=0.01,
@@ -39,7 +39,7 @@ def histograms(path: Path, opinions: Sequence[Opinion]) -> str:
             weight="bold",
             fontsize=12,
         )
-        for opinion, ax in zip(opinions, axes, strict=True):
+        for opinion, ax in zip(value_distributions, axes, strict=True):
             for member, (masses_of, colour) in enumerate(zip(opinion.said, cycle(COLOURS), strict=False)):
                 ax.stairs(
                     masses_of,
@@ -51,7 +51,7 @@ def histograms(path: Path, opinions: Sequence[Opinion]) -> str:
                     label=_numbered(member, opinion.said),
                 )
             ax.axvline(opinion.q, color=INK, linewidth=1, linestyle="--", label="Q")
-            low = -0.03 * float(max(o.said.max() for o in opinions))
+            low = -0.03 * float(max(o.said.max() for o in value_distributions))
             ax.plot(opinion.targets, np.full(len(opinion.targets), low), "|", color=INK, clip_on=False)
             star(ax, float(opinion.targets.mean()), low, "TD target, draws and their mean")
             ax.set(title=f"{opinion.name}: Q = {opinion.q:.1f}", xlabel="return")
@@ -60,11 +60,11 @@ def histograms(path: Path, opinions: Sequence[Opinion]) -> str:
     return finding
 
 
-def quantile_functions(path: Path, opinions: Sequence[Opinion]) -> str:
+def quantile_functions(path: Path, value_distributions: Sequence[ValueDistribution]) -> str:
     """Draw the quantile functions of a quantile critic. Returns what they show, in words."""
-    wide = [float(np.ptp(opinion.said.mean(axis=0))) for opinion in opinions]
-    finding = "from the lowest to the highest quantile: " + _listed(opinions, wide)
-    with figure(path, 3.7 * len(opinions), 4.2, 1, len(opinions)) as (fig, axes):
+    wide = [float(np.ptp(opinion.said.mean(axis=0))) for opinion in value_distributions]
+    finding = "from the lowest to the highest quantile: " + _listed(value_distributions, wide)
+    with figure(path, 3.7 * len(value_distributions), 4.2, 1, len(value_distributions)) as (fig, axes):
         fig.suptitle(
             "The return at each probability tau, by each network; Q is the mean over tau",
             x=0.01,
@@ -72,7 +72,7 @@ def quantile_functions(path: Path, opinions: Sequence[Opinion]) -> str:
             weight="bold",
             fontsize=12,
         )
-        for opinion, ax in zip(opinions, axes, strict=True):
+        for opinion, ax in zip(value_distributions, axes, strict=True):
             for member, (values, colour) in enumerate(zip(opinion.said, cycle(COLOURS), strict=False)):
                 ax.plot(opinion.x, values, color=colour, linewidth=1.6, label=_numbered(member, opinion.said))
             ax.axhline(opinion.q, color=INK, linewidth=1, linestyle="--", label="Q")
@@ -133,8 +133,10 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.append(centres - half, centres[-1] + half)
 
 
-def _listed(opinions: Sequence[Opinion], numbers: Sequence[float]) -> str:
-    return ", ".join(f"{number:.2g} ({opinion.name})" for opinion, number in zip(opinions, numbers, strict=True))
+def _listed(value_distributions: Sequence[ValueDistribution], numbers: Sequence[float]) -> str:
+    return ", ".join(
+        f"{number:.2g} ({opinion.name})" for opinion, number in zip(value_distributions, numbers, strict=True)
+    )
 
 
 def _legend(fig, ax: Axes) -> None:

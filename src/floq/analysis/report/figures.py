@@ -33,7 +33,7 @@ RC: Any = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
 }
-MOST_TASKS = 12
+MAX_TASKS = 12
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 Look = tuple[str, Any]
 """A colour and a dash."""
@@ -54,11 +54,11 @@ def draw(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]
     if _is_crowded(report):
         left_out.append(f"curves and profiles of {len(names)} groups, for which there are {len(COLOURS)} colours")
         tasks = ()
-    elif len(tasks) > MOST_TASKS:
+    elif len(tasks) > MAX_TASKS:
         left_out.append(
-            f"learning curves of {len(tasks) - MOST_TASKS} of {len(tasks)} tasks: give fewer runs to see them"
+            f"learning curves of {len(tasks) - MAX_TASKS} of {len(tasks)} tasks: give fewer runs to see them"
         )
-        tasks = tasks[:MOST_TASKS]
+        tasks = tasks[:MAX_TASKS]
     paths = []
     for end, (width, columns) in WIDTHS.items():
         paths.append(stem.with_name(f"{stem.name}-{end}.{suffix}"))

@@ -101,7 +101,7 @@ class RunRecord:
     def step(self) -> int:
         """The last step that a file tells of."""
         logged = [columns["step"][-1] for columns in (self.training, self.evaluations) if columns]
-        return int(max([*logged, np.nan_to_num(self.told("steps"))]))
+        return int(max([*logged, np.nan_to_num(self.summary_value("steps"))]))
 
     @property
     def ends(self) -> bool:
@@ -112,7 +112,7 @@ class RunRecord:
     def seconds(self) -> float:
         """From start to end, or to the newest row; NaN before."""
         known = [c["time/total_time"][-1] for c in (self.training, self.evaluations) if "time/total_time" in c]
-        told = self.told("seconds")
+        told = self.summary_value("seconds")
         return float(max(known, default=math.nan)) if math.isnan(told) else told
 
     @property
@@ -140,7 +140,7 @@ class RunRecord:
                 return int(self.training["step"][learning + int((~finite[learning:]).argmax())])
         return None
 
-    def told(self, name: str) -> float:
+    def summary_value(self, name: str) -> float:
         """A number of summary.json; NaN if there is none."""
         found = self.summary.get(name)
         return float(found) if isinstance(found, int | float) else math.nan

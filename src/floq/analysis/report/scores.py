@@ -193,7 +193,7 @@ def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tup
 
 
 def _episodes(run: RunRecord) -> int:
-    return int(np.nan_to_num(run.told("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)
+    return int(np.nan_to_num(run.summary_value("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)
 
 
 # --- Learning curves of a group on a task ---

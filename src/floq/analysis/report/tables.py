@@ -269,7 +269,7 @@ def costs(report: Report) -> Table:
     for group in report.groups:
         ended = [run for run in group.runs if run.ends]
         rates, steps, fleets = (
-            [run.told(name) for run in ended]
+            [run.summary_value(name) for run in ended]
             for name in ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
         )
         row = [group.name, _range([1000 / rate for rate in rates if rate > 0]), _range(rates), _range(steps)]

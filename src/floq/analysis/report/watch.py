@@ -28,7 +28,7 @@ STYLES = {
 }
 """By state; the order in which they are shown."""
 
-MOST_DAMAGED = 5  # that are named
+MAX_DAMAGED = 5  # that are named
 
 Read = dict[Path, RunRecord | Damaged]
 
@@ -112,7 +112,7 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
     counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
     head = Text(", ".join(f"{count} {name}" for name, count in counts.items() if count), style="bold", no_wrap=True)
     head.append(f"   {time.strftime('%H:%M:%S')}", style="dim")
-    named = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MOST_DAMAGED]]
+    named = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MAX_DAMAGED]]
     parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in named)]
     used = 3 + sum(1 + len(text) // width for text in named)  # with the names of the columns, and a last line
     room = math.inf if height is None else height - used

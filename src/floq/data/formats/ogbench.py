@@ -28,7 +28,7 @@ from floq.utils.untrusted import read_json
 
 # --- Fetch an OGBench dataset from the benchmark's server or a mirror of it ---
 
-SILENCE = 30.0  # seconds without a byte after which a server counts as gone
+DOWNLOAD_TIMEOUT_S = 30.0  # seconds without a byte after which a server counts as gone
 CHUNK = 2**20
 SCHEMES = ("https", "http", "file")
 
@@ -77,7 +77,7 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
 
 
 def _fetch(url: str, path: Path, bar: Bar) -> None:
-    with urllib.request.urlopen(url, timeout=SILENCE) as response, open(path, "wb") as file:
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response, open(path, "wb") as file:
         total, free = int(response.headers.get("Content-Length") or 0), shutil.disk_usage(path.parent).free
         if total > free:
             raise OSError(f"it has {total / 1e9:.1f} GB, the disk {free / 1e9:.1f} GB left")
