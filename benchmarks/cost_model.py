@@ -19,7 +19,7 @@ import jax
 
 from floq.agent.config import AgentConfig
 from floq.analysis.cost_model import FLOAT, update_cost
-from floq.cli import parse_train
+from floq.cli.train import parse_train
 from floq.runs.config import Config
 from floq.runs.presets import configure
 from floq.training.bench import best_in_turn, fleet_of, random_data, repetitions_for

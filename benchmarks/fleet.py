@@ -23,7 +23,7 @@ def measure(agent: str, size: int, layout: str, steps: int, settings: list[str])
     import jax
 
     from floq.agent.state import Keys
-    from floq.cli import parse_train
+    from floq.cli.train import parse_train
     from floq.runs.weights import make_agent
     from floq.training.bench import best_in_turn, fleet_of, random_data
     from floq.training.sharding import Layout

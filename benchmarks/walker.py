@@ -4,8 +4,8 @@
     python benchmarks/walker.py RUN_DIR --out=FILE.safetensors
 
 A run folder of `floq train --env_name=online-ant-xy-v0` with the Gaussian actor becomes such a file, with how it was
-made in its header; in `src/floq/data/experts/` it is shipped. The table says how far the ant comes in the direction it
-is told, which changes every 100 steps, and how many goals an episode of the published collection reaches.
+made in its header; it is shipped in `src/floq/data/collection/experts/`. The table says how far the ant comes in the
+commanded direction, which changes every 100 steps, and how many goals an episode of the published collection reaches.
 """
 
 import dataclasses

@@ -45,6 +45,7 @@ from floq.envs import environments as _registers_ogbench  # noqa: E402, F401
 from floq.envs import workers  # noqa: E402
 from floq.utils.machine import clear_jit_cache  # noqa: E402
 
+OLD_JAX = version("jax").startswith("0.8.")  # its checker takes a key that a training loop carries for a reused one
 MAZE_DATA = "pointmaze-medium-navigate-v0"
 MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
 MEMORY, MAPPINGS = 4 * 2**30, 45_000  # of a test process, beyond which it lets go of its programs; Linux grants 65,530
@@ -80,11 +81,11 @@ def is_mathematics(item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures of any scope
 def pytest_runtest_setup(item):
-    """Shapes and keys are checked in the mathematics, and in whatever is slow; only the latter is optimised."""
+    """Check shapes and keys in the mathematics and in slow tests; optimise programs in the latter only."""
     slow = item.get_closest_marker("slow") is not None
-    checked = slow or is_mathematics(item)
-    jaxtyping_config.update("jaxtyping_disable", not checked)
-    jax.config.update("jax_debug_key_reuse", checked)
+    mathematics = is_mathematics(item)
+    jaxtyping_config.update("jaxtyping_disable", not (slow or mathematics))
+    jax.config.update("jax_debug_key_reuse", mathematics or (slow and not OLD_JAX))
     jax.config.update("jax_disable_most_optimizations", not slow)
 
 

@@ -73,10 +73,10 @@ DYING = """
 import sys
 from pathlib import Path
 from crash_inside import Countdown
-from floq import durable
+from floq.utils import files
 
 folder, countdown = Path(sys.argv[1]), Countdown(int(sys.argv[2]))
-write = countdown.torn(durable.write)
+write = countdown.torn(files.write)
 sys.addaudithook(countdown.on_event)
 (folder / "before").write_bytes(b"of no interest")
 with countdown.inside():

@@ -115,7 +115,8 @@ def test_several_devices_an_idle_place_and_going_on_in_another_process(dataset_d
     """Three runs over two devices: the end is the same, bit by bit, whether the fleet was stopped or not."""
     code = """
 import sys, jax
-from floq import cli, pictures
+from floq import cli
+from floq.analysis import pictures
 pictures.draw = lambda *_: None
 for words in {commands}:
     assert cli.run(["train", *words]) == 0
@@ -327,7 +328,7 @@ def test_a_program_that_fails_does_not_keep_others_from_being_trained(monkeypatc
             raise Interrupted("stopped", 15)
         return [Run(tmp_path, config) for config in group]
 
-    monkeypatch.setattr(sys.modules["floq.training.train"], "_train_one_fleet", train_one)
+    monkeypatch.setattr(sys.modules["floq.training.train"], "_train_group", train_one)
     with pytest.raises(Failed, match=r"^a joint broke$"):
         train_fleet(configs[:2])
     assert begun == [8, 16]

@@ -271,7 +271,8 @@ def test_an_online_fleet_over_several_devices_goes_on_bit_by_bit(tmp_path, npz):
     """Three runs over two devices, so that one place is idle; stopped in between or not."""
     code = """
 import sys, jax
-from floq import cli, pictures
+from floq import cli
+from floq.analysis import pictures
 pictures.draw = lambda *_: None
 for words in {commands}:
     assert cli.run(["train", *words]) == 0

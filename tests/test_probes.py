@@ -46,7 +46,7 @@ ACTORS = {
     "best_of_n": BestOfNConfig(actor_hidden_dims=WIDE, actor_flow_steps=4, num_candidates=16),
 }
 DISCOUNT, BATCH, UPDATES = 0.5, 32, 600
-PATIENCE = {"floq, climbs one pass": 4 * UPDATES}  # v(0, z) alone is learned more slowly than what K steps come to
+PATIENCE = {"floq, climbs one pass": 8 * UPDATES}  # v(0, z) alone is learned more slowly than what K steps come to
 
 
 class Probe(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 
 from floq import cli
 from floq.agent.config import AGENTS, AgentConfig
+from floq.cli.train import parse_train
 from floq.runs.presets import FAMILIES, configure, family
 
 COMMANDS = (Path(__file__).parent / "published_commands.txt").read_text().splitlines()
@@ -26,7 +27,7 @@ def test_they_are_all_here():
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_published_command_resolves(line):
     """What it says holds, and all else is the published default of its agent: no family preset steps in."""
-    (config,) = cli.parse_train([*shlex.split(line), "--dry_run"]).configs
+    (config,) = parse_train([*shlex.split(line), "--dry_run"]).configs
     values, flags = config.to_json(), flags_of(line)
     name = re.fullmatch(r"agents/(\w+)\.py", flags.pop("agent")).group(1)  # type: ignore[union-attr]
     default = configure(config.env_name, f"agents/{name}.py").to_json()
@@ -68,7 +69,7 @@ def test_a_lost_space_is_mended():
         *words, last = shlex.split(line)
         for broken in (f"{words[-1]}{last}", f"{words[-1]} {last}"):
             with pytest.raises(cli.UserError, match=re.escape(f"write {words[-1]} {last}")):
-                cli.parse_train([*words[:-1], broken])
+                parse_train([*words[:-1], broken])
 
 
 FLOQ_TABLE = {
@@ -115,8 +116,8 @@ def test_floqs_preset_is_that_of_its_published_commands(agent):
         if flags["agent"] == "agents/floq.py" and "online_steps" not in flags:
             best = {"critic_flow_steps", "noise_coverage"} & {flag.removeprefix("agent.") for flag in flags}
             argv = [f"--env_name={flags['env_name']}", *([f"--agent={agent}"] if agent else [])]
-            ours = cli.parse_train([*argv, *(["--preset=best"] if best else [])]).configs
-            assert ours == cli.parse_train(shlex.split(line)).configs
+            ours = parse_train([*argv, *(["--preset=best"] if best else [])]).configs
+            assert ours == parse_train(shlex.split(line)).configs
             seen.add((family(flags["env_name"]), bool(best)))
     assert len(seen) == 12  # ten families, two of them also with their best settings
 

@@ -23,9 +23,10 @@ from floq.runs.loggers import CsvLogger, cut_csv, read_csv
 from floq.runs.presets import configure
 from floq.runs.run import Run
 from floq.runs.weights import restore
-from floq.training import loop, train
+from floq.training import loop
 from floq.training.fleet import Fleet
 from floq.training.resume import resume
+from floq.training.train import train
 from floq.utils.errors import Interrupted, UserError
 
 SMALL = {

@@ -45,7 +45,11 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
         names = set(wheel.namelist())
     info = f"floq-{PROJECT['version']}.dist-info"
     package = {name.removeprefix("src/") for name in tracked() if name.startswith("src/floq/")}
-    assert {"floq/py.typed", "floq/report/page.html.j2", "floq/data/experts/ant.safetensors", "floq/cli.py"} <= package
+    assert {
+        "floq/py.typed",
+        "floq/analysis/report/page.html.j2",
+        "floq/data/collection/experts/ant.safetensors",
+    } <= package
     assert names - package == {f"{info}/{x}" for x in ("METADATA", "WHEEL", "RECORD", "entry_points.txt",
                                                        "licenses/LICENSE")}  # fmt: skip
     assert package - names == set()

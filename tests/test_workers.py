@@ -75,13 +75,6 @@ def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_ja
         assert workers.call("has_jax", [()]) == [False]
 
 
-@pytest.mark.parametrize("module", ["envs.exploration", "data.collection.random_play", "data.collection.collect"])
-def test_what_steps_environments_loads_neither_jax_nor_a_renderer(module):
-    code = f"import sys, floq.{module}; print({{'jax', 'mujoco', 'glfw', 'OpenGL', 'matplotlib'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "set()\n"
-
-
 def test_a_call_in_two_halves_and_one_that_takes_too_long():
     with Workers(Adder, [(0,), (100,)]) as workers:
         begun = workers.begin_call("add", [(1,), (2,)])

@@ -21,7 +21,7 @@ import numpy as np
 
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
-from floq.cli import parse_train
+from floq.cli.train import parse_train
 from floq.data.dataset import Batch
 from floq.networks.precision import computing_copy, matmul_precision
 from floq.runs.config import Config

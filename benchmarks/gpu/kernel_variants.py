@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from floq.cli import parse_train
+from floq.cli.train import parse_train
 from floq.critics import FloqCritic, ReturnScale
 from floq.networks.kernels import fused
 from floq.networks.kernels.plan import Plan

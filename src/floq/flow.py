@@ -1,6 +1,6 @@
-"""The idea on one page: a value is where a learned velocity field carries a random number.
+"""Flow matching: a value is the end point of a learned velocity field, integrated from random noise.
 
-Everything here is about one scalar z (or one action vector) and knows nothing of reinforcement learning. Batch with
+Every function takes one scalar z (or one action vector) and is independent of reinforcement learning. Batch with
 `jax.vmap`. Source: floq (arXiv 2509.06863), sections 3 and 4; t = 0 is noise, t = 1 is the return.
 """
 
@@ -19,10 +19,10 @@ Velocity: TypeAlias = Callable[[Float[Array, "*z"], Float[Array, ""]], Float[Arr
 def integrate(
     velocity: Velocity, z_0: Float[Array, "*z"], num_steps: int, solver: Solver = "euler"
 ) -> Float[Array, "*z"]:
-    """Follow `velocity(z, t)` from t = 0 to t = 1 in `num_steps` Euler steps from the left (eq. 4).
+    """Integrate `velocity(z, t)` from t = 0 to t = 1 in `num_steps` forward Euler steps (eq. 4).
 
-    The velocity is evaluated at t = 0, 1/K, ..., (K-1)/K; by the midpoint rule, at twice the cost, in the middle of
-    each step as well. Neither evaluates it at t = 1, where the ideal one is singular.
+    The velocity is evaluated at t = 0, 1/K, ..., (K-1)/K; the midpoint rule, at twice the cost, evaluates it in the
+    middle of each step as well. Neither evaluates it at t = 1, where the ideal velocity is singular.
     """
 
     def step(z: Float[Array, "*z"], i: Array):
@@ -34,7 +34,7 @@ def integrate(
 def trajectory(
     velocity: Velocity, z_0: Float[Array, "*z"], num_steps: int, solver: Solver = "euler"
 ) -> Float[Array, " steps *z"]:
-    """The same walk as `integrate`, with every stop: z at t = 0, 1/K, ..., 1, shape (K + 1, *z)."""
+    """Integrate as `integrate` does, but return z at all times t = 0, 1/K, ..., 1, shape (K + 1, *z)."""
 
     def step(z: Float[Array, "*z"], i: Array):
         z = z + slope(velocity, z, i, num_steps, solver) / num_steps
@@ -46,7 +46,7 @@ def trajectory(
 def slope(
     velocity: Velocity, z: Float[Array, "*z"], i: Array, num_steps: int, solver: Solver = "euler"
 ) -> Float[Array, "*z"]:
-    """The direction of step number i of `num_steps`, from z."""
+    """Return the velocity of step i of `num_steps` from z."""
     first = velocity(z, i / num_steps)
     if solver == "euler":
         return first
@@ -56,20 +56,20 @@ def slope(
 def flow_matching_loss(
     velocity: Velocity, z_0: Float[Array, ""], target: Float[Array, ""], t: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Squared error of the velocity on the straight path from the noise `z_0` to the return `target` (eq. 6)."""
+    """Return the velocity's squared error on the straight path from the noise `z_0` to the return `target` (eq. 6)."""
     z_t = (1 - t) * z_0 + t * target
     return jnp.square(velocity(z_t, t) - (target - z_0))
 
 
 def source_nodes(key: PRNGKeyArray, num: int, scheme: NoiseScheme = "iid") -> Float[Array, " num"]:
-    """`num` points of the unit interval at which to start the flow.
+    """Return `num` points of the unit interval at which the flow starts.
 
     iid: independent uniform draws, as published. stratified: one uniform draw in each of `num` equal cells, which
     keeps the mean unbiased and removes most of its variance, since z is one-dimensional. midpoint: the cells' centres,
     no randomness. Consumes `key`.
 
     Raises:
-        ValueError: the scheme is none of the three.
+        ValueError: unknown scheme.
     """
     if scheme == "iid":
         return jax.random.uniform(key, (num,))
@@ -82,6 +82,6 @@ def source_nodes(key: PRNGKeyArray, num: int, scheme: NoiseScheme = "iid") -> Fl
 
 
 def curvature(path: Float[Array, " steps"]) -> Float[Array, ""]:
-    """Mean distance of a trajectory from its chord, in units of z: 0 for the straight path of an ideal flow."""
+    """Return a trajectory's mean distance from its chord, in units of z: 0 for the straight path of an ideal flow."""
     t = jnp.linspace(0.0, 1.0, path.shape[0])
     return jnp.mean(jnp.abs(path - (path[0] + t * (path[-1] - path[0]))))

@@ -1,4 +1,4 @@
-"""Actors by name. A new one is a file with the verbs of `base.Actor` and a line here."""
+"""Actors by name. To add one, implement `base.Actor` in a new file and register it here."""
 
 from floq.actors.base import Actor, ActorLoss, Value
 from floq.actors.best_of_n import BestOfNActor, BestOfNConfig

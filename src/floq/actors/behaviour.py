@@ -1,4 +1,4 @@
-"""A flow policy that imitates the data's actions: what FQL distils and what best-of-N samples from."""
+"""A flow policy that imitates the data's actions. FQL distils it, best-of-N samples from it."""
 
 from collections.abc import Sequence
 
@@ -19,20 +19,21 @@ class BehaviourFlow(eqx.Module):
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, hidden_dims: Sequence[int], layer_norm: bool
     ) -> "BehaviourFlow":
-        """Consumes `key`."""
+        """Initialise the network. Consumes `key`."""
         return cls(MLP.init(key, obs_size + act_size + 1, hidden_dims, act_size, layer_norm))
 
     def velocity(self, obs: Float[Array, " obs"], x: Float[Array, " act"], t: Float[Array, ""]) -> Float[Array, " act"]:
-        """Where an action on its way is carried."""
+        """Return the velocity at `x`, an action at time t of the flow."""
         return self.net(jnp.concatenate([obs, x, t[None]]))
 
     def loss(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], x_0: Float[Array, " act"], t: Float[Array, ""]
     ) -> Float[Array, ""]:
-        """Flow matching on the straight path from the noise `x_0` to the data's action, averaged over its numbers."""
+        """Compute the flow-matching loss on the straight path from the noise `x_0` to the data's action, averaged over
+        action dimensions."""
         x_t = (1 - t) * x_0 + t * act
         return jnp.mean(jnp.square(self.velocity(obs, x_t, t) - (act - x_0)))
 
     def act(self, obs: Float[Array, " obs"], noise: Float[Array, " act"], num_steps: int) -> Float[Array, " act"]:
-        """The action to which `noise` is carried in `num_steps` Euler steps, clipped to [-1, 1]."""
+        """Integrate from `noise` to an action in `num_steps` Euler steps, and clip it to [-1, 1]."""
         return jnp.clip(integrate(lambda x, t: self.velocity(obs, x, t), noise, num_steps), -1.0, 1.0)

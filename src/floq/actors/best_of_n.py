@@ -1,4 +1,4 @@
-"""No actor training: sample actions from a flow that imitates the data, and take the one that the critic likes best.
+"""Best-of-N sampling: draw actions from a flow that imitates the data, and take the one with the highest Q.
 
 Source: implicit diffusion Q-learning's policy (arXiv 2304.10573) and its flow version in FQL (arXiv 2502.02538).
 """
@@ -34,7 +34,7 @@ class BestOfNConfig:
 
 
 class BestOfNActor(Actor):
-    """The best of N actions of the behaviour flow."""
+    """Takes the action with the highest Q among N of the behaviour flow."""
 
     needs_critic: ClassVar[bool] = True
 
@@ -46,7 +46,7 @@ class BestOfNActor(Actor):
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: BestOfNConfig | None = None
     ) -> "BestOfNActor":
-        """A network for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise the behaviour flow. Consumes `key`."""
         c = config or BestOfNConfig()
         return cls(BehaviourFlow.init(key, obs_size, act_size, c.actor_hidden_dims, c.actor_layer_norm), act_size, c)
 
@@ -57,7 +57,7 @@ class BestOfNActor(Actor):
         return self._best_of(self.config.target_candidates or self.config.num_candidates, obs, value, key)
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
-        """Flow matching alone: nothing climbs Q. The logged `q` is that of the data's action."""
+        """Compute the flow-matching loss alone: nothing maximises Q. The logged `q` is that of the data's action."""
         x_0_key, t_key = jax.random.split(key)
         bc_flow_loss = self.flow.loss(obs, act, jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key))
         return ActorLoss(bc_flow_loss, jnp.zeros(()), {"bc_flow_loss": bc_flow_loss, "q": value(act)})

@@ -1,9 +1,9 @@
-"""A deterministic policy that climbs Q and stays close to the data, in the style of ReBRAC.
+"""A deterministic policy that maximises Q and stays close to the data, in the style of ReBRAC.
 
-Source: TD3+BC (arXiv 2106.06860) and ReBRAC (arXiv 2305.09836). ReBRAC's tricks are settings: a penalty on leaving the
-data in the actor (`alpha`) and another in the critic's target (`alpha_critic`), Q normalised by its magnitude, noise on
-the target's action, a slow copy of the actor, an actor that moves in every other update. Its LayerNorm and its minimum
-over two critics in the target are settings of the critic; what the actor climbs is their mean here.
+Source: TD3+BC (arXiv 2106.06860) and ReBRAC (arXiv 2305.09836). ReBRAC's components are settings: a penalty on the
+distance from the data in the actor (`alpha`) and another in the critic's target (`alpha_critic`), Q normalised by its
+magnitude, noise on the target's action, a target actor, one update of the actor in two. Its LayerNorm and its minimum
+over two critics in the target are settings of the critic; here the actor maximises their mean.
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class DeterministicConfig:
     actor_noise_clip: float = 0.5
     """Largest magnitude of that noise."""
     exploration_noise: float = 0.1
-    """Standard deviation of the noise on the action with which new experience is made."""
+    """Standard deviation of the noise on actions that collect new experience."""
     actor_freq: int = 2
-    """The actor and the target networks move in one of so many updates."""
+    """Updates of the critic per update of the actor and of the target networks."""
     target_actor: bool = True
     """TD targets act with a slow copy of the actor."""
     actor_head_scale: float = 0.01
@@ -58,7 +58,7 @@ class DeterministicActor(Actor):
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: DeterministicConfig | None = None
     ) -> "DeterministicActor":
-        """A network for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise the network. Consumes `key`."""
         c = config or DeterministicConfig()
         net = MLP.init(key, obs_size, c.actor_hidden_dims, act_size, c.actor_layer_norm)
         head = lambda net: net.body.linears[-1].weight  # noqa: E731
@@ -81,7 +81,7 @@ class DeterministicActor(Actor):
         return self.config.alpha_critic > 0
 
     def target_penalty(self, obs, act, valid, key):
-        """alpha_critic * |a' - act|^2, for an a' of its own: on average what ReBRAC subtracts."""
+        """Return alpha_critic * |a' - act|^2 for a separately drawn a': in expectation ReBRAC's penalty."""
         distance = self.target_act(obs, lambda act: jnp.zeros(()), key) - act
         return valid * self.config.alpha_critic * jnp.sum(jnp.square(distance))
 
@@ -93,11 +93,11 @@ class DeterministicActor(Actor):
         return self.config.actor_freq
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
-        own: Float[Array, " act"] = jnp.tanh(self.net(obs))
-        squared = jnp.square(own - act)
-        q = value(own)
+        policy_act: Float[Array, " act"] = jnp.tanh(self.net(obs))
+        squared = jnp.square(policy_act - act)
+        q = value(policy_act)
         return ActorLoss(alpha * jnp.sum(squared), q, {"bc_loss": jnp.sum(squared), "q": q, "mse": jnp.mean(squared)})
 
     def q_scale(self, q):
-        """1, or one over the batch's mean |Q|."""
+        """Return 1, or one over the batch's mean |Q|."""
         return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())

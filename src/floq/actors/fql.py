@@ -1,7 +1,7 @@
 """The one-step flow policy of FQL (arXiv 2502.02538, section 4).
 
-A behaviour flow policy learns the data's actions by flow matching; a one-step policy mu(s, n) learns to land where that
-flow carries the same noise n, and to climb Q. Only the one-step policy acts, so no gradient crosses the flow.
+A behaviour flow policy learns the data's actions by flow matching; a one-step policy mu(s, n) is distilled from that
+flow with the same noise n, and maximises Q. Only the one-step policy acts, so no gradient passes through the flow.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class FQLActor(Actor):
 
     @classmethod
     def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FQLConfig | None = None) -> "FQLActor":
-        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise both networks. Consumes `key`."""
         c = config or FQLConfig()
         flow_key, one_step_key = jax.random.split(key)
         return cls(
@@ -63,7 +63,7 @@ class FQLActor(Actor):
         x_0_key, t_key, noise_key, mse_key = jax.random.split(key, 4)
         bc_flow_loss = self.flow.loss(obs, act, jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key))
 
-        # The one-step policy lands where the flow lands, and climbs Q from there.
+        # The one-step policy imitates the flow and maximises Q.
         noise = jax.random.normal(noise_key, act.shape)
         frozen = jax.lax.stop_gradient(self)
         flow_act = frozen.flow.act(obs, noise, self.config.actor_flow_steps)
@@ -72,12 +72,12 @@ class FQLActor(Actor):
         q = value(jnp.clip(one_step_act, -1.0, 1.0))
 
         mse = jnp.mean(jnp.square(self.act(obs, value, mse_key) - act))
-        info = {"bc_flow_loss": bc_flow_loss, "mean_bc_flow_loss": bc_flow_loss}  # as floq calls it, and as FQL does
+        info = {"bc_flow_loss": bc_flow_loss, "mean_bc_flow_loss": bc_flow_loss}  # floq's name and FQL's
         info |= {"distill_loss": distill_loss, "q": q, "mse": mse}
         return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
 
     def q_scale(self, q):
-        """1, or one over the batch's mean |Q|."""
+        """Return 1, or one over the batch's mean |Q|."""
         return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
 
     def _one_step(self, obs: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:

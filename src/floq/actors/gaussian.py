@@ -1,6 +1,6 @@
-"""A Gaussian policy squashed by tanh, held close to the data by its likelihood, or kept random by its entropy.
+"""A Gaussian policy squashed by tanh, regularised by the likelihood of the data's actions or by its entropy.
 
-Source: SAC (arXiv 1812.05905) for the policy, the temperature and the soft value; behaviour cloning as a term beside Q.
+Source: SAC (arXiv 1812.05905) for the policy, the temperature and the soft value; behaviour cloning is an added term.
 """
 
 import math
@@ -17,12 +17,12 @@ from floq.networks.mlp import MLP
 from floq.utils.errors import UserError
 
 LOG_STD_RANGE = (-5.0, 2.0)
-LIMIT = 1 - 1e-5  # of actions whose likelihood is asked for: tanh never reaches 1
+LIMIT = 1 - 1e-5  # actions are clipped to this before arctanh
 
 
 @dataclass(frozen=True)
 class GaussianConfig:
-    """Settings of the tanh-Gaussian policy. Offline it wants alpha, online rather entropy."""
+    """Settings of the tanh-Gaussian policy. Offline, regularise with alpha; online, rather with entropy."""
 
     traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
 
@@ -31,15 +31,15 @@ class GaussianConfig:
     actor_layer_norm: bool = False
     """LayerNorm in it."""
     alpha: float = 1.0
-    """Weight of behaviour cloning, the negative log-likelihood of the data's action per number of the action."""
+    """Weight of behaviour cloning, the negative log-likelihood of the data's action per action dimension."""
     normalize_q_loss: bool = False
     """Divide the Q term by the batch's mean |Q|."""
     temperature: float = 0.0
-    """Weight of the policy's entropy; where it starts, if it is learned."""
+    """Weight of the policy's entropy; the initial value if it is learned."""
     learn_temperature: bool = False
     """Adapt the temperature such that the entropy stays at target_entropy."""
     target_entropy: float = -0.5
-    """Wanted entropy, in nats per number of the action."""
+    """Target entropy, in nats per action dimension."""
     entropy_backup: bool = False
     """Count the entropy of the next action as reward in the TD target."""
 
@@ -54,15 +54,15 @@ class GaussianActor(Actor):
     """tanh(N(mean(s), std(s))). Acting takes the mode of the Gaussian; exploring, TD targets and the loss sample
     it."""
 
-    net: MLP  # s -> (mean, log std), laid end to end
-    log_temperature: Float[Array, ""] | None  # only where it is learned
+    net: MLP  # s -> (mean, log std), concatenated
+    log_temperature: Float[Array, ""] | None  # None unless it is learned
     config: GaussianConfig = eqx.field(static=True)
 
     @classmethod
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: GaussianConfig | None = None
     ) -> "GaussianActor":
-        """A network for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise the network. Consumes `key`."""
         c = config or GaussianConfig()
         net = MLP.init(key, obs_size, c.actor_hidden_dims, 2 * act_size, c.actor_layer_norm)
         return cls(net, jnp.asarray(math.log(c.temperature)) if c.learn_temperature else None, c)
@@ -81,7 +81,7 @@ class GaussianActor(Actor):
         return self.config.entropy_backup
 
     def target_penalty(self, obs, act, valid, key):
-        """temperature * log pi(a' | s') of an action a' of its own: on average what SAC subtracts."""
+        """Return temperature * log pi(a' | s') of a separately drawn a': in expectation the term that SAC subtracts."""
         return self._temperature() * self._sample(obs, key)[1]
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
@@ -97,16 +97,16 @@ class GaussianActor(Actor):
         return ActorLoss(behaviour, q, info)
 
     def q_scale(self, q):
-        """1, or one over the batch's mean |Q|."""
+        """Return 1, or one over the batch's mean |Q|."""
         return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
 
     def log_prob(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, ""]:
-        """log pi(act | obs), summed over the numbers of the action, in nats."""
+        """Return log pi(act | obs), summed over action dimensions, in nats."""
         mean, log_std = self._moments(obs)
         return _log_prob(mean, log_std, jnp.arctanh(jnp.clip(act, -LIMIT, LIMIT)))
 
     def _sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> tuple[Float[Array, " act"], Float[Array, ""]]:
-        """An action of the policy and its log-likelihood, both differentiable."""
+        """Draw an action; return it and its log-likelihood, both differentiable. Consumes `key`."""
         mean, log_std = self._moments(obs)
         before_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         return jnp.tanh(before_tanh), _log_prob(mean, log_std, before_tanh)
@@ -124,7 +124,8 @@ class GaussianActor(Actor):
 def _log_prob(
     mean: Float[Array, " act"], log_std: Float[Array, " act"], before_tanh: Float[Array, " act"]
 ) -> Float[Array, ""]:
-    """Of tanh(x) for x ~ N(mean, std): the Gaussian's density less log(1 - tanh(x)^2), such that nothing overflows."""
+    """Return the log-density of tanh(x) for x ~ N(mean, std): the Gaussian's less log(1 - tanh(x)^2), without
+    overflow."""
     gaussian = jax.scipy.stats.norm.logpdf(before_tanh, mean, jnp.exp(log_std))
     squashing = 2 * (jnp.log(2.0) - before_tanh - jax.nn.softplus(-2 * before_tanh))
     return jnp.sum(gaussian - squashing)

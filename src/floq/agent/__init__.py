@@ -1,1 +1,1 @@
-"""An agent: a critic and an actor over one pytree. Pure: no disk, no environment, no clock."""
+"""Agents: a critic and an actor in one pytree. Pure functions: no disk, no environment, no clock."""

@@ -1,4 +1,4 @@
-"""An agent is a critic, an actor and an optimiser over one pytree; a critic and an actor meet only here."""
+"""An agent: a critic, an actor and an optimiser in one pytree. Only this module combines critics with actors."""
 
 import dataclasses
 from functools import partial
@@ -26,20 +26,20 @@ Info: TypeAlias = dict[str, Float[Array, ""]]
 Tree = TypeVar("Tree")
 
 ACTION_LIMIT = 1 - 1e-5  # dataset actions are clipped to this, as published
-DIAGNOSED = 128  # transitions from which a critic's diagnosis is made, at most
+MAX_DIAGNOSED = 128  # transitions of a batch over which diagnostics are averaged
 
 
 class Agent(eqx.Module):
-    """The whole state of a learner, with `update`, `act` and `value` as pure functions of it.
+    """The complete training state, with `update`, `act` and `value` as pure functions of it.
 
-    Every field but the last two is an array or a tree of arrays. `static` alone decides shapes and branches; the
-    settings that do neither are in `hypers`, and stand at their defaults in `static`. `precision` is that of updates;
-    acting and reading out values is always done in float32.
+    Every field but the last two is an array or a tree of arrays. `static` alone determines shapes and branches; the
+    other settings are in `hypers`, and have their defaults in `static`. `precision` applies to updates; acting and
+    reading out values always use float32.
     """
 
     params: Params
     target: Critic
-    target_actor: Actor | None  # None where TD targets act with the actor itself
+    target_actor: Actor | None  # None if TD targets use the actor itself
     opt_state: OptStates
     key: PRNGKeyArray  # never changes: the randomness of update number i is fold_in(key, i)
     step: Int[Array, ""]
@@ -61,32 +61,32 @@ class Agent(eqx.Module):
         obs_stats: ObsStats | None = None,
         precision: Precision = PUBLISHED,
     ) -> "Agent":
-        """A fresh agent.
+        """Initialise an agent.
 
         Args:
-            key: its only source of randomness; the same key gives the same agent.
-            obs_size, act_size: how many numbers an observation and an action have; of a whole chunk of actions where
-                they come in chunks. Actions live in [-1, 1].
-            config: which critic and actor, and their settings.
-            reward_range: smallest and largest reward of the data. floq draws its source noise and lays its histogram
-                accordingly, so it must fit the data.
-            obs_stats: normalise observations with these; by default they are left alone.
-            precision: what updates compute in.
+            key: the only source of randomness; the same key gives the same agent.
+            obs_size: observation dimension.
+            act_size: action dimension; with action chunks, that of a whole chunk. Actions are in [-1, 1].
+            config: critic, actor and their settings.
+            reward_range: smallest and largest reward of the data. It determines floq's source noise and histogram, so
+                it must fit the data.
+            obs_stats: mean and std that normalise observations; by default they are not normalised.
+            precision: precision of updates.
         """
         config = config or AgentConfig()
         stats = obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size))
         traced = Hypers.of(config), ValueRange.of(*reward_range), stats
         kinds = CRITICS[config.critic_name][1], ACTORS[config.actor_name][1]
-        return _fresh(key, *traced, kinds, act_size, config.compiled(), precision)
+        return _init_agent(key, *traced, kinds, act_size, config.compiled(), precision)
 
     @jax.jit
     def update(self, batch: Batch) -> tuple["Agent", Info]:
-        """One gradient step on critic and actor.
+        """Take one gradient step on critic and actor.
 
         Args:
             batch: `observations`, `actions`, `next_observations` of shape (batch, size); `rewards` and `masks` of
                 shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
-                discounted sum of n rewards, `next_observations` lies n steps on, and `masks` carries the further
+                discounted sum of n rewards, `next_observations` is n steps later, and `masks` includes the further
                 powers of the discount (see `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an
                 actor that reads the next action.
 
@@ -97,16 +97,17 @@ class Agent(eqx.Module):
 
     @jax.jit
     def update_if_finite(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
-        """`update`, unless something in it is not finite: then the agent stays as it is.
+        """Update as `update` does, or leave the agent unchanged if a term of the update is not finite.
 
         Returns:
-            The agent, the scalars to log, and which of `floq.agent.finite.TERMS` was the first that is not finite.
+            The agent, the scalars to log, and the number, from 1, of the first of `floq.agent.finite.TERMS` that is not
+            finite (`OK` if there is none).
         """
         agent, info, fault = self._step(batch)
         keep = lambda new, old: jnp.where(fault == OK, new, old)  # noqa: E731
-        learned = ("params", "target", "target_actor", "opt_state", "step")
-        own = {name: jax.tree.map(keep, getattr(agent, name), getattr(self, name)) for name in learned}
-        return dataclasses.replace(agent, **own), info, fault
+        names = ("params", "target", "target_actor", "opt_state", "step")
+        fields = {name: jax.tree.map(keep, getattr(agent, name), getattr(self, name)) for name in names}
+        return dataclasses.replace(agent, **fields), info, fault
 
     def _step(self, batch: Batch) -> tuple["Agent", Info, Int[Array, ""]]:
         target_key, critic_key, actor_key = jax.random.split(jax.random.fold_in(self.key, self.step), 3)
@@ -118,29 +119,30 @@ class Agent(eqx.Module):
         critic, critic_state = self._adam(self.params.critic, critic_grads, self.opt_state.critic)
         critic_terms = targets, critic_loss, critic_grads
 
-        def move(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
-            """A step of the actor, and of the target copies. The published average takes in the parameters from before
-            this step, not after it."""
+        def update_actor(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
+            """Update the actor and the target networks. As published, the moving average uses the parameters from
+            before this step."""
             with matmul_precision(self.precision):
                 actor_grad_fn = jax.value_and_grad(self._actor_loss, has_aux=True)
                 (loss, info), grads = actor_grad_fn(self.params.actor, batch, actor_key)
             actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
-            target = self._averaged(self.target, self.params.critic.target_network())
-            moved = actor, state, target, self._averaged(self.target_actor, self.params.actor.target_network())
-            return moved, info, first_nonfinite((*critic_terms, loss, grads))
+            target = self._ema_step(self.target, self.params.critic.target_network())
+            updated = actor, state, target, self._ema_step(self.target_actor, self.params.actor.target_network())
+            return updated, info, first_nonfinite((*critic_terms, loss, grads))
 
-        def stay(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
+        def skip_actor(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
             with matmul_precision(self.precision):
                 loss, info = self._actor_loss(self.params.actor, batch, actor_key)
-            still = self.params.actor, self.opt_state.actor, self.target, self.target_actor
-            return still, info, first_nonfinite((*critic_terms, loss))
+            unchanged = self.params.actor, self.opt_state.actor, self.target, self.target_actor
+            return unchanged, info, first_nonfinite((*critic_terms, loss))
 
         interval = self.params.actor.update_interval
         if interval == 1:
-            moved, actor_info, fault = move(None)
+            updated, actor_info, fault = update_actor(None)
         else:
-            moved, actor_info, fault = jax.lax.cond((self.step + 1) % interval == 0, move, stay, None)
-        actor, actor_state, target, target_actor = moved
+            due = (self.step + 1) % interval == 0
+            updated, actor_info, fault = jax.lax.cond(due, update_actor, skip_actor, None)
+        actor, actor_state, target, target_actor = updated
         agent = dataclasses.replace(
             self,
             params=Params(critic, actor),
@@ -155,14 +157,14 @@ class Agent(eqx.Module):
         steps, state = ADAM.update(grads, state)  # pyright: ignore[reportArgumentType]
         return jax.tree.map(lambda p, s: p - self.hypers.lr * s, params, steps), state
 
-    def _averaged(self, slow: Tree, fast: Tree) -> Tree:
-        """A step of the target copy `slow` towards `fast`."""
+    def _ema_step(self, target: Tree, online: Tree) -> Tree:
+        """Move the target network one step of its exponential moving average towards `online`."""
         tau = self.hypers.tau
-        return jax.tree.map(lambda slow, fast: (1 - tau) * slow + tau * fast, slow, fast)
+        return jax.tree.map(lambda target, online: (1 - tau) * target + tau * online, target, online)
 
     @jax.jit
     def evaluate_loss(self, batch: Batch, key: PRNGKeyArray) -> Info:
-        """The scalars that `update` would log on this batch, without a step: for validation data. Consumes `key`."""
+        """Return the scalars that `update` would log on this batch, without a step: for validation. Consumes `key`."""
         target_key, critic_key, actor_key = jax.random.split(key, 3)
         batch = self._prepare(batch)
         with matmul_precision(self.precision):
@@ -172,19 +174,19 @@ class Agent(eqx.Module):
 
     @jax.jit
     def td_targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
-        """What `update` would have the critic regress on for each transition of a batch, in float32; a quantile
-        critic has several targets for each. Consumes `key`."""
+        """Return the critic's regression target for each transition of a batch, in float32; a quantile critic has
+        several targets for each. Consumes `key`."""
         with matmul_precision("f32"):
             return self._targets(self._prepare(batch), key)
 
     @jax.jit
     def diagnose(self, batch: Batch, key: PRNGKeyArray) -> Info:
-        """What the critic shows about itself on (the first rows of) a batch: `critic/...`, as each critic explains it
-        in `diagnose`; and of the features that its last layer reads, averaged over the members, `feature_norm`, their
-        mean length, and `feature_rank`, in how many directions they point: the participation ratio of their squared
-        singular values, 1 if all are parallel. Consumes `key`."""
+        """Return the critic's diagnostics on (the first rows of) a batch: `critic/...`, as documented in the `diagnose`
+        of each critic; and for the inputs of its last layer, averaged over members, `feature_norm`, their mean length,
+        and `feature_rank`, the participation ratio of their squared singular values, 1 if all are parallel. Consumes
+        `key`."""
         batch = self._prepare(batch)
-        obs, act = (batch[name][:DIAGNOSED] for name in ("observations", "actions"))
+        obs, act = (batch[name][:MAX_DIAGNOSED] for name in ("observations", "actions"))
         critic, scale = self.params.critic, self.scale
         with matmul_precision("f32"):
             keys = jax.random.split(key, obs.shape[0])
@@ -197,21 +199,21 @@ class Agent(eqx.Module):
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
-        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
+        """Return one action in [-1, 1] for one observation; vmap over both arguments for many. Consumes `key`. With the
+        setting `action_chunk` h it is the next h actions, concatenated, to be executed one after another."""
         return self.policy.act(obs, key)
 
     @property
     def policy(self) -> Policy:
         """The part of the agent that acts."""
-        ranks = self.params.actor.needs_critic
-        critic, scale = (self.params.critic, self.scale) if ranks else (None, None)
+        needs_critic = self.params.actor.needs_critic
+        critic, scale = (self.params.critic, self.scale) if needs_critic else (None, None)
         return Policy(self.params.actor, critic, scale, self.obs_stats)
 
     def value(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray, num_steps: int | None = None
     ) -> Float[Array, ""]:
-        """Q(obs, act) as the critic reads it out, in units of return; K = `num_steps` for a flow critic.
+        """Return Q(obs, act) by the critic's `read_out`, in units of return; K = `num_steps` for a flow critic.
 
         One observation and one action; vmap for many. Consumes `key`.
         """
@@ -220,17 +222,18 @@ class Agent(eqx.Module):
 
     @property
     def scale(self) -> ReturnScale:
-        """What the critic is told about returns."""
+        """Scale of returns for the critic."""
         h, r = self.hypers, self.value_range
         return ReturnScale(r.r_min * h.reward_scale, r.r_max * h.reward_scale, h.discount, h.noise_coverage)
 
     def actor_value(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
-        """The Q that the actor climbs; for floq the distilled critic. One observation and one action."""
+        """Return the Q that the actor maximises; for floq the distilled critic. One observation and one action.
+        Consumes `key`."""
         with matmul_precision("f32"):
             return jnp.mean(self.params.critic.actor_value(self.normalize(obs), act, self.scale, key))
 
     def normalize(self, obs: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
-        """An observation as the networks see it."""
+        """Normalise observations as the networks expect them."""
         return (obs - self.obs_stats.mean) / self.obs_stats.std
 
     def _prepare(self, batch: Batch) -> Batch:
@@ -245,8 +248,8 @@ class Agent(eqx.Module):
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
         critic, online, actor = computing_copy((self.target, self.params.critic, acting), self.precision)
-        ranker = online if actor.needs_critic else None  # the online critic chooses, its target copy judges
-        policy = lambda obs, key: select_action(actor.target_act, ranker, self.scale, obs, key)  # noqa: E731
+        selecting = online if actor.needs_critic else None  # the online critic selects, its target network evaluates
+        policy = lambda obs, key: select_action(actor.target_act, selecting, self.scale, obs, key)  # noqa: E731
 
         def target(reward, mask, next_obs, key):
             return critic.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
@@ -259,13 +262,13 @@ class Agent(eqx.Module):
         return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], keys)
 
     def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
-        """What the actor has subtracted from the values of the next states."""
+        """Compute the penalties that the actor subtracts from the values of the next states. Consumes `key`."""
         if actor.reads_next_action and not {"next_actions", "terminals"} <= batch.keys():
             raise UserError("this actor compares with the data's next action: the batch needs next_actions, terminals")
         next_acts = batch.get("next_actions", batch["actions"])
-        known = 1.0 - batch.get("terminals", jnp.zeros(next_acts.shape[0]))
+        valid = 1.0 - batch.get("terminals", jnp.zeros(next_acts.shape[0]))
         keys = jax.random.split(key, next_acts.shape[0])
-        return jax.vmap(actor.target_penalty)(batch["next_observations"], next_acts, known, keys)
+        return jax.vmap(actor.target_penalty)(batch["next_observations"], next_acts, valid, keys)
 
     def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
         critic = computing_copy(critic, self.precision)
@@ -290,7 +293,7 @@ class Agent(eqx.Module):
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _fresh(
+def _init_agent(
     key: PRNGKeyArray,
     hypers: Hypers,
     value_range: ValueRange,
@@ -300,7 +303,7 @@ def _fresh(
     config: AgentConfig,
     precision: Precision,
 ) -> Agent:
-    """One program for all agents that differ in what is traced alone."""
+    """Initialise an agent; agents that differ only in traced values share one program."""
     init_key, run_key = jax.random.split(key)
     critic_key, actor_key = jax.random.split(init_key)
     sizes = obs_stats.mean.shape[0], act_size
@@ -328,5 +331,5 @@ def _named_means(prefix: str, info: dict[str, Any]) -> Info:
 
 
 def zeros_like_info(agent: Agent, batch: PyTree) -> Info:
-    """The info dictionary of `update`, all zeros: the carry that a compiled training loop starts from."""
+    """Return the info dictionary of `update`, all zeros: the initial carry of a compiled training loop."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(agent.update, batch)[1])

@@ -1,7 +1,7 @@
-"""Settings of an agent: those of a critic, of an actor, and what they share.
+"""Settings of an agent: those of a critic, of an actor, and those that all agents share.
 
-A critic and an actor bring their own settings; `AgentConfig` joins one of each with what every agent has. On the
-command line and in `config.json` all of them stand side by side under their published names, such as `--agent.alpha`.
+A critic and an actor have their own settings; `AgentConfig` combines one of each with the shared settings. The command
+line and `config.json` have all of them on one level, under their published names, such as `--agent.alpha`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical"
 
 @dataclass(frozen=True)
 class LearningSettings:
-    """What every agent has, whatever its critic and actor."""
+    """Settings that all agents share, independent of critic and actor."""
 
     traced_settings: ClassVar[tuple[str, ...]] = ("lr", "discount", "tau", "reward_scale")
 
@@ -36,11 +36,11 @@ class LearningSettings:
     tau: float = 0.005
     """Rate at which the target network follows."""
     n_step: int = 1
-    """Steps of reward in a TD target; with action_chunk, so many chunks."""
+    """Steps of reward in a TD target; with action_chunk, the number of chunks."""
     td_lambda: float = 1.0
     """Below 1, each TD target draws its steps from 1 to n_step: on average it is the lambda-return; 0 is one step."""
     action_chunk: int = 1
-    """Actions that the actor decides on, the critic judges and the environment executes at once (Q-chunking)."""
+    """Actions that the actor selects, the critic evaluates and the environment executes as one chunk (Q-chunking)."""
     reward_scale: float = 1.0
     """Multiplies every reward."""
     encoder: str | None = None
@@ -52,47 +52,48 @@ class AgentConfig(LearningSettings):
     """An agent: a critic, an actor and what they share. The defaults are those of published floq."""
 
     critic: Any = field(default_factory=FloqConfig)
-    """Settings of the critic; their type says which critic it is."""
+    """Settings of the critic; their type selects the critic."""
     actor: Any = field(default_factory=FQLConfig)
-    """Settings of the actor; likewise."""
+    """Settings of the actor; their type selects the actor."""
 
     def __post_init__(self) -> None:
         check_ranges(self.flat())
 
     @property
     def critic_name(self) -> str:
+        """Name of the critic in `CRITICS`."""
         return _name_of(self.critic, CRITICS)
 
     @property
     def actor_name(self) -> str:
+        """Name of the actor in `ACTORS`."""
         return _name_of(self.actor, ACTORS)
 
     def compiled(self) -> "AgentConfig":
-        """What is compiled into the program: the same agent with every traced setting at its default, so that agents
-        which differ in those alone share one program."""
+        """Return the settings that are compiled into the program: the same agent with every traced setting at its
+        default, so that agents which differ only in those share one program."""
         return dataclasses.replace(_untraced(self), critic=_untraced(self.critic), actor=_untraced(self.actor))
 
     def networks(self) -> dict[str, Any]:
-        """The settings of critic and actor that are compiled in, side by side, and `action_chunk`: those that shape the
-        networks are among them, those of learning are not."""
+        """Return the compiled settings of critic and actor in one dictionary, and `action_chunk`. They include all that
+        determine the networks' shapes, and none of `LearningSettings` but `action_chunk`."""
         compiled = self.compiled()
-        own = dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
-        return own | {"action_chunk": self.action_chunk}
+        settings = dataclasses.asdict(compiled.critic) | dataclasses.asdict(compiled.actor)
+        return settings | {"action_chunk": self.action_chunk}
 
     def flat(self) -> dict[str, Any]:
-        """All settings side by side under their published names."""
+        """Return all settings in one dictionary under their published names."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(LearningSettings)}
         return shared | dataclasses.asdict(self.critic) | dataclasses.asdict(self.actor)
 
     @classmethod
     def from_flat(cls, critic: str, actor: str, settings: dict[str, Any]) -> "AgentConfig":
-        """The agent with this critic and actor, the given settings and defaults for the others.
+        """Return the agent with this critic and actor, the given settings and defaults for the others.
 
         Raises:
             UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
         """
-        known = settings_type(critic, actor)
-        names = {f.name for f in dataclasses.fields(known)}
+        names = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
         for name in settings:
             if name not in names:
                 raise UserError(
@@ -100,16 +101,16 @@ class AgentConfig(LearningSettings):
                 )
         parts = {}
         for key, part in (("", LearningSettings), ("critic", CRITICS[critic][0]), ("actor", ACTORS[actor][0])):
-            chosen = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
-            parts |= {key: part(**chosen)} if key else chosen
+            given = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
+            parts |= {key: part(**given)} if key else given
         return cls(**parts)
 
 
 def settings_type(critic: str, actor: str) -> type:
-    """A dataclass with the settings of this critic, this actor and what they share, all under their flat names.
+    """Return a dataclass with the settings of this critic, this actor and the shared ones, under their flat names.
 
     Raises:
-        UserError: there is no such critic or actor.
+        UserError: unknown critic or actor.
     """
     for kind, name, known in (("critic", critic, CRITICS), ("actor", actor, ACTORS)):
         if name not in known:

@@ -1,4 +1,4 @@
-"""How an agent acts, in an environment and in TD targets."""
+"""Policies: action selection in environments and in TD targets."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from floq.networks.precision import matmul_precision
 
 
 class ObsStats(NamedTuple):
-    """What observations are normalised with: mean 0 and std 1 leave them alone. From the data, so traced."""
+    """Statistics that normalise observations; mean 0 and std 1 leave them unchanged. From the data, so traced."""
 
     mean: Float[Array, " obs"]
     std: Float[Array, " obs"]
 
 
 class Policy(eqx.Module):
-    """What it takes to act: small beside the agent, so it can be kept for an evaluation that comes later. An actor that
-    ranks actions brings the critic along."""
+    """The part of an agent that acts: much smaller than the agent, so it can be kept for a later evaluation. It
+    includes the critic if the actor ranks actions."""
 
     actor: Actor
     critic: Critic | None
@@ -31,13 +31,13 @@ class Policy(eqx.Module):
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """One action in [-1, 1] for one observation; vmap over both for many. Consumes `key`. With the setting
-        `action_chunk` h it is the next h actions, laid end to end, to be executed one after another."""
+        """Return one action in [-1, 1] for one observation; vmap over both arguments for many. Consumes `key`. With the
+        setting `action_chunk` h it is the next h actions, concatenated, to be executed one after another."""
         return self._select(self.actor.act, obs, key)
 
     @jax.jit
     def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
-        """The same with the actor's own exploration, for new experience."""
+        """Act as `act` does, but with the actor's exploration, to collect new experience. Consumes `key`."""
         return self._select(self.actor.explore, obs, key)
 
     def _select(self, verb: Callable[[Array, Value, PRNGKeyArray], Array], obs: Array, key: PRNGKeyArray) -> Array:
@@ -52,13 +52,13 @@ def select_action(
     obs: Float[Array, " obs"],
     key: PRNGKeyArray,
 ) -> Float[Array, " act"]:
-    """What an actor's verb, `act`, `explore` or `target_act`, chooses. With a critic it may ask for values, of all
-    candidates with the same random numbers; without one it never does."""
+    """Select an action by `verb`, an actor's `act`, `explore` or `target_act`. With a critic, `verb` may evaluate
+    actions, all with the same random numbers; without one it must not. Consumes `key`."""
     if critic is None or scale is None:
-        return verb(obs, _never_asked, key)
+        return verb(obs, _no_critic, key)
     act_key, value_key = jax.random.split(key)
     return verb(obs, lambda act: jnp.mean(critic.actor_value(obs, act, scale, value_key)), act_key)
 
 
-def _never_asked(act: Float[Array, " act"]) -> Float[Array, ""]:
-    raise AssertionError("an actor that asks for values says so in `needs_critic`")
+def _no_critic(act: Float[Array, " act"]) -> Float[Array, ""]:
+    raise AssertionError("an actor that evaluates actions must set `needs_critic`")

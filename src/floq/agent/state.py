@@ -1,4 +1,4 @@
-"""The parts of an agent's state that are not networks: what is differentiated, and the scalars that are traced."""
+"""Structure of an agent's state: random streams, parameters, optimiser states, and the traced scalars."""
 
 from typing import NamedTuple
 
@@ -11,51 +11,53 @@ from floq.actors import Actor
 from floq.agent.config import AgentConfig
 from floq.critics import Critic
 
-# --- The random streams of a run, all from its seed ---
+# --- Random streams ---
 
 
 class Keys(NamedTuple):
-    """One key for each purpose. Within a stream, draws are keyed by what they are for (step, episode, ...) with
-    `jax.random.fold_in`, so they depend neither on order nor on which worker does the work."""
+    """Random streams of a run, one key for each purpose. Within a stream, draws are keyed by step, episode and so on
+    with `jax.random.fold_in`, so they depend neither on order nor on the assignment to workers."""
 
     agent: PRNGKeyArray
     batches: PRNGKeyArray
     validation: PRNGKeyArray
     evaluation: PRNGKeyArray
     pictures: PRNGKeyArray
-    exploration: PRNGKeyArray  # new streams come last: those before them stay as they are
+    exploration: PRNGKeyArray  # append new streams: the keys before them do not change
 
     @classmethod
     def of(cls, seed: int) -> "Keys":
-        """The streams of a run with this seed."""
+        """Derive the streams of a run from its seed."""
         return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
 
+
+# --- Parameters and traced scalars ---
 
 ADAM = optax.scale_by_adam()
 
 
 class Params(NamedTuple):
-    """What is differentiated, and nothing else is."""
+    """The differentiated parameters."""
 
     critic: Critic
     actor: Actor
 
 
 class OptStates(NamedTuple):
-    """Adam's state for each part: the actor may take fewer steps than the critic."""
+    """Adam's state for each part, since the actor may take fewer steps than the critic."""
 
     critic: optax.OptState
     actor: optax.OptState
 
     @classmethod
     def init(cls, params: Params) -> "OptStates":
-        """Before the first step."""
+        """Initialise both states."""
         return cls(*(ADAM.init(part) for part in params))  # pyright: ignore[reportArgumentType]
 
 
 class Hypers(NamedTuple):
-    """The scalars that a fleet of runs may vary. Traced, so that one compiled program serves them all. What a critic or
-    an actor lacks is 0."""
+    """Scalars that may differ between the runs of a fleet. Traced, so that one compiled program serves them all. Those
+    that neither critic nor actor has are 0."""
 
     alpha: Float[Array, ""]
     discount: Float[Array, ""]
@@ -66,7 +68,7 @@ class Hypers(NamedTuple):
 
     @classmethod
     def of(cls, config: AgentConfig) -> "Hypers":
-        """Those of a configuration."""
+        """Extract the scalars from a configuration."""
         settings = config.flat()
         return cls(*(_scalar(settings.get(name, 0.0)) for name in cls._fields))
 
@@ -79,7 +81,7 @@ class ValueRange(NamedTuple):
 
     @classmethod
     def of(cls, r_min: float, r_max: float) -> "ValueRange":
-        """That of data with rewards from `r_min` to `r_max`."""
+        """Return the range of data with rewards from `r_min` to `r_max`."""
         return cls(_scalar(min(0.0, r_min)), _scalar(max(0.0, r_max)))
 
 

@@ -1,4 +1,4 @@
-"""Groups of runs compared, from the two CSV files of a sweep: their scores, and a table of them."""
+"""Comparison of groups of runs from the two CSV files of a sweep: their scores, and a table of them."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ DIAGNOSIS += ("one_pass_gap", "outside_histogram", "mass_at_ends", "feature_norm
 
 
 class Score(NamedTuple):
-    """What runs are judged by: the column of the tidy CSV, its name for people, and whether it is a rate."""
+    """Metric of a comparison: the column of the tidy CSV, its label, and whether it is a rate."""
 
     column: str
     label: str
@@ -42,10 +42,10 @@ SCORES = {
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What the runs of a group came to. By task: the area under the learning curve of each run, its last score, and
-    the curve itself as steps and scores of shape (runs, steps). `diagnosis`: what the critics showed of themselves
-    at the end, on average. `better`: how probably a run has more area than one of the group `against`; both are None
-    for the reference itself."""
+    """Results of a group's runs. By task: the area under the learning curve of each run, its last score, and the curve
+    itself as steps and scores of shape (runs, steps). `diagnosis`: the critics' last diagnostic metrics, mean over
+    runs. `better`: probability that a run has more area than one of the group `against`; both are None for the
+    reference itself."""
 
     name: str
     auc: dict[str, np.ndarray]
@@ -61,7 +61,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups in the order of their file, those without a run left out but named, and what the numbers are about."""
+    """Results of groups in the order of their file, the names of groups without a run, and the evaluation protocol."""
 
     members: tuple[GroupResult, ...]
     absent: tuple[str, ...]
@@ -72,7 +72,7 @@ class Comparison:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file. Raises UserError if it cannot be read."""
+    """Read the rows of a CSV file. Raises UserError if it cannot be read."""
     try:
         return list(csv.DictReader(io.StringIO(read_text(path, CSV_LIMIT), newline="")))
     except (OSError, ValueError, csv.Error) as error:
@@ -86,14 +86,15 @@ def compare(
     runs: Sequence[Row],
     score: str = "success",
 ) -> Comparison:
-    """The scores of the groups, and what they say about each other.
+    """Compute the scores of groups, and compare each with the reference.
 
     Args:
-        groups: their names, in order; rows of others are left out. A mapping says of some which group, other than the
-            reference, they are compared with.
+        groups: their names, in order; rows of others are left out. A mapping may give a group another one, instead of
+            the reference, to be compared with.
         reference: the group that the others are compared with.
+        evaluations: rows of the file of evaluations; see `floq.sweep.sweep`.
+        runs: rows of the file of runs.
         score: a name in `SCORES`.
-        evaluations, runs: rows of the two files; see `floq.sweep.sweep`.
 
     Raises:
         UserError: the files are damaged.
@@ -136,7 +137,7 @@ def _numbers(rows: Sequence[Row], group: str, task: str | None, column: str) -> 
 
 
 def _mean(rows: Sequence[Row], group: str, column: str) -> float:
-    """Of the runs that have such a number; NaN if none has."""
+    """Compute the mean over the group's runs that have this number; NaN if none has."""
     found = [float(row[column]) for row in rows if row["group"] == group and row.get(column)]
     return float(np.mean(found)) if found else math.nan
 
@@ -147,7 +148,7 @@ def _scores(group: str, tasks: Sequence[str], runs: Sequence[Row]) -> dict[str, 
 
 
 def _curve(group: str, task: str, evaluations: Sequence[Row], column: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps, and scores of shape (runs, steps)."""
+    """Return the steps that all runs share, and scores of shape (runs, steps)."""
     chosen = [row for row in evaluations if row["group"] == group and row["task"] == task]
     by_seed: dict[str, dict[int, float]] = {}
     for row in chosen:
@@ -170,11 +171,11 @@ def _better(own: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Estimat
     return probability_of_improvement([own[task] for task in shared], [other[task] for task in shared])
 
 
-# --- the table ---
+# --- Table ---
 
 
 def table(found: Comparison, title: str, question: str) -> str:
-    """The comparison in Markdown."""
+    """Format the comparison in Markdown."""
     score = "success" if found.score.is_rate else "return"
     digits = 2 if found.score.is_rate else 0
     pairs = any(member.against not in (None, found.reference) for member in found.members)
@@ -206,7 +207,7 @@ def table(found: Comparison, title: str, question: str) -> str:
 
 
 def _diagnosis_table(found: Comparison) -> list[str]:
-    """What the critics show about themselves, with the columns that any of them has."""
+    """Format the critics' diagnostic metrics, with a column for each that any group has."""
     names = [name for name in DIAGNOSIS if any(not math.isnan(member.diagnosis[name]) for member in found.members)]
     if not names:
         return []

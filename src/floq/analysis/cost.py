@@ -1,10 +1,10 @@
-"""What any agent costs, counted in its program as JAX traces it: for whichever critic and actor, with no formula.
+"""Cost of any agent, counted in its traced JAX program: for every critic and actor, without a formula.
 
 Nothing is computed or allocated, and no accelerator is started. Matrix products are counted, two operations for each
-multiplication and addition. A loop counts as often as it runs, a choice at its most expensive branch. What a custom
-call does is not seen: the fused kernel of `floq.networks.kernels` counts as nothing near its products.
+multiplication and addition. A loop counts as often as it runs, a conditional at its most expensive branch. Custom calls
+are opaque: the matrix products inside the fused kernel of `floq.networks.kernels` are not counted.
 
-`analysis.cost_model` has the formula for the published agents, which says where the operations are.
+`analysis.cost_model` has the formula for the published agents, which shows where the operations are.
 """
 
 import functools
@@ -20,11 +20,11 @@ from floq.agent.config import AgentConfig
 
 
 class Cost(NamedTuple):
-    """What an agent comes to.
+    """Size and cost of an agent.
 
-    parameters, critic_parameters: learned numbers, of critic and actor, and of the critic alone; target networks are
-    copies and do not count. update_flops: operations of one update of one run. action_flops: of one decision for one
-    observation, an action or a chunk of them.
+    parameters, critic_parameters: learned parameters of critic and actor, and of the critic alone; target networks are
+    copies and do not count. update_flops: operations of one update of one run. action_flops: operations of choosing one
+    action, or one chunk of actions, for one observation.
     """
 
     parameters: int
@@ -35,14 +35,15 @@ class Cost(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def cost_of(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
-    """The cost of an agent with any critic and any actor.
+    """Count the cost of an agent with any critic and any actor.
 
     Args:
         config: the agent.
-        obs_size, act_size: how many numbers an observation and an action of the environment have.
+        obs_size: observation dimension.
+        act_size: action dimension.
 
     Raises:
-        ValueError: the program has a loop whose number of repetitions is not known.
+        ValueError: the program has a loop whose number of iterations is not known.
     """
     agent, act_size = _untrained(config, obs_size, act_size)
     observations, actions, scalars = ((config.batch_size, *size) for size in ((obs_size,), (act_size,), ()))
@@ -66,12 +67,12 @@ def cost_of(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
 
 @functools.lru_cache(maxsize=256)
 def critic_parameters(config: AgentConfig, obs_size: int, act_size: int) -> int:
-    """`cost_of(...).critic_parameters` alone, in hundredths of a second."""
+    """Return `cost_of(...).critic_parameters` alone, which takes only hundredths of a second."""
     return _size(_untrained(config, obs_size, act_size)[0].params.critic)
 
 
 def _untrained(config: AgentConfig, obs_size: int, act_size: int) -> tuple[Agent, int]:
-    """The shapes of an agent, and how many numbers its networks take for an action: a chunk of actions is one."""
+    """Return the shapes of an agent, and the action dimension of its networks: that of a whole chunk of actions."""
     width = config.action_chunk * act_size
     return jax.eval_shape(lambda: Agent.init(jax.random.key(0), obs_size, width, config)), width
 
@@ -85,11 +86,12 @@ def _size(tree: Any) -> int:
 
 
 def traced_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Of the matrix products in `function(*args)` as JAX traces it; of `args` only the shapes matter. (XLA's own
-    `cost_analysis` counts the body of a loop once.)
+    """Count the operations of the matrix products in `function(*args)`, as traced by JAX.
+
+    Of `args` only the shapes matter. (XLA's own `cost_analysis` counts the body of a loop once.)
 
     Raises:
-        ValueError: a loop's number of repetitions is not known.
+        ValueError: a loop's number of iterations is not known.
     """
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -112,7 +114,7 @@ def _flops(jaxpr: Any) -> int:
 
 
 def _parts(equation: Any) -> Iterator[Any]:
-    """The programs within an equation."""
+    """Yield the programs within an equation."""
     is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")  # noqa: E731
     for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
         if is_program(parameter):

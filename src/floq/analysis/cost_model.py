@@ -1,7 +1,7 @@
-"""What an update costs by formula, from the settings: the model that the documentation reasons with.
+"""Cost of an update by formula, from the settings: the model that the documentation uses.
 
-It says where the operations are, and covers the published agents. `analysis.cost` counts any agent in its traced
-program; that the two agree to the last product is tested.
+It shows where the operations are, and covers the published agents. `analysis.cost` counts any agent in its traced
+program; tests check that the two agree exactly.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class UpdateModel:
-    """What one update of one run comes to.
+    """Cost of one update of one run.
 
-    flops: of matrix products, two for each multiplication and addition. parameters: learned numbers. hidden: numbers
-    that hidden layers put out, forward and backward. optimiser_bytes: what Adam and the target network's average read
-    and write.
+    flops: of matrix products, two for each multiplication and addition. parameters: learned parameters. hidden:
+    activations of hidden layers, forward and backward. optimiser_bytes: memory traffic of Adam and of the target
+    network's average.
     """
 
     flops: int
@@ -31,12 +31,12 @@ class UpdateModel:
 
     @property
     def optimiser_bytes(self) -> int:
-        """Parameters, both moments and the average are read and written, the gradients read: nine numbers each."""
+        """Bytes of nine floats per parameter: weight, both moments and average read and written, gradient read."""
         return 9 * FLOAT * self.parameters
 
 
 class _Layers:
-    """A stack of linear layers, and what it costs per row to run or to train it."""
+    """Stack of linear layers, and its cost per row of input, forward and backward."""
 
     def __init__(self, sizes: Sequence[int], norm: bool):
         self.parameters = sum((a + 1) * b for a, b in pairwise(sizes)) + (2 * sum(sizes[1:-1]) if norm else 0)
@@ -46,17 +46,17 @@ class _Layers:
 
     @property
     def to_inputs(self) -> int:
-        """Forward, and the gradient with respect to the inputs."""
+        """Operations of the forward pass and the gradient with respect to the inputs."""
         return 2 * self.forward
 
     @property
     def to_weights(self) -> int:
-        """Forward, and the gradient with respect to the weights, which the inputs' is not part of."""
+        """Operations of the forward pass and the gradient with respect to the weights but not the inputs."""
         return 3 * self.forward - self.entry
 
 
 def has_formula(config: AgentConfig) -> bool:
-    """Whether `update_cost` knows such an agent."""
+    """Return whether `update_cost` has a formula for such an agent."""
     c = config.critic
     if isinstance(c, FloqConfig) and (c.solver, c.actor_climbs, c.distill_flow_steps) != ("euler", "distilled", None):
         return False
@@ -64,11 +64,12 @@ def has_formula(config: AgentConfig) -> bool:
 
 
 def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> UpdateModel:
-    """The cost of `Agent.update` for one run, by formula.
+    """Compute the cost of `Agent.update` for one run, by formula.
 
     Args:
         config: a floq, scalar or quantile critic with the fql actor.
-        obs_size, act_size: how many numbers an observation and an action of the environment have.
+        obs_size: observation dimension.
+        act_size: action dimension.
 
     Raises:
         ValueError: there is no formula for such an agent.
@@ -100,7 +101,7 @@ def _floq(c: FloqConfig, both: int, one_step: _Layers) -> UpdateModel:
     target_steps = target_samples * (c.target_flow_steps or c.critic_flow_steps)
     distill_samples = c.distill_noise_samples or c.noise_samples
     distill_steps = {"flow": c.critic_flow_steps, "one_pass": 1, "td": 0}[c.distill_target] * distill_samples
-    # In the loss z_t and t are given, so the first layer's share of them passes no gradient on.
+    # In the loss z_t and t are constants, so no gradient flows to them through the first layer.
     varying = 2 * z_size * c.block_width
     loss = 2 * fixed + c.noise_samples * (3 * velocity - varying)
     integrations = fixed * (target_samples + (distill_steps > 0)) + velocity * (target_steps + distill_steps)
@@ -121,17 +122,17 @@ def _scalar(c: ScalarConfig, both: int, one_step: _Layers) -> UpdateModel:
         sizes = (both, *(c.block_width,) * (1 + c.block_depth * c.num_transformations), 1)
     else:
         sizes = (both, *c.hidden_dims, 1)
-    return _looked_up(_Layers(sizes, c.layer_norm), c.value_num_ensembles, 1, one_step)
+    return _ensemble(_Layers(sizes, c.layer_norm), c.value_num_ensembles, 1, one_step)
 
 
 def _quantile(c: QuantileConfig, both: int, one_step: _Layers) -> UpdateModel:
     inputs = both + (c.quantile_embed_dim if c.embed_quantile else 1)
     net = _Layers((inputs, *c.value_hidden_dims, 1), c.layer_norm)
-    return _looked_up(net, c.value_num_ensembles, c.num_tau_samples, one_step)
+    return _ensemble(net, c.value_num_ensembles, c.num_tau_samples, one_step)
 
 
-def _looked_up(net: _Layers, members: int, samples: int, one_step: _Layers) -> UpdateModel:
-    """A critic that evaluates its networks once per sample for target, loss and actor."""
+def _ensemble(net: _Layers, members: int, samples: int, one_step: _Layers) -> UpdateModel:
+    """Compute the cost of a critic that evaluates its networks once per sample for target, loss and actor."""
     return UpdateModel(
         samples * (one_step.forward + members * (net.forward + net.to_weights + net.to_inputs)),
         members * net.parameters,

@@ -29,13 +29,13 @@ def evaluate_run(
     """Evaluate a checkpoint of a run again, and print the result.
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
-    an environment it looks at the held-out data again, which must be what it was; `data` is that data if the run was
-    given it from Python. `acting_flow_steps` changes the K with which the policy asks a flow critic for values.
+    an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
+    it from Python. `acting_flow_steps` changes the number of integration steps K of a flow critic in the policy.
 
     Raises:
-        UserError: there is no such run or checkpoint, the data is another, an option is out of range, or acting does
+        UserError: there is no such run or checkpoint, the data differs, an option is out of range, or the policy does
             not integrate the flow.
-        Failed: an environment raised, or hangs again and again.
+        Failed: an environment raised, or hangs repeatedly.
     """
     run = Run.open(run_dir)
     seed = run.config.seed if seed is None else seed
@@ -73,7 +73,7 @@ def evaluate_run(
 
 
 def _acting_in(policy: Policy, num_steps: int) -> Policy:
-    """The policy with another number of integration steps behind the values that it asks for."""
+    """Return the policy with another number of integration steps in its critic."""
     critic = policy.critic
     if num_steps < 1:
         raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")

@@ -1,4 +1,4 @@
-"""Early signs that values go wrong: what training warns of, and reports list. No JAX in here."""
+"""Health checks of a run: warnings during training, and the problems that reports list. No JAX in here."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,14 @@ from typing import Any
 
 from floq.analysis.report.runs import RunRecord
 
-OUTSIDE = 0.01  # share of z outside the histogram's support, or of mass in its end bins, that is worth a word
+MAX_OUTSIDE = 0.01  # share of z outside the histogram's support, or of mass in its end bins, above which to warn
 MARGIN = 0.01  # by which a mean value may leave the possible range, as a share of the horizon 1 / (1 - discount)
+
+# --- Warnings during training ---
 
 
 def outside_range(value: float, low: float, high: float, margin: float) -> str | None:
-    """What is wrong with a mean value where returns lie from `low` to `high`, infinite if unknown; None if nothing."""
+    """Return a warning if a mean value is outside the range of returns, which is infinite if unknown; else None."""
     if value > high + margin:
         return f"Q is {value:.4g}, and no return is above {high:.4g}"
     if value < low - margin:
@@ -20,12 +22,12 @@ def outside_range(value: float, low: float, high: float, margin: float) -> str |
 
 
 def outside_histogram(row: Mapping[str, float]) -> str | None:
-    """What a row of train.csv says of the histogram's support, if it is left; None otherwise."""
+    """Return a warning if a row of train.csv shows values beyond the histogram's support; else None."""
     outside = row.get("validation/critic/outside_histogram", math.nan)
-    if outside > OUTSIDE:
+    if outside > MAX_OUTSIDE:
         return f"{outside:.0%} of z outside the histogram's support"
     at_ends = row.get("validation/critic/mass_at_ends", math.nan)
-    if at_ends > OUTSIDE:
+    if at_ends > MAX_OUTSIDE:
         return f"{at_ends:.0%} of the histogram's mass at its ends"
     return None
 
@@ -33,43 +35,43 @@ def outside_histogram(row: Mapping[str, float]) -> str | None:
 def health_warnings(
     settings: Mapping[str, Any], row: Mapping[str, float], returns: tuple[float, float]
 ) -> dict[str, str]:
-    """What a row of train.csv says against a run, by the kind of sign.
+    """Return the warnings that a row of train.csv gives, by kind.
 
     Args:
-        settings: of its agent, side by side.
+        settings: of the agent, as a flat mapping.
         row: the row, with all of its columns.
-        returns: between which numbers discounted returns lie, given the rewards.
+        returns: lowest and highest possible discounted return, given the rewards.
     """
     low, high = returns
     found = {"histogram": outside_histogram(row)}
     if settings.get("q_agg") != "lcb" and not settings.get("alpha_critic") and not settings.get("entropy_backup"):
         found["range"] = outside_range(row["training/critic/q"], low, high, MARGIN * (high - low))
-    return {sign: what for sign, what in found.items() if what is not None}
+    return {kind: text for kind, text in found.items() if text is not None}
 
 
-# --- What a run's numbers say against it ---
+# --- Problems in reports ---
 
 UNIT_COSTS = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer")  # each step costs 1 until the goal is reached
 
 
 def complaints(run: RunRecord) -> list[str]:
-    """What is wrong with a run, in a few words each; nothing for a healthy one."""
+    """Return a short description of each problem of a run; none for a healthy one."""
     found = list(run.problems)
     if run.diverged_at is not None:
         why = f"the {run.diverged['term']} was not finite" if run.diverged else "no numbers from there on"
         return [*found, f"diverged at step {run.diverged_at:,}: {why}"]
     low, high, margin = value_range(run)
-    signs = [outside_range(run.last("training/critic/q"), low, high, margin)]
-    signs.append(outside_histogram({name: run.last(name) for name in run.training}))
+    warnings = [outside_range(run.last("training/critic/q"), low, high, margin)]
+    warnings.append(outside_histogram({name: run.last(name) for name in run.training}))
     if run.rewinds:
-        signs.append(f"went back to earlier weights {run.rewinds} times")
-    return found + [sign for sign in signs if sign is not None]
+        warnings.append(f"went back to earlier weights {run.rewinds} times")
+    return found + [warning for warning in warnings if warning is not None]
 
 
 def value_range(run: RunRecord) -> tuple[float, float, float]:
-    """Between which numbers returns lie, and by how much the mean of Q may leave them, as far as the task's id tells:
-    rewards of OGBench's single tasks are costs, and in its mazes and antsoccer every step costs 1. Infinite where
-    nothing is known."""
+    """Return the lowest and highest possible return, and the tolerance for the mean of Q, inferred from the task's id:
+    rewards of OGBench's single tasks are costs, and in its mazes and antsoccer every step costs 1. Bounds are infinite
+    where unknown."""
     discount = float(run.settings.get("agent.discount") or 0)
     if run.settings.get("dataset") or "-singletask" not in run.task or not 0 < discount < 1:
         return -math.inf, math.inf, 0.0

@@ -1,4 +1,4 @@
-"""`floq inspect`: pictures of what a run's critic has learned, and of how."""
+"""`floq inspect`: pictures of what a run's critic has learned and how, and of episodes that its policy plays."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -28,14 +28,16 @@ from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.progress import Display
 
-# --- Episodes of a trained agent, looked at step by step ---
+# --- Episodes ---
 
-NEVER: Callable[[int], None] = lambda done: None  # noqa: E731
+NO_CALLBACK: Callable[[int], None] = lambda done: None  # noqa: E731
 
 
-def play(run: Run, agent: Agent, step: int, count: int, on_progress: Callable[[int], None] = NEVER) -> list[Played]:
-    """Play the first `count` episodes of the evaluation that (the run's seed, `step`) names. `on_progress` is told how
-    many are over."""
+def play(
+    run: Run, agent: Agent, step: int, count: int, on_progress: Callable[[int], None] = NO_CALLBACK
+) -> list[Played]:
+    """Play the first `count` episodes of the evaluation with the run's seed at `step`. `on_progress` is called with the
+    number of finished episodes."""
     env = environments.make(run.config.env_name or "", run.config.success_timing)
     key = jax.random.fold_in(Keys.of(run.config.seed).evaluation, step)
     played = []
@@ -47,7 +49,7 @@ def play(run: Run, agent: Agent, step: int, count: int, on_progress: Callable[[i
 
 
 def seed_of(run: Run, step: int, number: int) -> environments.Seed:
-    """What seeds an episode of that evaluation."""
+    """Return the seed of episode `number` of the evaluation at `step`."""
     return run.config.seed, step, number
 
 
@@ -59,8 +61,8 @@ def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environment
     plan: list[np.ndarray] = []
     while not (terminated or truncated):
         if elapsed % chunk == 0:
-            chosen, value = _decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)
-            plan = np.split(np.asarray(chosen), chunk)
+            action, value = _decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)
+            plan = np.split(np.asarray(action), chunk)
             decided.append(elapsed)
             values.append(float(value))
         actions.append(plan[elapsed % chunk])
@@ -87,7 +89,7 @@ def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environment
 
 
 def earned(rewards: np.ndarray, discount: float, tail: float) -> np.ndarray:
-    """The discounted sum of the rewards from each step on, where `tail` is what comes after the last one."""
+    """Compute the discounted return from each step on; `tail` is the return after the last reward."""
     sums, after = np.empty(len(rewards)), tail
     for at in reversed(range(len(rewards))):
         sums[at] = after = rewards[at] + discount * after
@@ -96,15 +98,17 @@ def earned(rewards: np.ndarray, discount: float, tail: float) -> np.ndarray:
 
 @jax.jit
 def _decide(agent: Agent, policy, obs, key, value_key, elapsed):
-    """What the policy does at a step of an episode, as in its evaluation, and its Q."""
-    chosen = policy.act(obs, jax.random.fold_in(key, elapsed))
-    return chosen, agent.value(obs, chosen, jax.random.fold_in(value_key, elapsed))
+    """Return the policy's action at a step of an episode, with the key of its evaluation, and the action's Q."""
+    action = policy.act(obs, jax.random.fold_in(key, elapsed))
+    return action, agent.value(obs, action, jax.random.fold_in(value_key, elapsed))
 
 
-EPISODES = range(1, 13)  # more of them cannot be read
-COMPARED = 5  # checkpoints in a picture, at most
+# --- Pictures ---
 
-SHOWS = {
+EPISODES = range(1, 13)  # a picture of more is not legible
+MAX_CHECKPOINTS = 5  # in a picture
+
+CAPTIONS = {
     "flow.png": "how noise becomes a value",
     "steps.png": "how Q settles with K",
     "noise.png": "what is left of the noise",
@@ -116,7 +120,7 @@ SHOWS = {
     "episodes.png": "value along episodes",
     "film.mp4": "the policy beside its value",
 }
-"""What each file is about."""
+"""Subject of each file."""
 
 
 def inspect_run(
@@ -128,23 +132,23 @@ def inspect_run(
     data: Dataset | None = None,
     show: bool = True,
 ) -> dict[Path, str]:
-    """Draw what applies to a run, and print what each picture shows.
+    """Draw the pictures that apply to a run, and print what each shows.
 
     Args:
         run_dir: the run's folder.
         step: which checkpoint; by default the newest.
-        out: where the pictures go; by default the run's `plots`.
-        episodes: how many are played, the first of the evaluation at that step.
-        video: film them as well.
-        data: what the run was given from Python, if it was.
+        out: folder of the pictures; by default the run's `plots`.
+        episodes: number of episodes to play, the first ones of the evaluation at that step.
+        video: film these episodes as well.
+        data: the dataset that the run was given from Python, if any.
         show: print progress and the table.
 
     Returns:
-        The files, and what each shows.
+        The files, each with a sentence on what it shows.
 
     Raises:
-        UserError: there is no such run or checkpoint, it is damaged or diverged, the data is missing or another, an
-            option is out of range, `out` cannot be written to, or no pictures of the environment can be made.
+        UserError: there is no such run or checkpoint, it is damaged or diverged, the data is missing or differs, an
+            option is out of range, `out` cannot be written to, or the environment cannot be rendered.
     """
     run, display = Run.open(run_dir), Display(show)
     if episodes not in EPISODES:
@@ -154,12 +158,12 @@ def inspect_run(
     saved = checkpoint.load(run.folder / "checkpoints", step)
     probing.check_finite(saved.agent, run_dir, saved.step)
     with _camera(run, saved, video) as camera:
-        seen = _experience(run, saved, data, display)
+        transitions = _experience(run, saved, data, display)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
-        inspection = Inspection(run, saved, seen, folder, display)
+        inspection = Inspection(run, saved, transitions, folder, display)
         inspection.critic()
         inspection.training()
         if run.config.env_name is not None:
@@ -174,7 +178,7 @@ def inspect_run(
 
 
 class Inspection:
-    """Pictures of one checkpoint, made one after another; `made` says what each shows."""
+    """Pictures of one checkpoint, drawn one after another; `made` maps each file to what it shows."""
 
     def __init__(self, run: Run, saved: Checkpoint, data: Dataset, folder: Path, display: Display):
         self._run, self._saved, self._data = run, saved, data
@@ -184,7 +188,7 @@ class Inspection:
         self.made: dict[Path, str] = {}
 
     def critic(self) -> None:
-        """What the critic says of some transitions of the data."""
+        """Draw the critic's values of some transitions of the data."""
         agent = self._saved.agent
         critic, probes = agent.params.critic, self._probes
         if isinstance(critic, FloqCritic):
@@ -214,9 +218,7 @@ class Inspection:
 
     def _noise(self, probes: Probes) -> None:
         if not probing.noise_width(self._saved.agent):
-            return self._display.note(
-                "the noise interval has no width (--agent.noise_coverage=0): nothing of it is left"
-            )
+            return self._display.note("the noise interval has no width (--agent.noise_coverage=0): no noise to draw")
         landed = {at: probing.landings(agent, probes) for at, agent in self._over_training()}
         z_0 = next(iter(landed.values()))[0]
         ends = {at: landing for at, (_, landing) in landed.items()}
@@ -224,27 +226,27 @@ class Inspection:
         self._add(path.name, integration.noise_left(path, z_0, ends, probes.examples))
 
     def _over_training(self) -> Iterator[tuple[int, Agent]]:
-        """The checkpoints of the run up to this one, at most `COMPARED` of them, evenly."""
+        """Yield at most `MAX_CHECKPOINTS` checkpoints of the run, evenly spread, the last of them this one."""
         folder, last = self._run.folder / "checkpoints", self._saved.step
         before = [at for at in checkpoint.steps(folder) if at < last]
-        for at in probing.evenly(before, COMPARED - 1):
+        for at in probing.evenly(before, MAX_CHECKPOINTS - 1):
             yield at, checkpoint.load(folder, at).agent
         yield last, self._saved.agent
 
     def training(self) -> None:
-        """What was logged of the critic."""
+        """Draw the logged metrics of the critic."""
         config = self._run.config
         path = self._path("diagnosis.png")
         title = f"How the {config.agent.critic_name} critic developed, on held-out transitions"
         boundary = config.offline_steps if config.online_steps else None
         found = diagnosis.diagnosis(path, self._log, boundary, title)
         if found is None:
-            self._display.note("train.csv knows nothing of the critic yet: no picture of its training")
+            self._display.note("train.csv has no metrics of the critic yet: no picture of its training")
         else:
             self._add(path.name, found)
 
     def environment(self, episodes: int, camera: Workers | None) -> None:
-        """What the critic thinks where the policy goes."""
+        """Draw the critic's values in the states that the policy visits."""
         run, saved, display = self._run, self._saved, self._display
         if pictures.has_value_map(run):
             path = self._path("value_map.png")
@@ -265,12 +267,12 @@ class Inspection:
         return self._folder / name
 
     def _add(self, name: str, finding: str) -> None:
-        self.made[self._path(name)] = f"{SHOWS[name]}: {finding}"
+        self.made[self._path(name)] = f"{CAPTIONS[name]}: {finding}"
 
 
 @contextlib.contextmanager
 def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None]:
-    """The stage on which a film is made, if one is wanted; asked for before all else, since it often cannot be had."""
+    """Open the worker process that records videos if `video`, else yield None. It comes first since it often fails."""
     if not video:
         yield None
         return
@@ -282,14 +284,14 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
 
 
 def _train_log(run: Run) -> dict[str, list[float]]:
-    """The columns of `train.csv`, none if there is no such file. Raises UserError if it is damaged."""
+    """Read the columns of `train.csv`, none if there is no such file. Raises UserError if it is damaged."""
     path = run.folder / "train.csv"
     return read_csv(path) if path.exists() else {}
 
 
 def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:
-    """The transitions that pictures are about: of a run from scratch what it has seen itself, as far as the checkpoint
-    holds it; otherwise its training data."""
+    """Return the transitions to draw: of a run from scratch the replay in its checkpoint, if there is one; otherwise
+    its training data."""
     replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step) if run.config.from_scratch else None
     if given is None and replay is not None and (~replay.ends).any():
         display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
@@ -301,7 +303,7 @@ def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Dis
 
 
 def _dataset(replay: ReplaySnapshot) -> Dataset:
-    """Environment after environment, laid end to end."""
+    """Concatenate the transitions of all environments, one environment after another."""
     rows = Trajectories(*(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]) for array in replay))
     rows.ends[len(replay.ends) - 1 :: len(replay.ends)] = True
     return Dataset.from_rows(*rows)

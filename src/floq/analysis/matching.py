@@ -1,7 +1,7 @@
-"""Make a baseline as large or as costly as another agent: the width, or the number of members, that comes nearest.
+"""Match a baseline to another agent in parameters or in cost, by its width or its number of ensemble members.
 
-A flow critic spends more than a monolithic one of the same width. A comparison that gives both the same parameters, or
-the same operations per update, says what the flow adds beyond them.
+A flow critic costs more than a monolithic one of the same width. A comparison at equal parameters, or at equal
+operations per update, shows what the flow adds beyond size.
 """
 
 import dataclasses
@@ -26,18 +26,20 @@ def matched(
     what: What,
     by: By = "width",
 ) -> AgentConfig:
-    """`baseline` with a critic whose count comes nearest to that of `reference`; nothing else in it changes.
+    """Scale the critic of `baseline` such that its count is nearest to that of `reference`; nothing else changes.
 
     Args:
-        baseline, reference: agents, each with any critic and any actor.
-        obs_size, act_size: how many numbers an observation and an action of the environment have.
-        what: is to be equal: "params", the learned numbers of the critics; "flops", the operations of an update of the
+        baseline: agent to scale, with any critic and any actor.
+        reference: agent to match, with any critic and any actor.
+        obs_size: observation dimension.
+        act_size: action dimension.
+        what: the count to match: "params", the parameters of the critics; "flops", the operations of an update of the
             whole agents, each with its own batch size.
-        by: "width" scales all hidden layers of the critic by one factor; "members" sets the size of its ensemble. Of
-            the floq critic these are the velocity fields, and the distilled critic stays as it is.
+        by: "width" scales all hidden layers of the critic by one factor; "members" sets the size of its ensemble. For
+            the floq critic these are the velocity fields; its distilled critic does not change.
 
     Raises:
-        UserError: the critic has no such setting, or even its smallest value is too much.
+        UserError: the critic has no such setting, or its smallest value already exceeds the count.
     """
     setting = scaled_setting(baseline, by)
     goal, start = count(reference, obs_size, act_size, what), getattr(baseline.critic, setting)
@@ -58,10 +60,10 @@ def matched(
 
 
 def scaled_setting(config: AgentConfig, by: By) -> str:
-    """The setting of the critic that `matched` changes.
+    """Return the name of the critic's setting that `matched` changes.
 
     Raises:
-        UserError: it has none.
+        UserError: the critic has no such setting.
     """
     critic = config.critic
     names = {f.name for f in dataclasses.fields(critic)}
@@ -77,9 +79,9 @@ def scaled_setting(config: AgentConfig, by: By) -> str:
 
 
 def count(config: AgentConfig, obs_size: int, act_size: int, what: What) -> int:
-    """What `matched` makes equal: the critic's parameters, or the operations of an update."""
-    config = config.compiled()  # traced settings change no count: agents that differ in those alone are counted once
-    if config.flat().get("integration") == "fused":  # the kernel's products are the plain ones, but cannot be counted
+    """Count the critic's parameters, or the operations of an update."""
+    config = config.compiled()  # traced settings change no count: agents that differ only in those are counted once
+    if config.flat().get("integration") == "fused":  # same matrix products as "plain", but the kernel hides them
         config = _with(config, {"integration": "plain"})
     if what == "params":
         return critic_parameters(config, obs_size, act_size)
@@ -95,25 +97,26 @@ def _largest(setting: int | tuple[int, ...]) -> int:
 
 
 def _scaled(setting: int | tuple[int, ...], largest: int) -> int | tuple[int, ...]:
-    """The setting scaled such that its largest number is `largest`, each number at least 1."""
+    """Scale the setting such that its largest number is `largest`, each number at least 1."""
     if not isinstance(setting, tuple):
         return largest
     return tuple(max(1, round(Fraction(number * largest, max(setting)))) for number in setting)
 
 
 def _nearest(count: Callable[[int], int], goal: int, start: int) -> int:
-    """The positive integer whose count is nearest to `goal`, the smaller of two that are equally near.
+    """Find the positive integer whose count is nearest to `goal`, the smaller of two that are equally near.
 
     Args:
-        count: grows, about quadratically, and is at most `goal` at 1; it is expensive to call.
-        start: where to begin.
+        count: increasing function, about quadratic, at most `goal` at 1; it is expensive to call.
+        goal: the count to reach.
+        start: first guess.
     """
     known = {1: count(1)}
     high = max(2, start)
     while known.setdefault(high, count(high)) < goal:
         high = max(2 * high, _solved(known, goal) + 1 if len(known) > 2 else 0)
     low = max(number for number, value in known.items() if value <= goal)
-    # The parabola is exact where all layers are equally wide; every fourth time halve, in case it leads nowhere.
+    # The parabola is exact where all layers are equally wide; every fourth step bisects, in case it does not converge.
     guesses = 0
     while high - low > 1:
         guess = _solved(known, goal) if len(known) > 2 and guesses % 4 < 3 else (low + high) // 2
@@ -125,13 +128,13 @@ def _nearest(count: Callable[[int], int], goal: int, start: int) -> int:
 
 
 def _solved(known: dict[int, int], goal: int) -> int:
-    """Where the parabola through the three counts nearest to the goal reaches it, rounded down; the line through two of
-    them if it is no rising one."""
+    """Solve for the goal on the parabola through the three nearest counts, rounded down; on the line through two of
+    them if the parabola does not open upwards or does not reach the goal."""
     (x0, y0), (x1, y1), (x2, y2) = sorted(known.items(), key=lambda point: abs(point[1] - goal))[:3]
     slope = Fraction(y1 - y0, x1 - x0)
-    bend = (Fraction(y2 - y0, x2 - x0) - slope) / (x2 - x1)
-    linear = slope - bend * (x0 + x1)
-    inside = linear**2 - 4 * bend * (y0 - linear * x0 - bend * x0**2 - goal)
-    if bend > 0 and inside >= 0:
-        return math.floor((math.sqrt(inside) - float(linear)) / float(2 * bend))
+    quadratic = (Fraction(y2 - y0, x2 - x0) - slope) / (x2 - x1)
+    linear = slope - quadratic * (x0 + x1)
+    discriminant = linear**2 - 4 * quadratic * (y0 - linear * x0 - quadratic * x0**2 - goal)
+    if quadratic > 0 and discriminant >= 0:
+        return math.floor((math.sqrt(discriminant) - float(linear)) / float(2 * quadratic))
     return x0 + math.floor((goal - y0) / slope) if slope > 0 else 0

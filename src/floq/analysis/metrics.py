@@ -1,4 +1,4 @@
-"""What runs are judged by: success where the environment says what that is, else return, else the held-out TD error."""
+"""Primary metric of runs: success if the environment defines it, else the return, else the held-out TD error."""
 
 import math
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ from floq.analysis.report.runs import RunRecord
 
 
 class Metric(NamedTuple):
-    """A column of eval.csv. `more_is_better`: whether runs may be ranked by it; the TD error says that a critic agrees
-    with itself, and ranks nobody's policy."""
+    """A column of eval.csv. `more_is_better`: whether runs may be ranked by it; the TD error measures the critic's
+    self-consistency and does not rank policies."""
 
     column: str
     name: str
@@ -19,10 +19,11 @@ class Metric(NamedTuple):
 
     @property
     def is_rate(self) -> bool:
+        """Whether its values are success rates, between 0 and 1."""
         return self is SUCCESS
 
     def shown(self, value: float) -> str:
-        """A value of this metric, shortly; nothing for NaN."""
+        """Format a value of this metric; empty for NaN."""
         if math.isnan(value):
             return ""
         return f"{value:.2f}" if self.is_rate else f"{value:.4g}"
@@ -35,7 +36,7 @@ METRICS = (SUCCESS, RETURN, TD_ERROR)
 
 
 def judged_by(runs: Iterable[RunRecord]) -> Metric:
-    """The first metric of which any of these runs has a number."""
+    """Return the first metric in `METRICS` that has a finite value in any of these runs."""
     runs = list(runs)
     for metric in METRICS:
         if any(np.isfinite(run.evaluations.get(metric.column, [math.nan])).any() for run in runs):
@@ -44,7 +45,7 @@ def judged_by(runs: Iterable[RunRecord]) -> Metric:
 
 
 def curve(run: RunRecord, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """A run's steps and values, where it has both."""
+    """Return the steps and values of a run's metric, where the value is finite."""
     values = run.evaluations.get(metric.column)
     if values is None:
         return np.array([]), np.array([])
@@ -53,6 +54,6 @@ def curve(run: RunRecord, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
 
 
 def last(run: RunRecord, metric: Metric) -> float:
-    """A run's newest value; NaN if that is none."""
+    """Return a run's newest value; NaN if there is none."""
     values = run.evaluations.get(metric.column)
     return float(values[-1]) if values is not None else math.nan

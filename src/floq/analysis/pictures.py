@@ -1,4 +1,4 @@
-"""The pictures of a run: asks the agent for the numbers, and `analysis` to draw them."""
+"""Pictures of a run: the numbers are computed with the agent here, and drawn by `analysis.figures`."""
 
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from floq.runs.loggers import read_csv
 from floq.runs.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
-VALUE_BATCH = 500  # of them at a time, for memory's sake
+VALUE_BATCH = 500  # states evaluated at a time, to limit memory
 GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
 
 
 def draw(run: Run, agent: Agent, data: Dataset) -> None:
-    """Draw what applies to this run into its `plots` folder: the learning curve; for mazes, the value over the floor
-    plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent diverged, the
-    learning curve alone."""
+    """Draw the pictures that apply to this run into its `plots` folder: the learning curve; for mazes, the value over
+    the floor plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent
+    diverged, only the learning curve."""
     plots = run.folder / "plots"
     draw_learning_curve(run)
     if probing.diverged(agent):
@@ -40,18 +40,18 @@ def draw(run: Run, agent: Agent, data: Dataset) -> None:
 
 
 def take_probes(run: Run, agent: Agent, data: Dataset) -> Probes:
-    """The transitions that the pictures of a run's critic are about: the same at every step."""
+    """Draw the transitions that the pictures of a run's critic show; they are the same at every step."""
     return probing.take_probes(agent, data, jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
 
 
 def has_value_map(run: Run) -> bool:
-    """Whether the run's task is a maze with one goal."""
+    """Return whether the run's task is a maze with one goal."""
     name = run.config.env_name
     return bool(name) and environments.is_singletask(name) and "maze" in name
 
 
 def draw_learning_curve(run: Run) -> None:
-    """`learning_curve.png`, from eval.csv, if there is one, and, of the online phase, train.csv."""
+    """Draw `learning_curve.png` from eval.csv, if there is one, and, for the online phase, train.csv."""
     columns = run.evaluations()
     if not columns:
         return
@@ -87,7 +87,7 @@ def draw_learning_curve(run: Run) -> None:
 
 
 def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
-    """The steps at which a metric of exploration is known, and its values."""
+    """Return the steps at which a metric of exploration is known, and its values."""
     columns = read_csv(run.folder / "train.csv") if run.config.online_steps else {}
     pairs = zip(columns.get("step", []), columns.get(f"exploration/{metric}", []), strict=False)
     known = [(step, value) for step, value in pairs if not np.isnan(value)]
@@ -95,7 +95,7 @@ def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
 
 
 def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
-    """V(s) = Q(s, greedy action) over the maze, and the greedy policy's path. Returns what it shows, in words."""
+    """Draw V(s) = Q(s, greedy action) over the maze, and the greedy policy's path. Returns a sentence on the result."""
     env = environments.make(run.config.task, run.config.success_timing)
     maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
@@ -105,8 +105,8 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
     walk, success = [np.array(maze.get_xy())], False
     while not done:
         if elapsed % chunk == 0:
-            decided = _greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed))
-            plan = np.split(np.asarray(decided), chunk)
+            action = _greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed))
+            plan = np.split(np.asarray(action), chunk)
         obs, _, terminated, truncated, info = env.step(plan[elapsed % chunk])
         walk.append(np.array(maze.get_xy()))
         elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
@@ -132,20 +132,20 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
 
 
 def draw_flow(path: Path, agent: Agent, probes: Probes) -> str:
-    """Trajectories of z for a state-action of low, of middling and of high value. Returns what they show, in words."""
+    """Draw trajectories of z for state-actions of low, medium and high value. Returns a sentence on the result."""
     flow_paths = probing.flow_paths(agent, probes)
     steps, starts = flow_paths[0].paths.shape[-1] - 1, flow_paths[0].paths.shape[1]
     flow_fans(
         path, flow_paths, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble"
     )
-    landings = ", ".join(f"{fan.paths[..., -1].mean():.1f} ± {fan.paths[..., -1].std():.1f}" for fan in flow_paths)
+    landings = ", ".join(f"{flow.paths[..., -1].mean():.1f} ± {flow.paths[..., -1].std():.1f}" for flow in flow_paths)
     start = flow_paths[0].paths[..., 0]
     return f"noise {start.mean():.1f} ± {start.std():.1f} is carried to {landings}"
 
 
 @jax.jit
 def _greedy(agent: Agent, obs, key):
-    """The best, by the actor's own critic, of several actions of the policy."""
+    """Return the best of several actions of the policy, by the actor's own critic."""
     act_keys, value_keys = jax.random.split(key, (2, GREEDY_SAMPLES))
     acts = jax.vmap(agent.act, (None, 0))(obs, act_keys)
     return acts[jnp.argmax(jax.vmap(agent.actor_value, (None, 0, 0))(obs, acts, value_keys))]

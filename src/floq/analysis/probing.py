@@ -1,7 +1,7 @@
-"""What a critic says about some transitions, as arrays: asked of the agent here, drawn in `analysis`.
+"""Outputs of a critic at some transitions, as arrays: computed with the agent here, drawn in `analysis.figures`.
 
-One batch of transitions, ordered by Q, serves all questions. Three of them stand for the others: one of a low, one of a
-middling and one of a high value.
+All functions use one batch of transitions, ordered by Q. Three of them serve as examples: one of low, one of medium and
+one of high value.
 """
 
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ from floq.utils.errors import UserError
 T = TypeVar("T")
 
 TRANSITIONS = 256  # of a batch of probes
-EXAMPLES = (("low value", 0.02), ("middling value", 0.5), ("high value", 0.98))  # and where in the order they stand
+EXAMPLES = (("low value", 0.02), ("middling value", 0.5), ("high value", 0.98))  # name, and quantile of Q
 TARGET_DRAWS = 8  # TD targets of each transition, each with fresh noise and actions
-FAN_SAMPLES = 12  # source samples of each member in the picture of the flow
+PATH_SAMPLES = 12  # source samples of each member in the picture of the flow
 FIELD = (49, 81)  # points in t and z at which the velocity is drawn
 ACCURATE_SAMPLES = 8  # source samples behind each Q_K
-NOISE_SAMPLES = 65  # source samples behind the picture of what noise leaves
-FINEST = 64  # steps that stand for exact integration, at least
+NOISE_SAMPLES = 65  # source samples of each member in the picture of the noise
+MIN_FINEST = 64  # minimum number of steps that counts as exact integration
 TAUS = np.linspace(0.02, 0.98, 49)
 
 
 class Probes(NamedTuple):
-    """Transitions in the order of their Q.
+    """Transitions ordered by Q.
 
     batch: as `Dataset.sample` draws it. q: (transitions,), as read out. targets: (draws, transitions), TD targets.
     """
@@ -47,30 +47,30 @@ class Probes(NamedTuple):
 
     @property
     def examples(self) -> list[tuple[str, int]]:
-        """The transitions that stand for the others: a name and a row of the batch."""
+        """Example transitions: a name and a row of the batch for each."""
         return [(name, int(share * len(self.q))) for name, share in EXAMPLES]
 
 
 def diverged(agent: Agent) -> bool:
-    """Whether a weight is no finite number: of such an agent there is nothing to be seen."""
+    """Return whether any weight is not finite."""
     return not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(agent.params))
 
 
 def check_finite(agent: Agent, run_dir: str, step: int) -> None:
-    """Raises UserError if the agent of this checkpoint diverged."""
+    """Raise UserError if the agent of this checkpoint diverged."""
     if diverged(agent):
         raise UserError(f"{run_dir} diverged before step {step}, its weights are no numbers: give an earlier --step")
 
 
 def take_probes(agent: Agent, data: Dataset, key) -> Probes:
-    """Draw transitions from `data`, which must be of the agent's sizes. Consumes `key`.
+    """Draw transitions from `data`, which must have the agent's observation dimension. Consumes `key`.
 
     Raises:
-        UserError: observations or actions of the data are not of these sizes.
+        UserError: the observation dimension of the data is another.
     """
-    own, theirs = agent.obs_stats.mean.shape[0], data.observations.shape[1]
-    if own != theirs:
-        raise UserError(f"the data has {theirs} numbers in an observation, this agent's networks read {own}")
+    expected, found = agent.obs_stats.mean.shape[0], data.observations.shape[1]
+    if expected != found:
+        raise UserError(f"the data has {found} numbers in an observation, this agent's networks read {expected}")
     batch, q, targets = _probes(agent, data, key)
     return Probes(batch, np.asarray(q), np.asarray(targets))
 
@@ -89,22 +89,22 @@ def _probes(agent: Agent, data: Dataset, key):
 
 
 def flow_critic(agent: Agent) -> FloqCritic:
-    """The agent's critic, which must be one that integrates."""
+    """Return the agent's critic, which must be a floq critic."""
     critic = agent.params.critic
     assert isinstance(critic, FloqCritic)
     return critic
 
 
 def noise_width(agent: Agent) -> float:
-    """Width of the interval that source noise is drawn from, in units of return."""
+    """Return the width of the interval of source noise, in units of return."""
     low, high = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0])))
     return float(high - low)
 
 
 def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
-    """The trajectories of the three examples, with the velocity field through which they run."""
+    """Compute the trajectories of the three examples, and the velocity field around them."""
     rows = [row for _, row in probes.examples]
-    paths, bends = _fans(agent, _pairs(agent, probes, rows))
+    paths, curvatures = _flow_paths(agent, _pairs(agent, probes, rows))
     noise = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0])))
     targets = probes.targets[:, rows]
     low, high = min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max())
@@ -118,7 +118,7 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
         FlowPaths(
             name,
             np.asarray(paths[i]),
-            float(bends[i]),
+            float(curvatures[i]),
             t,
             z,
             fields[i],
@@ -130,8 +130,8 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
 
 
 @jax.jit
-def _fans(agent: Agent, pairs):
-    z_0 = agent.scale.noise(source_nodes(jax.random.key(0), FAN_SAMPLES, "midpoint"))
+def _flow_paths(agent: Agent, pairs):
+    z_0 = agent.scale.noise(source_nodes(jax.random.key(0), PATH_SAMPLES, "midpoint"))
     with matmul_precision("f32"):
         paths = jax.vmap(lambda obs, act: flow_critic(agent).trajectories(z_0, obs, act, agent.scale))(*pairs)
     return paths, jnp.mean(jax.vmap(jax.vmap(jax.vmap(curvature)))(paths), axis=(1, 2))
@@ -139,7 +139,7 @@ def _fans(agent: Agent, pairs):
 
 @jax.jit
 def _fields(agent: Agent, pairs, t, z):
-    """The velocity on a grid, the mean over members: (transitions, z, t)."""
+    """Compute the velocity on a grid, mean over members: (transitions, z, t)."""
 
     def of_pair(obs, act):
         def of_member(member):
@@ -153,17 +153,17 @@ def _fields(agent: Agent, pairs, t, z):
 
 
 def step_counts(trained: int) -> list[int]:
-    """The K that are compared: powers of two up to `FINEST`, or so far beyond that the trained K is not the last of
-    them; and the trained K."""
-    finest = FINEST
+    """Return the K to compare: the trained K, and powers of two up to the first that is at least `MIN_FINEST` and above
+    the trained K."""
+    finest = MIN_FINEST
     while finest <= trained:
         finest *= 2
     return sorted({trained, *(2**i for i in range(finest.bit_length()))})
 
 
 def values_by_steps(agent: Agent, probes: Probes, counts: list[int]) -> np.ndarray:
-    """Q_K of every probe for every K: (transitions, counts). The source samples are the same for all, so that what
-    differs is the integration."""
+    """Compute Q_K of every probe for every K: (transitions, counts). The source samples are the same for all, so that
+    only the integration differs."""
     pairs = _pairs(agent, probes)
     return np.stack([np.asarray(_values_in(agent, pairs, count)) for count in counts], axis=1)
 
@@ -181,7 +181,7 @@ def _values_in(agent: Agent, pairs, num_steps: int):
 
 
 def landings(agent: Agent, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
-    """Source samples, the same for all, and where they are carried: (samples,), (transitions, members, samples)."""
+    """Return source samples, the same for all, and their values z(1): (samples,), (transitions, members, samples)."""
     z_0, ends = _landings(agent, _pairs(agent, probes))
     return np.asarray(z_0), np.asarray(ends)
 
@@ -195,17 +195,17 @@ def _landings(agent: Agent, pairs):
 
 
 def value_distributions(agent: Agent, probes: Probes) -> list[ValueDistribution]:
-    """What a critic that is looked up says of the three examples: quantiles, histograms, or one value a member."""
+    """Compute a non-flow critic's outputs at the three examples: quantiles, histograms, or one value per member."""
     found = []
     for name, row in probes.examples:
         obs, acts = _pairs(agent, probes, [row])
-        x, y, q = _opinion(agent, obs[0], acts[0])
+        x, y, q = _value_distribution(agent, obs[0], acts[0])
         found.append(ValueDistribution(name, np.asarray(x), np.asarray(y), float(q), probes.targets[:, row]))
     return found
 
 
 @jax.jit
-def _opinion(agent: Agent, obs, act):
+def _value_distribution(agent: Agent, obs, act):
     critic, scale = agent.params.critic, agent.scale
     with matmul_precision("f32"):
         if isinstance(critic, QuantileCritic):
@@ -221,7 +221,7 @@ def _opinion(agent: Agent, obs, act):
 
 
 def members(agent: Agent, probes: Probes) -> np.ndarray:
-    """What each member of a critic that is looked up says of every probe: (transitions, members)."""
+    """Compute the value of every probe by each member of a non-flow critic: (transitions, members)."""
     return np.asarray(_members(agent, _pairs(agent, probes)))
 
 
@@ -240,12 +240,12 @@ def _members(agent: Agent, pairs):
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
+    """Return at most `most` of the items, evenly spread, with the first and the last."""
     at = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
     return [items[i] for i in at]
 
 
 def _pairs(agent: Agent, probes: Probes, rows: list[int] | None = None):
-    """The observations, as networks see them, and actions of some of the probes, by default of all."""
+    """Return the normalized observations and the actions of some of the probes, by default of all."""
     at = jnp.arange(len(probes.q)) if rows is None else jnp.asarray(rows)
     return jax.vmap(agent.normalize)(probes.batch["observations"][at]), probes.batch["actions"][at]

@@ -1,4 +1,4 @@
-"""What the evaluations of a run come to, for people to read."""
+"""Results of evaluations as text and tables for the terminal."""
 
 import math
 import re
@@ -11,24 +11,24 @@ from floq.runs.run import Run, protocol
 from floq.utils.progress import Display
 
 HEADLINES = {"success": "success", "episode.return": "return", "initial_value": "policy's value"}
-"""The metric that a run is judged by, the first that it has, and its name."""
+"""Primary metrics, of which a run uses the first that it has, and their names."""
 
 
 def scores(evaluation: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of one evaluation, without their prefix; without success if the environment has no such flag."""
+    """Return the metrics of one evaluation without their prefix, and without success if the environment has no flag."""
     found = {name.removeprefix("evaluation/"): x for name, x in evaluation.items() if name.startswith("evaluation/")}
     return {name: x for name, x in found.items() if not (name == "success" and math.isnan(x))}
 
 
 def headline(evaluation: Mapping[str, float]) -> tuple[str, float]:
-    """The name of the number that stands for an evaluation, and the number."""
+    """Return the name and the value of an evaluation's primary metric."""
     found = scores(evaluation)
     metric = next(name for name in HEADLINES if name in found)
     return HEADLINES[metric], found[metric]
 
 
 def described(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]:
-    """An evaluation as the rows of a table."""
+    """Describe an evaluation as the rows of a table."""
     found, count = scores(evaluation), config.eval_episodes
     if not found:
         return {"evaluation": "none, as --eval_interval=0 asks; floq eval makes one"}
@@ -52,7 +52,7 @@ def described(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]
 
 
 def show_result(runs: Sequence[Run], display: Display) -> None:
-    """Print a short table of how finished runs of one fleet went."""
+    """Print a short table of the results of one fleet's finished runs."""
     first, summary = runs[0], runs[0].summary
     speed = f"{summary['updates_per_second'] or math.nan:.0f} updates/s, {summary['seconds']:.0f} s in all"
     last = [{name: column[-1] for name, column in run.evaluations().items()} for run in runs]
@@ -67,7 +67,7 @@ def show_result(runs: Sequence[Run], display: Display) -> None:
 
 
 def _show_fleet(runs: Sequence[Run], last: Sequence[Mapping[str, float]], speed: str, display: Display) -> None:
-    """The table of several runs: their scores by group, over seeds."""
+    """Print the table of several runs: their scores by group, over seeds."""
     first, tasks = runs[0], ", ".join(dict.fromkeys(run.config.task for run in runs))
     if not any(last):
         rows = described(first.config, {}) | {"speed": f"{len(runs)} x {speed}"}
@@ -83,7 +83,7 @@ def _show_fleet(runs: Sequence[Run], last: Sequence[Mapping[str, float]], speed:
 
 
 def _over_seeds(values: Sequence[float]) -> str:
-    """The mean of one number over seeds, and what these say about others."""
+    """Format the mean of one number over seeds, with its interval."""
     listed = " ".join(f"{value:.3g}" for value in values)
     if len(values) == 1:
         return listed
@@ -94,7 +94,7 @@ def _over_seeds(values: Sequence[float]) -> str:
 
 
 def differences(configs: Sequence[Config]) -> list[str]:
-    """For each configuration, in what but the seed it differs from the others."""
+    """Return for each configuration the settings, other than the seed, in which it differs from the others."""
     flat = [config.to_json() for config in configs]
     flat = [values | values.pop("agent") for values in flat]
     names = [name for name in flat[0] if name != "seed" and len({str(values[name]) for values in flat}) > 1]

@@ -1,4 +1,4 @@
-"""Intervals for success rates, and what the scores of several runs on several tasks come to.
+"""Intervals for success rates, and aggregates of the scores of several runs on several tasks.
 
 Scores are given task by task, each with one number per run; tasks may have different numbers of runs. Aggregates and
 their intervals follow Agarwal et al. 2021 (arXiv 2108.13264): runs are resampled within each task, since the tasks of a
@@ -35,14 +35,14 @@ class Profile(NamedTuple):
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a success rate: what this many episodes say about the policy's true rate."""
+    """Compute the Wilson score interval of a policy's true success rate."""
     interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean over independent seeds: what this many seeds say about others. Not clipped: an
-    end beyond what is possible shows that the seeds are few."""
+    """Compute Student's t interval of the mean over independent seeds. It is not clipped: an end beyond the possible
+    range shows that there are few seeds."""
     if len(values) < 2:
         return UNKNOWN
     mean, half = np.mean(values), stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
@@ -50,21 +50,21 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
 
 
 def iqm(scores: Scores) -> float:
-    """Interquartile mean of all runs of all tasks together: the mean of what is left without the best and the worst
-    quarter, each rounded down to whole runs (Agarwal et al., arXiv 2108.13264)."""
+    """Compute the interquartile mean of all runs of all tasks: the mean without the best and the worst quarter, each
+    rounded down to whole runs (Agarwal et al., arXiv 2108.13264)."""
     return float(_iqm(*scores, axis=-1))
 
 
 def iqm_interval(scores: Scores, confidence: float = 0.95) -> tuple[float, float]:
-    """Stratified bootstrap interval of the interquartile mean; (-inf, inf) if a task has a single run."""
+    """Compute the stratified bootstrap interval of the interquartile mean; (-inf, inf) if a task has a single run."""
     low, high = stratified_bootstrap(scores, _iqm, confidence)
     return float(low), float(high)
 
 
 def probability_of_improvement(x: Scores, y: Scores, confidence: float = 0.95) -> Estimate:
-    """How probably a run of `x` scores more than a run of `y` on the same task, a tie counting one half: Mann-Whitney's
-    U over the number of pairs, on average over tasks. Its interval resamples the runs of both; it is infinite if a task
-    has a single run.
+    """Compute the probability that a run of `x` scores more than a run of `y` on the same task, a tie counting one
+    half: Mann-Whitney's U over the number of pairs, on average over tasks. Its interval resamples the runs of both; it
+    is infinite if a task has a single run.
 
     Raises:
         ValueError: the two have different numbers of tasks.
@@ -83,7 +83,7 @@ def probability_of_improvement(x: Scores, y: Scores, confidence: float = 0.95) -
 
 
 def performance_profile(scores: Scores, thresholds: Runs, confidence: float = 0.95) -> Profile:
-    """The share of runs that score more than each threshold, on average over tasks, each with the same weight; and its
+    """Compute the share of runs that score more than each threshold, on average over tasks with equal weights, and its
     pointwise stratified bootstrap interval, infinite if a task has a single run."""
     levels = np.asarray(thresholds, float)[:, None]
     above = [np.asarray(runs, float) > levels for runs in scores]  # each (thresholds, runs)
@@ -99,17 +99,17 @@ def performance_profile(scores: Scores, thresholds: Runs, confidence: float = 0.
 def stratified_bootstrap(
     scores: Sequence[Any], statistic: Callable[..., Any], confidence: float = 0.95, seed: int = 0
 ) -> tuple[Any, Any]:
-    """Percentile bootstrap interval of a statistic, with runs resampled within each task. The same scores and seed give
-    the same interval.
+    """Compute the percentile bootstrap interval of a statistic, with runs resampled within each task. The same scores
+    and seed give the same interval.
 
     Args:
-        scores: task by task, arrays whose last axis is that of the runs.
-        statistic: called with these and `axis=-1`, and with resamples, which have further axes in front.
+        scores: for each task an array whose last axis is that of the runs.
+        statistic: called with these and `axis=-1`, and with resamples, which have further leading axes.
         confidence: of the interval.
         seed: of the resamples.
 
     Returns:
-        (low, high); (-inf, inf) if a task has a single run, which says nothing about others.
+        (low, high); (-inf, inf) if a task has a single run, which shows no variation.
     """
     samples = [np.asarray(runs, float) for runs in scores]
     if any(runs.shape[-1] < 2 for runs in samples):
@@ -125,11 +125,11 @@ def _iqm(*scores: Runs, axis: int) -> Any:
 
 
 def area_under_curve(steps: Runs, values: Runs) -> float:
-    """The area under a learning curve over the range of its steps: the value's average over training, straight between
-    evaluations. A single evaluation is its own average.
+    """Compute the area under a learning curve divided by the range of its steps, by the trapezoidal rule: the value's
+    average over training. A single evaluation is its own average.
 
     Raises:
-        ValueError: the steps do not increase, or there are not as many values.
+        ValueError: the steps do not increase, or the number of values differs.
     """
     steps, values = np.asarray(steps, float), np.asarray(values, float)
     if steps.shape != values.shape or not len(steps) or not (np.diff(steps) > 0).all():

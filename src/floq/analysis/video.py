@@ -1,7 +1,7 @@
-"""Films of episodes: a process of its own takes the recorded actions once more and looks. No JAX in here.
+"""Videos of episodes: a separate process repeats the recorded actions and renders them. No JAX in here.
 
-Elsewhere MuJoCo is imported without a renderer (see `envs`), and what it renders with is decided when it is imported.
-So the recorder is a worker process, in whose environment the renderer is named before anything is imported.
+Elsewhere MuJoCo is imported without a renderer (see `envs`), and its renderer is fixed at import. So the recorder is a
+worker process, whose environment variables name the renderer before anything is imported.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
 
 RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}
-DEFAULT_RENDERERS = ("egl", "osmesa")  # they need no screen
+DEFAULT_RENDERERS = ("egl", "osmesa")  # both work without a display
 OFF = ("", "disable", "disabled", "off", "false", "0")
-SIDE = 480  # pixels of a picture, where the environment lets us choose
+SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
 
 
 class VideoRecorder:
-    """One environment with a camera, and the film that it makes. Lives in the worker process."""
+    """Environment that renders frames, and the video file that they go to. Runs in the worker process."""
 
     def __init__(self, env_name: str, success_timing: str | None):
         size = {"width": SIDE, "height": SIDE} if is_ogbench(env_name) else {}
@@ -39,50 +39,50 @@ class VideoRecorder:
         self._show: Show | None = None
 
     def probe(self, seed: Seed) -> None:
-        """Take one picture, to see whether that works."""
+        """Render one frame, to check that rendering works."""
         self._env.reset_with(seed)
-        self._shot()
+        self._frame()
 
     def open(self, path: Path) -> None:
-        """Begin a film."""
+        """Begin a video file."""
         self._add = self._film.enter_context(film(path))
 
     def begin(self, episode: Played, seed: Seed, title: str) -> None:
-        """Begin an episode of it, after the end of the one before."""
+        """End the episode before, if any, and begin the next one."""
         assert self._add is not None
         self._scene.close()
         self._env.reset_with(seed)
-        first = self._shot()
+        first = self._frame()
         self._show = self._scene.enter_context(scene(self._add, first, episode, title))
         self._show(first, 0)
 
     def advance(self, actions: np.ndarray, step: int) -> None:
-        """Take some steps, up to step number `step` of the episode, and a picture of where they lead."""
+        """Take some steps, up to step number `step` of the episode, and add a frame of the state after them."""
         assert self._show is not None
         for action in actions:
             self._env.step(action)
-        self._show(self._shot(), step)
+        self._show(self._frame(), step)
 
     def close(self) -> None:
-        """End the film; the file is complete."""
+        """End the video; the file is complete."""
         self._scene.close()
         self._film.close()
 
-    def _shot(self) -> np.ndarray:
+    def _frame(self) -> np.ndarray:
         with self._env.own_global_state():
-            shot: Any = self._env.render()
-        if not isinstance(shot, np.ndarray) or shot.ndim != 3 or shot.shape[2] != 3:
+            frame: Any = self._env.render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
             raise TypeError("the environment renders no pictures (render_mode rgb_array)")
-        return shot.astype(np.uint8, copy=False)
+        return frame.astype(np.uint8, copy=False)
 
 
 @contextlib.contextmanager
 def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Workers]:
-    """A worker process with a `VideoRecorder` that works. With the user's MUJOCO_GL, if it
-    names a renderer; otherwise with the first of those without a screen that can make a picture.
+    """Start a worker process with a working `VideoRecorder`: with the renderer that the user's MUJOCO_GL names, if any;
+    otherwise with the first of the platform's renderers that can render a frame.
 
     Raises:
-        UserError: no picture can be made here.
+        UserError: no renderer works here.
     """
     named = os.environ.get("MUJOCO_GL", "").lower()
     candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
@@ -98,9 +98,9 @@ def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Ite
                 continue
             yield workers
             return
-    said = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
+    failures = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise UserError(
-        f"cannot make pictures of {env_name} here ({said}): mend that (on Debian apt-get install libegl1 "
+        f"cannot make pictures of {env_name} here ({failures}): fix that (on Debian apt-get install libegl1 "
         "libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave --video out"
     )
 
@@ -113,15 +113,15 @@ def film_episodes(
     skip: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> str:
-    """Film episodes on a `video_recorder`, the file is complete or not there. Returns what it shows, in words.
+    """Record a video of episodes. The file is either complete or does not exist. Returns the outcomes, in words.
 
     Args:
-        path: the film's file.
-        workers: what `video_recorder` gave.
-        episodes: as they were played, each with the seed of its reset.
-        title: what they are.
-        skip: steps from one picture to the next.
-        on_progress: is told how many steps were taken.
+        path: the video file.
+        workers: from `video_recorder`.
+        episodes: recorded episodes, each with the seed of its reset.
+        title: of the video.
+        skip: steps from one frame to the next.
+        on_progress: called with the number of steps taken.
     """
     done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
     try:
@@ -142,7 +142,7 @@ def film_episodes(
 
 @contextlib.contextmanager
 def _environ(name: str, value: str) -> Iterator[None]:
-    """What processes that are started within it inherit."""
+    """Set an environment variable for processes that are started within the context."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -28,6 +28,7 @@ class Collect:
 
 
 def collect_command(argv: list[str]) -> None:
+    """Run `floq data collect`."""
     options = parse(Collect, argv, "floq data collect", described(Collect))
 
     from floq.data.collection.collect import collect
@@ -35,15 +36,15 @@ def collect_command(argv: list[str]) -> None:
     from floq.utils.progress import Display
 
     display = Display()
-    made = recipe(options.name)
-    episodes = made.episodes if options.episodes is None else options.episodes
+    settings = recipe(options.name)
+    episodes = settings.episodes if options.episodes is None else options.episodes
     total, started = with_validation(episodes), time.monotonic()
-    seen = [0]  # how many episodes are there: nothing yet, at the start, and after each
+    counts = [0]  # numbers of finished episodes: initially 0, then those of an earlier attempt, then after each
     try:
         with display.bar("collect", total) as update:
 
             def on_progress(done: int, _: int) -> None:
-                seen.append(done)
+                counts.append(done)
                 update(done)
 
             path = collect(
@@ -56,16 +57,16 @@ def collect_command(argv: list[str]) -> None:
             )
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped with {seen[-1]} of {total} episodes; the same command goes on", signal.SIGINT
+            f"stopped with {counts[-1]} of {total} episodes; the same command goes on", signal.SIGINT
         ) from None
-    rows = (total - seen[1]) * made.rows
+    rows = (total - counts[1]) * settings.rows
     rate = rows / (time.monotonic() - started)
     display.note(f"wrote {path} and the validation part: {rows:,} new rows, {rate:,.0f} per second")
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Describe a dataset, and point at what would hurt training."""
+    """Describe a dataset, and warn of what would harm training."""
 
     name: Positional[str]
     """An OGBench dataset or task, the path of a file or folder, or a Minari id."""
@@ -76,6 +77,7 @@ class Inspect:
 
 
 def inspect_command(argv: list[str]) -> None:
+    """Run `floq data inspect`."""
     options = parse(Inspect, argv, "floq data inspect", described(Inspect))
     import numpy as np
 
@@ -120,6 +122,7 @@ class Convert:
 
 
 def convert_command(argv: list[str]) -> None:
+    """Run `floq data convert`."""
     options = parse(Convert, argv, "floq data convert", described(Convert))
     from floq.data.formats.convert import check_target, convert
     from floq.data.formats.open import open_dataset

@@ -11,7 +11,7 @@ from floq.cli.flags import parse_with_folder
 
 @dataclass(frozen=True)
 class ExportRun:
-    """Write the policy of a run as a folder that acts without floq: operations and arrays, with a reader of one file
+    """Write the policy of a run as a folder that runs without floq: operations and arrays, with a reader of one file
     that needs NumPy alone. Its actions are compared with the agent's before the folder appears, and the time of an
     action is printed."""
 
@@ -25,15 +25,16 @@ class ExportRun:
     """numpy: JSON, safetensors and a reader. stablehlo: for jax.export. onnx: for ONNX runtimes. The latter two need
     the extra floq[export]."""
     explore: bool = False
-    """The policy with which new experience is made (a Gaussian's samples, noise on a deterministic action), instead of
-    the one that is evaluated."""
+    """Export the exploration policy (a Gaussian's samples, noise on a deterministic action) instead of the one that is
+    evaluated."""
     tolerance: float = 1e-5
-    """How far an action may be from the agent's; rounding adds up where a policy is very steep."""
+    """Largest difference of an action from the agent's; rounding errors grow where a policy is very steep."""
     overwrite: bool = False
-    """Replace what was exported to that folder before."""
+    """Replace an earlier export in that folder."""
 
 
 def export_command(argv: list[str]) -> None:
+    """Run `floq export`."""
     options = parse_with_folder(ExportRun, argv, "floq export")
     from floq.export.export_run import export_run
     from floq.utils.machine import enable_compilation_cache

@@ -1,4 +1,4 @@
-"""Command-line flags in the spelling of the published code, made ready for tyro; and tyro's errors on one line."""
+"""Command-line flags in the spelling of the published code, converted for tyro; and tyro's errors on one line."""
 
 import contextlib
 import copy
@@ -27,8 +27,8 @@ class Flags:
             elif word.startswith("--"):
                 name, equals, value = word[2:].partition("=")
                 if " --" in value or "--agent." in value:
-                    mended = re.sub(r"\s*--", " --", word).strip()
-                    raise UserError(f"{word!r} runs two flags together; write {mended}")
+                    corrected = re.sub(r"\s*--", " --", word).strip()
+                    raise UserError(f"{word!r} runs two flags together; write {corrected}")
                 self._pairs.append((name.replace("-", "_"), [value] if equals else []))
             elif self._pairs:
                 self._pairs[-1][1].append(word)
@@ -36,26 +36,26 @@ class Flags:
                 raise UserError(f"unexpected argument {word!r}: settings are given as --name=value")
 
     def peek(self, name: str, default: str | None = None) -> str | None:
-        """The last value given for a flag."""
+        """Return the last value given for a flag."""
         values = [words for flag, words in self._pairs if flag == name]
         if values and len(values[-1]) != 1:
             raise UserError(f"--{name} needs one value")
         return values[-1][0] if values else default
 
     def take(self, name: str, default: Any) -> Any:
-        """The same, and forget the flag."""
+        """Remove a flag and return its last value."""
         value = self.peek(name, default)
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
         return value
 
     def take_list(self, name: str) -> list[str]:
-        """All values of a flag, and forget it."""
+        """Remove a flag and return all its values."""
         values = [word for flag, words in self._pairs if flag == name for word in words]
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
         return values
 
     def take_switch(self, name: str) -> bool:
-        """Whether a switch is on: `--name`, `--name=True`."""
+        """Remove a switch and return whether it is on: `--name`, `--name=True`."""
         given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
         if given and given[-1] not in ("true", "false"):
@@ -63,7 +63,7 @@ class Flags:
         return bool(given) and given[-1] == "true"
 
     def take_seeds(self) -> list[int]:
-        """The values of `--seeds 0 1 2` (or `--seeds=0,1,2`), without repetitions; none if it is not given."""
+        """Remove `--seeds 0 1 2` (or `--seeds=0,1,2`) and return its values without repetitions; [] if not given."""
         given = [words for flag, words in self._pairs if flag == "seeds"]
         if not given:
             return []
@@ -76,22 +76,22 @@ class Flags:
         return list(dict.fromkeys(int(word) for word in words))
 
     def split(self, names: Iterable[str]) -> "Flags":
-        """The flags of these names, and a request for help, as flags of their own; they are forgotten here."""
+        """Move the flags of these names to a new set, and return it with the request for help, if any."""
         own = copy.copy(self)
         own._pairs = [pair for pair in self._pairs if pair[0] in names]
         self._pairs = [pair for pair in self._pairs if pair[0] not in names]
         return own
 
     def keeping(self, names: Iterable[str], aliases: Mapping[str, str]) -> "Flags":
-        """A copy with the flags of these names alone, under whichever alias."""
+        """Return a copy with only the flags of these names, also under an alias."""
         kept = copy.copy(self)
         kept._pairs = [pair for pair in self._pairs if aliases.get(pair[0], pair[0]) in names]
         return kept
 
     def variants(self, fields: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> "list[Flags]":
-        """One set of flags for each combination of values, where a flag has several: `--agent.alpha 100 300`, or
-        `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. A flag whose
-        field is a tuple has one value, however many words that is."""
+        """Return a set of flags for each combination of values of flags that have several: `--agent.alpha 100 300`, or
+        `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. All words of
+        a flag whose field is a tuple are one value."""
         kinds = {name: str(field.type) for name, field in fields.items()}
         several: list[tuple[str, list[str]]] = []
         for name, words in dict(self._pairs).items():
@@ -101,19 +101,19 @@ class Flags:
             if len(words) > 1 and not kind.startswith("tuple"):
                 several.append((name, list(dict.fromkeys(words))))
         found = []
-        for chosen in itertools.product(*(words for _, words in several)):
-            one_each = {name: [word] for (name, _), word in zip(several, chosen, strict=True)}
+        for combination in itertools.product(*(words for _, words in several)):
+            single = {name: [word] for (name, _), word in zip(several, combination, strict=True)}
             flags = copy.copy(self)
-            flags._pairs = list((dict(self._pairs) | one_each).items())
+            flags._pairs = list((dict(self._pairs) | single).items())
             found.append(flags)
         return found
 
     def names(self) -> list[str]:
-        """The flags that are left."""
+        """Return the names of the flags that are left."""
         return [name for name, _ in self._pairs]
 
     def normalised(self, fields: dict[str, Any], aliases: Mapping[str, str] | None = None) -> list[str]:
-        """The arguments as tyro reads them. Raises UserError for a flag that is not in `fields`."""
+        """Return the arguments in tyro's spelling. Raises UserError for a flag that is not in `fields`."""
         words = ["--help"] if self.help else []
         for given, values in self._pairs:
             name = (aliases or {}).get(given, given)
@@ -130,12 +130,12 @@ class Flags:
 
 
 def _numbers(values: list[str]) -> list[str]:
-    """The members of a list in any spelling: `0 1 2`, `0,1,2`, `(0, 1, 2)`."""
+    """Split a list in any spelling: `0 1 2`, `0,1,2`, `(0, 1, 2)`."""
     return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]
 
 
 def parse_with_folder(command: type[T], argv: list[str], prog: str) -> T:
-    """The options of a dataclass whose first field is a folder, given by its place: `floq inspect RUN_DIR --step=5`."""
+    """Parse the options of a dataclass whose first field is a positional folder: `floq inspect RUN_DIR --step=5`."""
     folder = [word for word in argv[:1] if not word.startswith("-")]
     fields = {field.name: field for field in dataclasses.fields(cast(Any, command))}
     words = [*folder, *Flags(argv[len(folder) :]).normalised(fields)]
@@ -143,18 +143,18 @@ def parse_with_folder(command: type[T], argv: list[str], prog: str) -> T:
 
 
 def described(command: type) -> str:
-    """What a command's help says: the docstring of its options, without the indentation of the source."""
+    """Return the help text of a command: the docstring of its options, without the indentation of the source."""
     return inspect.cleandoc(command.__doc__ or "")
 
 
 def parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
-    """Let tyro parse, and shrink what it prints about an error to one line."""
+    """Parse arguments with tyro. Raises UserError with the first sentence of tyro's error."""
     import tyro
 
-    complaint = io.StringIO()
+    message = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(message):
             return tyro.cli(
                 command,
                 args=argv,
@@ -167,12 +167,12 @@ def parse(command: type[T], argv: list[str], prog: str, description: str, defaul
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        raise UserError(_first_sentence(complaint.getvalue())) from None
+        raise UserError(_first_sentence(message.getvalue())) from None
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro's framed complaint says above its first rule; where the frame is drawn without box characters, the
-    title and a rule stand above that."""
+    """Return the text of tyro's framed error message above its first rule. A frame without box characters has the title
+    and a rule above that text."""
     is_rule = lambda line: bool(line) and set(line) <= {"─", "-"}  # noqa: E731
     lines = [line.strip("│ ") for line in box.splitlines() if line.strip() and line[0] not in "╭╰"]
     if "╭" not in box and len(lines) > 1 and is_rule(lines[1]):

@@ -10,9 +10,9 @@ from floq.cli.flags import parse_with_folder
 
 @dataclass(frozen=True)
 class InspectRun:
-    """Draw what the critic of a run has learned, and how: for a flow critic how noise becomes a value, how Q settles
-    with K and what is left of the noise; for others what each network says; for all how they developed, the value over
-    the maze, and along episodes. Prints what each picture shows."""
+    """Draw what the critic of a run has learned: for a flow critic the flow from noise to value, the convergence of Q
+    with K and the noise that remains; for others the value of each network; for all their metrics during training, the
+    value over the maze, and along episodes. Prints a description of each picture."""
 
     run_dir: Positional[str]
     """The run's folder."""
@@ -21,12 +21,13 @@ class InspectRun:
     out: str | None = None
     """The folder of the pictures; by default the run's own plots."""
     episodes: int = 3
-    """Episodes that are played, the first of the evaluation at that step."""
+    """Episodes to run, the first ones of the evaluation at that step."""
     video: bool = False
     """Film them, beside their value; needs the extra floq[video], and a renderer (MUJOCO_GL)."""
 
 
 def inspect_run_command(argv: list[str]) -> None:
+    """Run `floq inspect`."""
     options = parse_with_folder(InspectRun, argv, "floq inspect")
     from floq.analysis.inspect_run import inspect_run
     from floq.utils.machine import enable_compilation_cache

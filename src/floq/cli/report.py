@@ -1,4 +1,4 @@
-"""The commands `floq report` and `floq watch`: what runs came to, and how they are getting on."""
+"""The commands `floq report` and `floq watch`: results and progress of runs."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ReportOptions:
     """The file to write; by default report.html, or as --format says, in the current folder."""
     format: Format | None = None
     """html: a page. md: its tables. csv: a row for each run, and another file with a row for each evaluation.
-    png, pdf: figures 3.3 and 6.8 inches wide. By default what the name of --out ends in, or html."""
+    png, pdf: figures 3.3 and 6.8 inches wide. By default the suffix of --out, or html."""
     reference: str | None = None
     """The group that others are compared with where there are many; by default the one with the most finished runs."""
 
@@ -45,11 +45,12 @@ class WatchOptions:
 
 
 def report_command(argv: list[str]) -> None:
+    """Run `floq report`."""
     folders, flags = _folders(argv)
     types = {f.name: f for f in dataclasses.fields(ReportOptions)}
     options = parse(ReportOptions, flags.normalised(types), "floq report RUNS ...", described(ReportOptions))
-    _need(folders, "floq report exp")
-    form, out = _where(options.out, options.format)
+    _require_folders(folders, "floq report exp")
+    form, out = _resolve_output(options.out, options.format)
     from floq.analysis.report.runs import find, read
     from floq.analysis.report.scores import assemble
 
@@ -65,18 +66,18 @@ def report_command(argv: list[str]) -> None:
 
 
 def write(report: "Report", form: Format, out: Path) -> list[str]:
-    """Write a report in one of its formats. Returns lines that say what was written, and what is wrong with runs."""
+    """Write a report in one of its formats. Return lines about the runs, damaged runs and the files written."""
     counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
-    said = [f"read    {len(report.runs) + len(report.damaged)} runs in {len(report.groups)} groups: {counts}"]
-    said += [f"damaged {damaged.folder}: {damaged.reason}" for damaged in report.damaged]
+    lines = [f"read    {len(report.runs) + len(report.damaged)} runs in {len(report.groups)} groups: {counts}"]
+    lines += [f"damaged {damaged.folder}: {damaged.reason}" for damaged in report.damaged]
     if form == "html":
         from floq.analysis.report.page import page
 
-        paths = [_written(out, page(report, out.parent))]
+        paths = [_write_text(out, page(report, out.parent))]
     elif form == "md":
         from floq.analysis.report.written import markdown
 
-        paths = [_written(out, markdown(report, out.parent))]
+        paths = [_write_text(out, markdown(report, out.parent))]
     elif form == "csv":
         from floq.analysis.report.written import evaluation_rows, run_rows, write_csv
 
@@ -87,15 +88,16 @@ def write(report: "Report", form: Format, out: Path) -> list[str]:
         from floq.analysis.report.figures import draw
 
         paths, left_out = draw(out.with_suffix(""), form, report)
-        said += [f"left out {what}" for what in left_out]
-    return [*said, f"wrote   {' and '.join(map(str, paths))}"]
+        lines += [f"left out {figure}" for figure in left_out]
+    return [*lines, f"wrote   {' and '.join(map(str, paths))}"]
 
 
 def watch_command(argv: list[str]) -> None:
+    """Run `floq watch`."""
     folders, flags = _folders(argv)
     types = {f.name: f for f in dataclasses.fields(WatchOptions)}
     options = parse(WatchOptions, flags.normalised(types), "floq watch RUNS ...", described(WatchOptions))
-    _need(folders, "floq watch exp")
+    _require_folders(folders, "floq watch exp")
     if not options.seconds >= 0.5:
         raise UserError(f"--seconds={options.seconds:g}: give at least 0.5")
     from floq.analysis.report.watch import watch
@@ -104,18 +106,18 @@ def watch_command(argv: list[str]) -> None:
 
 
 def _folders(argv: list[str]) -> tuple[list[str], Flags]:
-    """The folders, which come first, and the flags."""
+    """Return the folders, which come first, and the flags."""
     count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
     return argv[:count], Flags(argv[count:])
 
 
-def _need(folders: list[str], example: str) -> None:
+def _require_folders(folders: list[str], example: str) -> None:
     if not folders:
         raise UserError(f"which runs? Give their folders, or one above them, before the flags: {example}")
 
 
-def _where(out: str | None, form: Format | None) -> tuple[Format, Path]:
-    """The format and the file to write. Raises UserError if they contradict each other, or it cannot be written."""
+def _resolve_output(out: str | None, form: Format | None) -> tuple[Format, Path]:
+    """Return the format and the file to write. Raises UserError if they conflict, or the file cannot be written."""
     known = get_args(Format)
     path = user_path(out).absolute() if out else Path(f"report.{form or 'html'}").absolute()
     suffix = path.suffix.removeprefix(".").lower()
@@ -135,7 +137,7 @@ def _where(out: str | None, form: Format | None) -> tuple[Format, Path]:
     return form or suffix, path  # pyright: ignore[reportReturnType]
 
 
-def _written(path: Path, text: str) -> Path:
+def _write_text(path: Path, text: str) -> Path:
     """Write a file, atomically."""
     files.replace(path, text.encode())
     return path

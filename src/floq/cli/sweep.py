@@ -12,8 +12,8 @@ from floq.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train what experiment files compare, and write for each a table, a figure and two CSV files. Runs that have ended
-    are not trained again, and a sweep that was stopped goes on where it was. The files come first:
+    """Train the runs of experiment files, and write for each a table, a figure and two CSV files. Runs that have ended
+    are not trained again, and a sweep that was stopped continues where it was. The files come first:
     floq sweep experiments/steps.toml --budget laptop. With --seeds 0 1 2, these seeds instead of those of the files.
     Instead of files, the flags of floq train, several values of each: floq sweep --seeds 0 1 2 --agent.alpha 10 30.
     With --address, on a Ray cluster; --save_dir and --dataset_dir must then be on storage that all its nodes share."""
@@ -35,18 +35,19 @@ class Sweep:
     gpus_per_cell: float | None = None
     """On Ray, GPUs of each job (of runs that one process trains as one program); by default 1 if there are any."""
     cores_per_cell: int | None = None
-    """On Ray, cores of each job; by default the part of a node's that goes with its GPUs, or two."""
+    """On Ray, cores of each job; by default a node's cores in proportion to the job's GPUs, or two."""
     fleet_size: int | None = None
     """On Ray, most runs in a job; by default so many that all machines have work."""
     max_retries: int | None = None
     """On Ray, how many more times a job is tried whose process or node was lost; by default 20, -1 is no limit."""
 
 
-ON_RAY = ("gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
-OF_FILES = ("budget", "out", "redraw")
+RAY_FLAGS = ("gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
+FILE_FLAGS = ("budget", "out", "redraw")
 
 
 def sweep_command(argv: list[str]) -> None:
+    """Run `floq sweep`."""
     count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
     files, flags = argv[:count], Flags(argv[count:])
     if late := [word for word in argv[count:] if word.endswith(".toml")]:
@@ -66,7 +67,7 @@ def _sweep_files(files: Sequence[str], flags: Flags) -> None:
     options = _options(flags)
     if options.redraw and options.dry_run:
         raise UserError("--redraw with --dry_run: give one of them")
-    own = {name: value for name, value in vars(options).items() if name not in ("address", *ON_RAY)}
+    own = {name: value for name, value in vars(options).items() if name not in ("address", *RAY_FLAGS)}
     placement = _placement(options)
     from floq.sweep.sweep import sweep
     from floq.utils.machine import enable_compilation_cache
@@ -76,12 +77,12 @@ def _sweep_files(files: Sequence[str], flags: Flags) -> None:
 
 
 def _sweep_flags(flags: Flags) -> None:
-    """The runs that flags of `floq train` describe."""
+    """Train the runs that flags of `floq train` describe."""
     from floq.cli.train import resolve_train
 
-    if own := [name for name in flags.names() if name in OF_FILES]:
+    if own := [name for name in flags.names() if name in FILE_FLAGS]:
         raise UserError(f"--{own[0]} is about experiment files, and none is given: leave it out")
-    placement = _placement(_options(flags.split(("address", *ON_RAY))))
+    placement = _placement(_options(flags.split(("address", *RAY_FLAGS))))
     request = resolve_train(flags)
     if request.distributed:
         raise UserError("--distributed with floq sweep: --address divides the runs over machines; leave it out")
@@ -103,8 +104,9 @@ def _options(flags: Flags) -> Sweep:
 
 
 def _placement(options: Sweep) -> Any:
-    """Where jobs are trained; None is here. Raises UserError: a flag is wrong, or Ray is not installed."""
-    given = {name: value for name in ON_RAY if (value := getattr(options, name)) is not None}
+    """Return the cluster and resources of jobs, None for this process. Raises UserError if a flag is wrong or Ray is
+    not installed."""
+    given = {name: value for name in RAY_FLAGS if (value := getattr(options, name)) is not None}
     if options.address is None:
         if given:
             raise UserError(f"--{next(iter(given))} is about a Ray cluster: give --address=auto or --address=local")

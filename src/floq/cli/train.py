@@ -1,18 +1,98 @@
-"""The flags of `floq train`, resolved to the configurations of runs."""
+"""The command `floq train`: its flags, resolved to the configurations of runs; also with --resume."""
 
 import dataclasses
 import functools
-from collections.abc import Collection
-from typing import Any, NamedTuple, get_args
+import json
+import re
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
-from floq.agent.config import AgentConfig
-from floq.cli.flags import Flags, parse
+from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
+from floq.cli.flags import Flags, described, parse
 from floq.runs.config import Config
+from floq.runs.presets import PRESETS, configure, notice
 from floq.utils.errors import UserError, nearest
 
 
+def train_command(argv: list[str]) -> None:
+    """Run `floq train`."""
+    if any(re.match(r"--resume(=|$)", word) for word in argv):
+        return _resume(argv)
+    request = parse_train(argv)
+    if request.dry_run:
+        for note in request.notes:
+            print(f"floq: {note}", file=sys.stderr)
+        return print_configs(request.configs)
+    from floq.envs.environments import check_task
+    from floq.training.train import train_fleet
+
+    for config in request.configs:
+        if config.dataset is None and not config.from_scratch:
+            check_task(config.env_name)  # now, since a wrong name is the commonest mistake
+
+    hosts = start_jax(request.distributed, request.configs)
+    train_fleet(request.configs, notes=request.notes, hosts=hosts)
+
+
+def _resume(argv: list[str]) -> None:
+    flags = Flags(argv)
+    folders = flags.take_list("resume")
+    types = {f.name: f for f in dataclasses.fields(Resume)}
+    for name in flags.names():
+        if name not in types:
+            raise UserError(
+                f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
+                "and how it learns online may change"
+            )
+    if not flags.help and not folders:
+        raise UserError("--resume needs a run's folder, or several")
+    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", described(Resume))
+    from floq.runs.run import Run
+    from floq.training.resume import continued, resume_fleet
+
+    changes = {name: x for name, x in vars(options).items() if x is not None and name not in ("distributed", "dry_run")}
+    if options.dry_run:
+        return print_configs([continued(Run.open(folder), changes) for folder in folders])
+    hosts = start_jax(options.distributed, runs=[Run.open(folder) for folder in folders])
+    resume_fleet(folders, hosts=hosts, **changes)
+
+
+def start_jax(distributed: str | None = None, configs: Sequence[Any] = (), runs: Sequence[Any] = ()) -> Any:
+    """Enable the compilation cache, and wait for the other hosts if there are any; the first of them downloads the data
+    of the configurations or runs. Returns this host's place among them."""
+    from floq.runs.run_data import fetch_missing
+    from floq.training.hosts import ALONE, meet
+    from floq.utils.machine import enable_compilation_cache
+    from floq.utils.progress import Display
+
+    enable_compilation_cache()
+    if distributed is None:
+        return ALONE
+    display = Display()
+    configs = [*configs, *(run.config for run in runs)]
+    return meet(distributed, lambda: fetch_missing(configs, display, runs), display.note)
+
+
+def print_configs(configs: list[Any]) -> None:
+    """Print one JSON object: the configuration; of several, a list where they differ."""
+    shown = configs[0].to_json()
+    others = [config.to_json() for config in configs]
+    for values, theirs in ((shown["agent"], [other["agent"] for other in others]), (shown, others)):
+        for name in dict.fromkeys(name for other in theirs for name in other if name != "agent"):
+            if len({json.dumps(other.get(name)) for other in theirs}) > 1:
+                values[name] = [other.get(name) for other in theirs]
+    if isinstance(shown["seed"], list):
+        shown = {"seeds" if name == "seed" else name: value for name, value in shown.items()}
+    print(json.dumps(shown, indent=2))
+
+
+# --- Flags of a fresh run ---
+
+
 class Request(NamedTuple):
-    """What `floq train` is asked to do: train these configurations, or just show them."""
+    """The configurations that `floq train` shall train, or just print."""
 
     configs: list[Any]
     dry_run: bool
@@ -21,7 +101,7 @@ class Request(NamedTuple):
 
 
 class AgentFlags:
-    """The flags that `floq train` has with one agent, and the configuration that they come to."""
+    """The flags that `floq train` has with one agent, and the configuration that they resolve to."""
 
     def __init__(
         self,
@@ -32,10 +112,6 @@ class AgentFlags:
         restored: Any = None,
     ):
         """Args: see `presets.configure`. `restored`: the configuration of a run whose agent this is instead."""
-        from floq.agent.config import PUBLISHED_ALIASES, settings_type
-        from floq.runs.config import Config
-        from floq.runs.presets import configure
-
         self.agent, self.preset, self._parts = agent, preset, {"critic": critic, "actor": actor}
         self._restored = restored
         any_task = (
@@ -53,10 +129,7 @@ class AgentFlags:
         )
 
     def config(self, flags: Flags, aliases: dict[str, str] | None = None) -> Any:
-        """The configuration of a run. Flags refine the preset that the environment and the agent select."""
-        from floq.runs.config import Config
-        from floq.runs.presets import configure
-
+        """Return the configuration of a run: flags refine the preset that the environment and the agent select."""
         given = {name: flags.peek(name) for name in ("env_name", "dataset")}
         base = configure(given["env_name"], self.agent, preset=self.preset, dataset=given["dataset"], **self._parts)
         if self._restored:
@@ -72,9 +145,6 @@ class AgentFlags:
 
 
 def _description() -> str:
-    from floq.agent.config import AGENTS
-    from floq.runs.presets import PRESETS
-
     return (
         "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
         f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
@@ -92,14 +162,12 @@ def _description() -> str:
 
 
 def parse_train(argv: list[str]) -> Request:
-    """`floq train`'s arguments, resolved."""
+    """Resolve the arguments of `floq train`."""
     return resolve_train(Flags(argv))
 
 
 def resolve_train(flags: Flags) -> Request:
-    """The same of flags: a configuration for each combination of values where a flag has several."""
-    from floq.runs.presets import notice
-
+    """Resolve flags: a configuration for each combination of values where a flag has several."""
     restored = _restored(flags)
     name, preset = flags.take("agent", "floq"), flags.take("preset", None)
     dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
@@ -134,8 +202,8 @@ def resolve_train(flags: Flags) -> Request:
 
 
 def _restored(flags: Flags) -> Any:
-    """The configuration of the run whose weights a new one takes over: since its networks must fit, the agent is that
-    run's, unless a flag chooses one."""
+    """Return the configuration of the run whose weights a new one takes over: since its networks must fit, the agent is
+    that run's, unless a flag chooses one."""
     path = flags.peek("restore_path")
     if path is None or {"agent", "preset", "agent.critic", "agent.actor", "match"} & set(flags.names()):
         return None
@@ -148,14 +216,15 @@ def _restored(flags: Flags) -> Any:
 
 
 class Match(NamedTuple):
-    """What of the baseline's critic is made equal, and what of it changes; see `analysis.matching.matched`."""
+    """The quantity that is made equal, and the setting of the baseline that changes; see
+    `analysis.matching.matched`."""
 
     what: Any
     by: Any
 
     @classmethod
     def taken_from(cls, flags: Flags) -> "Match | None":
-        """What `--match` and `--match_by` ask for, and forget them.
+        """Take `--match` and `--match_by` out of the flags.
 
         Raises:
             UserError: a value that there is not, or the second without the first.
@@ -173,7 +242,7 @@ class Match(NamedTuple):
         return cls(what, by or "width")
 
     def check(self, critic: str) -> None:
-        """Raises UserError if the agent to be matched has the flow critic itself."""
+        """Raise UserError if the agent to be matched has the flow critic itself."""
         if critic == "floq":
             raise UserError(
                 f"--match={self.what} fits a baseline to the flow critic, and this agent has that critic: give another "
@@ -181,7 +250,7 @@ class Match(NamedTuple):
             )
 
     def apply(self, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
-        """The baseline as large or as costly as the reference, and a line that says what was found.
+        """Return the baseline made as large or as costly as the reference, and a line that says which sizes were found.
 
         Raises:
             UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
@@ -194,7 +263,7 @@ class Match(NamedTuple):
 
 
 def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
-    """The flags that say how the baseline's critic is built, and not how floq's is, which has flags of the same names.
+    """List the flags that size the baseline's critic and not floq's, which has flags of the same names.
     Blocks are the baseline's if it is residual; the depth of plain ones is that of both."""
     names = ["use_resnets", "num_transformations", "activate_before_layernorm", "num_bins", "sigma", "reward_offset"]
     if flags.keeping({"agent.use_resnets"}, {}).take_switch("agent.use_resnets"):
@@ -206,7 +275,7 @@ def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
 def _matched(
     match: Match, baseline: AgentConfig, reference: AgentConfig, obs_size: int, act_size: int
 ) -> tuple[dict[str, Any], str]:
-    """The setting of the baseline's critic that changes, and what is said about it."""
+    """Return the setting of the baseline's critic that changes, and a line about it."""
     from floq.analysis.matching import count, matched, scaled_setting
 
     what, by = match
@@ -223,7 +292,7 @@ def _matched(
 
 @functools.lru_cache(maxsize=64)
 def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple[int, int]:
-    """How many numbers an observation and an action have: of the environment, or of the data where there is none."""
+    """Return the dimensions of observations and actions, from the environment, or from the data where there is none."""
     from floq.envs import environments
     from floq.utils.files import looks_like_path
 
@@ -241,3 +310,44 @@ def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple
     assert dataset is not None  # a configuration has one of the two
     data = open_dataset(dataset, dataset_dir).data
     return data.observations.shape[1], data.actions.shape[1]
+
+
+# --- Flags with --resume ---
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change, and
+    how it learns online as long as it does not. With several folders, runs that stopped at the same step go on as one
+    fleet."""
+
+    offline_steps: int | None = None
+    """New total of gradient steps on the dataset; by default the run's own."""
+    online_steps: int | None = None
+    """New total of environment steps after that."""
+    restart_failed_envs: bool | None = None
+    """Go on with a fresh environment where one fails."""
+    env_timeout: float | None = None
+    """Seconds that a step of the environments may take, of all that a process steps at once."""
+    utd: float | None = None
+    """Gradient steps for each environment step."""
+    num_envs: int | None = None
+    """Environments that are stepped at once."""
+    warmup_steps: int | None = None
+    """Environment steps before gradient steps begin."""
+    buffer_size: int | None = None
+    """Transitions that online batches are drawn from."""
+    balanced_sampling: Literal[0, 1] | None = None
+    """1 takes half of each batch from the dataset and half from new experience."""
+    logger: tuple[Literal["tensorboard", "wandb"], ...] | None = None
+    """Where rows go besides the CSV files; by default where they went before."""
+    on_divergence: Literal["stop", "rewind"] | None = None
+    """Where a target, loss or gradient is not finite: stop the run, or go back to earlier weights."""
+    keep_checkpoints: int | None = None
+    """The newest checkpoints that are kept."""
+    checkpoint_minutes: float | None = None
+    """Write a checkpoint after so many minutes without one, too."""
+    distributed: str | None = None
+    """Divide the runs over several hosts, as in training."""
+    dry_run: bool = False
+    """Print the resolved configuration."""

@@ -1,4 +1,4 @@
-"""Critics by name. A new one is a file with the verbs of `base.Critic` and a line here."""
+"""Critics by name. To add one, implement `base.Critic` in a new file and register it here."""
 
 from floq.critics.base import Critic, Policy, ReturnScale
 from floq.critics.categorical import CategoricalConfig, CategoricalCritic

@@ -1,4 +1,4 @@
-"""What every critic offers, and what every critic is told about returns."""
+"""Interface of critics, and the scale of returns that is passed to them."""
 
 import abc
 from collections.abc import Callable
@@ -14,8 +14,8 @@ Info: TypeAlias = dict[str, Float[Array, ""]]
 
 
 class ReturnScale(NamedTuple):
-    """Where returns live. Comes from the data and the hyperparameters, so it is an argument and never a module field:
-    a field would be trained, and a fleet could not vary it.
+    """Scale of returns. It comes from the data and the hyperparameters, so it is an argument and never a module field:
+    a field would be trained, and could not vary within a fleet.
 
     r_min, r_max: smallest and largest reward, both widened to contain 0 (METHOD.md says why). discount: per step.
     noise_coverage: share of the return range that source noise covers.
@@ -32,29 +32,28 @@ class ReturnScale(NamedTuple):
         return low + (high - low) * unit
 
     def support(self, offset: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Ends of the histogram: [(r_min - offset) / (1 - g), (r_max + offset) / (1 - g)]."""
+        """Return the ends of the histogram: [(r_min - offset) / (1 - g), (r_max + offset) / (1 - g)]."""
         return (self.r_min - offset) / (1 - self.discount), (self.r_max + offset) / (1 - self.discount)
 
 
 class Critic(eqx.Module):
-    """A Q-function with four verbs, each written for one transition; the caller vmaps over the batch. Two more, for
-    diagnosis, have defaults.
+    """A Q-function, written for one transition; the caller vmaps it. `diagnose` and `features` are optional.
 
-    A critic knows no actor: whoever calls `target` passes the policy to be evaluated.
+    A critic is independent of the actor: the caller of `target` passes the policy to be evaluated.
     """
 
     bounded: ClassVar[bool] = False
-    """Whether it looks for values in the range that follows from that of the rewards, and nowhere else."""
+    """Whether values are restricted to the range that follows from the range of rewards."""
 
     @classmethod
     @abc.abstractmethod
     def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: Any = None) -> "Critic":
-        """Fresh networks for observations and actions of these sizes; `config` is this critic's own settings, a frozen
-        dataclass whose `traced_settings` names those that are traced. Consumes `key`."""
+        """Initialise networks for observations and actions of these sizes. `config` holds this critic's settings, a
+        frozen dataclass whose `traced_settings` names the traced ones. Consumes `key`."""
 
     @abc.abstractmethod
     def target_network(self) -> "Critic":
-        """The part that a target network follows, as a critic that can only `target` and `read_out`."""
+        """Return the part that a target network follows, as a critic that supports only `target` and `read_out`."""
 
     @abc.abstractmethod
     def target(
@@ -66,7 +65,7 @@ class Critic(eqx.Module):
         scale: ReturnScale,
         key: PRNGKeyArray,
     ) -> Float[Array, "*y"]:
-        """What to regress on: `reward + bootstrap * V(next_obs)` with V under `policy`. Called on the target critic.
+        """Compute the TD target `reward + bootstrap * V(next_obs)`, V under `policy`. Called on the target network.
 
         `bootstrap` is discount * mask: 0 at a true termination. Consumes `key`.
         """
@@ -80,8 +79,8 @@ class Critic(eqx.Module):
         scale: ReturnScale,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Info]:
-        """The loss to descend and what to log: `critic_loss`, `q` and `td_errors` at least. Nothing reaches `target`.
-        Consumes `key`."""
+        """Compute the loss and the scalars to log: at least `critic_loss`, `q` and `td_errors`. No gradient flows to
+        `target`. Consumes `key`."""
 
     @abc.abstractmethod
     def read_out(
@@ -92,39 +91,40 @@ class Critic(eqx.Module):
         key: PRNGKeyArray,
         num_steps: int | None = None,
     ) -> Float[Array, ""]:
-        """Q(obs, act), a return. A flow critic integrates it in `num_steps` steps (default: as trained)."""
+        """Return Q(obs, act), in units of return. A flow critic integrates it in `num_steps` steps (default: as
+        trained). Consumes `key`."""
 
     @abc.abstractmethod
     def actor_value(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
     ) -> Float[Array, "*values"]:
-        """The Q that an actor climbs, differentiable with respect to `act`: one number, or several (such as quantiles)
-        whose mean it climbs and by whose mean magnitude `normalize_q_loss` divides. Consumes `key`."""
+        """Return the Q that an actor maximises, differentiable with respect to `act`: one number, or several (such as
+        quantiles) whose mean it maximises and by whose mean magnitude `normalize_q_loss` divides. Consumes `key`."""
 
     def diagnose(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
     ) -> Info:
-        """What the critic shows about itself at one state-action, to be averaged and logged. Consumes `key`."""
+        """Return diagnostics at one state-action pair, to be averaged and logged. Consumes `key`."""
         return {}
 
     def features(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
     ) -> Float[Array, "members features"] | None:
-        """What the last layer of each member reads, from which its rank is judged; None if there is no such thing."""
+        """Return the input of each member's last layer, from which its rank is computed; None if there is none."""
         return None
 
 
 def td_errors(target: Float[Array, ""], q: Float[Array, ""]) -> Info:
-    """`td_error`: the squared distance of the TD target from the value, as published; `abs_td_error`: the distance."""
+    """Return `td_error`, the squared difference of target and value as published, and `abs_td_error`, the absolute."""
     return {"td_error": jnp.square(target - q), "abs_td_error": jnp.abs(target - q)}
 
 
 def aggregate(values: Float[Array, " members"], how: str, rho: float = 0.0) -> Float[Array, ""]:
-    """One number for an ensemble: the published `q_agg`, mean or min; or their mean less `rho` standard deviations
-    (lower confidence bound, as in arXiv 2110.01548).
+    """Reduce an ensemble to one number: the published `q_agg`, mean or min; or lcb, the mean less `rho` standard
+    deviations (lower confidence bound, as in arXiv 2110.01548).
 
     Raises:
-        ValueError: `how` is none of mean, min and lcb.
+        ValueError: `how` is not mean, min or lcb.
     """
     reductions: dict[str, Any] = {
         "mean": lambda v: v.mean(),

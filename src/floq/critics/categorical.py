@@ -1,8 +1,8 @@
 """The categorical critic: an ensemble of networks from (s, a) to a histogram over returns, trained by cross-entropy.
 
 Source: HL-Gauss, "Stop Regressing" (arXiv 2403.03950). It is the control for floq's histogram: here the histogram is
-what the network puts out, there it is how z enters. The number of bins is floq's; the smoothing is that paper's, since
-the mean of a histogram as wide as floq's would be drawn to the middle of the support.
+the output of the network, in floq it is the input z. The number of bins is floq's; the smoothing is that paper's, since
+smoothing as wide as floq's would bias the mean towards the middle of the support.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ class CategoricalConfig(EnsembleConfig):
     num_bins: int = 51
     """Edges of the histogram (one more than its bins)."""
     sigma: float = 0.75
-    """Smoothing of the target, in bin widths; HL-Gauss's own."""
+    """Smoothing of the target, in bin widths; the default is that of HL-Gauss."""
     support_margin: float = 0.05
     """Widens the support by this share of the return range on both sides: more than two bins, so that the extreme
     returns fit in with their smoothing."""
 
 
 class CategoricalCritic(EnsembleCritic):
-    """Ensemble of networks that put out the logits of a histogram; Q is its mean."""
+    """Ensemble of networks that output the logits of a histogram; Q is its mean."""
 
     bounded: ClassVar[bool] = True
 
@@ -42,24 +42,24 @@ class CategoricalCritic(EnsembleCritic):
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: CategoricalConfig | None = None
     ) -> "CategoricalCritic":
-        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise the ensemble. Consumes `key`."""
         c = config or CategoricalConfig()
         member = lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, c.num_bins - 1, c.layer_norm)  # noqa: E731
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
-        """Cross-entropy of each member to the target, a number that is smoothed here; averaged over members."""
+        """Compute the cross-entropy of each member to the smoothed target, averaged over members."""
         c = self.config
         low, high = self._support(scale)
-        wanted = histogram(jax.lax.stop_gradient(target), low, high, c.num_bins, c.sigma)
+        target_masses = histogram(jax.lax.stop_gradient(target), low, high, c.num_bins, c.sigma)
         log_masses = jax.nn.log_softmax(self._logits(obs, act))
-        loss = -jnp.mean(log_masses @ wanted)
+        loss = -jnp.mean(log_masses @ target_masses)
         q = jnp.mean(self.members(obs, act, scale))
         return loss, {"critic_loss": loss, "q": q, **td_errors(target, q)}
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
-        """member_spread: standard deviation of Q over the members. return_spread: that of the histogram.
-        mass_at_ends: share of it in the first and the last bin, where the support may be too narrow."""
+        """Return `member_spread`, the standard deviation of Q over the members, `return_spread`, that of the histogram,
+        and `mass_at_ends`, its mass in the first and the last bin, where the support may be too narrow."""
         centres, masses = self.histograms(obs, act, scale)
         values = self.members(obs, act, scale)
         variance = jnp.maximum(masses @ jnp.square(centres) - jnp.square(values), 0.0)
@@ -70,14 +70,14 @@ class CategoricalCritic(EnsembleCritic):
         }
 
     def members(self, obs, act, scale: ReturnScale):
-        """The mean of each member's histogram."""
+        """Return the mean of each member's histogram."""
         centres, masses = self.histograms(obs, act, scale)
         return masses @ centres
 
     def histograms(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
     ) -> tuple[Float[Array, " bins"], Float[Array, "members bins"]]:
-        """The centres of the bins, and each member's masses on them."""
+        """Return the centres of the bins, and each member's masses on them."""
         return self._centres(scale), jax.nn.softmax(self._logits(obs, act))
 
     def _logits(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, "members bins"]:

@@ -1,4 +1,4 @@
-"""What critics share that are looked up, not integrated: an ensemble of networks, each of which says a value."""
+"""Base class of critics without integration: an ensemble of networks, each of which predicts a value."""
 
 import abc
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from floq.networks.mlp import MLP
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Settings of any such critic; the defaults are FQL's."""
+    """Settings that these critics share; the defaults are FQL's."""
 
     traced_settings: ClassVar[tuple[str, ...]] = ()
 
@@ -30,7 +30,7 @@ class EnsembleConfig:
 
 
 class EnsembleCritic(Critic):
-    """A critic whose members each say one value of (s, a); its target copy is the whole of it."""
+    """A critic whose members each predict one value of (s, a); the target network copies all of it."""
 
     net: MLP  # stacked over the ensemble
     config: Any = eqx.field(static=True)
@@ -39,23 +39,23 @@ class EnsembleCritic(Critic):
     def members(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
     ) -> Float[Array, " members"]:
-        """What each member says."""
+        """Return each member's value of (s, a)."""
 
     def target_network(self) -> "EnsembleCritic":
         return self
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
-        """y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy."""
+        """Compute y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy."""
         values = self.members(next_obs, policy(next_obs, key), scale)
         return reward + bootstrap * aggregate(values, self.config.q_agg, self.config.rho)
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
-        """The mean member. There is nothing to integrate, so `num_steps` must be left out."""
+        """Return the mean over members. There is no integration, so `num_steps` must be None."""
         refuse_steps(num_steps)
         return jnp.mean(self.members(obs, act, scale))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
-        """The mean member."""
+        """Return the mean over members."""
         return jnp.mean(self.members(obs, act, scale))
 
     def features(self, obs, act, scale: ReturnScale):
@@ -63,6 +63,6 @@ class EnsembleCritic(Critic):
 
 
 def refuse_steps(num_steps: int | None) -> None:
-    """Raises ValueError if somebody wants a critic integrated that cannot be."""
+    """Raise ValueError if `num_steps` is given to a critic without integration."""
     if num_steps is not None:
         raise ValueError("this critic is looked up, not integrated: num_steps does not apply")

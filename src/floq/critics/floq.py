@@ -1,10 +1,10 @@
-"""The floq critic: a Q-value is where a learned velocity field carries a random number in K steps.
+"""The floq critic: a Q-value is the end point of a learned velocity field, integrated from random noise in K steps.
 
 Source: arXiv 2509.06863, sections 4.1 to 4.3. Two networks:
 
 - an ensemble of velocity fields v(t, z | s, a), trained by flow matching on TD targets, with an EMA target copy;
-- a distilled scalar critic, regressed on the value that the flow integrates to, which the actor climbs, so that no
-  gradient crosses the integration.
+- a distilled scalar critic, regressed on the integrated value, which the actor maximises, so that no gradient passes
+  through the integration.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from floq.networks.embeddings import TimeEmbedding, embed_time, histogram, scale
 from floq.networks.mlp import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
 from floq.utils.errors import UserError
 
-# --- The settings of the floq critic ---
+# --- Settings ---
 
 Integration: TypeAlias = Literal["plain", "folded", "fused"]
 
@@ -49,15 +49,15 @@ class FloqConfig:
     noise_samples: int = 8
     """Source samples per transition in the loss, and by default wherever else noise is drawn (M)."""
     target_noise_samples: int | None = None
-    """Source samples of the TD target, each with an action of its own; by default `noise_samples`."""
+    """Source samples of the TD target, each with its own action; by default `noise_samples`."""
     distill_noise_samples: int | None = None
-    """Source samples of the value that is distilled; by default the very samples of the loss, as published."""
+    """Source samples of the value that is distilled; by default the samples of the loss, as published."""
     noise_coverage: float = 0.1
     """Share of the return range that source noise covers (c)."""
     noise_scheme: NoiseScheme = "iid"
     """How source noise is drawn. Published: iid."""
     critic_flow_steps: int = 8
-    """Euler steps per integration (K): the dial for critic capacity."""
+    """Euler steps per integration (K): determines the critic's capacity."""
     target_flow_steps: int | None = None
     """Euler steps of the TD target's integration; by default `critic_flow_steps`, as published."""
     distill_flow_steps: int | None = None
@@ -65,7 +65,7 @@ class FloqConfig:
     acting_flow_steps: int | None = None
     """Euler steps where the actor climbs the flow or ranks actions by it; by default `critic_flow_steps`."""
     solver: Solver = "euler"
-    """How steps are made; midpoint evaluates the velocity twice in each."""
+    """Integration method; midpoint evaluates the velocity twice per step."""
     actor_climbs: Literal["distilled", "flow", "one_pass"] = "distilled"
     """The value that the actor climbs: the distilled critic (published), the K-step flow itself, or its one-pass
     read-out z_0 + v(0, z_0). With the latter two there is no distilled critic."""
@@ -73,14 +73,14 @@ class FloqConfig:
     """Source samples of that value, if it is not the distilled critic's."""
     distill_target: Literal["flow", "one_pass", "td"] = "flow"
     """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
-    z_0 + v(0, z_0), which spares the integration; or the TD target."""
+    z_0 + v(0, z_0), which saves the integration; or the TD target."""
     integration: Integration = "plain"
     """How targets and distilled values are integrated. folded: LayerNorm as part of the product after it, equal up to
     rounding. fused: one kernel in bfloat16, on Hopper GPUs; not measured on hardware yet."""
     train_at_zero_only: bool = False
     """Supervise the velocity at t = 0 only: the ablation without dense supervision; use it with critic_flow_steps=1."""
     embed_time: bool = True
-    """Published switch: True feeds cos(t), False raw t. `time_embedding` overrules it."""
+    """Published switch: True feeds cos(t), False raw t. `time_embedding` overrides it."""
     time_embedding: TimeEmbedding | None = None
     """How t enters the velocity field; by default as `embed_time` says."""
     time_embed_dim: int = 64
@@ -138,6 +138,7 @@ class FloqConfig:
 
     @property
     def time(self) -> TimeEmbedding:
+        """Embedding of t."""
         return self.time_embedding or ("cos" if self.embed_time else "raw")
 
 
@@ -150,6 +151,7 @@ class VelocityField(eqx.Module):
 
     @classmethod
     def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FloqConfig) -> "VelocityField":
+        """Initialise the network. Consumes `key`."""
         entry_key, body_key = jax.random.split(key)
         c = config
         z_size = c.num_bins - 1 if c.use_prob_embed else 1
@@ -172,8 +174,8 @@ class VelocityField(eqx.Module):
     def at(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, folded: bool = False
     ) -> Callable[[Float[Array, ""], Float[Array, ""]], Float[Array, ""]]:
-        """The velocity as a function of (z, t) alone; what depends on (s, a) is computed once, here. `folded` computes
-        the same in fewer passes, which pays off where no gradient is wanted."""
+        """Return the velocity as a function of (z, t) alone; the part that depends on (s, a) is computed once, here.
+        `folded` computes the same in fewer passes, which is faster where no gradient is needed."""
         body = self.body
         if folded and isinstance(body, PlainBody):
             body = FoldedBody.of(body)
@@ -183,7 +185,7 @@ class VelocityField(eqx.Module):
     def features(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, z: Array, t: Array
     ) -> Float[Array, " features"]:
-        """What the last layer reads at (z, t)."""
+        """Return the input of the last layer at (z, t)."""
         fixed = self.entry.fixed(jnp.concatenate([obs, act]))
         return self.body.features(fixed + self.entry.varying(self._embedded(z, t, scale)))
 
@@ -195,16 +197,16 @@ class VelocityField(eqx.Module):
 
 
 class FloqCritic(Critic):
-    """Ensemble of velocity fields and the distilled critic that the actor climbs."""
+    """Ensemble of velocity fields and the distilled critic that the actor maximises."""
 
     bounded: ClassVar[bool] = True
     velocity: VelocityField  # stacked over the ensemble
-    distilled: MLP | None  # stacked over its members; None where nobody climbs it, as in a target network
+    distilled: MLP | None  # stacked over its members; None where it is not used, as in a target network
     config: FloqConfig = eqx.field(static=True)
 
     @classmethod
     def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FloqConfig | None = None) -> "FloqCritic":
-        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise both networks. Consumes `key`."""
         c = config or FloqConfig()
         velocity_key, distilled_key = jax.random.split(key)
         field = lambda k: VelocityField.init(k, obs_size, act_size, c)  # noqa: E731
@@ -216,7 +218,7 @@ class FloqCritic(Critic):
         return FloqCritic(self.velocity, None, self.config)
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
-        """`target_at` with fresh draws: source noise, and for each source sample an action of its own."""
+        """Compute `target_at` with random source noise and one action of the policy for each source sample."""
         act_key, noise_key = jax.random.split(key)
         samples = self.config.target_noise_samples or self.config.noise_samples
         next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, samples))
@@ -231,7 +233,7 @@ class FloqCritic(Critic):
         scale: ReturnScale,
         z_0: Float[Array, " samples"],
     ) -> Float[Array, ""]:
-        """y = r + g mask mean_j agg_e psi_e(1, z_j | s', a_j), the TD target of eq. 5 for given draws."""
+        """Compute y = r + g mask mean_j agg_e psi_e(1, z_j | s', a_j), the TD target of eq. 5 for given draws."""
         c = self.config
 
         def value_of_sample(act: Float[Array, " act"], z: Float[Array, ""]) -> Float[Array, ""]:
@@ -241,7 +243,7 @@ class FloqCritic(Critic):
         return reward + bootstrap * jnp.mean(jax.vmap(value_of_sample)(next_acts, z_0))
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
-        """`loss_at` with fresh draws: source noise, and for each source sample a time of its own."""
+        """Compute `loss_at` with random source noise and one random time for each source sample."""
         noise_key, t_key, distill_key = jax.random.split(key, 3)
         samples, distill_samples = self.config.noise_samples, self.config.distill_noise_samples
         t = jnp.zeros(samples) if self.config.train_at_zero_only else jax.random.uniform(t_key, (samples,))
@@ -259,10 +261,11 @@ class FloqCritic(Critic):
         t: Float[Array, " samples"],
         distill_z_0: Float[Array, " distill_samples"],
     ) -> tuple[Float[Array, ""], Info]:
-        """Flow matching (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over members, plus, if
-        there is a distilled critic, its loss: towards the value that the online flow reaches from `distill_z_0`, or
-        what `distill_target` says. `q` is the distilled critic's value, `flow_q` the flow's; without a distilled critic
-        both are the one-pass read-out, which costs little."""
+        """Compute the flow-matching loss (eq. 6) from `z_0` at times `t`, summed over source samples and averaged over
+        members, plus the distilled critic's loss if there is one: its squared error to the value that the online flow
+        reaches from `distill_z_0`, or to the target that `distill_target` selects. Logged: `q` is the distilled
+        critic's value, `flow_q` the flow's; without a distilled critic both are the one-pass read-out, which is
+        cheap."""
         c = self.config
 
         def flow_loss(member: VelocityField) -> Float[Array, ""]:
@@ -273,33 +276,33 @@ class FloqCritic(Critic):
 
         distilled = None if self.distilled is None else self._distilled_members(obs, act)
         if distilled is not None and c.distill_target == "td":
-            learned, flow_q, variance = target, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
+            distill_target, flow_q, variance = target, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
         else:
             frozen = jax.lax.stop_gradient(self.target_network())  # the integration itself is never differentiated
             in_one_pass = distilled is None or c.distill_target == "one_pass"
             steps, solver = (1, "euler") if in_one_pass else (c.distill_flow_steps, c.solver)
-            walk = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
-            returns = jax.vmap(walk)(distill_z_0)
-            learned = flow_q = jnp.mean(returns)  # over (samples, members)
+            values_from = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
+            returns = jax.vmap(values_from)(distill_z_0)
+            distill_target = flow_q = jnp.mean(returns)  # over (samples, members)
             variance = jnp.var(jnp.mean(returns, axis=1))
         q = flow_q if distilled is None else jnp.mean(distilled)
         info = {"floq_loss": floq_loss, "q": q, "flow_q": flow_q, "var_flow_returns": variance}
         info |= td_errors(target, q if c.distill_target == "td" else flow_q)
         if distilled is None:
             return floq_loss, info | {"critic_loss": floq_loss}
-        distilled_loss = jnp.mean(jnp.square(distilled - learned))
+        distilled_loss = jnp.mean(jnp.square(distilled - distill_target))
         total = floq_loss + distilled_loss
         return total, info | {"critic_loss": total, "distilled_critic_loss": distilled_loss}
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
-        """The mean over members and `noise_samples` source samples of the K-step integration, the plain one: whatever
-        an agent was trained with, it can be read out anywhere."""
+        """Return the mean over members and `noise_samples` source samples of the K-step integration. It is always the
+        plain integration, so that every agent can be read out on any machine."""
         z_0 = self._source(key, self.config.noise_samples, scale)
         return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, num_steps))(z_0))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
-        """The mean member of the distilled critic; or of the flow from `actor_noise_samples` source samples, integrated
-        in `acting_flow_steps` or read out in one pass."""
+        """Return the mean over members of the distilled critic; or of the flow from `actor_noise_samples` source
+        samples, integrated in `acting_flow_steps` or read out in one pass."""
         c = self.config
         if c.actor_climbs == "distilled":
             return jnp.mean(self._distilled_members(obs, act))
@@ -310,7 +313,7 @@ class FloqCritic(Critic):
     def trajectories(
         self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None
     ) -> Float[Array, "members samples steps"]:
-        """Every stop z(0), z(1/K), ..., z(1) of every member from every source sample, for pictures and analysis."""
+        """Return z(0), z(1/K), ..., z(1) of every member from every source sample, for figures and analysis."""
         c = self.config
         steps = c.critic_flow_steps if num_steps is None else num_steps
 
@@ -321,13 +324,13 @@ class FloqCritic(Critic):
         return jax.vmap(of_member)(self.velocity)
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
-        """What the flow does between noise and value, over `noise_samples` source samples; in units of return.
+        """Return diagnostics of the flow over `noise_samples` source samples, in units of return.
 
         z0_spread: standard deviation of the value over source samples. member_spread: over members. curvature: mean
         distance of a path from its chord. contraction: mean of dv/dz along the paths, negative where errors shrink;
-        the ideal flow to one value has -1 / (1 - t). one_pass_gap: mean distance of z_0 + v(0, z_0) from where the path
-        ends. outside_histogram: share of the stops outside the support of z's histogram. value_after_i: mean z after
-        step i; where it settles early, later steps recover little.
+        the ideal flow to one value has -1 / (1 - t). one_pass_gap: mean distance of z_0 + v(0, z_0) from the end of the
+        path. outside_histogram: share of the points of the paths outside the support of z's histogram. value_after_i:
+        mean z after step i; if it converges early, later steps contribute little.
         """
         c = self.config
         z_0 = self._source(key, c.noise_samples, scale)
@@ -340,7 +343,7 @@ class FloqCritic(Critic):
             along = jax.vmap(jax.vmap(jax.value_and_grad(velocity)), (0, None))(paths[:, :-1], times)
             return paths, *along
 
-        paths, velocities, slopes = jax.vmap(of_member)(self.velocity)  # (members, samples, stops)
+        paths, velocities, slopes = jax.vmap(of_member)(self.velocity)  # (members, samples, times)
         ends, one_pass = paths[..., -1], paths[..., 0] + velocities[..., 0]
         after = jnp.mean(paths, axis=(0, 1))
         return {
@@ -354,12 +357,12 @@ class FloqCritic(Critic):
         }
 
     def features(self, obs, act, scale: ReturnScale):
-        """At the start of the flow, from the middle of the noise interval."""
+        """Return the features at the start of the flow, at the middle of the noise interval."""
         z = scale.noise(jnp.float32(0.5))
         return jax.vmap(lambda member: member.features(obs, act, scale, z, jnp.float32(0.0)))(self.velocity)
 
     def _source(self, key: PRNGKeyArray, samples: int, scale: ReturnScale) -> Float[Array, " samples"]:
-        """Source noise z(0)."""
+        """Draw source noise z(0). Consumes `key`."""
         return scale.noise(source_nodes(key, samples, self.config.noise_scheme))
 
     def _distilled_members(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, " members"]:
@@ -376,14 +379,14 @@ class FloqCritic(Critic):
         solver: Solver | None = None,
         integration: Integration = "plain",
     ) -> Float[Array, " members"]:
-        """psi_e(1, z_0 | s, a) for every member e. Only the plain `integration` runs anywhere and may be
-        differentiated."""
+        """Compute psi_e(1, z_0 | s, a) for every member e. Only the plain `integration` runs on every machine and may
+        be differentiated."""
         c = self.config
         steps, solver = c.critic_flow_steps if num_steps is None else num_steps, solver or c.solver
         if integration != "fused":
             folded = integration == "folded"
-            walk = lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver)  # noqa: E731
-            return jax.vmap(walk)(self.velocity)
+            value = lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver)  # noqa: E731
+            return jax.vmap(value)(self.velocity)
         kernels.check_machine()
         field, settings = self.velocity, kernels.Settings(steps, c.num_bins, c.sigma)
         assert isinstance(field.body, PlainBody)  # the settings were checked

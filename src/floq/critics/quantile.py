@@ -1,5 +1,5 @@
-"""Implicit quantiles: the distributional critic that floq is compared with, an ensemble of networks from (s, a, tau) to
-the tau-quantile of the return.
+"""The implicit quantile critic, floq's distributional baseline: an ensemble of networks from (s, a, tau) to the
+tau-quantile of the return.
 
 Source: IQN (arXiv 1806.06923), in the form that the floq paper compares with: tau enters as cosines beside (s, a),
 without a learned projection, and the error is squared.
@@ -30,7 +30,7 @@ class QuantileConfig(EnsembleConfig):
     embed_quantile: bool = True
     """tau enters as cosines; otherwise as itself."""
     quantile_embed_dim: int = 64
-    """How many cosines."""
+    """Number of cosines."""
 
 
 class QuantileCritic(Critic):
@@ -43,7 +43,7 @@ class QuantileCritic(Critic):
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: QuantileConfig | None = None
     ) -> "QuantileCritic":
-        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise the ensemble. Consumes `key`."""
         c = config or QuantileConfig()
         size_in = obs_size + act_size + (c.quantile_embed_dim if c.embed_quantile else 1)
         member = lambda k: MLP.init(k, size_in, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
@@ -53,7 +53,7 @@ class QuantileCritic(Critic):
         return self
 
     def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
-        """`target_at` with fresh draws: M quantiles, and for each an action of its own."""
+        """Compute `target_at` with M random quantiles and one action of the policy for each."""
         act_key, tau_key = jax.random.split(key)
         next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, self.config.num_tau_samples))
         return self.target_at(reward, bootstrap, next_obs, next_acts, self._taus(tau_key))
@@ -66,7 +66,7 @@ class QuantileCritic(Critic):
         next_acts: Float[Array, "samples act"],
         taus: Float[Array, " samples"],
     ) -> Float[Array, " samples"]:
-        """y_j = r + g mask agg_e Z_e(s', a_j, tau_j): one target per sample, not their mean."""
+        """Compute y_j = r + g mask agg_e Z_e(s', a_j, tau_j): one target per sample, not their mean."""
         c = self.config
 
         def value_of_sample(act: Float[Array, " act"], tau: Float[Array, ""]) -> Float[Array, ""]:
@@ -75,7 +75,7 @@ class QuantileCritic(Critic):
         return reward + bootstrap * jax.vmap(value_of_sample)(next_acts, taus)
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
-        """`loss_at` with fresh quantiles."""
+        """Compute `loss_at` with random quantiles."""
         return self.loss_at(obs, act, target, self._taus(key))
 
     def loss_at(
@@ -85,8 +85,8 @@ class QuantileCritic(Critic):
         target: Float[Array, " targets"],
         taus: Float[Array, " samples"],
     ) -> tuple[Float[Array, ""], Info]:
-        """|tau - 1{error < 0}| error^2 / kappa, with error = target - current; summed over the current quantiles,
-        averaged over targets and members."""
+        """Compute |tau - 1{error < 0}| error^2 / kappa, with error = target - current; summed over the current
+        quantiles, averaged over targets and members."""
         values = jax.vmap(lambda tau: self._members(obs, act, tau))(taus)  # (samples, members)
         errors = target[:, None, None] - values[None]  # (targets, samples, members)
         weights = jnp.abs(taus[None, :, None] - (errors < 0))
@@ -95,16 +95,16 @@ class QuantileCritic(Critic):
         return loss, {"critic_loss": loss, "q": q, **td_errors(jnp.mean(target), q)}
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
-        """The mean over M quantiles and members. There is nothing to integrate, so `num_steps` must be left out."""
+        """Return the mean over M quantiles and members. There is no integration, so `num_steps` must be None."""
         refuse_steps(num_steps)
         return jnp.mean(self.actor_value(obs, act, scale, key))
 
     def actor_value(self, obs, act, scale: ReturnScale, key) -> Float[Array, " samples"]:
-        """M quantiles, each the mean over the members."""
+        """Return M quantiles, each the mean over the members."""
         return jnp.mean(jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key)), axis=1)
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
-        """quantile_spread, member_spread: standard deviation of the value over quantiles, and over the members."""
+        """Return `quantile_spread` and `member_spread`, the value's standard deviation over quantiles and members."""
         values = jax.vmap(lambda tau: self._members(obs, act, tau))(self._taus(key))  # (samples, members)
         return {
             "quantile_spread": jnp.mean(jnp.std(values, axis=0)),
@@ -112,13 +112,13 @@ class QuantileCritic(Critic):
         }
 
     def features(self, obs, act, scale: ReturnScale):
-        """At the median."""
+        """Return the features at the median."""
         return jax.vmap(lambda member: member.features(self._input(obs, act, jnp.float32(0.5))))(self.net)
 
     def quantiles(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], taus: Float[Array, " taus"]
     ) -> Float[Array, "members taus"]:
-        """What each member says the tau-quantiles of the return are."""
+        """Return each member's tau-quantiles of the return."""
         return jax.vmap(lambda tau: self._members(obs, act, tau), out_axes=1)(taus)
 
     def _taus(self, key: PRNGKeyArray) -> Float[Array, " samples"]:

@@ -1,4 +1,4 @@
-"""The monolithic critic that floq is compared with: an ensemble of networks from (s, a) to a number, as in FQL.
+"""The scalar critic, floq's monolithic baseline: an ensemble of networks from (s, a) to a number, as in FQL.
 
 Source: FQL (arXiv 2502.02538), section 4.
 """
@@ -44,7 +44,7 @@ class ScalarCritic(EnsembleCritic):
     def init(
         cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: ScalarConfig | None = None
     ) -> "ScalarCritic":
-        """Networks for observations of `obs_size` and actions of `act_size` numbers. Consumes `key`."""
+        """Initialise the ensemble. Consumes `key`."""
         c = config or ScalarConfig()
 
         def member(key: PRNGKeyArray) -> MLP:
@@ -65,14 +65,14 @@ class ScalarCritic(EnsembleCritic):
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
-        """Mean squared error over members."""
+        """Compute the mean squared error over members."""
         values = self.members(obs, act, scale)
         loss = jnp.mean(jnp.square(values - target))
         q = jnp.mean(values)
         return loss, {"critic_loss": loss, "q": q, **td_errors(target, q)}
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
-        """member_spread: standard deviation of Q over the members."""
+        """Return `member_spread`, the standard deviation of Q over the members."""
         return {"member_spread": jnp.std(self.members(obs, act, scale))}
 
     def members(self, obs, act, scale: ReturnScale):

@@ -1,1 +1,1 @@
-"""Environments: made by name, seeded, stepped in worker processes. No JAX at import."""
+"""Environments: creation by name, seeding, stepping in worker processes. No JAX at import."""

@@ -1,9 +1,9 @@
-"""Environments: make, seed and group them. No JAX in here: worker processes import this file.
+"""Creation, seeding and grouping of environments. No JAX in here: worker processes import this file.
 
 OGBench environments cannot be reproduced by `reset(seed=...)` alone: mazes draw start noise and teleports from NumPy's
 global generator, manipulation tasks sample a fresh and unseedable action space inside reset. `SeededEnv` gives each
-environment its own global state and its own action space, so an episode depends on its seed and on nothing else: not
-on the episodes before it, nor on the environments beside it.
+environment its own global state and its own action space, so an episode depends on its seed only: not on the episodes
+before it, nor on other environments of the process.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from floq.utils.errors import UserError, nearest
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
 DIRECTED = {"online-ant-xy-v0": GymXYWrapper, "online-humanoid-xy-v0": DMCHumanoidXYWrapper}
-"""OGBench's tasks of walking in a direction that changes every 100 steps: those that its expert policies learn."""
+"""OGBench's tasks of walking in a direction that changes every 100 steps, on which its expert policies are trained."""
 
 Seed = Sequence[int]
-Slot = tuple[int, int]  # a player's number, and the number among its slots
+Slot = tuple[int, int]  # the index of an evaluated policy (or a run), and of a slot among its own
 
 
 class EpisodeResult(NamedTuple):
-    """What one evaluation episode came to. `success` is the environment's own flag at the episode's last step, or NaN
+    """Outcome of one evaluation episode. `success` is the environment's own flag at the episode's last step, or NaN
     where there is none."""
 
     success: float
@@ -44,13 +44,13 @@ class EpisodeResult(NamedTuple):
 
     @classmethod
     def ended(cls, info: Mapping[str, Any], episode_return: float, length: int) -> "EpisodeResult":
-        """Of an episode whose last step had this `info`."""
+        """Return the result of an episode whose last step had this `info`."""
         return cls(float(info.get("success", info.get("is_success", np.nan))), episode_return, length)
 
     @classmethod
     def mean(cls, episodes: Sequence["EpisodeResult"]) -> dict[str, float]:
-        """Means over episodes, under the published names. Success is NaN if none had such a flag, and an episode
-        without one counts as a failure if others have it."""
+        """Average over episodes, under the published names. Success is NaN if no episode has the flag; an episode
+        without it counts as a failure if others have it."""
         success, *others = np.array(episodes, dtype=np.float64).T
         flagged = np.nan if np.isnan(success).all() else np.nan_to_num(success).mean()
         means = (flagged, *(x.mean() for x in others))
@@ -58,21 +58,21 @@ class EpisodeResult(NamedTuple):
 
 
 def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
-    """What to index the first two axes of an array with to get these slots."""
+    """Return the index that selects these slots from the first two axes of an array."""
     return tuple(np.array(slots).T)
 
 
 def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "SeededEnv":
-    """The environment of a task such as `cube-double-play-singletask-task2-v0`, or any registered Gymnasium id.
+    """Make the environment of a task such as `cube-double-play-singletask-task2-v0`, or of any Gymnasium id.
 
     Args:
         env_name: OGBench id with its dataset type, or a Gymnasium id.
         success_timing: for OGBench single tasks, whether reward and success come from the state after the step
             ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
+        **kwargs: passed to the environment's constructor.
 
-    Actions are rescaled to [-1, 1] where they are not; observations that are a dictionary or a tuple are laid end to
-    end, in the order of their space. An environment without a time limit gets one of `TIME_LIMIT` steps, or a policy
-    that never ends an episode would never be evaluated.
+    Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are concatenated in the order of
+    their space. An environment without a time limit gets one of `TIME_LIMIT` steps, so that every evaluation ends.
 
     Raises:
         UserError: the id is unknown, or its actions are not a bounded box.
@@ -111,7 +111,7 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
 
 
 def check_task(env_name: str) -> None:
-    """Raises UserError if the id is not that of an OGBench single task with state observations."""
+    """Raise UserError if the id is not that of an OGBench single task with state observations."""
     if env_name.startswith("visual-"):
         raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
     known = set(_ogbench_names())
@@ -126,28 +126,28 @@ def check_task(env_name: str) -> None:
 
 
 def sizes(env: "SeededEnv") -> dict[str, int]:
-    """How many numbers an observation and an action have."""
+    """Return the dimensions of observations and actions."""
     return {"observations": len(env.reset()[0]), "actions": env.action_space.sample().size}
 
 
 def is_ogbench(env_name: str) -> bool:
-    """Whether the id has OGBench's form: an environment, a dataset type, perhaps a single task."""
+    """Return whether the id has OGBench's form: an environment, a dataset type, optionally a single task."""
     return any(kind in env_name.split("-") for kind in DATASET_TYPES)
 
 
 def is_singletask(env_name: str) -> bool:
-    """Whether the id names one fixed task, with rewards."""
+    """Return whether the id names one fixed task, with rewards."""
     return is_ogbench(env_name) and "singletask" in env_name.split("-")
 
 
 def is_heavy(env_name: str) -> bool:
-    """Whether an environment costs most of a second and 100 to 200 MB to make, as those of manipulation do: of others
-    a worker can have dozens."""
+    """Return whether making an environment takes most of a second and 100 to 200 MB, as for manipulation tasks. A
+    worker can hold dozens of the others."""
     return any(kind in env_name.split("-") for kind in ("play", "noisy"))
 
 
 def dataset_name(env_name: str) -> str:
-    """The dataset that a task is learned from: `cube-double-play-singletask-task2-v0` -> `cube-double-play-v0`."""
+    """Return the name of a task's dataset: `cube-double-play-singletask-task2-v0` -> `cube-double-play-v0`."""
     return re.sub(r"-singletask(-task\d+)?", "", env_name)
 
 
@@ -159,12 +159,12 @@ def _ogbench_names() -> Iterator[str]:
 
 
 class SeededEnv(gymnasium.Wrapper):
-    """An environment whose every random draw follows from the seed of its last reset."""
+    """An environment whose random draws are all determined by the seed of its last reset."""
 
     def __init__(self, env: gymnasium.Env, task: str = "", success_timing: str | None = None):
         super().__init__(env)
         self.task, self.success_timing = task, success_timing
-        self.known_tasks: dict[str, int | None] = {}  # by name, tasks that it has had
+        self.known_tasks: dict[str, int | None] = {}  # by name, tasks that were set before
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
         base: Any = env.unwrapped
         space = base.action_space
@@ -176,7 +176,7 @@ class SeededEnv(gymnasium.Wrapper):
             base.action_space = self._box
 
     def reset_with(self, seed: Seed) -> np.ndarray:
-        """Start the episode that `seed`, a few non-negative integers, names. Returns its first observation."""
+        """Start the episode of `seed`, a few non-negative integers. Returns its first observation."""
         words = np.random.SeedSequence(list(seed)).generate_state(2)
         self._global_state = np.random.MT19937(np.random.SeedSequence([*seed, 1]))
         self._box.seed(int(words[0]))
@@ -192,7 +192,7 @@ class SeededEnv(gymnasium.Wrapper):
 
     @contextlib.contextmanager
     def own_global_state(self) -> Iterator[None]:
-        """Within it, NumPy's global generator is this environment's own."""
+        """Make NumPy's global generator this environment's own within the context."""
         random: Any = np.random  # its stubs lack these functions
         others = random.get_bit_generator()
         random.set_bit_generator(self._global_state)
@@ -203,7 +203,8 @@ class SeededEnv(gymnasium.Wrapper):
 
 
 def checked(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
-    """What an environment showed. Raises ValueError if a number is not finite, or the observation not of this shape."""
+    """Return observation and reward as float32. Raises ValueError if a number is not finite, or the observation's shape
+    is not `obs_shape`."""
     if np.shape(obs) != obs_shape:
         raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {obs_shape}")
     obs, given = np.asarray(obs, np.float32), np.float32(reward)
@@ -215,13 +216,14 @@ def checked(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.
 
 
 def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
-    """The environment with another of its OGBench tasks, itself if it can be switched: making one anew takes a second
-    and over 100 MB that never come back. It can if `env_name` numbers a task, or it once had that very name."""
+    """Return an environment of the OGBench task `env_name`: the given one, switched, or else a new one. Making one
+    takes a second and over 100 MB that are never freed. Switching works if `env_name` contains a task number, or was
+    the environment's task before."""
     if env.task == env_name:
         return env
     number = re.search(r"-task(\d+)-", env_name)
     base: Any = env.unwrapped
-    env.known_tasks[env.task] = getattr(base, "_reward_task_id", None)  # OGBench's own labels and resets go by it
+    env.known_tasks[env.task] = getattr(base, "_reward_task_id", None)  # OGBench's labels and resets depend on it
     known = int(number[1]) if number else env.known_tasks.get(env_name)
     if known is None or dataset_name(env_name) != dataset_name(env.task):
         made = make(env_name, env.success_timing)
@@ -235,9 +237,9 @@ def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
 class EnvSlots:
     """Some of the slots of an evaluation, stepped together by one worker.
 
-    Several players may be evaluated together, each with its own task and seed and with S slots of its own. Slot s plays
-    its player's episodes s, s + S, s + 2 S, ...: which episode runs where does not depend on how fast anything is, nor
-    on how many workers share the slots, nor on who else plays.
+    Several policies may be evaluated together, each with its own task and seed and with S slots of its own. Slot s runs
+    its policy's episodes s, s + S, s + 2 S, ...: the assignment does not depend on speed, on the number of workers, or
+    on the other policies.
     """
 
     def __init__(self, env_name: str, success_timing: str | None, slots: Sequence[Slot], num_slots: int):
@@ -250,27 +252,27 @@ class EnvSlots:
         num_episodes: int,
         episodes: Mapping[Slot, int] | None = None,
     ) -> np.ndarray:
-        """Reset every slot to its first episode, or to the one that `episodes` names. For each player, `tasks` says the
-        environment and the seed: its episode e is seeded by (*seed, e). A slot that has no episode left, or no player,
-        stays at rest. Returns the first observations (slots, obs)."""
+        """Reset every slot to its first episode, or to that in `episodes`. `tasks` has the environment and the seed of
+        each policy: its episode e is seeded by (*seed, e). A slot without an episode left, or without a policy, is
+        inactive. Returns the first observations (slots, obs)."""
         self._tasks, self._num_episodes = tuple(tasks), num_episodes
         self._episode = {
-            (player, slot): (episodes or {}).get((player, slot), slot) if player < len(tasks) else num_episodes
-            for player, slot in self._envs
+            (policy, slot): (episodes or {}).get((policy, slot), slot) if policy < len(tasks) else num_episodes
+            for policy, slot in self._envs
         }
         self._return, self._length = dict.fromkeys(self._envs, 0.0), dict.fromkeys(self._envs, 0)
         for slot, env in self._envs.items():
-            if self._plays(slot):
+            if self._is_active(slot):
                 self._envs[slot] = with_task(env, tasks[slot[0]][0])
-        return np.stack([self._first(slot) for slot in self._envs]).astype(np.float32)
+        return np.stack([self._first_observation(slot) for slot in self._envs]).astype(np.float32)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[Slot, EpisodeResult]]]:
-        """One step in every slot that still plays. Returns observations (slots, obs), where a finished slot shows the
-        first observation of its next episode, and (slot, result) for each episode that ended."""
+        """Take one step in every active slot. Returns observations (slots, obs), where a slot whose episode ended has
+        the first observation of its next one, and (slot, result) for each episode that ended."""
         observations, finished = [], []
         for (slot, env), action in zip(self._envs.items(), actions, strict=True):
-            if not self._plays(slot):
-                observations.append(self._first(slot))
+            if not self._is_active(slot):
+                observations.append(self._first_observation(slot))
                 continue
             obs, reward, terminated, truncated, info = env.step(action)
             self._return[slot] += float(reward)
@@ -279,16 +281,16 @@ class EnvSlots:
                 finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
                 self._episode[slot] += self._num_slots
                 self._return[slot], self._length[slot] = 0.0, 0
-                obs = self._first(slot)
+                obs = self._first_observation(slot)
             observations.append(obs)
         return np.stack(observations).astype(np.float32), finished
 
-    def _plays(self, slot: Slot) -> bool:
+    def _is_active(self, slot: Slot) -> bool:
         return self._episode[slot] < self._num_episodes
 
-    def _first(self, slot: Slot) -> np.ndarray:
-        """The first observation of the slot's episode; zeros at rest."""
-        if not self._plays(slot):
+    def _first_observation(self, slot: Slot) -> np.ndarray:
+        """Return the first observation of the slot's episode; zeros if the slot is inactive."""
+        if not self._is_active(slot):
             return np.zeros(self._envs[slot].observation_space.shape or ())
         _, seed = self._tasks[slot[0]]
         return self._envs[slot].reset_with((*seed, self._episode[slot]))

@@ -1,7 +1,8 @@
-"""Environments in which new experience is made. No JAX in here: worker processes import this file.
+"""Environments of online training, in which new experience is collected. No JAX in here: worker processes import this
+file.
 
 In each tick every environment takes one step, or is reset if its episode is over. Episodes are seeded by the run's
-seed, the environment's number and the tick of the reset, so a run that goes on after a stop does not repeat any.
+seed, the environment's number and the tick of the reset, so a resumed run does not repeat any.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import numpy as np
 from floq.envs.environments import EpisodeResult, SeededEnv, Slot, checked, make
 from floq.utils.errors import in_one_line
 
-STREAM = 2  # keeps these seeds apart from those of evaluations
-MAX_FAILURES = 3  # of an environment without a step between them; then making it anew does not help
+STREAM = 2  # distinguishes these seeds from those of evaluations
+MAX_FAILURES = 3  # of an environment without a step between them, after which it is not made again
 
 
 class EnvSpec(NamedTuple):
@@ -26,7 +27,7 @@ class EnvSpec(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What went wrong in an environment, in words, and whether it goes on with a fresh one."""
+    """An environment's failure, its message, and whether a new environment takes its place."""
 
     slot: Slot
     what: str
@@ -34,8 +35,8 @@ class Failure(NamedTuple):
 
 
 class VectorStep(NamedTuple):
-    """What one tick brought, with one entry per environment; `stepped` is false where it was reset, or failed. Then the
-    episodes that ended in it, and the failures."""
+    """Result of one tick, with one entry per environment; `stepped` is false where it was reset, or failed. `finished`
+    and `failures` list the episodes that ended in it, and the failures."""
 
     observations: np.ndarray
     rewards: np.ndarray
@@ -46,24 +47,24 @@ class VectorStep(NamedTuple):
 
 
 class ExploringEnvs:
-    """Some of the environments of a fleet, stepped together by one worker. All of them begin with a reset.
+    """Some of the environments of several runs, stepped together by one worker. All of them begin with a reset.
 
     Args:
         sites: the environments.
         success_timing: see `envs.make`.
-        restart: make an environment anew where it failed; its episode is dropped.
+        restart: replace an environment that failed by a new one; its episode is dropped.
     """
 
     def __init__(self, sites: Sequence[EnvSpec], success_timing: str | None, restart: bool):
         self._sites, self._success_timing, self._restart = sites, success_timing, restart
         self._envs: dict[Slot, SeededEnv] = {site.slot: make(site.env_name, success_timing) for site in sites}
         self._obs_shape = next(iter(self._envs.values())).observation_space.shape
-        self._over = {site.slot for site in sites}  # whose next tick is a reset
+        self._needs_reset = {site.slot for site in sites}  # slots whose next tick is a reset
         self._return, self._length = {}, {}
-        self._failed = dict.fromkeys(self._envs, 0)  # since its last step
+        self._num_failures = dict.fromkeys(self._envs, 0)  # since the last step, by slot
 
     def step(self, tick: int, actions: np.ndarray) -> VectorStep:
-        """One tick of every environment; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
+        """Advance every environment by one tick; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
         observations = np.zeros((len(self._sites), *(self._obs_shape or ())), np.float32)
         rewards, masks = np.zeros(len(self._sites), np.float32), np.ones(len(self._sites), np.float32)
         stepped = np.zeros(len(self._sites), bool)
@@ -72,9 +73,9 @@ class ExploringEnvs:
         for i, (site, action) in enumerate(zip(self._sites, actions, strict=True)):
             slot = site.slot
             try:
-                if slot in self._over:
+                if slot in self._needs_reset:
                     observations[i] = self._reset(site, tick)
-                    self._over.remove(slot)
+                    self._needs_reset.remove(slot)
                     continue
                 obs, reward, terminated, truncated, info = self._envs[slot].step(action)
                 observations[i], rewards[i] = checked(obs, reward, self._obs_shape)
@@ -82,12 +83,12 @@ class ExploringEnvs:
                 self._length[slot] += 1
                 if terminated or truncated:
                     finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
-                    self._over.add(slot)
+                    self._needs_reset.add(slot)
             except Exception as error:
                 failures.append(self._failure(site, error))
                 observations[i], rewards[i] = 0.0, 0.0
                 continue
-            stepped[i], masks[i], self._failed[slot] = True, not terminated, 0
+            stepped[i], masks[i], self._num_failures[slot] = True, not terminated, 0
         return VectorStep(observations, rewards, masks, stepped, finished, failures)
 
     def _reset(self, site: EnvSpec, tick: int) -> np.ndarray:
@@ -98,11 +99,11 @@ class ExploringEnvs:
         return checked(obs, 0.0, self._obs_shape)[0]
 
     def _failure(self, site: EnvSpec, error: Exception) -> Failure:
-        """Drop the environment and its episode."""
-        self._over.add(site.slot)
-        self._failed[site.slot] += 1
+        """Close the environment, drop its episode, and describe the failure."""
+        self._needs_reset.add(site.slot)
+        self._num_failures[site.slot] += 1
         with contextlib.suppress(Exception):
             self._envs.pop(site.slot).close()
         what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {in_one_line(error)}"
-        goes_on = self._restart and self._failed[site.slot] < MAX_FAILURES
+        goes_on = self._restart and self._num_failures[site.slot] < MAX_FAILURES
         return Failure(site.slot, what, goes_on)

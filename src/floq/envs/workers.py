@@ -1,7 +1,7 @@
-"""Processes that step environments, for evaluation and for collection.
+"""Worker processes that step environments, for evaluation and for collection.
 
-Each worker owns one object, made in its own process, and answers calls to its methods in the order they came. Workers
-are spawned, never forked, since a process that runs JAX must not be forked, and they do not import JAX themselves.
+Each worker owns one object, made in its own process, and answers calls to its methods in order. Workers are spawned,
+not forked, since a process that runs JAX must not be forked, and they do not import JAX themselves.
 """
 
 import atexit
@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 from floq.utils.errors import Failed, UserError, in_one_line
 from floq.utils.signals import ENDING
 
-START_SECONDS = 300.0  # what a worker may take to make its environments
-CLOSE_SECONDS = 5.0  # what all of them may take to end by themselves
+START_SECONDS = 300.0  # allowed for a worker to make its environments
+CLOSE_TIMEOUT_S = 5.0  # allowed for all workers together to end by themselves
 
 
 class Raised(NamedTuple):
-    """What a worker's object raised, as its process tells it."""
+    """Exception of a worker's object, as its process reports it."""
 
     line: str
     traceback: str
@@ -32,15 +32,15 @@ class Raised(NamedTuple):
 
 
 class WorkerError(RuntimeError):
-    """A worker raised or died; the message holds its traceback, `line` says it in one line."""
+    """A worker raised or died; the message holds its traceback, `line` is one line."""
 
     def __init__(self, message: str, line: str = "", is_users: bool = False):
         super().__init__(message)
         self.line, self._is_users = line or message, is_users
 
     def to_error(self, what: str) -> Exception:
-        """What to raise where nobody replaces the worker: UserError if the worker's object raised one, otherwise
-        Failed. `what` was at work there."""
+        """Return the exception to raise if the worker is not replaced: UserError if the worker's object raised one,
+        otherwise Failed. `what` describes the worker's task."""
         return UserError(self.line) if self._is_users else Failed(f"{what} failed: {self.line}")
 
 
@@ -49,7 +49,7 @@ class WorkerDied(WorkerError):
 
 
 class WorkerLate(WorkerDied):
-    """A worker has not answered in time. It may still do so, so it must be replaced like one that died."""
+    """A worker has not answered in time. Its answer may still come, so it must be replaced like one that died."""
 
     def __init__(self, worker: int, timeout: float):
         super().__init__(f"worker {worker} has not answered within {timeout:g} seconds")
@@ -57,7 +57,7 @@ class WorkerLate(WorkerDied):
 
 
 class Workers:
-    """`len(arguments)` processes; number i owns `factory(*arguments[i])`. A context manager: leaving it ends them."""
+    """Pool of `len(arguments)` processes; number i owns `factory(*arguments[i])`. Leaving the context ends them."""
 
     def __init__(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]):
         self._factory, self._arguments = factory, list(arguments)
@@ -79,19 +79,18 @@ class Workers:
         self.close()
 
     def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call `method` on every worker at once, with `arguments[i]` on worker i; the results in that order."""
+        """Call `method` on every worker at once, with `arguments[i]` on worker i. Returns the results in that order."""
         for i, args in enumerate(arguments):
             self._send(i, method, args)
         return [self._receive(i) for i in range(len(self))]
 
     def try_call(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
-        """The same, but where a worker has raised or died, its place in the list holds the WorkerError that `call`
-        would raise. One that takes longer than `timeout` seconds counts as dead."""
+        """Call as `call` does, but return the WorkerError of a worker that has raised or died in place of its result.
+        One that takes longer than `timeout` seconds counts as dead."""
         return self.answers(self.begin_call(method, arguments), timeout)
 
     def begin_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[WorkerDied | None]:
-        """The first half of `try_call`: the workers begin, and the caller may do something else. The other half is
-        `answers`, of what this returns."""
+        """Start a `try_call` and return without waiting. Pass the returned list to `answers` for the results."""
         begun: list[WorkerDied | None] = []
         for i, args in enumerate(arguments):
             try:
@@ -101,8 +100,8 @@ class Workers:
         return begun
 
     def answers(self, begun: Sequence[WorkerDied | None], timeout: float | None = None) -> list[Any]:
-        """What the workers answer, as `try_call` explains it. One that takes longer than `timeout` seconds from now
-        counts as dead."""
+        """Wait for the results of `begin_call`, and return them as `try_call` does. A worker that takes longer than
+        `timeout` seconds from now counts as dead."""
         since = time.monotonic()
         answers: list[Any] = []
         for i, died in enumerate(begun):
@@ -118,14 +117,14 @@ class Workers:
         return self._receive(worker, timeout)
 
     def restart(self, worker: int) -> None:
-        """Replace a worker by a fresh one, made with the same arguments."""
+        """Replace a worker by a new one, made with the same arguments."""
         self._pipes[worker].close()
         self._processes[worker].kill()
         self._processes[worker].join()
         self._processes[worker], self._pipes[worker] = _start(self._factory, self._arguments[worker])
 
     def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Call `method(item)` for each item on whichever worker is free. Yields (index, result) as they finish."""
+        """Call `method(item)` for each item on the next free worker. Yields (index, result) as they finish."""
         waiting = iter(enumerate(items))
         busy: dict[Any, tuple[int, int]] = {}
 
@@ -145,16 +144,16 @@ class Workers:
                 yield index, result
 
     def kill(self) -> None:
-        """End the processes at once, from whichever thread: then a call that waits for them ends with WorkerDied."""
+        """Kill the processes, from any thread: a call that waits for them then raises WorkerDied."""
         for process in self._processes:
             process.kill()
 
     def close(self) -> None:
-        """End the processes, those that hang after a few seconds. Harmless when repeated."""
+        """End the processes; those that do not end within `CLOSE_TIMEOUT_S` are killed. May be called repeatedly."""
         atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
-        deadline = time.monotonic() + CLOSE_SECONDS
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         for process in self._processes:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
             if process.is_alive():
@@ -169,7 +168,7 @@ class Workers:
             raise self._died(worker) from error
 
     def _receive(self, worker: int, timeout: float | None = None, since: float | None = None) -> Any:
-        """What a worker answers, within `timeout` seconds `since` some time, by default now."""
+        """Return a worker's answer, received within `timeout` seconds of `since`, by default now."""
         try:
             if timeout is not None:
                 elapsed = 0.0 if since is None else time.monotonic() - since
@@ -188,7 +187,7 @@ class Workers:
 
 
 def _start(factory: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    """A new worker: its process, and our end of the pipe to it."""
+    """Start a worker. Returns its process, and the parent's end of the pipe to it."""
     context = multiprocessing.get_context("spawn")
     with _without_main_module(), _without_interrupts():
         ours, theirs = context.Pipe()
@@ -200,31 +199,31 @@ def _start(factory: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
     for signum in ENDING:
-        signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent decides
+        signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent handles them
     _answer(pipe, factory, args)
 
 
 def _answer(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Make the object, and answer calls to its methods until the pipe is closed."""
+    """Create the object, and answer calls to its methods until the pipe is closed."""
     owned, failure = None, None
     try:
         owned = factory(*args)  # at once, so that it is ready when it is first needed
     except Exception as error:
-        failure = _raised(error)
+        failure = _describe_error(error)
     while True:
         try:
             method, arguments = pipe.recv()
         except (EOFError, ConnectionResetError):
-            return  # the parent is gone, or is done with us
+            return  # the parent has died, or has closed the pool
         try:
             answer = failure or getattr(owned, method)(*arguments)
         except Exception as error:
-            answer = _raised(error)
+            answer = _describe_error(error)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
 
 
-def _raised(error: Exception) -> Raised:
+def _describe_error(error: Exception) -> Raised:
     return Raised(in_one_line(error), traceback.format_exc(), isinstance(error, UserError))
 
 
@@ -245,9 +244,9 @@ def _without_main_module() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Children start with SIGINT ignored, so that an early Ctrl-C does not make them print tracebacks."""
+    """Ignore SIGINT while a child starts, so that an early Ctrl-C does not make it print a traceback."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say so
+        yield  # only the main thread may set signal handlers
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

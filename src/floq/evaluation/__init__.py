@@ -1,1 +1,1 @@
-"""Evaluate policies: in seeded episodes, beside the training, on held-out data."""
+"""Evaluation of policies: in seeded episodes, in the background of training, on held-out data."""

@@ -1,4 +1,4 @@
-"""Evaluations beside the training, in a thread of their own."""
+"""Evaluation in a background thread during training."""
 
 import contextlib
 import queue
@@ -9,11 +9,11 @@ from typing import NamedTuple
 from floq.agent.policy import Policy
 from floq.evaluation.rollouts import Evaluation, Evaluator, Rollout, on_cpu
 
-STOP_TIMEOUT_S = 2.0  # seconds that a step which is under way at the end may go on for
+STOP_TIMEOUT_S = 2.0  # for the environments' current step at the end
 
 
 class Request(NamedTuple):
-    """An evaluation to come: which of the fleet's runs, at which step, with what policy."""
+    """A requested evaluation: run of the fleet, training step and policy."""
 
     run: int
     step: int
@@ -22,15 +22,15 @@ class Request(NamedTuple):
 
 
 class Background:
-    """Evaluations that go on while the training does, group after group, in a thread of their own. A context manager.
+    """Thread that evaluates policies during training, one group after another. A context manager.
 
-    The policies act on the CPU, whatever trains them: they are small, and a step of the environments should not wait
-    for the accelerator to come to the end of its chunk.
+    The policies act on the CPU, whatever device trains them: they are small, and a step of the environments should not
+    wait until the accelerator finishes a chunk of updates.
     """
 
     def __init__(self, evaluator: Evaluator, seeds: Sequence[int], env_names: Sequence[str]):
         self._evaluator, self._seeds, self._env_names = evaluator, seeds, env_names
-        self._requests: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()  # an empty group is the last
+        self._requests: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()  # an empty group ends the thread
         self._answers: queue.SimpleQueue[tuple[Request, Evaluation] | BaseException] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
@@ -45,19 +45,19 @@ class Background:
         self._stopping.set()
         self._requests.put([])
         self._thread.join(STOP_TIMEOUT_S)
-        while self._thread.is_alive():  # it waits for an environment that hangs
+        while self._thread.is_alive():  # it is blocked by an environment
             self._evaluator.kill()
             self._thread.join(0.1)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Ask for evaluations; `pending` holds them until `finished` has handed them out."""
-        self.pending += (here := [request._replace(policy=on_cpu(request.policy)) for request in requests])
-        for group in self._evaluator.groups(here):
+        """Request evaluations; `pending` holds them until `finished` has yielded them."""
+        self.pending += (new := [request._replace(policy=on_cpu(request.policy)) for request in requests])
+        for group in self._evaluator.groups(new):
             self._requests.put(group)
 
     def finished(self, wait: float = 0.0) -> Iterator[tuple[Request, Evaluation]]:
-        """The evaluations that have come to their end, in the order they were asked for; waits up to `wait` seconds for
-        the first. Raises what an evaluation raised."""
+        """Yield the finished evaluations in the order of their requests; wait up to `wait` seconds for the first.
+        Re-raises the exception of an evaluation."""
         with contextlib.suppress(queue.Empty):
             while self.pending:
                 answer = self._answers.get(timeout=wait) if wait else self._answers.get_nowait()

@@ -1,8 +1,8 @@
-"""Evaluation without an environment: what held-out data says of the critic, and the critic of the policy.
+"""Evaluation without an environment: the critic's TD error on held-out data, and its value of the policy.
 
-Neither number is a measurement of the policy. A small TD error says that the critic agrees with itself on transitions
-it was not trained on. The value of initial states is the critic's own opinion of the policy, and critics of offline
-agents err upwards; beside it stands what the data earned from the same states.
+Neither number measures the performance of the policy. A small TD error means that the critic is self-consistent on
+transitions it was not trained on. The value of initial states is the critic's estimate of the policy, and offline
+critics overestimate; compare it with the data's return from the same states.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from floq.data.dataset import Dataset
 from floq.data.returns import discounted_returns
 
 TRANSITIONS = 4096  # held-out transitions whose TD error is averaged, the same at every evaluation
-INITIAL_STATES = 1000  # at most so many initial states
-ACTIONS = 8  # draws of the policy in each of them
-STATES_AT_ONCE = 100  # for memory's sake
+MAX_INITIAL_STATES = 1000
+ACTIONS = 8  # draws of the policy in each initial state
+STATE_BATCH_SIZE = 100  # bounds memory
 
 
 class HeldOut(NamedTuple):
-    """What can be said at a step. All in units of (scaled) return.
+    """Results at a training step, all in units of (scaled) return.
 
     td_error: mean |target - Q| of held-out transitions. initial_value: mean Q of the policy's actions in the first
-    states of held-out episodes. data_return: mean discounted return of the data from these states; an episode that was
-    cut off counts what it shows.
+    states of held-out episodes. data_return: mean discounted return of the data from these states; a truncated episode
+    counts the rewards that it has.
     """
 
     step: int
@@ -37,20 +37,20 @@ class HeldOut(NamedTuple):
     data_return: float
 
     def summary(self) -> dict[str, float]:
-        """As metrics."""
+        """Return the results as metrics."""
         names = ("evaluation/td_error", "evaluation/initial_value", "evaluation/data_return")
         return dict(zip(names, self[1:], strict=True))
 
 
 class HeldOutEvaluator:
-    """Stands in for an `Evaluator` where there is no environment."""
+    """Replacement of `Evaluator` where there is no environment."""
 
     def __init__(self, validation: Dataset):
         self._data = validation
         trajectories = validation.on_host()
         first, last = bounds(trajectories)
         first = first[last > first]
-        self._initial = first[np.linspace(0, len(first) - 1, min(len(first), INITIAL_STATES)).astype(int)]
+        self._initial = first[np.linspace(0, len(first) - 1, min(len(first), MAX_INITIAL_STATES)).astype(int)]
         self._trajectories = trajectories
 
     def __call__(
@@ -60,22 +60,22 @@ class HeldOutEvaluator:
         step: int,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> HeldOut | None:
-        """Evaluate `agent`. The same transitions, states and random numbers serve every step, so that steps compare.
-        None if `should_stop` said so midway."""
+        """Evaluate `agent`, with the same transitions, states and random numbers at every step, so that steps are
+        comparable. Return None if `should_stop` returned True before the end."""
         td_key, value_key = jax.random.split(Keys.of(seed).evaluation)
         td_keys = jax.random.split(td_key, -(-TRANSITIONS // agent.static.batch_size))
         value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
         states = self._data.observations[self._initial]
-        parts = range(0, len(self._initial), STATES_AT_ONCE)
+        batches = range(0, len(self._initial), STATE_BATCH_SIZE)
         td_errors, values = [], []
         for key in td_keys:
             if should_stop():
                 return None
             td_errors.append(float(_td_error(agent, self._data, key)))
-        for part in (slice(first, first + STATES_AT_ONCE) for first in parts):
+        for batch in (slice(first, first + STATE_BATCH_SIZE) for first in batches):
             if should_stop():
                 return None
-            values.append(np.asarray(_policy_values(agent, states[part], value_keys[part])))
+            values.append(np.asarray(_policy_values(agent, states[batch], value_keys[batch])))
         returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
         data_return = float(returns.mean() * agent.hypers.reward_scale)
         return HeldOut(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)

@@ -1,14 +1,14 @@
-"""`floq export`: a policy to take away, as a list of operations on arrays.
+"""`floq export`: a policy as a standalone program, a list of operations on arrays.
 
-Which operations? Those that JAX traces when the policy acts. Nobody describes networks a second time: `traced.py`
-asks for the program of `Policy.act`, whatever critic and actor are behind it, and unrolls its loops; `operations.py`
-computes what depends on neither observation nor noise, and writes the rest as some forty operations that NumPy has
-too. So an actor or a critic that is added later is exported as it is, as long as it computes with these.
+The operations are those that JAX traces when the policy acts, so networks are not described a second time. `trace.py`
+traces `Policy.act`, for any critic and actor, and unrolls its loops. `operations.py` evaluates what depends on neither
+observation nor noise, and translates the rest into some forty operations that NumPy has too. A new actor or critic is
+exported without further code if it computes with these.
 
-Random numbers are inputs. An actor draws them with `jax.random.normal` and `uniform`, and there its program is cut:
-what these would have returned is asked for instead. A policy elsewhere then draws noise with whatever generator it has,
-and given the same noise it acts as here. JAX's generator, rebuilt in NumPy, would have been no help to ONNX.
+Random numbers are inputs. Actors draw them with `jax.random.normal` and `uniform`; in the exported program the results
+of these calls are replaced with inputs. Another runtime then draws noise with its own generator, and given the same
+noise it returns the same actions. JAX's generator rebuilt in NumPy would not have worked for ONNX.
 
-Every policy is compared with the agent before its folder appears (`check.py`), so a cut in the wrong place, should JAX
-rename its functions, is found then and there. The reader is `floq/export/exported.py`, which needs NumPy alone.
+Every policy is compared with the agent before its folder appears (`verification.py`), which finds wrong replacements,
+should JAX rename its functions. The reader is `floq/export/exported.py`, which needs NumPy alone.
 """

@@ -1,4 +1,4 @@
-"""`floq export`: the policy of a checkpoint as a folder that acts without floq."""
+"""`floq export`: write the policy of a checkpoint as a folder that runs without floq."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from floq.utils.machine import version
 from floq.utils.progress import Display
 from floq.utils.untrusted import read_json
 
-DEFAULT = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # folders of the run
+DEFAULT_FOLDERS = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # in the run's folder
 
 
 def export_run(
@@ -39,20 +39,20 @@ def export_run(
     overwrite: bool = False,
     show: bool = True,
 ) -> Path:
-    """Write the policy of a checkpoint as a folder, compare it with the agent, and say how long an action takes.
+    """Write the policy of a checkpoint as a folder, compare it with the agent, and print the time of an action.
 
     Args:
         run_dir: the run's folder.
         step: which checkpoint; by default the newest.
         out: the folder to write; by default `export` in the run's, or `export-stablehlo`, `export-onnx`.
         format: numpy, stablehlo or onnx.
-        explore: the policy with which new experience is made, not the one that is evaluated.
-        tolerance: how far actions may be from the agent's.
-        overwrite: replace what was exported to that folder before.
+        explore: export the exploration policy instead of the one that is evaluated.
+        tolerance: largest absolute difference from the agent's actions.
+        overwrite: replace an earlier export in that folder.
         show: print what was written.
 
     Returns:
-        The folder. It appears when it is complete and its actions are those of the agent, and not before.
+        The folder. It appears only when it is complete and its actions are those of the agent.
 
     Raises:
         UserError: there is no such run or checkpoint, it is damaged or diverged, the folder is there already or cannot
@@ -64,7 +64,7 @@ def export_run(
     if not 0 <= tolerance < 1:
         raise UserError(f"--tolerance={tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
     run, display = Run.open(run_dir), Display(show)
-    folder = (run.folder / DEFAULT[format] if out is None else user_path(out)).absolute()
+    folder = (run.folder / DEFAULT_FOLDERS[format] if out is None else user_path(out)).absolute()
     _check_free(folder, overwrite)
     check_installed(format)
     saved = checkpoint.load(run.folder / "checkpoints", step)
@@ -83,9 +83,9 @@ def export_run(
         f"{run.config.task}, policy of step {saved.step}",
         {
             **{name: f"{size / 1000:,.1f} kB" for name, size in files.items()},
-            "actions": _agreed(agreement),
+            "actions": _agreement_text(agreement),
             "one action": f"{speed:.3g} ms here, median of {verification.CALLS}",
-            "in training": f"{_own_speed(policy, expected, explore):.3g} ms (JAX, compiled)",
+            "in training": f"{_agent_milliseconds(policy, expected, explore):.3g} ms (JAX, compiled)",
         },
     )
     display.note(f"  policy      {folder}")
@@ -100,22 +100,22 @@ def _description(run: Run, saved: Checkpoint, explore: bool) -> dict[str, Any]:
     return {"about": about, **sizes}
 
 
-def _agreed(agreement: verification.Agreement) -> str:
+def _agreement_text(agreement: verification.Agreement) -> str:
     text = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
     if not agreement.ties:
         return text
     return f"{text}, but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
 
 
-def _own_speed(policy: Policy, expected: list[verification.Sample], explore: bool) -> float:
-    """Of the policy as it is trained and evaluated."""
+def _agent_milliseconds(policy: Policy, expected: list[verification.Sample], explore: bool) -> float:
+    """Return the median time of an action of the agent itself, compiled by JAX."""
     act = policy.explore if explore else policy.act
     keys = list(jax.random.split(jax.random.key(0), 2 * verification.CALLS))
     return verification.milliseconds(lambda sample: np.asarray(act(sample.obs, keys.pop())), expected)
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """Raises UserError if the folder must not or cannot be written."""
+    """Raise UserError if the folder must not or cannot be written."""
     check_writable(folder.parent, "give another --out")
     if not os.path.lexists(folder):
         return
@@ -126,7 +126,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether the folder is one that `floq export` made, and nothing was put beside."""
+    """Return whether `floq export` wrote the folder, and it holds no other files."""
     known = {*("policy.json", "policy.safetensors", "policy.stablehlo", "policy.onnx", "read_policy.py", "README.txt")}
     known |= {"__pycache__"}
     try:
@@ -138,17 +138,17 @@ def _is_export(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which takes its name, and the place of the one before, when all went well."""
-    partial, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
+    """Yield a temporary folder, and rename it to `folder`, replacing an earlier one, if no exception is raised."""
+    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
     try:
-        if aside.exists() and not folder.exists():  # a kill came between the two renames below
-            aside.rename(folder)
+        if old.exists() and not folder.exists():  # the process was killed between the two renames below
+            old.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():
             files.sync(file)
-        files.replace_folder(folder, partial, aside)
+        files.replace_folder(folder, partial, old)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
     finally:

@@ -3,10 +3,10 @@
     policy = load_policy("RUN_DIR/export")
     action = policy.act(observation, np.random.default_rng(0))
 
-`policy.json` holds a list of operations on arrays, `policy.safetensors` the arrays. Neither is ever run as code: every
-operation is one of `OPERATIONS`, and the shape and size of all that it will make are known before the first array is
-allocated. So a stranger's policy can be wrong, and slow, and no worse. A copy of this file that came along with one can
-be worse: take it from a floq that you trust.
+`policy.json` holds a list of operations on arrays, `policy.safetensors` the arrays. Neither is run as code: every
+operation is one of `OPERATIONS`, and the shape and size of all results are known before the first array is allocated.
+So an untrusted policy can return wrong actions or be slow, but cannot run code. An untrusted copy of this file can:
+take it from a floq that you trust.
 """
 
 import json
@@ -22,46 +22,47 @@ import numpy as np
 PROGRAM, TENSORS = "policy.json", "policy.safetensors"
 FORMAT, VERSION = "floq policy", 1
 MAX_JSON, MAX_OPERATIONS, MAX_DIMS = 2**25, 200_000, 8
-MEMORY = 2**31  # bytes that the arrays of a policy may take, by default
-DTYPES = {"F32": "float32", "I32": "int32", "BOOL": "bool"}  # as safetensors calls them, and NumPy
+MEMORY = 2**31  # default limit for the arrays of a policy, in bytes
+DTYPES = {"F32": "float32", "I32": "int32", "BOOL": "bool"}  # names in safetensors and in NumPy
 
 
 class PolicyError(ValueError):
-    """These files are not a policy that can be loaded; one line says why."""
+    """The files are not a policy that can be loaded; the message is one line."""
 
 
 class Type(NamedTuple):
-    """What is known of an array before it is there."""
+    """Shape and dtype of an array."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def bytes(self) -> int:
+        """Size of the array in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Operation(NamedTuple):
-    """What an operation does, and what it makes of which types; `parameters` are the numbers beside its inputs."""
+    """An operation: the rule for the type of its result, and its function; both depend on constant `parameters`."""
 
-    inputs: int | None  # how many; None for any number but none
+    inputs: int | None  # number of inputs; None for any number from 1
     types: Callable[[list[Type], list[Any]], Type]
     function: Callable[[list[Any]], Callable[..., Any]]
 
 
-# --- acting ---
+# --- Policy ---
 
 
 class Policy:
     """A policy that acts for one observation at a time.
 
-    `observation_size` and `action_size` are how many numbers those have, `action_chunk` is how many actions it decides
-    on at once, `noise` says which noise it draws for that (distribution and shape of each array), `about` where it is
-    from.
+    `observation_size` and `action_size` are the dimensions of an observation and an action, `action_chunk` is the
+    number of actions per call, `noise` the distribution and shape of each array of noise for a call, `about` the origin
+    of the policy.
     """
 
     def __init__(self, document: Mapping[str, Any], tensors: Mapping[str, np.ndarray], memory: int = MEMORY):
-        """A policy from what its two files hold; `load_policy` reads them. Raises PolicyError."""
+        """Build a policy from the contents of its two files, which `load_policy` reads. Raises PolicyError."""
         _need(document.get("format") == FORMAT, f"its format is not {FORMAT!r}")
         _need(document.get("version") == VERSION, f"its version is {document.get('version')!r}, not {VERSION}")
         _need("program" in document, "it has no program: it describes a policy in another format")
@@ -77,12 +78,12 @@ class Policy:
         inputs |= {f"noise.{i}": Type(shape, "float32") for i, (_, shape) in enumerate(self.noise)}
         _need(not types.keys() & inputs.keys(), "a tensor has the name of an input")
         self._tensors = list(tensors.values())
-        self._steps, made = _compiled(_of(document["program"], list, "program"), types | inputs, memory)
+        self._steps, made = _compile(_of(document["program"], list, "program"), types | inputs, memory)
         wanted = Type((self.action_size * self.action_chunk,), "float32")
         _need(made == wanted, f"its program makes {made}, and not an action, {wanted}")
 
     def draw(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Noise for one action."""
+        """Draw the noise for one call of `act`."""
         draws = {"normal": rng.standard_normal, "uniform": rng.random}
         return [draws[distribution](shape, dtype=np.float32) for distribution, shape in self.noise]
 
@@ -92,12 +93,12 @@ class Policy:
         rng: np.random.Generator | None = None,
         noise: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
-        """One action in [-1, 1], or `action_chunk` of them laid end to end.
+        """Return one action in [-1, 1], or `action_chunk` of them, concatenated.
 
         Args:
-            observation: `observation_size` numbers, as the environment gave them in training.
-            rng: draws the noise; by default a generator that the system seeded when the policy was loaded.
-            noise: the noise itself, shaped as `noise` says, for an action that can be repeated exactly.
+            observation: `observation_size` numbers, as the environment returned them in training.
+            rng: draws the noise; by default a generator with a random seed, made when the policy was loaded.
+            noise: the noise itself, with the shapes in `self.noise`, for an action that can be reproduced exactly.
 
         Raises:
             ValueError: the observation or the noise has another shape, or numbers in it or the action are not finite.
@@ -122,24 +123,24 @@ class Policy:
         return action
 
     def controller(self, seed: int | None = None) -> "Controller":
-        """What a control loop calls once per step; see `Controller`."""
+        """Return a function for a control loop, to be called once per step; see `Controller`."""
         return Controller(self, seed)
 
 
 class Controller:
-    """Hands out one action per call. A policy that decides on several actions at once is asked for the next ones when
-    those are used up, and the observations in between are not looked at. `reset` at the start of an episode."""
+    """A function that returns one action per call. A policy with action chunks is called again when its last chunk is
+    used up; observations in between are ignored. Call `reset` at the start of an episode."""
 
     def __init__(self, policy: Policy, seed: int | None = None):
         self._policy, self._rng = policy, np.random.default_rng(seed)
         self._left: list[np.ndarray] = []
 
     def reset(self) -> None:
-        """Forget the actions that are left."""
+        """Discard the remaining actions of a chunk."""
         self._left = []
 
     def __call__(self, observation: Any) -> np.ndarray:
-        """The next action, `action_size` numbers in [-1, 1]. Raises ValueError as `Policy.act` does."""
+        """Return the next action, `action_size` numbers in [-1, 1]. Raises ValueError as `Policy.act` does."""
         if not self._left:
             chunk = self._policy.act(observation, self._rng)
             self._left = list(chunk.reshape(self._policy.action_chunk, self._policy.action_size))
@@ -158,14 +159,14 @@ def _array(what: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-# --- operations ---
+# --- Operations ---
 
 
-def _elementwise(*dtypes: str, makes: str | None = None) -> Callable[[list[Type], list[Any]], Type]:
+def _elementwise(*dtypes: str, result: str | None = None) -> Callable[[list[Type], list[Any]], Type]:
     def types(inputs: list[Type], parameters: list[Any]) -> Type:
         _need(not parameters and inputs[0].dtype in dtypes, "wrong parameters or dtype")
         _need(len({x.dtype for x in inputs}) == 1, "mixed dtypes")
-        return Type(np.broadcast_shapes(*(x.shape for x in inputs)), makes or inputs[0].dtype)
+        return Type(np.broadcast_shapes(*(x.shape for x in inputs)), result or inputs[0].dtype)
 
     return types
 
@@ -183,12 +184,12 @@ def _matmul(inputs: list[Type], parameters: list[Any]) -> Type:
     return Type((*batch, *a.shape[-2:-1], *b.shape[-1:]), "float32")
 
 
-def _reduced(makes: str | None = None, most: int = MAX_DIMS) -> Callable[[list[Type], list[Any]], Type]:
+def _reduction(result: str | None = None, max_axes: int = MAX_DIMS) -> Callable[[list[Type], list[Any]], Type]:
     def types(inputs: list[Type], parameters: list[Any]) -> Type:
         (x,), axes = inputs, _numbers(parameters, len(inputs[0].shape))
-        _need(len(set(axes)) == len(axes) <= most and axes and x.dtype == "float32", "wrong axes or dtype")
+        _need(len(set(axes)) == len(axes) <= max_axes and axes and x.dtype == "float32", "wrong axes or dtype")
         _need(all(x.shape[axis] > 0 for axis in axes), "nothing to reduce")
-        return Type(tuple(n for axis, n in enumerate(x.shape) if axis not in axes), makes or x.dtype)
+        return Type(tuple(n for axis, n in enumerate(x.shape) if axis not in axes), result or x.dtype)
 
     return types
 
@@ -254,7 +255,7 @@ _SLOPE = 2.0 / math.sqrt(math.pi) * np.exp(-_NODES * _NODES)
 
 
 def _erf(x: Any) -> np.ndarray:
-    """The error function, within 1e-10: NumPy has none. Three terms of Taylor's series from the nearest node."""
+    """Compute the error function within 1e-10: three terms of its Taylor series at the nearest node. NumPy lacks it."""
     x = np.clip(np.asarray(x, np.float64), -6.0, 6.0)
     nearest = np.rint(np.where(np.isnan(x), 0.0, x + 6.0) * 256.0).astype(np.int64)
     a = _NODES[nearest]
@@ -262,29 +263,31 @@ def _erf(x: Any) -> np.ndarray:
     return (_ERF[nearest] + _SLOPE[nearest] * h * (1.0 - h * (a - h * (2.0 * a * a - 1.0) / 3.0))).astype(np.float32)
 
 
-def _plain(function: Callable[..., Any]) -> Callable[[list[Any]], Callable[..., Any]]:
+def _no_parameters(function: Callable[..., Any]) -> Callable[[list[Any]], Callable[..., Any]]:
     return lambda parameters: function
 
 
-_REAL, _NUMBER, _TRUTH = ("float32",), ("float32", "int32"), ("bool",)
+_FLOAT, _NUMBER, _BOOL = ("float32",), ("float32", "int32"), ("bool",)
 _UNARY = {f.__name__: f for f in (np.exp, np.log, np.log1p, np.tanh, np.cos, np.sin, np.sqrt)} | {"erf": _erf}
 _BINARY = {f.__name__: f for f in (np.add, np.subtract, np.multiply, np.maximum, np.minimum)}
 _COMPARE = {f.__name__: f for f in (np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal)}
 OPERATIONS: dict[str, Operation] = {
-    **{name: Operation(1, _elementwise(*_REAL), _plain(f)) for name, f in _UNARY.items()},
-    **{f.__name__: Operation(1, _elementwise(*_NUMBER), _plain(f)) for f in (np.negative, np.absolute, np.sign)},
-    **{name: Operation(2, _elementwise(*_NUMBER), _plain(f)) for name, f in _BINARY.items()},
-    "divide": Operation(2, _elementwise(*_REAL), _plain(np.divide)),
-    **{name: Operation(2, _elementwise(*_NUMBER, makes="bool"), _plain(f)) for name, f in _COMPARE.items()},
-    "logical_not": Operation(1, _elementwise(*_TRUTH), _plain(np.logical_not)),
-    **{f.__name__: Operation(2, _elementwise(*_TRUTH), _plain(f)) for f in (np.logical_and, np.logical_or)},
-    "select": Operation(3, _select, _plain(np.where)),
-    "matmul": Operation(2, _matmul, _plain(np.matmul)),
-    "sum": Operation(1, _reduced(), lambda axes: lambda x: np.add.reduce(x, axis=tuple(axes))),
-    "max": Operation(1, _reduced(), lambda axes: lambda x: np.maximum.reduce(x, axis=tuple(axes))),
-    "min": Operation(1, _reduced(), lambda axes: lambda x: np.minimum.reduce(x, axis=tuple(axes))),
+    **{name: Operation(1, _elementwise(*_FLOAT), _no_parameters(f)) for name, f in _UNARY.items()},
+    **{
+        f.__name__: Operation(1, _elementwise(*_NUMBER), _no_parameters(f)) for f in (np.negative, np.absolute, np.sign)
+    },
+    **{name: Operation(2, _elementwise(*_NUMBER), _no_parameters(f)) for name, f in _BINARY.items()},
+    "divide": Operation(2, _elementwise(*_FLOAT), _no_parameters(np.divide)),
+    **{name: Operation(2, _elementwise(*_NUMBER, result="bool"), _no_parameters(f)) for name, f in _COMPARE.items()},
+    "logical_not": Operation(1, _elementwise(*_BOOL), _no_parameters(np.logical_not)),
+    **{f.__name__: Operation(2, _elementwise(*_BOOL), _no_parameters(f)) for f in (np.logical_and, np.logical_or)},
+    "select": Operation(3, _select, _no_parameters(np.where)),
+    "matmul": Operation(2, _matmul, _no_parameters(np.matmul)),
+    "sum": Operation(1, _reduction(), lambda axes: lambda x: np.add.reduce(x, axis=tuple(axes))),
+    "max": Operation(1, _reduction(), lambda axes: lambda x: np.maximum.reduce(x, axis=tuple(axes))),
+    "min": Operation(1, _reduction(), lambda axes: lambda x: np.minimum.reduce(x, axis=tuple(axes))),
     "argmax": Operation(
-        1, _reduced("int32", most=1), lambda axes: lambda x: np.argmax(x, axis=axes[0]).astype(np.int32)
+        1, _reduction("int32", max_axes=1), lambda axes: lambda x: np.argmax(x, axis=axes[0]).astype(np.int32)
     ),
     "reshape": Operation(1, _reshape, lambda shape: lambda x: np.reshape(x, shape)),
     "broadcast": Operation(1, _broadcast, lambda shape: lambda x: np.broadcast_to(x, shape)),
@@ -296,10 +299,10 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def _compiled(program: list[Any], types: dict[str, Type], memory: int) -> tuple[list[tuple[Any, ...]], Type]:
-    """Each line of a program as a function, the slots of its inputs, and the slots that nobody reads after it; and what
-    the last line makes. A line is [operation, inputs, parameters]; an input is the name of a tensor, `observation` or
-    `noise.i`, or the number of an earlier line."""
+def _compile(program: list[Any], types: dict[str, Type], memory: int) -> tuple[list[tuple[Any, ...]], Type]:
+    """Check a program and return its lines, each as a function, the slots of its inputs and the slots that are not read
+    after it; and the type of the last line's result. A line is [operation, inputs, parameters]; an input is the name of
+    a tensor, `observation` or `noise.i`, or the number of an earlier line."""
     _need(0 < len(program) <= MAX_OPERATIONS, f"its program has {len(program)} lines, not 1 to {MAX_OPERATIONS}")
     slots: dict[Any, int] = {name: slot for slot, name in enumerate(types)}
     known, last_read, lines = list(types.values()), {}, []
@@ -327,15 +330,15 @@ def _compiled(program: list[Any], types: dict[str, Type], memory: int) -> tuple[
     return steps, known[-1]
 
 
-# --- files ---
+# --- Files ---
 
 
 def load_policy(folder: str | Path, memory: int = MEMORY) -> Policy:
-    """The policy that `floq export` wrote into a folder.
+    """Load the policy that `floq export` wrote into a folder.
 
     Args:
         folder: holds `policy.json` and `policy.safetensors`.
-        memory: bytes that its arrays and what is computed from them may take.
+        memory: limit for its arrays and the results of its operations, in bytes.
 
     Raises:
         PolicyError: the files are missing, damaged, or would take more memory.
@@ -348,19 +351,19 @@ def load_policy(folder: str | Path, memory: int = MEMORY) -> Policy:
         raise PolicyError(f"{folder} holds no policy that can be loaded: {error}") from error
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
         _need(path.is_file(), f"there is no file {path.name}")
         with open(path, "rb") as file:
-            content = file.read(most + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise PolicyError(f"{path.name} cannot be read ({error.strerror})") from error
-    _need(len(content) <= most, f"{path.name} is larger than {most:,} bytes")
+    _need(len(content) <= max_bytes, f"{path.name} is larger than {max_bytes:,} bytes")
     return content
 
 
 def _tensors(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file: 8 bytes that say how long its JSON header is, the header, arrays end to end."""
+    """Parse a safetensors file: 8 bytes with the length of its JSON header, the header, concatenated arrays."""
     length = int.from_bytes(content[:8], "little")
     _need(len(content) >= 8 and length <= min(len(content) - 8, MAX_JSON), f"{TENSORS} is cut off")
     header, start = _of(_json(content[8 : 8 + length]), dict, "the header"), 8 + length
@@ -385,7 +388,7 @@ def _offsets(entry: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _noise(entry: Any) -> tuple[str, tuple[int, ...]]:
-    """The distribution of an array of noise, and its shape."""
+    """Return the distribution of an array of noise, and its shape."""
     entry = _of(entry, dict, "noise")
     _need(entry.get("distribution") in ("normal", "uniform"), "noise is neither normal nor uniform")
     return entry["distribution"], _shape(entry.get("shape"))
@@ -429,7 +432,7 @@ def _short(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Say what a policy is, and how long an action takes here: `python read_policy.py [FOLDER]`."""
+    """Print a policy's description and the time of an action on this machine: `python read_policy.py [FOLDER]`."""
     policy = load_policy(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)
     seconds = []
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Translate a traced policy into the operations of `exported.py`, computing constants now."""
+"""Translate a traced policy into the operations of `exported.py`, with constants folded."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from floq.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Program:
-    """What `policy.json` and `policy.safetensors` say of a policy's computation."""
+    """Computation of a policy, as stored in `policy.json` and `policy.safetensors`."""
 
     lines: list[list[Any]]  # [operation, inputs, parameters], see `floq.export.exported`
     tensors: dict[str, np.ndarray]
@@ -23,29 +23,30 @@ class Program:
 
 
 class Known(NamedTuple):
-    """A value that depends on nothing; with a name if it is one of the policy's own arrays."""
+    """A constant, with a name if it is one of the policy's own arrays."""
 
     array: np.ndarray
     name: str | None = None
 
     @property
     def type(self) -> Type:
+        """Shape and dtype of the array."""
         return Type(self.array.shape, str(self.array.dtype))
 
 
 class Computed(NamedTuple):
-    """A value that depends on the observation or the noise: what it is called, or the line that makes it."""
+    """A value that depends on the observation or the noise: the name of an input, or the number of a line."""
 
     name: str | int
     type: Type
 
 
 Value: TypeAlias = Known | Computed
-HIDDEN = object()  # a random key, and what was made of one by other means than a draw
+HIDDEN = object()  # a random key, or a value computed from one without `normal` or `uniform`
 
 
 def translate(traced: Traced) -> Program:
-    """The program of a traced policy.
+    """Return the program of a traced policy.
 
     Raises:
         UserError: it computes something for which there is no operation.
@@ -59,15 +60,15 @@ def translate(traced: Traced) -> Program:
             "this actor draws random numbers with a function that floq export does not know: use jax.random.normal or "
             "uniform, or others that are made of them"
         )
-    if not isinstance(action.name, int):  # it depends on nothing, or is what was put in
+    if not isinstance(action.name, int):  # a constant or an input
         writer.line("reshape", [action], action.type.shape)
-        return _tidy(writer, len(writer.lines) - 1)
-    return _tidy(writer, action.name)
+        return _prune(writer, len(writer.lines) - 1)
+    return _prune(writer, action.name)
 
 
 @dataclass
 class _Writer(Visitor):
-    """Writes lines for the primitives that it is shown, unless all their inputs are known."""
+    """Visitor that writes lines for primitives, and evaluates those whose inputs are all constants."""
 
     lines: list[tuple[str, list[Value], list[Any]]] = field(default_factory=list)
     noise: list[Noise] = field(default_factory=list)
@@ -82,7 +83,7 @@ class _Writer(Visitor):
         pairs = zip(equation.invars, inputs, strict=True)
         given = [x if isinstance(x, Known | Computed) else Known(np.asarray(x, atom.aval.dtype)) for atom, x in pairs]
         if all(isinstance(x, Known) for x in given):
-            return _computed_now(equation, given)
+            return _evaluate(equation, given)
         name = equation.primitive.name
         if name in UNCHANGED:
             return list(given)
@@ -95,48 +96,51 @@ class _Writer(Visitor):
         return made if isinstance(made, list) else [made]
 
     def line(self, operation: str, inputs: list[Any], parameters: Iterable[Any] = ()) -> Computed:
-        """Write a line; its type is what the reader's own rule says."""
+        """Write a line; the type of its result is given by the reader's own rule."""
         numbers = list(parameters)
         made = OPERATIONS[operation].types([x.type for x in inputs], numbers)
-        if foreign := {x.dtype for x in (made, *(x.type for x in inputs))} - set(DTYPES.values()):
-            raise PolicyError(f"it is of dtype {foreign.pop()}")
+        if unsupported := {x.dtype for x in (made, *(x.type for x in inputs))} - set(DTYPES.values()):
+            raise PolicyError(f"it is of dtype {unsupported.pop()}")
         self.lines.append((operation, inputs, numbers))
         return Computed(len(self.lines) - 1, made)
 
     def arithmetic(self, operation: str, a: Value, b: Value) -> Value:
-        """An operation with two inputs, left out where it would do nothing: observations that are not normalised are
+        """Write an operation with two inputs, unless one is a neutral element: without normalisation, observations are
         divided by 1."""
         neutral = {"add": 0, "subtract": 0, "multiply": 1, "divide": 1}.get(operation)
         pairs = [(a, b), (b, a)] if operation in ("add", "multiply") else [(a, b)]
         for kept, other in pairs:
-            spread = np.broadcast_shapes(a.type.shape, b.type.shape) != kept.type.shape
-            if isinstance(other, Known) and (other.array == neutral).all() and not spread:
+            is_broadcast = np.broadcast_shapes(a.type.shape, b.type.shape) != kept.type.shape
+            if isinstance(other, Known) and (other.array == neutral).all() and not is_broadcast:
                 return kept
         return self.line(operation, [a, b])
 
     def reshape(self, x: Value, shape: Iterable[int]) -> Value:
+        """Reshape a value, at once if it is constant, otherwise by a line if its shape changes."""
         shape = [int(n) for n in shape]
         if x.type.shape == tuple(shape):
             return x
         return Known(np.reshape(x.array, shape)) if isinstance(x, Known) else self.line("reshape", [x], shape)
 
     def transpose(self, x: Value, axes: Iterable[int]) -> Value:
+        """Transpose a value, at once if it is constant, otherwise by a line if the order of its axes changes."""
         axes = [int(axis) for axis in axes]
         if axes == sorted(axes):
             return x
         return Known(np.transpose(x.array, axes)) if isinstance(x, Known) else self.line("transpose", [x], axes)
 
     def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Computed:
+        """Write a slice with constant bounds."""
         return self.line("slice", [x], [[int(a), int(b)] for a, b in zip(starts, ends, strict=True)])
 
 
-def _computed_now(equation: Any, given: list[Any]) -> list[Known]:
+def _evaluate(equation: Any, given: list[Any]) -> list[Known]:
     outputs = equation.primitive.bind(*(jnp.asarray(x.array) for x in given), **equation.params)
     return [Known(np.asarray(x)) for x in (outputs if equation.primitive.multiple_results else [outputs])]
 
 
-def _tidy(writer: _Writer, last: int) -> Program:
-    """What `last` needs, with lines and tensors numbered anew, and equal tensors stored once."""
+def _prune(writer: _Writer, last: int) -> Program:
+    """Return the lines on which line `last` depends, renumbered, with equal tensors stored once."""
     needed, numbers = {last}, {}
     for number in range(last, -1, -1):
         if number in needed:
@@ -161,14 +165,14 @@ def _tidy(writer: _Writer, last: int) -> Program:
     return Program(lines, tensors, writer.noise)
 
 
-# --- what becomes of each primitive ---
+# --- Primitives ---
 
 Translation: TypeAlias = Callable[[_Writer, list[Any], dict[str, Any]], Value | list[Value]]
 ONE = Known(np.ones((), np.float32))
 
 
 def _matmul(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
-    """Any product of two arrays as one of matrices, with what they share as leading axes."""
+    """Write any product of two arrays as a product of matrices, with shared axes first."""
     (a, b), ((a_sum, b_sum), (a_batch, b_batch)) = given, p["dimension_numbers"]
     a_own, b_own = (
         [axis for axis in range(len(x.type.shape)) if axis not in (*summed, *batch)]
@@ -185,9 +189,9 @@ def _matmul(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
 
 def _broadcast(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
     axes = [int(axis) for axis in p["broadcast_dimensions"]]
-    spread = [given[0].type.shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(p["shape"]))]
-    x = w.reshape(given[0], spread)
-    return x if spread == list(p["shape"]) else w.line("broadcast", [x], map(int, p["shape"]))
+    expanded = [given[0].type.shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(p["shape"]))]
+    x = w.reshape(given[0], expanded)
+    return x if expanded == list(p["shape"]) else w.line("broadcast", [x], map(int, p["shape"]))
 
 
 def _power(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
@@ -223,8 +227,8 @@ def _split(w: _Writer, given: list[Any], p: dict[str, Any]) -> list[Value]:
 
 
 def _stack(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
-    widened = [w.reshape(x, [*x.type.shape[: p["axis"]], 1, *x.type.shape[p["axis"] :]]) for x in given]
-    return w.line("concatenate", widened, [p["axis"]])
+    expanded = [w.reshape(x, [*x.type.shape[: p["axis"]], 1, *x.type.shape[p["axis"] :]]) for x in given]
+    return w.line("concatenate", expanded, [p["axis"]])
 
 
 def _select(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
@@ -243,8 +247,8 @@ def _logistic(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
     return w.line("divide", [ONE, w.line("add", [ONE, w.line("exp", [w.line("negative", given)])])])
 
 
-def _as(operation: str, *parameters: str) -> Translation:
-    """The operation of that name, with parameters of the primitive."""
+def _direct(operation: str, *parameters: str) -> Translation:
+    """Return the translation to one operation, with these parameters of the primitive."""
 
     def translation(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
         return w.line(operation, given, [int(n) for name in parameters for n in np.atleast_1d(p[name])])
@@ -253,9 +257,9 @@ def _as(operation: str, *parameters: str) -> Translation:
 
 
 def _reduction(operation: str) -> Translation:
-    """The same over axes; over none it changes nothing."""
-    named = _as(operation, "axes")
-    return lambda w, given, p: named(w, given, p) if len(p["axes"]) else given[0]
+    """Return the translation to a reduction, left out if there are no axes to reduce."""
+    reduce = _direct(operation, "axes")
+    return lambda w, given, p: reduce(w, given, p) if len(p["axes"]) else given[0]
 
 
 def _arithmetic(operation: str) -> Translation:
@@ -264,13 +268,13 @@ def _arithmetic(operation: str) -> Translation:
 
 UNCHANGED = ("copy", "stop_gradient", "optimization_barrier")
 TRANSLATIONS: dict[str, Translation] = {
-    **{name: _as(name) for name in ("exp", "log", "log1p", "tanh", "cos", "sin", "sqrt", "erf", "sign")},
-    **{"neg": _as("negative"), "abs": _as("absolute"), "max": _as("maximum"), "min": _as("minimum")},
+    **{name: _direct(name) for name in ("exp", "log", "log1p", "tanh", "cos", "sin", "sqrt", "erf", "sign")},
+    **{"neg": _direct("negative"), "abs": _direct("absolute"), "max": _direct("maximum"), "min": _direct("minimum")},
     **{"add": _arithmetic("add"), "sub": _arithmetic("subtract")},
     **{"mul": _arithmetic("multiply"), "div": _arithmetic("divide"), "add_any": _arithmetic("add")},
-    **{"lt": _as("less"), "le": _as("less_equal"), "gt": _as("greater"), "ge": _as("greater_equal")},
-    **{"eq": _as("equal"), "ne": _as("not_equal")},
-    **{"not": _as("logical_not"), "and": _as("logical_and"), "or": _as("logical_or")},
+    **{"lt": _direct("less"), "le": _direct("less_equal"), "gt": _direct("greater"), "ge": _direct("greater_equal")},
+    **{"eq": _direct("equal"), "ne": _direct("not_equal")},
+    **{"not": _direct("logical_not"), "and": _direct("logical_and"), "or": _direct("logical_or")},
     "square": lambda w, given, p: w.line("multiply", [given[0], given[0]]),
     "rsqrt": lambda w, given, p: w.line("divide", [ONE, w.line("sqrt", given)]),
     "integer_pow": _power,
@@ -279,14 +283,14 @@ TRANSLATIONS: dict[str, Translation] = {
     "select_n": _select,
     "dot_general": _matmul,
     **{f"reduce_{name}": _reduction(name) for name in ("sum", "max", "min")},
-    "argmax": _as("argmax", "axes"),
+    "argmax": _direct("argmax", "axes"),
     "reshape": lambda w, given, p: w.reshape(given[0], p["new_sizes"]),
     "squeeze": lambda w, given, p: w.reshape(
         given[0], [n for axis, n in enumerate(given[0].type.shape) if axis not in p["dimensions"]]
     ),
     "broadcast_in_dim": _broadcast,
     "transpose": lambda w, given, p: w.transpose(given[0], p["permutation"]),
-    "concatenate": _as("concatenate", "dimension"),
+    "concatenate": _direct("concatenate", "dimension"),
     "stack": _stack,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,

@@ -1,4 +1,4 @@
-"""What a policy computes, primitive by primitive: calls opened, loops unrolled, random draws cut out as inputs."""
+"""Trace of a policy's computation by primitives: calls inlined, loops unrolled, random draws replaced with inputs."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.agent.policy import Policy
 
-DRAWS = {"_normal": "normal", "_uniform": "uniform"}  # functions of jax.random as they appear in a program
+DRAWS = {"_normal": "normal", "_uniform": "uniform"}  # functions of jax.random, by their names in a program
 
 
 class Noise(NamedTuple):
@@ -23,19 +23,19 @@ class Noise(NamedTuple):
 
 
 class Visitor(abc.ABC):
-    """What `walk` asks about the values that it carries through a program."""
+    """Interpreter of a program's values, used by `walk`."""
 
     @abc.abstractmethod
     def primitive(self, equation: Any, inputs: list[Any]) -> list[Any]:
-        """The outputs of an equation of one primitive."""
+        """Return the outputs of an equation of one primitive."""
 
     @abc.abstractmethod
     def draw(self, noise: Noise, sample: Callable[[], Array]) -> Any:
-        """Random numbers; `sample` is what JAX would draw, where values are arrays."""
+        """Return random numbers; if values are arrays, `sample` returns those that JAX would draw."""
 
 
 def walk(program: core.ClosedJaxpr, inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
-    """Follow a program with the given inputs, whatever the visitor takes them for, and return its outputs."""
+    """Interpret a program with the given inputs, of any type that the visitor accepts, and return its outputs."""
     return _walk(program.jaxpr, program.consts, inputs, visitor)
 
 
@@ -46,9 +46,9 @@ def _walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], visitor: Vis
         given, name = [read(atom) for atom in equation.invars], equation.params.get("name")
         inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params), None)
         if inner is not None and name in DRAWS:
-            outputs = _drawn(equation, inner, given, visitor)
+            outputs = _draw(equation, inner, given, visitor)
         elif equation.primitive.name == "scan":
-            outputs = _unrolled(equation, given, visitor)
+            outputs = _unroll(equation, given, visitor)
         elif inner is not None and equation.primitive.name not in ("while", "cond"):
             inner_jaxpr, inner_consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             outputs = _walk(inner_jaxpr, inner_consts, given, visitor)
@@ -58,8 +58,8 @@ def _walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], visitor: Vis
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _drawn(equation: Any, inner: core.ClosedJaxpr, given: list[Any], visitor: Visitor) -> list[Any]:
-    """What a draw is replaced with: noise, for a uniform one stretched to its interval."""
+def _draw(equation: Any, inner: core.ClosedJaxpr, given: list[Any], visitor: Visitor) -> list[Any]:
+    """Replace a draw with noise; uniform noise is scaled to the interval of the draw."""
     (key, *interval), (out,) = given, equation.outvars
     avals = [atom.aval for atom in equation.invars[1:]]
     unit = [jnp.full(aval.shape, end, aval.dtype) for aval, end in zip(avals, (0, 1), strict=bool(avals))]
@@ -67,28 +67,29 @@ def _drawn(equation: Any, inner: core.ClosedJaxpr, given: list[Any], visitor: Vi
     value = visitor.draw(noise, lambda: core.jaxpr_as_fun(inner)(key, *unit)[0])
     if not interval:
         return [value]
-    return _inlined(lambda u, low, high: low + (high - low) * u, [out.aval, *avals], [value, *interval], visitor)
+    return _inline(lambda u, low, high: low + (high - low) * u, [out.aval, *avals], [value, *interval], visitor)
 
 
-def _unrolled(equation: Any, given: list[Any], visitor: Visitor) -> list[Any]:
+def _unroll(equation: Any, given: list[Any], visitor: Visitor) -> list[Any]:
+    """Interpret a scan step by step."""
     p, body = equation.params, equation.params["jaxpr"]
     fixed, carry = given[: p["num_consts"]], given[p["num_consts"] : p["num_consts"] + p["num_carry"]]
     rows = given[p["num_consts"] + p["num_carry"] :]
     row_avals = [atom.aval for atom in equation.invars[p["num_consts"] + p["num_carry"] :]]
     made: dict[int, list[Any]] = {}
     for i in sorted(range(p["length"]), reverse=p["reverse"]):
-        own = _inlined(lambda *xs, i=i: [x[i] for x in xs], row_avals, rows, visitor)
-        outputs = walk(body, [*fixed, *carry, *own], visitor)
+        row = _inline(lambda *xs, i=i: [x[i] for x in xs], row_avals, rows, visitor)
+        outputs = walk(body, [*fixed, *carry, *row], visitor)
         carry, made[i] = outputs[: p["num_carry"]], outputs[p["num_carry"] :]
     stacked = []
     for place, aval in enumerate(body.out_avals[p["num_carry"] :]):
         parts = [made[i][place] for i in range(p["length"])]
-        stacked += _inlined(lambda *xs: jnp.stack(xs), [aval] * len(parts), parts, visitor)
+        stacked += _inline(lambda *xs: jnp.stack(xs), [aval] * len(parts), parts, visitor)
     return [*carry, *stacked]
 
 
-def _inlined(function: Callable[..., Any], avals: Sequence[Any], inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
-    """Follow a function of our own."""
+def _inline(function: Callable[..., Any], avals: Sequence[Any], inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
+    """Trace a JAX function for these shapes, and interpret it with these inputs."""
     specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     return walk(jax.make_jaxpr(function)(*specs), inputs, visitor)
 
@@ -104,12 +105,12 @@ class Traced:
 
     @classmethod
     def of(cls, policy: Policy, obs_size: int, explore: bool = False) -> "Traced":
-        """The program with which a policy acts; with `explore`, with which it makes new experience."""
-        verb = type(policy).explore if explore else type(policy).act
+        """Trace `Policy.act`, or with `explore` the exploration policy `Policy.explore`."""
+        method = type(policy).explore if explore else type(policy).act
         paths, tree = jax.tree_util.tree_flatten_with_path(policy)
 
         def act(leaves: list[Array], obs: Array, key: PRNGKeyArray) -> Array:
-            return verb(jax.tree.unflatten(tree, leaves), obs, key)
+            return method(jax.tree.unflatten(tree, leaves), obs, key)
 
         leaves = [leaf for _, leaf in paths]
         program = jax.make_jaxpr(act)(leaves, jnp.zeros(obs_size), jax.random.key(0))
@@ -117,24 +118,24 @@ class Traced:
         return cls(program, names, leaves, obs_size)
 
     def act(self, obs: Float[Array, " obs"], *noise: Float[Array, "..."]) -> Float[Array, " act"]:
-        """The action for given noise."""
+        """Return the action for given noise."""
         left = iter(noise)
-        return walk(self.program, [*self.leaves, obs, jax.random.key(0)], _Bound(lambda *_: next(left)))[0]
+        return walk(self.program, [*self.leaves, obs, jax.random.key(0)], _Evaluator(lambda *_: next(left)))[0]
 
     def draw(self, key: PRNGKeyArray) -> tuple[Float[Array, "..."], ...]:
-        """The noise that the policy itself draws with a key."""
+        """Draw the noise that the policy itself draws with `key`. Consumes `key`."""
         drawn: list[Array] = []
 
         def draw(noise: Noise, sample: Callable[[], Array]) -> Array:
             drawn.append(sample())
             return drawn[-1]
 
-        walk(self.program, [*self.leaves, jnp.zeros(self.obs_size), key], _Bound(draw))
+        walk(self.program, [*self.leaves, jnp.zeros(self.obs_size), key], _Evaluator(draw))
         return tuple(drawn)
 
 
-class _Bound(Visitor):
-    """Follows a program by computing it, with JAX."""
+class _Evaluator(Visitor):
+    """Visitor that evaluates a program with JAX."""
 
     def __init__(self, draw: Callable[[Noise, Callable[[], Array]], Any]):
         self._draw = draw

@@ -1,4 +1,4 @@
-"""Is an exported policy the policy? Its actions beside the agent's, for the same observations and noise; its speed."""
+"""Verification of an exported policy: its actions and the agent's for the same observations and noise; its speed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far exported actions are from the agent's, but for `ties`: there another one was taken of candidates that the
-    critic likes equally well, up to rounding."""
+    """Largest distance of exported actions from the agent's, except for `ties`: in these, another action was chosen
+    among candidates whose values are equal up to rounding."""
 
     largest: float
     ties: int
@@ -39,7 +39,7 @@ class Agreement:
 
 
 def samples(policy: Policy, traced: Traced, explore: bool = False, count: int = OBSERVATIONS) -> list[Sample]:
-    """What the agent does for random observations, drawn as wide as those of the data where their spread is known."""
+    """Return the agent's actions for random observations, drawn with the mean and spread of the data if known."""
     rng, draw = np.random.default_rng(0), jax.jit(traced.draw)
     mean, std = np.asarray(policy.obs_stats.mean), np.asarray(policy.obs_stats.std)
     found = []
@@ -53,7 +53,7 @@ def samples(policy: Policy, traced: Traced, explore: bool = False, count: int = 
 
 
 def compare(policy: Policy, acting: Acting, expected: Sequence[Sample], tolerance: float = TOLERANCE) -> Agreement:
-    """Ask for the same actions.
+    """Compare the exported policy's actions with the agent's.
 
     Raises:
         Failed: one is further than `tolerance` from the agent's, and is no tie.
@@ -81,18 +81,18 @@ def _equally_good(policy: Policy, sample: Sample, action: np.ndarray) -> bool:
 
 @jax.jit
 def _value(policy: Policy, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
-    """What the policy thinks of an action when it acts with this key."""
+    """Return the value of an action according to the policy's critic when it acts with `key`. Consumes `key`."""
     normalised = (obs - policy.obs_stats.mean) / policy.obs_stats.std
     with matmul_precision("f32"):
         return select_action(lambda obs, value, _: value(act)[None], policy.critic, policy.scale, normalised, key)[0]
 
 
 def milliseconds(act: Callable[[Sample], object], expected: Sequence[Sample], calls: int = CALLS) -> float:
-    """The median time of an action, one after another, after ten that are not counted."""
-    taken = []
+    """Measure the median time of sequential actions in milliseconds, after ten that are not counted."""
+    times = []
     for number in range(-10, calls):
         sample = expected[number % len(expected)]
         begin = time.perf_counter()
         act(sample)
-        taken.append(time.perf_counter() - begin)
-    return 1000 * float(np.median(taken[10:]))
+        times.append(time.perf_counter() - begin)
+    return 1000 * float(np.median(times[10:]))

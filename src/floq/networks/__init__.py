@@ -1,1 +1,1 @@
-"""Networks, and what they read: embeddings of z and t, lower precision, fused kernels."""
+"""Networks, embeddings of their inputs z and t, precision, fused kernels."""

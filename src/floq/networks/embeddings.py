@@ -1,4 +1,4 @@
-"""How the scalars z and t enter a network: z as a smoothed histogram, t as itself, a cosine or Fourier features."""
+"""Embeddings of the scalars z and t: z as a smoothed histogram, t as itself, a cosine or Fourier features."""
 
 from typing import Literal, TypeAlias
 
@@ -12,18 +12,20 @@ TimeEmbedding: TypeAlias = Literal["cos", "raw", "fourier"]
 def histogram(
     z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""], num_edges: int, sigma: float
 ) -> Float[Array, " bins"]:
-    """HL-Gauss histogram of z (arXiv 2403.03950): the mass that a Gaussian around z puts into each bin.
+    """Return the HL-Gauss histogram of z (arXiv 2403.03950): the mass of a Gaussian around z in each bin.
 
     Args:
         z: the value to embed, in units of return.
-        low, high: the support; `num_edges` equally spaced edges make `num_edges - 1` bins.
+        low: lower end of the support.
+        high: upper end of the support.
+        num_edges: number of equally spaced edges, which make `num_edges - 1` bins.
         sigma: standard deviation in bin widths (published: 16).
 
     Returns:
         `num_edges - 1` masses that sum to one: the Gaussian is renormalised on the support.
 
-    A z more than three standard deviations outside the support (published settings: one full range) is embedded as
-    if it lay there: beyond five, float32 sees no mass on the support and the published form divides zero by zero.
+    z is clipped to three standard deviations outside the support (published settings: one full range): beyond five,
+    the mass on the support is 0 in float32 and the published form divides zero by zero.
     """
     extent = high - low
     std = sigma * extent / (num_edges - 1)
@@ -34,18 +36,18 @@ def histogram(
 
 
 def scaled(z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " one"]:
-    """z as a single number, the support mapped to [0, 1] (`use_prob_embed=False`)."""
+    """Return z as a single number, with the support mapped to [0, 1] (`use_prob_embed=False`)."""
     return ((z - low) / (high - low))[None]
 
 
 def embed_time(t: Float[Array, ""], kind: TimeEmbedding, dim: int) -> Float[Array, " emb"]:
-    """t in [0, 1] as network input.
+    """Embed t in [0, 1] as network input.
 
-    cos: the single number cos(t), which the published tables were made with. raw: t itself. fourier: `dim` features
-    cos(pi i t), sin(pi i t) for i = 1 .. dim / 2, after the 64-dimensional embedding that the paper describes.
+    cos: the single number cos(t), used for the published tables. raw: t itself. fourier: `dim` features cos(pi i t),
+    sin(pi i t) for i = 1 .. dim / 2, modelled on the 64-dimensional embedding that the paper describes.
 
     Raises:
-        ValueError: the kind is none of the three, or an odd `dim` for fourier.
+        ValueError: unknown kind, or an odd `dim` for fourier.
     """
     if kind == "cos":
         return jnp.cos(t)[None]
@@ -62,5 +64,5 @@ def embed_time(t: Float[Array, ""], kind: TimeEmbedding, dim: int) -> Float[Arra
 
 
 def time_embedding_size(kind: TimeEmbedding, dim: int) -> int:
-    """How many inputs `embed_time` makes."""
+    """Return the number of features of `embed_time`."""
     return dim if kind == "fourier" else 1

@@ -1,10 +1,11 @@
 """Small networks whose leaves are all arrays, so that plain `jax.vmap`, `grad` and `scan` work on them.
 
-Every network is `body(entry(x))`: an entry layer that makes the first pre-activation, and a body that does the rest.
-The velocity field replaces the entry by a split one, because its share of (s, a) is constant along an integration.
+Every network is `body(entry(x))`: an entry layer that computes the first pre-activation, and a body with the other
+layers. The velocity field has a split entry layer, because the contribution of (s, a) is constant during an
+integration.
 
-Hidden layers compute in the type of the matrices (`precision.py` lowers it), the last one accumulates in float32: a
-value of -150 in bfloat16 would be rounded to whole numbers.
+Hidden layers compute in the type of the matrices (`precision.py` lowers it); the last layer accumulates in float32,
+since bfloat16 would round a value of -150 to an integer.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +22,19 @@ Module = TypeVar("Module", bound=eqx.Module)
 
 
 def fan_avg_uniform(key: PRNGKeyArray, size_in: int, size_out: int) -> Float[Array, "size_in size_out"]:
-    """`variance_scaling(1, fan_avg, uniform)`, the published kernel initialisation (Glorot)."""
+    """Draw a matrix by `variance_scaling(1, fan_avg, uniform)`, the published initialisation (Glorot)."""
     return jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")(key, (size_in, size_out))
 
 
 class Linear(eqx.Module):
-    """x W + b in the type of W, with zero biases at the start."""
+    """Linear layer x W + b in the type of W; biases are initialised to zero."""
 
     weight: Float[Array, "size_in size_out"]
     bias: Float[Array, " size_out"]
 
     @classmethod
     def init(cls, key: PRNGKeyArray, size_in: int, size_out: int) -> "Linear":
+        """Initialise the layer. Consumes `key`."""
         return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
 
     def __call__(self, x: Float[Array, " size_in"], result_type: DTypeLike | None = None) -> Float[Array, " size_out"]:
@@ -48,15 +50,16 @@ class SplitLinear(eqx.Module):
 
     @classmethod
     def init(cls, key: PRNGKeyArray, size_x: int, size_y: int, size_out: int) -> "SplitLinear":
+        """Initialise the layer as one matrix over [x, y]. Consumes `key`."""
         weight = fan_avg_uniform(key, size_x + size_y, size_out)  # the fan is that of the whole layer
         return cls(weight[:size_x], weight[size_x:], jnp.zeros(size_out))
 
     def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
-        """The part that does not depend on y."""
+        """Compute W_x x + b, the part that is independent of y."""
         return _product(x, self.weight_x, None, self.bias)
 
     def varying(self, y: Float[Array, " size_y"]) -> Float[Array, " size_out"]:
-        """The part that does."""
+        """Compute W_y y, the part that depends on y."""
         return _product(y, self.weight_y)
 
 
@@ -66,7 +69,7 @@ def _product(
     result_type: DTypeLike | None = None,
     bias: Float[Array, " size_out"] | None = None,
 ) -> Float[Array, " size_out"]:
-    """x W + b in the type of W; the result accumulated in another type on request."""
+    """Compute x W + b in the type of W, or accumulated in `result_type` if it is given."""
     y = jnp.matmul(x.astype(weight.dtype), weight, preferred_element_type=result_type or weight.dtype)
     return y if bias is None else y + bias.astype(y.dtype)
 
@@ -79,6 +82,7 @@ class LayerNorm(eqx.Module):
 
     @classmethod
     def init(cls, size: int) -> "LayerNorm":
+        """Return the identity scale and shift."""
         return cls(jnp.ones(size), jnp.zeros(size))
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
@@ -87,21 +91,22 @@ class LayerNorm(eqx.Module):
 
 
 def _moments(x: Float[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The mean of x and one over its standard deviation, in float32."""
-    exact = x.astype(jnp.float32)
-    mean = jnp.mean(exact)
-    variance = jnp.maximum(jnp.mean(jnp.square(exact)) - jnp.square(mean), 0.0)
+    """Return the mean of x and one over its standard deviation, in float32."""
+    x_f32 = x.astype(jnp.float32)
+    mean = jnp.mean(x_f32)
+    variance = jnp.maximum(jnp.mean(jnp.square(x_f32)) - jnp.square(mean), 0.0)
     return mean, jax.lax.rsqrt(variance + NORM_EPS)
 
 
 class Activation(eqx.Module):
-    """GELU (tanh form), then LayerNorm if there is one; the other order on request."""
+    """GELU (tanh form), then LayerNorm if there is one; LayerNorm first if `norm_last` is False."""
 
     norm: LayerNorm | None
     norm_last: bool = eqx.field(static=True)
 
     @classmethod
     def init(cls, size: int, layer_norm: bool, norm_last: bool = True) -> "Activation":
+        """Initialise the LayerNorm, if any."""
         return cls(LayerNorm.init(size) if layer_norm else None, norm_last)
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
@@ -120,6 +125,7 @@ class PlainBody(eqx.Module):
 
     @classmethod
     def init(cls, key: PRNGKeyArray, hidden_dims: Sequence[int], size_out: int, layer_norm: bool) -> "PlainBody":
+        """Initialise all layers. Consumes `key`."""
         sizes = [*hidden_dims, size_out]
         keys = jax.random.split(key, len(hidden_dims))
         return cls(
@@ -131,24 +137,24 @@ class PlainBody(eqx.Module):
         return self.linears[-1](self.features(x), result_type=jnp.float32)
 
     def features(self, x: Float[Array, " width"]) -> Float[Array, " features"]:
-        """What the head reads."""
+        """Return the input of the head."""
         for activation, linear in zip(self.activations[:-1], self.linears[:-1], strict=True):
             x = linear(activation(x))
         return self.activations[-1](x)
 
 
 class FoldedBody(eqx.Module):
-    """What a `PlainBody` with LayerNorm computes, in fewer passes over the activations.
+    """A `PlainBody` with LayerNorm that needs fewer passes over the activations.
 
     With W' = diag(g) W less the mean of each of its columns, ((y - mean) / std * g + c) W + b = y W' / std + (b + c W):
-    what is left of a LayerNorm is the std of a row, and the product need not wait for it.
+    only the std of a row remains of a LayerNorm, and the product does not depend on it.
     """
 
     linears: tuple[Linear, ...]
 
     @classmethod
     def of(cls, body: PlainBody) -> "FoldedBody":
-        """Raises ValueError if the body has no LayerNorm."""
+        """Fold the LayerNorms of `body` into its linear layers; raise ValueError if it has none."""
         if any(activation.norm is None or not activation.norm_last for activation in body.activations):
             raise ValueError("there is no LayerNorm to fold")
         norms = [activation.norm for activation in body.activations]
@@ -164,7 +170,7 @@ class FoldedBody(eqx.Module):
 
 
 def folded(norm: LayerNorm, linear: Linear) -> Linear:
-    """The layer after a LayerNorm, such that it wants its input divided by the std of a row and nothing else."""
+    """Fold a LayerNorm into the layer after it, whose input is then only divided by the std of a row."""
     scaled = norm.scale[:, None] * linear.weight
     weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)
     return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(jnp.float32))
@@ -172,7 +178,8 @@ def folded(norm: LayerNorm, linear: Linear) -> Linear:
 
 class ResidualBody(eqx.Module):
     """Activation, then `num_blocks` times x + block(x), each block `depth` layers of (linear, activation); then a
-    linear head. With the entry layer it is the published residual network: linear, GELU, LayerNorm first."""
+    linear head. Together with the entry layer it is the published residual network, which begins with linear, GELU,
+    LayerNorm."""
 
     entry_activation: Activation
     blocks: tuple[tuple[tuple[Linear, Activation], ...], ...]
@@ -189,6 +196,7 @@ class ResidualBody(eqx.Module):
         layer_norm: bool,
         norm_last: bool,
     ) -> "ResidualBody":
+        """Initialise all layers. Consumes `key`."""
         head_key, *keys = jax.random.split(key, 1 + num_blocks * depth)
         activation = lambda: Activation.init(width, layer_norm, norm_last)  # noqa: E731
         layers = [(Linear.init(k, width, width), activation()) for k in keys]
@@ -199,7 +207,7 @@ class ResidualBody(eqx.Module):
         return self.head(self.features(x), result_type=jnp.float32)
 
     def features(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
-        """What the head reads."""
+        """Return the input of the head."""
         x = self.entry_activation(x)
         for block in self.blocks:
             y = x
@@ -210,7 +218,7 @@ class ResidualBody(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """`size_in` numbers to `size_out` numbers."""
+    """Multilayer perceptron: an entry layer and a body."""
 
     entry: Linear
     body: PlainBody | ResidualBody
@@ -219,6 +227,7 @@ class MLP(eqx.Module):
     def init(
         cls, key: PRNGKeyArray, size_in: int, hidden_dims: Sequence[int], size_out: int, layer_norm: bool
     ) -> "MLP":
+        """Initialise a network with a `PlainBody`. Consumes `key`."""
         entry_key, body_key = jax.random.split(key)
         body = PlainBody.init(body_key, hidden_dims, size_out, layer_norm)
         return cls(Linear.init(entry_key, size_in, hidden_dims[0]), body)
@@ -227,18 +236,20 @@ class MLP(eqx.Module):
         return self.body(self.entry(x))
 
     def features(self, x: Float[Array, " size_in"]) -> Float[Array, " features"]:
-        """What the last layer reads."""
+        """Return the input of the last layer."""
         return self.body.features(self.entry(x))
 
 
 def ensemble(init: Callable[[PRNGKeyArray], Module], key: PRNGKeyArray, num: int) -> Module:
-    """`num` independent copies of a network, stacked on a leading axis of every leaf. Consumes `key`."""
+    """Initialise `num` independent networks, stacked on a leading axis of every leaf. Consumes `key`."""
     return jax.vmap(init)(jax.random.split(key, num))
 
 
 def effective_rank(features: Float[Array, "batch features"]) -> Float[Array, ""]:
-    """In how many directions features point: (sum of s^2)^2 / sum of s^4 for singular values s, from traces of the Gram
-    matrix: LAPACK's decompositions wait for the very threads of the processor that a fleet's devices occupy, and may
-    wait forever."""
+    """Return the participation ratio of features: (sum of s^2)^2 / sum of s^4 for their singular values s.
+
+    Computed from traces of the Gram matrix: LAPACK's decompositions need the CPU threads that a fleet's devices occupy,
+    and can deadlock.
+    """
     gram = features.T @ features
     return jnp.square(jnp.trace(gram)) / (jnp.sum(jnp.square(gram)) + 1e-12)

@@ -1,1 +1,1 @@
-"""A run on disk: configuration, folder, checkpoints, logs, initial weights, data."""
+"""Runs on disk: configuration, folder, checkpoints, logs, initial weights, data."""

@@ -1,4 +1,5 @@
-"""The whole state of an agent on disk: safetensors beside a JSON manifest, written atomically, never a pickle."""
+"""Checkpoints of a run: the whole state of an agent as safetensors beside a JSON manifest, written atomically, never a
+pickle. Each is a folder `checkpoints/<step>/` of the run's folder."""
 
 import errno
 import hashlib
@@ -24,154 +25,27 @@ from floq.utils.errors import UserError
 from floq.utils.files import replace_folder, sync
 from floq.utils.untrusted import Kind, Unfit, read_json, read_tensors
 
-# --- The folder `checkpoints` of a run ---
-
+FORMAT, PREVIOUS_FORMAT = 3, 2  # they differ only in what residual critics compute
 MANIFEST = "manifest.json"
-STEP = "0|[1-9][0-9]{0,14}"
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps that have a complete checkpoint, in order. Changes nothing."""
-    return sorted(_complete(folder))
-
-
-def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or would be."""
-    return _complete(folder).get(step, folder / str(step))
-
-
-def commit(partial: Path, folder: Path, step: int) -> Path:
-    """Let a checkpoint that has been written whole appear under its name, in place of one of the same step, which was
-    saved before, with other evaluations pending."""
-    final = folder / str(step)
-    replace_folder(final, partial, folder / f".{step}.old")
-    return final
-
-
-def repair(folder: Path) -> list[Path]:
-    """Bring back what a kill left aside, and delete what it left half-written. For whoever holds the run's folder.
-
-    Returns:
-        What was set aside as damaged, since it has the name of a checkpoint and is none.
-    """
-    for aside in folder.glob(".*.old"):
-        final = folder / aside.name.strip(".").removesuffix(".old")
-        if (aside / MANIFEST).exists() and not final.exists():
-            aside.rename(final)
-        else:
-            shutil.rmtree(aside, ignore_errors=True)
-    for partial in folder.glob(".*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
-    named = [path for path in folder.glob("*") if re.fullmatch(STEP, path.name)]
-    return [quarantine(folder, int(path.name)) for path in named if not (path / MANIFEST).exists()]
-
-
-def quarantine(folder: Path, step: int) -> Path:
-    """Rename a damaged checkpoint, so that nobody reads it; somebody may want to look at it."""
-    aside, number = folder / f"{step}.damaged", 1
-    while aside.exists():
-        number += 1
-        aside = folder / f"{step}.damaged-{number}"
-    path_of(folder, step).rename(aside)
-    return aside
-
-
-def quarantined_steps(folder: Path) -> list[int]:
-    """The steps of checkpoints that were found damaged."""
-    return sorted(
-        int(p.name.split(".")[0]) for p in folder.glob("*") if re.fullmatch(rf"({STEP})\.damaged(-\d+)?", p.name)
-    )
-
-
-def remove_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps: the run goes on from this one, and its logs are cut back to it."""
-    for later in steps(folder):
-        if later > step:
-            _remove(folder, later)
-    sync(folder)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for step in steps(folder)[:-keep]:
-        _remove(folder, step)
-
-
-def _remove(folder: Path, step: int) -> None:
-    """Delete a checkpoint, of which a kill leaves nothing that looks like one."""
-    partial = folder / f".{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    path_of(folder, step).rename(partial)
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _complete(folder: Path) -> dict[int, Path]:
-    """The complete checkpoints by step. One that was being replaced stands in while its successor is not there."""
-    found = {}
-    for pattern in (rf"\.({STEP})\.old", f"({STEP})"):
-        for path in folder.glob("*"):
-            if (match := re.fullmatch(pattern, path.name)) and (path / MANIFEST).exists():
-                found[int(match[1])] = path
-    return found
-
-
-# --- What the manifest of a checkpoint says, checked ---
-
-MAX_WIDTH = 2**20  # numbers in an observation, or in a chunk of actions
-MAX_PENDING = 2**10  # evaluations that a stopped run can have left
-
-
-class Manifest(NamedTuple):
-    """How an agent is built again, and what a run counts on from; see `floq.runs.checkpoint.Checkpoint`."""
-
-    config: Config
-    sizes: tuple[int, int]
-    clocks: dict[str, float]
-    pending: list[int]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Manifest":
-        """From what a JSON file says. Raises ValueError if a value cannot be what floq has written."""
-        for part, kind in (("config", dict), ("clocks", dict), ("pending", list)):
-            if not isinstance(values.get(part, kind()), kind):
-                raise ValueError(f"{part} is {values[part]!r}")
-        try:
-            config = Config.from_json(values.get("config", {}))
-        except UserError as error:
-            raise ValueError(f"config: {error}") from error
-        sizes = _count(values, "obs_size", MAX_WIDTH), _count(values, "act_size", MAX_WIDTH)
-        clocks, pending = values.get("clocks", {}), values.get("pending", [])
-        if odd := [name for name, x in clocks.items() if type(x) not in (int, float) or not math.isfinite(x)]:
-            raise ValueError(f"the clock {odd[0]} is {clocks[odd[0]]!r}")
-        if len(pending) > MAX_PENDING or not all(type(step) is int and step >= 0 for step in pending):
-            raise ValueError("pending is no list of steps")
-        return cls(config, sizes, {name: float(x) for name, x in clocks.items()}, pending)
-
-
-def _count(values: Mapping[str, Any], name: str, most: int) -> int:
-    value = values.get(name)
-    if type(value) is not int or not 0 < value <= most:
-        raise ValueError(f"{name} is {value!r}")
-    return value
-
-
-FORMAT, BEFORE = 3, 2  # the one before differs in what residual critics compute, and in nothing else
 TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "replay.safetensors"
 DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
-REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all that the run has seen
+REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all experience of the run
+STEP = "0|[1-9][0-9]{0,14}"
+MAX_WIDTH = 2**20  # dimension of an observation, or of a chunk of actions
+MAX_PENDING = 2**10  # pending evaluations of a stopped run
 
 T = TypeVar("T")
 
 
 class Damaged(UserError):
-    """A checkpoint cannot be read, since its files are not those that were written."""
+    """A checkpoint cannot be read: its files are not those that were written."""
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds: the agent's whole state, the configuration it was trained with, how many numbers an
-    observation and an action have, the clocks of its run (seconds and steps, by name), by step the policies whose
-    evaluation was not finished, and the run's step: gradient steps offline, plus environment steps. Its replay, if it
-    is online, is read by `load_replay`."""
+    """Contents of a checkpoint: the agent's whole state, the configuration it was trained with, the dimensions of an
+    observation and an action, the clocks of its run (seconds and steps, by name), by step the policies whose evaluation
+    was not finished, and the run's step: gradient steps offline, plus environment steps. The replay of an online run is
+    read by `load_replay`."""
 
     agent: Agent
     config: Config
@@ -179,6 +53,9 @@ class Checkpoint(NamedTuple):
     clocks: dict[str, float]
     pending: dict[int, Policy]
     step: int = 0
+
+
+# --- Saving and loading ---
 
 
 def save(
@@ -196,13 +73,13 @@ def save(
 
     Args:
         folder: a run's `checkpoints` folder.
-        agent: its whole state is stored, so training can go on from it.
-        sizes: how many numbers an observation and an action have.
+        agent: its whole state is stored, so training can be resumed from it.
+        sizes: dimensions of an observation and an action.
         config: stored beside the state, to rebuild the agent and to refuse a state that does not fit it.
-        clocks: numbers that a continued run counts on from.
-        pending: by step, policies that a continued run still has to evaluate.
+        clocks: counters that a resumed run continues from.
+        pending: by step, policies that a resumed run still has to evaluate.
         step: of the run; by default the agent's, which counts its updates.
-        replay: what the run has seen online. Checkpoints but for the newest two lose theirs.
+        replay: the online experience of the run. Only the two newest checkpoints keep theirs.
     """
     step = int(agent.step) if step is None else step
     stored = {TENSORS: _named_arrays(agent)} | {
@@ -212,7 +89,7 @@ def save(
         stored[REPLAY] = {name: np.ascontiguousarray(x) for name, x in replay._asdict().items()}
     partial = folder / f".{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    folder.mkdir(exist_ok=True)  # not the run's folder: if that was deleted, it stays so
+    folder.mkdir(exist_ok=True)  # without parents: a run folder that was deleted is not made again
     partial.mkdir()
     try:
         digests = {}
@@ -226,7 +103,7 @@ def save(
         files.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         final = commit(partial, folder, step)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)  # where the disk is full, every byte counts
+        shutil.rmtree(partial, ignore_errors=True)  # frees space if the disk is full
         raise
     for older in steps(folder)[:-REPLAYS_KEPT] if replay is not None else ():
         (folder / str(older) / REPLAY).unlink(missing_ok=True)
@@ -249,10 +126,12 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     path, remedy = path_of(folder, step), _remedy(step, available)
     try:
         manifest = _manifest(path, remedy)
-        if (form := manifest.get("format")) not in (BEFORE, FORMAT):
-            raise UserError(f"{path} has checkpoint format {form}; this version of floq reads {BEFORE} and {FORMAT}")
-        config, sizes, clocks, waiting = Manifest.of(manifest)
-        if form == BEFORE and config.agent.flat().get("use_resnets"):
+        if (version := manifest.get("format")) not in (PREVIOUS_FORMAT, FORMAT):
+            raise UserError(
+                f"{path} has checkpoint format {version}; this version of floq reads {PREVIOUS_FORMAT} and {FORMAT}"
+            )
+        config, sizes, clocks, pending_steps = Manifest.of(manifest)
+        if version == PREVIOUS_FORMAT and config.agent.flat().get("use_resnets"):
             raise UserError(
                 f"{path} holds a residual critic from before their first layer was followed by GELU and LayerNorm, as "
                 "published: with its weights this version computes something else; train it again"
@@ -262,20 +141,12 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
         raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
     digests = manifest.get(DIGESTS, {})
     agent = _read(template, path / TENSORS, digests, remedy)
-    pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in waiting}
+    pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in pending_steps}
     return Checkpoint(agent, config, sizes, clocks, pending, step)
 
 
-def _template(config: Config, sizes: tuple[int, int]) -> Agent:
-    """The shapes of an agent, for which no memory is taken. Raises ValueError if they are none."""
-    try:
-        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
-    except (OverflowError, TypeError, MemoryError) as error:
-        raise ValueError(f"no agent has these sizes: {error}") from error
-
-
 def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
-    """What the run had seen online at its checkpoint of that step, None if it has no replay.
+    """Read the online experience of the run at its checkpoint of `step`, None if it has no replay.
 
     Raises:
         Damaged: it is not what was written.
@@ -296,12 +167,20 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     return ReplaySnapshot(**stored)
 
 
+def _template(config: Config, sizes: tuple[int, int]) -> Agent:
+    """Return the shapes of an agent, without allocating arrays. Raises ValueError if the settings have none."""
+    try:
+        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
+    except (OverflowError, TypeError, MemoryError) as error:
+        raise ValueError(f"no agent has these sizes: {error}") from error
+
+
 def _dtype(part: str) -> str:
     return "bool" if part == "ends" else "float32"
 
 
 def _remedy(step: int, available: list[int]) -> str:
-    """What to do if the checkpoint of this step is damaged."""
+    """Return advice for the case that the checkpoint of this step is damaged."""
     older = [at for at in available if at < step]
     if not older:
         return "there is no older checkpoint"
@@ -309,19 +188,145 @@ def _remedy(step: int, available: list[int]) -> str:
 
 
 def _unreadable(path: Path, error: OSError, remedy: str) -> UserError:
-    """What to raise where a file cannot be read: it may be the file's fault, or that of the moment."""
+    """Return the exception for a file that cannot be read: Damaged if the file is at fault, UserError otherwise."""
     if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
         return Damaged(f"{path} is damaged ({error.strerror}): {remedy}")
     return UserError(f"{path} cannot be read ({error.strerror}): see to that, and try again")
 
 
+# --- Folder ---
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps that have a complete checkpoint, in order. Changes nothing."""
+    return sorted(_complete(folder))
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of `step`, whether or not it exists."""
+    return _complete(folder).get(step, folder / str(step))
+
+
+def commit(partial: Path, folder: Path, step: int) -> Path:
+    """Rename a completely written checkpoint to its final name. It replaces an earlier checkpoint of the same step,
+    which differs in its pending evaluations."""
+    final = folder / str(step)
+    replace_folder(final, partial, folder / f".{step}.old")
+    return final
+
+
+def repair(folder: Path) -> list[Path]:
+    """Restore what an interrupted replacement left aside, and delete half-written checkpoints. The caller must hold the
+    lock of the run's folder.
+
+    Returns:
+        The quarantined folders: they have the name of a checkpoint but no manifest.
+    """
+    for old in folder.glob(".*.old"):
+        final = folder / old.name.strip(".").removesuffix(".old")
+        if (old / MANIFEST).exists() and not final.exists():
+            old.rename(final)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    for partial in folder.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    named = [path for path in folder.glob("*") if re.fullmatch(STEP, path.name)]
+    return [quarantine(folder, int(path.name)) for path in named if not (path / MANIFEST).exists()]
+
+
+def quarantine(folder: Path, step: int) -> Path:
+    """Rename a damaged checkpoint, so that it is no longer read but can still be examined."""
+    target, number = folder / f"{step}.damaged", 1
+    while target.exists():
+        number += 1
+        target = folder / f"{step}.damaged-{number}"
+    path_of(folder, step).rename(target)
+    return target
+
+
+def quarantined_steps(folder: Path) -> list[int]:
+    """Return the steps of checkpoints that were found damaged."""
+    return sorted(
+        int(p.name.split(".")[0]) for p in folder.glob("*") if re.fullmatch(rf"({STEP})\.damaged(-\d+)?", p.name)
+    )
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, as when the run continues from `step` and its logs are cut back to it."""
+    for later in steps(folder):
+        if later > step:
+            _remove(folder, later)
+    sync(folder)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for step in steps(folder)[:-keep]:
+        _remove(folder, step)
+
+
+def _remove(folder: Path, step: int) -> None:
+    """Delete a checkpoint; if the process is killed meanwhile, what is left does not look like a checkpoint."""
+    partial = folder / f".{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    path_of(folder, step).rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _complete(folder: Path) -> dict[int, Path]:
+    """Return the complete checkpoints by step. One that was being replaced counts while its successor is missing."""
+    found = {}
+    for pattern in (rf"\.({STEP})\.old", f"({STEP})"):
+        for path in folder.glob("*"):
+            if (match := re.fullmatch(pattern, path.name)) and (path / MANIFEST).exists():
+                found[int(match[1])] = path
+    return found
+
+
+# --- Manifest ---
+
+
+class Manifest(NamedTuple):
+    """Checked values of a manifest, from which the agent is rebuilt and the run continues; see `Checkpoint`."""
+
+    config: Config
+    sizes: tuple[int, int]
+    clocks: dict[str, float]
+    pending: list[int]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Manifest":
+        """Check the values of a JSON file. Raises ValueError if floq cannot have written one of them."""
+        for part, kind in (("config", dict), ("clocks", dict), ("pending", list)):
+            if not isinstance(values.get(part, kind()), kind):
+                raise ValueError(f"{part} is {values[part]!r}")
+        try:
+            config = Config.from_json(values.get("config", {}))
+        except UserError as error:
+            raise ValueError(f"config: {error}") from error
+        sizes = _count(values, "obs_size", MAX_WIDTH), _count(values, "act_size", MAX_WIDTH)
+        clocks, pending = values.get("clocks", {}), values.get("pending", [])
+        if invalid := [name for name, x in clocks.items() if type(x) not in (int, float) or not math.isfinite(x)]:
+            raise ValueError(f"the clock {invalid[0]} is {clocks[invalid[0]]!r}")
+        if len(pending) > MAX_PENDING or not all(type(step) is int and step >= 0 for step in pending):
+            raise ValueError("pending is no list of steps")
+        return cls(config, sizes, {name: float(x) for name, x in clocks.items()}, pending)
+
+
+def _count(values: Mapping[str, Any], name: str, maximum: int) -> int:
+    value = values.get(name)
+    if type(value) is not int or not 0 < value <= maximum:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """The SHA-256 of a manifest, whatever the order of its lines."""
+    """Return the SHA-256 of a manifest, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _manifest(path: Path, remedy: str) -> dict[str, Any]:
-    """The manifest of a checkpoint. Checkpoints of older versions have no digests."""
+    """Read the manifest of a checkpoint and check its digest. Checkpoints of older versions have no digests."""
     try:
         manifest = read_json(path / MANIFEST)
         if DIGESTS in manifest:
@@ -336,12 +341,15 @@ def _manifest(path: Path, remedy: str) -> dict[str, Any]:
         raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
 
 
+# --- Arrays ---
+
+
 def _tensors(
     path: Path, digests: Mapping[str, str], remedy: str, expected: Mapping[str, Kind] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays in a file, if it has the digest that the manifest says."""
+    """Read the arrays of a file after checking its digest against the manifest's."""
     try:
-        if path.name in digests and path.is_file():  # a pipe might never end
+        if path.name in digests and path.is_file():  # reading a pipe might never end
             with open(path, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digests[path.name]:
                     raise Damaged(f"{path} is damaged (its checksum differs): {remedy}")
@@ -355,12 +363,12 @@ def _tensors(
 
 
 def _named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """A tree's arrays as they are stored, by name."""
+    """Return a tree's arrays as they are stored, by name."""
     return dict(zip(_names(tree), map(np.asarray, _stored_leaves(tree)), strict=True))
 
 
 def _read(template: T, path: Path, digests: Mapping[str, str], remedy: str) -> T:
-    """The tree of the template's shape whose arrays are in the file."""
+    """Read a tree with the template's structure and shapes."""
     names = _names(template)
     expected = {
         name: (leaf.shape, str(leaf.dtype))
@@ -374,13 +382,13 @@ def _read(template: T, path: Path, digests: Mapping[str, str], remedy: str) -> T
 
 
 def _names(tree: Any) -> list[str]:
-    """The names of a tree's arrays, in the order of its leaves: `params.critic.velocity.entry.bias` and so on."""
+    """Return the names of a tree's arrays in the order of its leaves, such as `params.critic.velocity.entry.bias`."""
     return [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
 
 
 def _stored_leaves(tree: Any) -> list[Any]:
-    """A tree's arrays as they are stored: the random key as its raw words."""
+    """Return a tree's arrays as they are stored: the random key as its raw words."""
     leaves = zip(_names(tree), jax.tree.leaves(tree), strict=True)
     return [jax.random.key_data(leaf) if name == "key" else leaf for name, leaf in leaves]

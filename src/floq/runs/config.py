@@ -1,4 +1,4 @@
-"""Configuration of a run: a frozen dataclass, and the flat published names that people type and scripts read."""
+"""Configuration of a run: a frozen dataclass, and the flat published names of its settings."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ HASH_OPTIONAL = ("on_divergence", "deterministic")
 
 
 def task_name(env_name: str | None, dataset: str | None) -> str:
-    """What is learned, in a word: the environment's id, or without one the dataset's name."""
+    """Return the name of the task: the environment's id, or without one the dataset's name."""
     if env_name is not None or dataset is None:
         return env_name or ""
     path = Path(dataset)
@@ -85,7 +85,7 @@ class Config:
     video_episodes: int = 0
     """Episodes per evaluation that are filmed: not built yet."""
     video_frame_skip: int = 3
-    """A film shows one step in so many."""
+    """Environment steps for each frame of a film."""
     p_aug: float | None = None
     """Probability of image augmentation, for pixel tasks: not built yet."""
     frame_stack: int | None = None
@@ -97,7 +97,7 @@ class Config:
     normalize_observations: bool = False
     """Give observations mean 0 and standard deviation 1."""
     precision: Precision = PUBLISHED
-    """What updates compute in: tf32 is float32, its products in TF32 where a GPU has that (as published); f32; bf16."""
+    """Precision of updates: tf32 is float32 with products in TF32 on GPUs that have it (as published); f32; bf16."""
     batch_devices: int = 1
     """Devices that share the batch of each run; the others train other runs."""
     on_divergence: Literal["stop", "rewind"] = "stop"
@@ -106,7 +106,7 @@ class Config:
     keep_checkpoints: int | None = None
     """The newest checkpoints of a run that are kept, at least 2; by default all."""
     checkpoint_minutes: float | None = None
-    """Write a checkpoint after so many minutes without one, too: for machines that may be taken away."""
+    """Also write a checkpoint after this many minutes without one: for preemptible machines."""
     deterministic: bool = False
     """On a GPU, the same bits in every run of the same command, at a cost in speed; on a CPU it is so anyway."""
     logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -141,28 +141,28 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether a run begins with neither data nor weights: without an offline phase, it learns a task's own data
-        only if that is named, or if weights are taken over."""
+        """Whether the run begins with neither data nor weights: it has no offline phase, no `dataset` and no
+        `restore_path`."""
         return self.offline_steps == 0 and self.dataset is None and self.restore_path is None
 
     @property
     def random_steps(self) -> int:
-        """From scratch, the environment steps with random actions that take the place of data."""
+        """From scratch, the environment steps with random actions that replace a dataset."""
         return self.warmup_steps or RANDOM_STEPS
 
     @property
     def steps_without_updates(self) -> int:
-        """Online, the environment steps before gradient steps begin: from scratch the random ones were the warm-up."""
+        """Online, the environment steps before gradient steps begin; from scratch 0: random steps are the warm-up."""
         return 0 if self.from_scratch else self.warmup_steps
 
     @property
     def updates_per_tick(self) -> int:
-        """Online, gradient steps while all environments take a step."""
+        """Online, gradient steps per simultaneous step of all environments."""
         return round(self.utd * self.num_envs)
 
     @property
     def total_steps(self) -> int:
-        """Gradient steps offline, then environment steps: a run's clock counts both."""
+        """Gradient steps offline plus environment steps: the range of a run's step counter."""
         return self.offline_steps + self.online_steps
 
     @property
@@ -173,17 +173,17 @@ class Config:
 
     @property
     def task(self) -> str:
-        """What is learned, in a word: the environment's id, or without one the dataset's name."""
+        """Name of the task: the environment's id, or without one the dataset's name."""
         return task_name(self.env_name, self.dataset)
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved configuration as plain values; the agent's settings are flat, beside its critic and actor."""
+        """Return the resolved configuration as plain values; the agent's settings are flat, beside critic and actor."""
         agent = {"critic": self.agent.critic_name, "actor": self.agent.actor_name, **self.agent.flat()}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"agent": agent}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`, of values that anybody may have written.
+        """Build a configuration from untrusted values; the inverse of `to_json`.
 
         Raises:
             UserError: a key is unknown, or a value is of another type or out of range.
@@ -197,14 +197,14 @@ class Config:
         for name in values:
             if name not in types:
                 raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
-        # What neither critic nor actor has, `from_flat` complains of.
+        # `from_flat` rejects settings that neither critic nor actor has.
         agent = {name: typed(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
         run = {name: typed(name, x, types[name]) for name, x in values.items() if name != "agent"}
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """8 hexadecimal digits that tell configurations apart, whatever their seed, where they log and what they keep.
-        Settings that are younger than the first runs count where they are not at their defaults."""
+        """Return a hash of 8 hexadecimal digits of all settings but `HASH_EXCLUDED`. Those in `HASH_OPTIONAL`, which
+        were added after the first release, count only if they are not at their defaults."""
         values = {key: value for key, value in self.to_json().items() if key not in HASH_EXCLUDED}
         for name in HASH_OPTIONAL:
             if values[name] == getattr(Config, name):

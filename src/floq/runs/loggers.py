@@ -1,5 +1,5 @@
-"""The rows of a run's CSV files once more, for TensorBoard or Weights & Biases, as they are written. On request:
-neither package is needed otherwise."""
+"""Metrics of a run: its CSV files, and optional copies of their rows for TensorBoard or Weights & Biases, which are
+imported on request only."""
 
 import abc
 import csv
@@ -16,14 +16,17 @@ from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.untrusted import CSV_LIMIT, read_text
 
-# --- Metrics on disk ---
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""Package to be installed for each value of `--logger`."""
 
-UNKNOWN = "nan"
+MISSING = "nan"
+
+# --- CSV files ---
 
 
 class CsvLogger:
-    """Appends rows to a CSV file; `step` stands first. A file that is there already is continued. A row with further
-    columns adds them to the file, with NaN in the rows before; what a row lacks is NaN as well."""
+    """Appends rows to a CSV file, new or existing; `step` is the first column. New columns of a row are added to the
+    file, with NaN in earlier rows; columns that a row lacks are NaN as well."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -33,50 +36,43 @@ class CsvLogger:
                 self._columns = next(csv.reader(file), None)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one row, in the file when this returns, whole. Raises OSError if it cannot be, as on a full disk."""
+        """Write one whole row before returning. Raises OSError if that fails, as on a full disk."""
         row = {"step": step, **metrics}
         if self._columns is not None and (added := [name for name in row if name not in self._columns]):
-            self._add(added)
+            self._add_columns(added)
         columns = list(row) if self._columns is None else self._columns
         header = [columns] if self._columns is None else []
-        files.append(self._path, _written([*header, [row.get(name, UNKNOWN) for name in columns]]))
+        files.append(self._path, _encoded([*header, [row.get(name, MISSING) for name in columns]]))
         self._columns = columns
 
     def sync(self) -> None:
-        """Have all rows on the disk when this returns."""
+        """Flush all rows to the disk before returning."""
         if self._path.exists():
             files.sync(self._path)
 
-    def _add(self, columns: list[str]) -> None:
+    def _add_columns(self, columns: list[str]) -> None:
         with open(self._path, newline="") as file:
             header, *rows = list(csv.reader(file))
-        files.replace(self._path, _written([header + columns, *(row + [UNKNOWN] * len(columns) for row in rows)]))
+        files.replace(self._path, _encoded([header + columns, *(row + [MISSING] * len(columns) for row in rows)]))
         self._columns = header + columns
 
 
 def cut_csv(path: Path, last_step: int) -> None:
-    """Drop the rows after `last_step` from a file that `CsvLogger` wrote, and those that a crash left incomplete."""
+    """Delete the rows after `last_step` and incomplete rows, as after a crash, from a file that `CsvLogger` wrote."""
     if not path.exists():
         return
     text = path.read_bytes().decode(errors="replace")
-    whole = text[: text.rfind("\n") + 1]  # a number that was cut off looks like another number
+    whole = text[: text.rfind("\n") + 1]  # a truncated number would be read as another number
     header, *rows = list(csv.reader(io.StringIO(whole, newline=""))) or [[]]
     kept = [row for row in rows if len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= last_step]
     if not kept:
         return path.unlink()
-    if (content := _written([header, *kept])) != text.encode():
+    if (content := _encoded([header, *kept])) != text.encode():
         files.replace(path, content)
 
 
-def _written(rows: Iterable[Sequence[Any]]) -> bytes:
-    """Rows as they are in the file."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
-
-
 def read_csv(path: Path) -> dict[str, list[float]]:
-    """The columns of a file that `CsvLogger` wrote. Raises UserError if it is no such file."""
+    """Return the columns of a file that `CsvLogger` wrote. Raises UserError if it is no such file."""
     header, *rows = _rows(path) or [[]]
     try:
         columns = {name: [float(row[place]) for row in rows] for place, name in enumerate(header)}
@@ -92,40 +88,46 @@ def _rows(path: Path) -> list[list[str]]:
         raise UserError(f"{path} is damaged ({error}): mend it, or move it away to do without it") from error
 
 
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-"""By the name that `--logger` knows, what must be installed."""
+def _encoded(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return rows as the bytes of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+# --- Metric sinks ---
 
 
 class MetricSink(abc.ABC):
-    """Takes rows in any order of steps: evaluations come after later rows of the training."""
+    """Receives rows in any order of steps: rows of an evaluation come after later rows of training."""
 
     @abc.abstractmethod
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take a row."""
+        """Log a row."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Nothing comes any more."""
+        """Close the sink; no rows follow."""
 
 
 def check_installed(config: Config) -> None:
-    """Raises UserError if a logger that the configuration asks for is not installed."""
+    """Raise UserError if the package of a configured logger is not installed."""
     for name in config.logger:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(f"--logger={name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
 def metric_sinks(folder: Path, config: Config, step: int) -> list[MetricSink]:
-    """The mirrors that a run asks for, for the rows after `step`.
+    """Open the configured sinks of a run, for the rows after `step`.
 
     Raises:
-        UserError: one of them cannot begin.
+        UserError: one of them cannot be opened.
     """
     return [_GuardedSink(name, METRIC_SINKS[name](folder, config, step)) for name in config.logger]
 
 
 class TensorBoard(MetricSink):
-    """Event files in the folder `tensorboard` of the run. What an earlier process wrote of later steps is hidden."""
+    """Event files in the folder `tensorboard` of the run. Events of later steps by an earlier process are hidden."""
 
     def __init__(self, folder: Path, config: Config, step: int):
         import tensorboardX
@@ -143,8 +145,8 @@ class TensorBoard(MetricSink):
 
 
 class WandB(MetricSink):
-    """A run of Weights & Biases with the id of the folder, which a resumed run goes on with. The account, or
-    `WANDB_MODE=offline`, is the user's, and so are all other settings of that package."""
+    """A run of Weights & Biases whose id is the folder's name, so that a resumed run continues it. The account, or
+    `WANDB_MODE=offline`, and all other settings of that package are the user's."""
 
     def __init__(self, folder: Path, config: Config, step: int):
         import wandb  # pyright: ignore[reportMissingImports]  an extra that tests do without
@@ -161,9 +163,9 @@ class WandB(MetricSink):
                 reinit="create_new",  # the runs of a fleet are open at the same time
             )
         except wandb.Error as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"--logger=wandb: {said}; log in with wandb login, or set WANDB_MODE=offline") from error
-        self._run.define_metric("*", step_metric="step")  # its own steps only go up, and evaluations come late
+            reason = " ".join(str(error).split())
+            raise UserError(f"--logger=wandb: {reason}; log in with wandb login, or set WANDB_MODE=offline") from error
+        self._run.define_metric("*", step_metric="step")  # its own steps must increase, and evaluations come late
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log({"step": step, **metrics})
@@ -176,7 +178,7 @@ METRIC_SINKS: dict[str, Callable[[Path, Config, int], MetricSink]] = {"tensorboa
 
 
 class _GuardedSink(MetricSink):
-    """A sink whose failure ends nothing but itself: the CSV files have everything."""
+    """A sink that is dropped when it fails, without ending the run: the CSV files hold all rows."""
 
     def __init__(self, name: str, sink: MetricSink):
         self._name = name
@@ -193,6 +195,6 @@ class _GuardedSink(MetricSink):
             return
         try:
             act(self._sink)
-        except Exception as error:  # of somebody else's code, of whatever kind
+        except Exception as error:  # third-party code may raise anything
             self._sink = None
             print(f"floq: --logger={self._name} failed ({error!r}); training goes on without it", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The published settings, family by family, and how a configuration is put together from them."""
+"""Published settings of each family of environments, and the function that builds a configuration from them."""
 
 import dataclasses
 import re
@@ -22,9 +22,9 @@ FLOQ_PAPER = "floq (arXiv 2509.06863) and its published commands"
 FQL_PAPER = "FQL (arXiv 2502.02538), table of per-environment settings; floq's repository for humanoidmaze-large"
 DEMO = "chosen here, for two CPU cores and 200 episodes"
 
-# The demonstration's reward lies some 250 steps away, and two cores allow about 10,000 updates: a larger learning rate
-# and tau, and ten steps of reward per target, carry it there. The flow is cheap to supervise and dear to integrate,
-# hence eight source samples for the loss but two, stratified, for each integration.
+# The demonstration's reward is some 250 steps away, and two cores allow about 10,000 updates: hence a larger learning
+# rate and tau, and 10-step targets. The flow's loss is cheap and its integration expensive: hence eight source samples
+# for the loss but two, stratified, for each integration.
 DEMO_SHARED = {"alpha": 3.0, "lr": 1e-3, "tau": 0.02, "batch_size": 128, "n_step": 10, "actor_hidden_dims": (64,) * 3}
 DEMO_FLOQ = {
     "value_hidden_dims": (64,) * 3,
@@ -80,7 +80,7 @@ FAMILIES: dict[str, dict[str, Preset]] = {
         ),
     },
 }
-"""Settings of each agent for each environment family, chosen by `env_name` unless something more specific is said."""
+"""Settings of each agent for each environment family, chosen by `env_name`; more specific settings override them."""
 
 FAST = {
     "noise_scheme": "stratified",
@@ -96,21 +96,21 @@ PRESETS: dict[str, dict[tuple[str, str], Preset]] = {
         ("floq", "puzzle-4x4"): Preset({"noise_coverage": 0.25}, {}, FLOQ_PAPER),
     },
 }
-"""`--preset NAME`, on top of the family's settings: what it changes for an (agent, family)."""
+"""Changes of `--preset NAME` to the family's settings, by (agent, family)."""
 
 
 def preset_for(preset: str, agent: str, family: str) -> Preset | None:
-    """What a preset changes for an agent and a family of environments, if anything."""
+    """Return the changes of a preset for an agent and a family of environments, None if there are none."""
     return PRESETS[preset].get((agent, family)) or PRESETS[preset].get((agent, ANY))
 
 
 def family(env_name: str) -> str:
-    """`cube-double-play-singletask-task2-v0` -> `cube-double`."""
+    """Return the family of an environment: `cube-double-play-singletask-task2-v0` -> `cube-double`."""
     return re.sub(r"-(navigate|stitch|explore|play|noisy)\b.*", "", env_name)
 
 
 def notice(task: str, agent: str, preset: str | None = None) -> str | None:
-    """One line for a task whose family has no settings of its own with this agent, or not with this preset."""
+    """Return a line of warning if the task's family has no settings for this agent or this preset, otherwise None."""
     if preset is not None and preset_for(preset, agent, family(task)) is None:
         return f"--preset={preset} changes nothing for {family(task)} with {agent}"
     if agent not in FAMILIES or family(task) in FAMILIES[agent]:
@@ -127,18 +127,18 @@ def configure(
     preset: str | None = None,
     **settings: Any,
 ) -> Config:
-    """The configuration of a run: `configure("cube-double-play-singletask-v0", alpha=100.0, seed=3)`.
+    """Return the configuration of a run: `configure("cube-double-play-singletask-v0", alpha=100.0, seed=3)`.
 
-    What is given here goes before the preset, the preset before the family's settings, and those before the defaults.
+    Settings given here override the preset, the preset the family's settings, and those the defaults.
 
     Args:
         env_name: the task; by default the demonstration task, or none if there is a `dataset`.
         agent: a name in `AGENTS`. The path form of the published commands, `agents/floq.py`, means that file's
             defaults without the family's settings.
-        critic, actor: replace that part of the agent; the family's settings still apply where the new part has them,
-            except alpha: another actor's has another unit.
+        critic: replaces the agent's critic; the family's settings still apply where the new critic has them.
+        actor: replaces the agent's actor, likewise, except alpha: another actor's has another unit.
         preset: a name in `PRESETS`.
-        settings: any setting of the run or of the agent, by its flat name.
+        **settings: any setting of the run or of the agent, by its flat name.
 
     Raises:
         UserError: an unknown name, or a value out of range.
@@ -163,7 +163,7 @@ def configure(
     run_names = {f.name for f in dataclasses.fields(Config)} - {"agent", "env_name"}
     has = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
     if actor != AGENTS[name][1]:
-        has -= {"alpha"}  # the family's weighs another actor's loss, in units of its own
+        has -= {"alpha"}  # the family's alpha is the weight of another actor's loss, in other units
     run: dict[str, Any] = {}
     flat: dict[str, Any] = {}
     for layer in layers:

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and how it is opened again."""
+"""Folder of a run: its files, how it is created and opened, and readable messages for errors of its disk."""
 
 import contextlib
 import errno
@@ -26,14 +26,22 @@ from floq.utils.files import exclusive, make_folder, user_path
 from floq.utils.machine import version
 from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, parse_json, read_json, read_text
 
-RECORDS = ("protocol", "versions", "data")  # what config.json holds beside the configuration
+RECORDS = ("protocol", "versions", "data")  # entries of config.json beside the configuration
 PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
+
+SPACE_ERRORS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of the quota",
+    errno.EFBIG: "raise the limit",
+}
+PERMISSION_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
+DEVICE_ERRORS = (errno.EIO, errno.ESTALE)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; from
-    scratch also `random.npz`, and where it diverged `diverged.json` or `rewinds.json`."""
+    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; if it is
+    from scratch also `random.npz`, and if it diverged `diverged.json` or `rewinds.json`."""
 
     folder: Path
     config: Config
@@ -44,14 +52,14 @@ class Run:
 
         Args:
             config: the resolved configuration.
-            records: `versions` of packages and a description of the `data`, to be kept beside it.
+            records: `versions` of packages and a description of the `data`, stored beside it.
 
         Raises:
             UserError: the folder cannot be written.
         """
         stamp = time.strftime("%Y%m%d_%H%M%S")
         folder = cls.parent(config) / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
-        partial = folder.with_name(f".{folder.name}.partial")  # a folder with a run's name is a run
+        partial = folder.with_name(f".{folder.name}.partial")  # a folder with a run's name must be complete
         try:
             if folder.exists():
                 raise FileExistsError(folder)
@@ -72,22 +80,22 @@ class Run:
 
     @staticmethod
     def parent(config: Config) -> Path:
-        """The folder in which the run's folder lies."""
+        """Return the parent of the folders of runs with this configuration."""
         task = re.sub(r"[^-.\w]+", "-", config.task)  # ids of Gymnasium and Minari have slashes and colons
         task = re.sub(r"^\.+$", "-", task)
         return user_path(config.save_dir) / config.project_name / config.run_group / task
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run's folder for this process. Raises UserError if another one is at work in it."""
+        """Lock the run's folder for this process. Raises UserError if another process holds the lock."""
         return exclusive(self.folder, f"another process is at work in {self.folder}: wait for it, or stop it")
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
-        """An existing run, whoever made it.
+        """Open an existing run, which may come from an untrusted source.
 
         Raises:
             UserError: it is not one, its folder has links that lead out of it, or its environment would import a module
-                that nobody has consented to (see `floq.utils.untrusted`).
+                without the user's consent (see `floq.utils.untrusted`).
         """
         folder = user_path(folder)
         path = folder / "config.json"
@@ -106,17 +114,17 @@ class Run:
         return cls(folder, config)
 
     def load_agent(self, step: int | None = None) -> Agent:
-        """The agent of a checkpoint, by default the newest. Raises UserError if there is none or it is damaged."""
+        """Load the agent of a checkpoint, by default the newest. Raises UserError if there is none or it is damaged."""
         return checkpoint.load(self.folder / "checkpoints", step)[0]
 
     def evaluations(self) -> dict[str, list[float]]:
-        """The columns of `eval.csv`; empty before the first evaluation."""
+        """Return the columns of `eval.csv`; empty before the first evaluation."""
         path = self.folder / "eval.csv"
         return read_csv(path) if path.exists() else {}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`summary.json`, which exists once the run has ended. Raises UserError if it is not there or damaged."""
+        """`summary.json`, which exists once the run has ended. Raises UserError if it is missing or damaged."""
         try:
             return read_json(self.folder / "summary.json")
         except FileNotFoundError as error:
@@ -126,41 +134,41 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has reached its last step."""
         return (self.folder / "summary.json").exists()
 
     @property
     def diverged(self) -> dict[str, Any]:
         """`diverged.json`: at which step the run diverged and stopped, which term was not finite, and the metrics of
         that update. Empty if it did not."""
-        return self._noted("diverged.json", {})
+        return self._read_optional("diverged.json", {})
 
     @property
     def rewinds(self) -> list[dict[str, Any]]:
         """`rewinds.json`: at which steps the run went back to earlier weights, and to those of which step."""
-        return self._noted("rewinds.json", [])
+        return self._read_optional("rewinds.json", [])
 
-    def _noted(self, name: str, otherwise: Any) -> Any:
-        """A JSON file that only some runs have, of the type that it has otherwise."""
+    def _read_optional(self, name: str, default: Any) -> Any:
+        """Read a JSON file that only some runs have. Raises UserError if its value has another type than `default`."""
         try:
             found = parse_json(read_text(self.folder / name, JSON_LIMIT))
-            steps = [one["step"] for one in ([found] if isinstance(otherwise, dict) else found)]
-            if type(found) is not type(otherwise) or any(type(step) is not int for step in steps):
+            steps = [one["step"] for one in ([found] if isinstance(default, dict) else found)]
+            if type(found) is not type(default) or any(type(step) is not int for step in steps):
                 raise ValueError("it is another kind of file")
             return found
         except FileNotFoundError:
-            return otherwise
+            return default
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.folder / name} is damaged: delete it and --resume the run") from error
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is nothing left to train: the run came to its end, or diverged and stopped."""
+        """Whether there is nothing left to train: the run is finished, or diverged and stopped."""
         return self.is_finished or bool(self.diverged)
 
     @property
     def records(self) -> dict[str, dict[str, str]]:
-        """What `config.json` says of the packages (`versions`) and the data (`data`) of the run."""
+        """Records of `config.json` about the packages (`versions`) and the data (`data`) of the run."""
         values = read_json(self.folder / "config.json")
         found = {name: values.get(name) for name in ("versions", "data")}
         kept = {name: x if isinstance(x, dict) else {} for name, x in found.items()}
@@ -171,11 +179,11 @@ class Run:
         self.write_json("config.json", self.config.to_json() | {"protocol": protocol(self.config)} | records)
 
     def reopen(self) -> None:
-        """Let the run be one that has not ended."""
+        """Mark the run as not finished."""
         (self.folder / "summary.json").unlink(missing_ok=True)
 
     def cut_back_to(self, step: int) -> None:
-        """Go back to this step: what the logs say of later ones is no more."""
+        """Go back to `step`: delete the entries of later steps from the logs."""
         (self.folder / "diverged.json").unlink(missing_ok=True)
         if rewinds := self.rewinds:
             self.write_json("rewinds.json", [rewind for rewind in rewinds if rewind["step"] <= step])
@@ -188,13 +196,13 @@ class Run:
         files.replace(self.folder / name, content.encode())
 
     def remove_temp_files(self) -> None:
-        """Delete the half-written files that a kill left behind."""
+        """Delete half-written files of a killed process."""
         for partial in self.folder.glob(".*.partial"):
             partial.unlink(missing_ok=True)
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what a diverged run came to is null there."""
+    """Replace numbers that are not finite, as of a diverged run, with None: JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -203,12 +211,12 @@ def _without_nan(value: Any) -> Any:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that matter to a result."""
+    """Return the versions of Python and of the packages that affect results."""
     return {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
 
 
 def protocol(config: Config) -> str:
-    """What the evaluations of this run mean, in one line."""
+    """Describe the evaluation protocol of a run in one line."""
     labels = f"label_timing={config.label_timing}"
     if config.env_name is None:
         return "no environment"
@@ -217,19 +225,15 @@ def protocol(config: Config) -> str:
     return f"{config.eval_episodes} episodes, success_timing={config.success_timing}, {labels}"
 
 
-# --- What the machine does to runs while they train ---
-
-FULL = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of the quota", errno.EFBIG: "raise the limit"}
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-BROKEN = (errno.EIO, errno.ESTALE)
+# --- Disk errors ---
 
 
 @contextlib.contextmanager
 def to_error(runs: Sequence[Run]) -> Iterator[None]:
-    """Within this, an error of writing to the folders of these runs becomes one line that says what to do.
+    """Turn errors of writing to the folders of these runs into one line that says what to do; a context manager.
 
     Raises:
-        Failed: in place of an OSError that the folders or their disk are to blame for.
+        Failed: in place of an OSError about the folders or their disk.
     """
     try:
         yield
@@ -237,30 +241,30 @@ def to_error(runs: Sequence[Run]) -> Iterator[None]:
         folders = [run.folder for run in runs]
         if not _concerns(error, folders):
             raise
-        raise Failed(_line(error, folders)) from error
+        raise Failed(_message(error, folders)) from error
 
 
 def _concerns(error: OSError, folders: Sequence[Path]) -> bool:
-    """Whether it is about these folders. The error of a full disk need not say where."""
+    """Return whether an error is about these folders. The error of a full disk may have no file name."""
     if error.filename is None:
-        return error.errno in FULL or error.errno in BROKEN
+        return error.errno in SPACE_ERRORS or error.errno in DEVICE_ERRORS
     path = Path(os.fsdecode(error.filename)).absolute() if not isinstance(error.filename, int) else Path()
     return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
-def _line(error: OSError, folders: Sequence[Path]) -> str:
-    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+def _message(error: OSError, folders: Sequence[Path]) -> str:
+    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     gone = [folder for folder in folders if not folder.is_dir()]
     left = [folder for folder in folders if folder not in gone]
-    go_on = f"floq train --resume {' '.join(map(str, left))}"
+    command = f"floq train --resume {' '.join(map(str, left))}"
     if gone:
         deleted = f"{' '.join(map(str, gone))} vanished while it was trained, and what was learned there with it"
-        return f"{deleted}; the others go on with {go_on}" if left else f"{deleted}: start it again"
+        return f"{deleted}; the others go on with {command}" if left else f"{deleted}: start it again"
     saved = min((steps(folder / "checkpoints") or [0])[-1] for folder in folders)
     kept = f"the checkpoint of step {saved} is whole" if saved else "there was no checkpoint yet"
     remedy = "see to that"
-    if error.errno in FULL:
-        remedy = FULL[error.errno]
-    elif error.errno in CLOSED:
+    if error.errno in SPACE_ERRORS:
+        remedy = SPACE_ERRORS[error.errno]
+    elif error.errno in PERMISSION_ERRORS:
         remedy = "make the folder writable"
-    return f"{what}; {kept}: {remedy}, then go on with {go_on}"
+    return f"{reason}; {kept}: {remedy}, then go on with {command}"

@@ -1,4 +1,5 @@
-"""The data of a run: brought from where its configuration points, and described in a few lines."""
+"""Data of a run: fetched if missing, loaded, checked and described; of a run from scratch, collected with random
+actions."""
 
 import dataclasses
 import io
@@ -32,11 +33,15 @@ from floq.utils.machine import worker_count
 from floq.utils.progress import Display
 
 DEMO_DATASET, DEMO_EPISODES = "pointmaze-medium-navigate-v0", 200  # collected on first use: seconds, not an hour
+RANDOM_FILE = "random.npz"
+PARTS = ("train", "validation")
+
+# --- Missing datasets ---
 
 
 def fetch_missing(configs: Sequence[Config], display: Display, runs: Sequence[Run] = ()) -> None:
-    """Bring the OGBench datasets of these configurations that are not on disk, without reading any. Args: see
-    `load_tasks`."""
+    """Download or collect the OGBench datasets of these configurations that are not on disk, without reading any. For
+    the parameters see `load_tasks`."""
     for config in configs:
         if config.from_scratch:
             continue
@@ -50,9 +55,8 @@ def fetch_missing(configs: Sequence[Config], display: Display, runs: Sequence[Ru
 
 
 def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbench.Fetch:
-    """What brings a missing OGBench dataset, with a word about it. Of a `run` that is read from its folder, anybody may
-    have written where the data come from and where they go: it is brought to the usual place alone, from the usual one.
-    """
+    """Return a function that fetches a missing OGBench dataset and shows so. The configuration of a `run` that is read
+    from its folder is untrusted: for it, data are only fetched from the default server to the default folder."""
 
     def fetch(name: str, directory: Path) -> None:
         if run is not None and (directory != user_path(Config.dataset_dir) or config.dataset_mirror is not None):
@@ -69,33 +73,36 @@ def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbenc
 
 
 def collect_shown(name: str, directory: Path, episodes: int, display: Display) -> None:
-    """Collect a dataset that is missing, with a word about it and a bar. Args, raises: see `collect`."""
+    """Collect a missing dataset, with a note and a progress bar. For parameters and errors see `collect`."""
     display.note(f"collecting {episodes} episodes of {name} with OGBench's scripted expert, once")
     with display.bar("collect", with_validation(episodes)) as update:
         collect(name, directory, episodes=episodes, on_progress=lambda done, _: update(done))
 
 
+# --- Loading ---
+
+
 def load_data(config: Config, display: Display, given: Dataset | None = None, run: Run | None = None) -> Splits:
-    """The data of one run; see `load_tasks`."""
+    """Load the data of one run; see `load_tasks`."""
     return load_tasks([config], display, given, [run] if run else [])[task_of(config)]
 
 
 def task_of(config: Config) -> Hashable:
-    """By what the data of a run is found in what `load_tasks` returns: its environment, and from scratch its seed."""
+    """Return the key of a run's data in the result of `load_tasks`: its environment, and from scratch also its seed."""
     return (config.env_name, config.seed) if config.from_scratch else config.env_name
 
 
 def load_tasks(
     configs: Sequence[Config], display: Display, given: Dataset | None = None, runs: Sequence[Run] = ()
 ) -> dict[Hashable, Splits]:
-    """The data of the runs of a fleet, by `task_of` them. What is missing of OGBench's is downloaded, except the
-    demonstration's, which is collected. From scratch it is made with random actions, once.
+    """Load the data of the runs of a fleet, by `task_of`. Missing OGBench datasets are downloaded, except the
+    demonstration's, which is collected. The data of runs from scratch are collected with random actions, once.
 
     Args:
-        configs: of the runs; they differ in nothing that concerns the data but the task.
-        display: shows where the data comes from and what it takes.
-        given: use this instead of reading anything; a part of it is held out.
-        runs: those of the configurations, where they have been begun; their folders keep what was made from scratch.
+        configs: of the runs; of the settings that concern data, they differ in the task only.
+        display: shows the source of the data and the memory that they take.
+        given: use this instead of reading a dataset; a part of it is held out.
+        runs: the runs of the configurations, if they exist already; their folders hold the data of runs from scratch.
     """
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
     if config.from_scratch and given is None:
@@ -113,12 +120,12 @@ def load_tasks(
         loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)
         tasks = dict[str | None, Splits](zip(ids, loaded, strict=True))
     data = tasks[names[0]]
-    for name in names[1:]:  # one copy of what they share, however they were read
-        shared = zip((data.train, data.validation), tasks[name][:2], strict=True)
-        train, validation = (one.with_labels(other.rewards, other.masks) for one, other in shared)
+    for name in names[1:]:  # tasks share one copy of observations and actions
+        pairs = zip((data.train, data.validation), tasks[name][:2], strict=True)
+        train, validation = (shared.with_labels(own.rewards, own.masks) for shared, own in pairs)
         tasks[name] = Splits(train, validation, tasks[name].provenance)
     if config.old_data_share:
-        tasks = {name: _beside_old(task, config, display) for name, task in tasks.items()}
+        tasks = {name: _mix_with_prior(task, config, display) for name, task in tasks.items()}
     tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
     data = tasks[names[0]]
     sizes = data.train.observations.shape[1], data.train.actions.shape[1]
@@ -133,25 +140,22 @@ def load_tasks(
     return {task_of(config): tasks[config.env_name] for config in configs}
 
 
-def _beside_old(new: Splits, config: Config, display: Display) -> Splits:
-    """New data beside that of the run whose weights are restored. What is held out is new."""
+def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
+    """Mix new data with that of the run whose weights are restored. Only new data are held out."""
     run = Run.open(config.restore_path or "")
     check_given(run, None)
     display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
-    old = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
-    check_same(run, old)
-    train = new.train.mix_with(old.train, config.old_data_share)
-    return Splits(train, new.validation, f"{new.provenance}; beside old data: {old.provenance}")
+    prior = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
+    check_same(run, prior)
+    train = new.train.mix_with(prior.train, config.old_data_share)
+    return Splits(train, new.validation, f"{new.provenance}; beside old data: {prior.provenance}")
 
 
-def keep_made(run: Run, data: Splits) -> None:
-    """Keep in the folder of a run from scratch the data that it begins with."""
-    if run.config.from_scratch:
-        keep(run, data)
+# --- Checks and records ---
 
 
 def resolve_data_paths(config: Config) -> Config:
-    """The configuration with the paths of its data written out, so that the run can be resumed from another folder."""
+    """Return the configuration with absolute paths of its data, so that the run can be resumed from another folder."""
     paths = {"dataset_dir": str(user_path(config.dataset_dir).absolute())}
     if config.dataset is not None and os.path.exists(path := user_path(config.dataset)):
         paths["dataset"] = str(path.resolve())
@@ -159,7 +163,7 @@ def resolve_data_paths(config: Config) -> Config:
 
 
 def check_same(run: Run, data: Splits) -> None:
-    """Raises UserError if this is not the data that the run was trained on."""
+    """Raise UserError if this is not the data that the run was trained on."""
     before = run.records["data"]
     if before.get("fingerprint", now := records(data)["fingerprint"]) != now:
         if run.config.from_scratch:
@@ -174,18 +178,18 @@ def check_same(run: Run, data: Splits) -> None:
 
 
 def check_given(run: Run, given: Dataset | None) -> None:
-    """Raises UserError if the run was given its data from Python, and is not now."""
+    """Raise UserError if the run was given its data from Python, but `given` is None."""
     if given is None and run.records["data"].get("provenance", "").startswith(GIVEN):
         raise UserError(f"{run.folder} was given its data from Python: do so again, as in floq.resume(run_dir, data)")
 
 
 def note_values(agents: Sequence[Agent], data: Sequence[Splits], display: Display) -> None:
-    """Show the ranges in which flow critics look for values, and say so if the returns in the data do not fit one."""
-    for line in dict.fromkeys(line for pair in zip(agents, data, strict=True) for line in _values(*pair)):
+    """Show the return ranges of flow critics, and a warning if the returns in the data do not fit one."""
+    for line in dict.fromkeys(line for pair in zip(agents, data, strict=True) for line in _value_notes(*pair)):
         display.note(line)
 
 
-def _values(agent: Agent, data: Splits) -> Iterator[str]:
+def _value_notes(agent: Agent, data: Splits) -> Iterator[str]:
     if "noise_coverage" not in agent.static.flat():
         return
     h, scale = agent.hypers, float(agent.hypers.reward_scale)
@@ -200,36 +204,39 @@ def _values(agent: Agent, data: Splits) -> Iterator[str]:
 
 
 def records(data: Splits) -> dict[str, Any]:
-    """What `config.json` keeps about the data of a run."""
+    """Return the record of a run's data in `config.json`: provenance and fingerprint."""
     fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
     return {"provenance": data.provenance, "fingerprint": fingerprint}
 
 
-# --- The data of runs from scratch ---
-
-FILE = "random.npz"
-PARTS = ("train", "validation")
+# --- Data of runs from scratch ---
 
 
 def random_data(configs: Sequence[Config], runs: Sequence[Run], display: Display) -> list[Splits]:
-    """The random play of each of these runs: what their folders keep, if they have any yet, otherwise new.
+    """Return the random rollouts of each of these runs: read from their folders if there are any, otherwise collected.
 
     Raises:
-        Failed: an environment raised, hangs, or showed a number that is not finite.
-        UserError: there is no such environment, or what is kept is damaged.
+        Failed: an environment raised, hangs, or returned a number that is not finite.
+        UserError: there is no such environment, or a stored file is damaged.
     """
-    kept = [_kept(run) for run in runs] or [None] * len(configs)
-    missing = [number for number, data in enumerate(kept) if data is None]
-    found = dict(zip(missing, _play([configs[number] for number in missing], display), strict=True))
-    data = [found[number] if one is None else one for number, one in enumerate(kept)]
-    for one in data:
-        display.note(f"data    {one.provenance}")
+    stored = [_kept(run) for run in runs] or [None] * len(configs)
+    missing = [number for number, data in enumerate(stored) if data is None]
+    collected = dict(zip(missing, _collect_random([configs[number] for number in missing], display), strict=True))
+    data = [collected[number] if splits is None else splits for number, splits in enumerate(stored)]
+    for splits in data:
+        display.note(f"data    {splits.provenance}")
     return data
 
 
+def keep_made(run: Run, data: Splits) -> None:
+    """Save the initial data of a run in its folder if the run is from scratch."""
+    if run.config.from_scratch:
+        keep(run, data)
+
+
 def keep(run: Run, data: Splits) -> None:
-    """Write the random play of a run into its folder, unless it is there."""
-    path, content = run.folder / FILE, io.BytesIO()
+    """Save the random rollouts of a run in its folder, unless they are there."""
+    path, content = run.folder / RANDOM_FILE, io.BytesIO()
     if path.exists():
         return
     parts = zip(PARTS, (data.train, data.validation), strict=True)
@@ -239,8 +246,9 @@ def keep(run: Run, data: Splits) -> None:
 
 
 def _kept(run: Run) -> Splits | None:
-    path = run.folder / FILE
-    if not path.exists():  # an older run, or one that was killed at its very beginning
+    """Read the random rollouts of a run from its folder, None if there are none."""
+    path = run.folder / RANDOM_FILE
+    if not path.exists():  # a run of an older version, or one that was killed before they were saved
         return None
     names = [f"{part}_{name}" for part in PARTS for name in Trajectories._fields]
     remedy = "delete it and resume the run, and the random play is made again"
@@ -255,29 +263,29 @@ def _kept(run: Run) -> Splits | None:
     return Splits.of(train, validation, run.records["data"].get("provenance", ""))
 
 
-def _play(configs: Sequence[Config], display: Display) -> list[Splits]:
-    """Play at random for every run, in a process for each, as many at once as there are cores."""
+def _collect_random(configs: Sequence[Config], display: Display) -> list[Splits]:
+    """Collect random rollouts for every run, in a process for each, as many at once as there are cores."""
     if not configs:
         return []
-    found, count = [], worker_count(None, len(configs))
+    collected, count = [], worker_count(None, len(configs))
     with display.bar("random", sum(config.random_steps for config in configs)) as update:
         for first in range(0, len(configs), count):
             group, before = configs[first : first + count], sum(c.random_steps for c in configs[:first])
-            found += _play_together(group, lambda done, before=before: update(before + done))
+            collected += _collect_group(group, lambda done, before=before: update(before + done))
     data = []
-    for config, rows in zip(configs, found, strict=True):
+    for config, rows in zip(configs, collected, strict=True):
         train, validation, how = hold_out(rows)
-        what = f"{config.random_steps:,} steps of {config.env_name} with random actions, seed {config.seed}; {how}"
-        data.append(Splits.of(train, validation, what))
+        source = f"{config.random_steps:,} steps of {config.env_name} with random actions, seed {config.seed}; {how}"
+        data.append(Splits.of(train, validation, source))
     return data
 
 
-def _play_together(configs: Sequence[Config], on_progress: Callable[[int], None]) -> list[Trajectories]:
-    """Play at random for these runs at the same time."""
+def _collect_group(configs: Sequence[Config], on_progress: Callable[[int], None]) -> list[Trajectories]:
+    """Collect random rollouts for these runs at the same time."""
     arguments = [(c.env_name or "", c.success_timing, c.seed, c.random_steps) for c in configs]
     with Workers(RandomPlay, arguments) as workers:
 
-        def ask(method: str, timeout: float) -> list[Any]:
+        def call(method: str, timeout: float) -> list[Any]:
             answers = workers.try_call(method, [()] * len(configs), timeout)
             for config, answer in zip(configs, answers, strict=True):
                 if isinstance(answer, WorkerError):
@@ -285,9 +293,9 @@ def _play_together(configs: Sequence[Config], on_progress: Callable[[int], None]
             return answers
 
         timeout = configs[0].env_timeout + PIECE_SECONDS
-        done = ask("go_on", max(START_SECONDS, timeout))
+        done = call("go_on", max(START_SECONDS, timeout))
         while done != [config.random_steps for config in configs]:
             on_progress(sum(done))
-            done = ask("go_on", timeout)
+            done = call("go_on", timeout)
         on_progress(sum(done))
-        return ask("trajectories", timeout)
+        return call("trajectories", timeout)

@@ -1,4 +1,4 @@
-"""Where the agent of a run comes from: fresh, from the run's own checkpoint, or from another run."""
+"""Initial agent of a run: newly initialised, from the run's own checkpoint, or from another run."""
 
 import dataclasses
 from typing import Any
@@ -16,28 +16,29 @@ from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 
-# What may change when a run is continued: always; and as long as it is not online.
+# Settings that may change when a run is resumed: always; and before its online phase.
 ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout", "logger")
 ALWAYS += ("on_divergence", "keep_checkpoints", "checkpoint_minutes")
 BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_steps")
 
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
-    """The agent that a run with this configuration and this data starts from."""
+    """Return the initial agent of a run with this configuration and this data."""
     stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
     given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
     return Agent.init(Keys.of(config.seed).agent, *network_sizes(config, train_data), config.agent, **given)
 
 
 def network_sizes(config: Config, data: Dataset) -> tuple[int, int]:
-    """How many numbers an observation has, and what is decided at once: an action, or a chunk of them."""
+    """Return the observation dimension, and that of an action or a chunk of actions."""
     return data.observations.shape[1], config.agent.action_chunk * data.actions.shape[1]
 
 
 def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
-    """`agent` with the networks, target networks and optimiser state of another run's checkpoint; its step, random
-    streams and hyperparameters stay its own. The reward range covers both runs, and observations are normalised as
-    the networks are used to.
+    """Return `agent` with the networks, target networks and optimiser state of another run's checkpoint.
+
+    Its step, random streams and hyperparameters stay its own. The reward range covers both runs, and the statistics
+    that normalise observations are the checkpoint's.
 
     Raises:
         UserError: the networks have other shapes, or observations are normalised in one of the two runs only.
@@ -69,12 +70,17 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
 
 
 def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """Where two sets of settings differ, in words."""
+    """Describe each setting in which two configurations differ."""
     names = dict.fromkeys((*here, *there))
     return [f"{n} is {here.get(n)} here and {there.get(n)} there" for n in names if here.get(n) != there.get(n)]
 
 
 def source_of_weights(config: Config) -> Checkpoint | None:
+    """Load the checkpoint that `restore_path` and `restore_epoch` name, None without `restore_path`.
+
+    Raises:
+        UserError: there is no such checkpoint, or `restore_epoch` is given alone.
+    """
     if config.restore_path is None:
         if config.restore_epoch is not None:
             raise UserError("--restore_epoch chooses a checkpoint of --restore_path: give that too")
@@ -83,7 +89,7 @@ def source_of_weights(config: Config) -> Checkpoint | None:
 
 
 def own_checkpoint(run: Run, step: int) -> Checkpoint:
-    """The run's checkpoint of that step. Raises UserError if it does not belong to the run's configuration."""
+    """Load the run's checkpoint of `step`. Raises UserError if it does not belong to the run's configuration."""
     folder = run.folder / "checkpoints"
     saved = checkpoint.load(folder, step)
     here, there = (config.to_json() for config in (run.config, saved.config))

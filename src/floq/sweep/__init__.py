@@ -1,1 +1,1 @@
-"""Experiments: plan the runs of a file, train them here or on Ray, compare the groups."""
+"""Experiments: plan the runs of a file, train them on this machine or on Ray, compare the groups."""

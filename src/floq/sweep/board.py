@@ -1,7 +1,7 @@
-"""How the jobs of a sweep are getting on: a live table on a terminal, a line for each change elsewhere.
+"""Progress of the jobs of a sweep: a live table on a terminal, otherwise a line for each change.
 
-Everything is read from files on the storage that all share: the CSV files of the runs, and a line that each try of a
-job writes when it begins.
+It is read from files on the shared storage: the CSV files of the runs, and a line that each try of a job writes when it
+starts.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ ATTEMPTS = "cell-{}.jsonl"
 
 COLUMNS = {"job": 4, "what": 10, "runs": 4, "step / total": 13, "score": 8, "left": 5, "tries": 5, "time": 5}
 COLUMNS |= {"node": 8, "state": 7}
-"""Names and least widths."""
+"""Names and minimum widths."""
 
 RATIOS = {"what": 3, "node": 1}
-WIDE = 100  # characters from which on a terminal has room for the nodes
-LOOK_SECONDS = 2.0
-LINE_SECONDS = 60.0  # between lines about progress, where there is no terminal
+MIN_WIDTH_FOR_NODES = 100  # characters of a terminal that shows the column of nodes
+REFRESH_SECONDS = 2.0
+SUMMARY_SECONDS = 60.0  # between summaries where there is no terminal
 COLOURS = {"waiting": "dim", "running": STYLES["running"], "done": "dim", "failed": "bold red", "stopped": "yellow"}
 
 
 class Progress(NamedTuple):
-    """How the runs of a job are: mean step and score over them, what the score is, and seconds left."""
+    """Progress of a job's runs: mean step and score over them, the name of the score, and seconds left."""
 
     step: float = 0.0
     score: str = "-"
@@ -50,13 +50,13 @@ class Progress(NamedTuple):
 
 
 class Board:
-    """The jobs of a sweep, as shown; a context manager, within which nothing else prints.
+    """Display of the jobs of a sweep; a context manager that discards all other output.
 
     Args:
-        jobs: by their number.
+        jobs: in the order of their numbers.
         mark: the folder in which each try of a job writes its line.
         show: print at all.
-        console: where to; by default standard output.
+        console: the console to print to; by default standard output.
     """
 
     def __init__(self, jobs: Sequence[Job], mark: Path, show: bool = True, console: Console | None = None):
@@ -66,7 +66,7 @@ class Board:
         self._watchers: dict[int, tuple[int, Watcher]] = {}
         self._progress = {number: self._read(number) for number in range(len(jobs))}
         self._shown_tries = dict.fromkeys(range(len(jobs)), 0)
-        self._looked_at = self._line_at = time.monotonic()
+        self._refreshed_at = self._summary_at = time.monotonic()
         self._live: Live | None = None
         self._stack = contextlib.ExitStack()
 
@@ -74,7 +74,7 @@ class Board:
         if self._console.is_terminal and not self._console.quiet:
             live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             self._live = self._stack.enter_context(live)
-        # Ray says in many words, in the midst of the table, what the column of tries does; its logs keep them.
+        # Ray prints messages about retries into the table, which has a column for them; its logs keep the messages.
         self._stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         self._stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         return self
@@ -87,39 +87,39 @@ class Board:
         self._stack.close()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the table."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def ended(self, number: int, outcome: Outcome) -> None:
-        """A job is over."""
+        """Record and print the outcome of a job."""
         self._outcomes[number] = outcome, time.time()
         self._progress[number] = self._read(number)
         tries = self.tries(number)
         again = f", {len(tries)} tries" if len(tries) > 1 else ""
         if self._live is None:
-            self._say_begun()
+            self._print_started()
         if outcome.state == "failed" or self._live is None:
             progress = self._progress[number]
-            came_to = f"{progress.metric} {progress.score}" if outcome.state == "done" else outcome.line
-            self.say(f"{outcome.state:<8}job {number + 1}{again}: {self._jobs[number].label}, {came_to}".rstrip(", "))
+            result = f"{progress.metric} {progress.score}" if outcome.state == "done" else outcome.line
+            self.say(f"{outcome.state:<8}job {number + 1}{again}: {self._jobs[number].label}, {result}".rstrip(", "))
 
     def look(self) -> None:
-        """Show how the jobs are, if it is time to."""
-        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+        """Update the display if `REFRESH_SECONDS` have passed."""
+        if time.monotonic() - self._refreshed_at < REFRESH_SECONDS:
             return
-        self._looked_at = time.monotonic()
+        self._refreshed_at = time.monotonic()
         for number in range(len(self._jobs)):
             if self.state(number) == "running":
                 self._progress[number] = self._read(number)
         if self._live is not None:
             return self._live.update(self.table(), refresh=True)
-        self._say_begun()
-        if time.monotonic() - self._line_at > LINE_SECONDS:
-            self._line_at = time.monotonic()
+        self._print_started()
+        if time.monotonic() - self._summary_at > SUMMARY_SECONDS:
+            self._summary_at = time.monotonic()
             self.say(self._summary())
 
     def tries(self, number: int) -> list[dict]:
-        """What the tries of a job say of themselves, the newest last."""
+        """Read the lines that the tries of a job have written, the newest last."""
         try:
             lines = (self._mark / ATTEMPTS.format(number)).read_text().splitlines()
         except OSError:
@@ -130,8 +130,8 @@ class Board:
                 found.append(json.loads(line))
         return found
 
-    def _say_begun(self) -> None:
-        """A line for each job that has been begun since they were said."""
+    def _print_started(self) -> None:
+        """Print a line for each job with a new try since the last call."""
         for number, job in enumerate(self._jobs):
             tries = self.tries(number)
             if len(tries) > self._shown_tries[number]:
@@ -140,16 +140,16 @@ class Board:
             self._shown_tries[number] = len(tries)
 
     def state(self, number: int) -> str:
-        """One of `COLOURS`."""
+        """Return the state of a job, a key of `COLOURS`."""
         if number in self._outcomes:
             return self._outcomes[number][0].state
         return "running" if self.tries(number) else "waiting"
 
     def table(self) -> Table:
-        """The jobs, those that are over last, as many as the terminal has room for."""
+        """Return a table of the jobs, those that have ended last, as many as fit the terminal."""
         names = {progress.metric for progress in self._progress.values() if progress.metric}
         header = names.pop() if len(names) == 1 else "score"
-        columns = [name for name in COLUMNS if name != "node" or self._console.width >= WIDE]
+        columns = [name for name in COLUMNS if name != "node" or self._console.width >= MIN_WIDTH_FOR_NODES]
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", title_justify="left", title_style="bold")
         table.title, table.expand = self._summary(), True
         for name in columns:
@@ -172,7 +172,7 @@ class Board:
         return table
 
     def _row(self, number: int) -> dict[str, str | Text]:
-        """What stands in each of `COLUMNS`."""
+        """Return the cells of a job's row, by the names of `COLUMNS`."""
         job, tries, state = self._jobs[number], self.tries(number), self.state(number)
         progress, total = self._progress[number], job.configs[0].total_steps
         end = self._outcomes[number][1] if number in self._outcomes else time.time()
@@ -199,7 +199,7 @@ class Board:
         return f"jobs   {counts}; {again}; {sum(steps) / total:.0%} of all steps"
 
     def _read(self, number: int) -> Progress:
-        """How the runs of a job are, by their files; those that have none yet are at step 0."""
+        """Read the progress of a job from the files of its runs; runs without files are at step 0."""
         job = self._jobs[number]
         folders = [newest for config in job.configs for newest in folders_of(config)[:1]]
         if not folders:

@@ -1,9 +1,9 @@
-"""Experiments as files: the groups to compare, and the budget they are compared on. Reads and checks; trains nothing.
+"""Experiment files: the groups to compare, and the budget of the comparison. They are read and checked here.
 
-An experiment names groups of settings; a budget, in `budgets/NAME.toml` beside it, says on which tasks, with which
-seeds and for how many steps. Settings are flags of `floq train` by their names. What is more specific wins: the
-budget's `[settings]`, its `[critics.CRITIC]`, its `[tasks_settings.FAMILY]`, the experiment's `[BUDGET.settings]`, the
-group's own, and last what the group has for the budget alone. All of them go before the presets of the agent.
+An experiment names groups of settings; a budget, in `budgets/NAME.toml` beside it, gives tasks, seeds and numbers of
+steps. Settings are flags of `floq train` by their names. Later ones in this order override earlier ones: the budget's
+`[settings]`, its `[critics.CRITIC]`, its `[tasks_settings.FAMILY]`, the experiment's `[BUDGET.settings]`, the group's
+own, and those of the group for this budget. All of them override the presets of the agent.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from floq.utils.schema import SEEDS, check_keys, list_of, read_toml, typed, valu
 from floq.utils.untrusted import check_environment, printable
 
 PROJECT = "sweep"
-OWN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
-OWN |= {"restore_path", "restore_epoch", "agent"}
-"""Settings of a run that the plan decides."""
+SET_BY_PLAN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
+SET_BY_PLAN |= {"restore_path", "restore_epoch", "agent"}
+"""Settings of a run that the plan sets."""
 
 Settings = dict[str, Any]
 
 
 class Layer(NamedTuple):
-    """Settings, and where they were written."""
+    """Settings and their source, for error messages."""
 
     where: str
     settings: Settings
@@ -41,8 +41,8 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in task and seed only. With `match`, the agent is resized until it costs what the group
-    `match_to` costs. Its scores are compared with those of the group `against`, by default the reference."""
+    """Runs that differ in task and seed only. With `match`, the agent is resized to the cost of the group `match_to`.
+    Its scores are compared with those of the group `against`, by default the reference."""
 
     name: str
     agent: str = "floq"
@@ -57,7 +57,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Budget:
-    """What an experiment may cost. `data`: by dataset, the episodes to collect if it is missing."""
+    """Tasks, seeds and settings that bound the cost of an experiment. `data`: by dataset, the episodes to collect if it
+    is missing."""
 
     path: Path
     tasks: tuple[str, ...]
@@ -69,6 +70,7 @@ class Budget:
 
     @property
     def name(self) -> str:
+        """Name of the file without its suffix."""
         return self.path.stem
 
 
@@ -90,6 +92,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
+        """Name of the file without its suffix."""
         return self.path.stem
 
 
@@ -149,7 +152,7 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
 
 
 def read_budget(path: Path) -> Budget:
-    """Read a budget. Raises UserError: the file is missing or wrong."""
+    """Read a budget. Raises UserError if the file is missing or wrong."""
     table = read_toml(path)
     check_keys(path, table, ["tasks", "seeds", "data", "settings", "critics", "tasks_settings"])
     data = value_of(path, table, "data", dict, {})
@@ -178,12 +181,12 @@ def read_budget(path: Path) -> Budget:
 
 
 def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
-    """The configuration of a group's runs on a task, before any matching; seed and folders are the defaults.
+    """Return the configuration of a group's runs on a task, before any matching; seed and folders are the defaults.
 
     Settings of the budget, or of the experiment for the budget, that this agent does not have are left out.
 
     Raises:
-        UserError: the group has a setting that its agent has not, or a value has the wrong type or is out of range.
+        UserError: the group has a setting that its agent lacks, or a value has the wrong type or is out of range.
     """
     budget, whose = experiment.budget, f"{experiment.path}: group {group.name!r}"
     parts = {"critic": group.critic, "actor": group.actor}
@@ -219,13 +222,13 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
 
 @functools.cache
 def known_settings(critic: str, actor: str) -> dict[str, Any]:
-    """The types of the settings that a file may give to runs with this critic and actor, by their flags' names."""
-    run = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config) if f.name not in OWN}
+    """Return the types of the settings that files may give to runs with this critic and actor, by flag name."""
+    run = {f.name: get_type_hints(Config)[f.name] for f in dataclasses.fields(Config) if f.name not in SET_BY_PLAN}
     hints = get_type_hints(chosen := settings_type(critic, actor))
     return run | {f"agent.{f.name}": hints[f.name] for f in dataclasses.fields(chosen)}
 
 
-# --- what is in the files ---
+# --- Contents of the files ---
 
 
 def _tasks(path: Path, values: Any) -> tuple[str, ...]:
@@ -243,14 +246,14 @@ def _seeds(path: Path, values: Any) -> tuple[int, ...]:
 
 
 def _flat(settings: Mapping[str, Any]) -> Settings:
-    """Settings by their flags' names; `agent.lr` without quotation marks is a table in TOML, and means the same."""
+    """Return settings by flag name. `agent.lr` without quotation marks is a table in TOML, and means the same."""
     flat = dict(settings)
     inner = flat.pop("agent", {})
     return flat | ({f"agent.{name}": x for name, x in inner.items()} if isinstance(inner, dict) else {"agent": inner})
 
 
 def _group(path: Path, number: int, table: Mapping[str, Any], budget: str, known_budgets: Sequence[str]) -> Group:
-    """A group, with the settings that it has for this budget."""
+    """Read a group, with its settings for this budget."""
     where = f"group {table['name']!r}" if isinstance(table.get("name"), str) else f"group number {number}"
     check_keys(path, table, [*(f.name for f in dataclasses.fields(Group)), *known_budgets], where)
     name = value_of(path, table, "name", str, None, where)
@@ -285,7 +288,7 @@ def _check_match(path: Path, group: Group, groups: Mapping[str, Group]) -> None:
 
 
 def _check_names(path: Path, where: str, settings: Settings) -> None:
-    """Raises UserError for a setting that no agent has."""
+    """Raise UserError for a setting that no agent has."""
     known = _all_spellings()
     for name in settings:
         if name not in known:
@@ -303,6 +306,6 @@ def _spellings(critic: str, actor: str) -> Iterator[str]:
 
 
 def _unknown(name: str, whose: str, known: Any) -> str:
-    if name in OWN:
+    if name in SET_BY_PLAN:
         return "the plan decides this; leave it out"
     return f"no such setting of {whose}{nearest(name, known)}"

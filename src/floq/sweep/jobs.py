@@ -1,4 +1,4 @@
-"""The jobs of a sweep: runs that one process trains as one program, and what comes of trying to."""
+"""Jobs of a sweep: runs that one process trains as one program, how they are trained, and how long they take."""
 
 import dataclasses
 import math
@@ -18,31 +18,38 @@ from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import user_path
 from floq.utils.progress import Display
 
+IGNORED = {name: "any" for name in ("save_dir", "project_name", "run_group", "dataset_dir")}
+IGNORED |= {"logger": (), "on_divergence": "stop"}
+IGNORED |= {"keep_checkpoints": None, "checkpoint_minutes": None}
+"""Settings that do not affect the time of a step, and the value that replaces them in comparisons."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """Runs that fit one program, and what they are called."""
+    """Runs that fit one program, and their label."""
 
     label: str
     configs: tuple[Config, ...]
 
 
 class Outcome(NamedTuple):
-    """How a job ended: its runs came to their end, it cannot be trained, or somebody stopped it. What failed says why
-    in a line, and where nobody foresaw it in a traceback too."""
+    """Result of a job: all its runs are finished, it failed, or it was stopped. A failure has its reason in `line`, and
+    an unexpected one also a traceback in `trace`."""
 
     state: Literal["done", "failed", "stopped"]
     line: str = ""
     trace: str = ""
 
 
+# --- Training ---
+
+
 def jobs_of(labels: Mapping[Config, str], most: int | None = None) -> list[Job]:
-    """These runs as jobs, none of more than `most` runs; by default of all that fit one program. A program with too
-    many is divided evenly, and neighbours stay together.
+    """Divide runs into jobs. Programs with too many runs are divided evenly, in the order of the runs.
 
     Args:
-        labels: what each run is called.
-        most: runs of a job.
+        labels: label of each run.
+        most: maximum number of runs of a job; by default all that fit one program.
     """
     configs, jobs = list(labels), []
     for numbers in fleets(configs):
@@ -55,7 +62,7 @@ def jobs_of(labels: Mapping[Config, str], most: int | None = None) -> list[Job]:
 
 
 def attempt(job: Job, show: bool = True) -> Outcome:
-    """Train a job in this process; a failure is an outcome. Raises Interrupted: a signal ended it."""
+    """Train a job in this process and return its outcome, which may be a failure. Raises Interrupted on a signal."""
     try:
         train_job(job.configs, show)
     except Interrupted:
@@ -68,27 +75,28 @@ def attempt(job: Job, show: bool = True) -> Outcome:
 
 
 def train_job(configs: Sequence[Config], show: bool = True) -> None:
-    """Train those of these runs that have not ended. What was begun goes on in the folders that it has, from its
-    checkpoints if it has any; runs that stopped far from each other go on one group after another."""
-    fresh: list[Config] = []
-    begun: list[Run] = []
+    """Train those of these runs that have not ended. Runs that have a folder are resumed from their newest checkpoints,
+    if any; runs that stopped at distant steps are resumed one group after another."""
+    new: list[Config] = []
+    started: list[Run] = []
     for config in configs:
         runs = runs_of(config)
         if any(run.has_ended for run in runs):
             continue
         if runs:
-            begun.append(max(runs, key=_newest_step))
+            started.append(max(runs, key=_newest_step))
         else:
-            fresh.append(config)
-    if begun:
-        fetch_missing([run.config for run in begun], Display(show))  # as the plan says, which is theirs
-    for group in _that_go_on_together(begun):
+            new.append(config)
+    if started:
+        fetch_missing([run.config for run in started], Display(show))  # trusted: the configurations equal the plan's
+    for group in _resume_groups(started):
         resume_fleet([run.folder for run in group], show=show, draw=False)
-    if fresh:
-        train_fleet(fresh, show=show, draw=False)
+    if new:
+        train_fleet(new, show=show, draw=False)
 
 
-def _that_go_on_together(runs: Sequence[Run]) -> list[list[Run]]:
+def _resume_groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group runs that can be resumed as one fleet."""
     if runs and stopped_together(runs):
         return [list(runs)]
     groups: dict[int, list[Run]] = {}
@@ -98,46 +106,45 @@ def _that_go_on_together(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _newest_step(run: Run) -> int:
-    """Of its checkpoints; 0 before the first."""
+    """Return the step of a run's newest checkpoint; 0 before the first."""
     return max(checkpoint.steps(run.folder / "checkpoints"), default=0)
 
 
-# --- How long the jobs of a sweep will take, by finished runs of the same programs ---
-
-IGNORED = {name: "any" for name in ("save_dir", "project_name", "run_group", "dataset_dir")}
-IGNORED |= {"logger": (), "on_divergence": "stop"}
-IGNORED |= {"keep_checkpoints": None, "checkpoint_minutes": None}
+# --- Time estimates ---
 
 
 def show_jobs(jobs: Sequence[Job], slots: int, machines: str, save_dir: str, display: Display) -> None:
-    """The jobs as a table, with the hours of each where a finished run below `save_dir` tells its speed.
+    """Show a table of the jobs, with the hours of each if a finished run of the same program below `save_dir` exists.
 
     Args:
-        slots: how many jobs are trained at once.
-        machines: where, in words.
+        jobs: in the order of their numbers.
+        slots: number of jobs that are trained at once.
+        machines: description of the machines.
+        save_dir: root of the run folders.
+        display: prints the table.
     """
     known, rows, hours = seconds_per_step(save_dir), [], []
     for number, job in enumerate(jobs, 1):
-        steps = [config.total_steps - _step(config) for config in job.configs]
-        hours.append(sum(steps) * known.get(_kind(job.configs[0]), math.nan) / 3600)
-        rows.append([job.label, str(number), str(len(steps)), f"{sum(steps):,}", _shown(hours[-1])])
+        steps = [config.total_steps - _saved_step(config) for config in job.configs]
+        hours.append(sum(steps) * known.get(_timing_key(job.configs[0]), math.nan) / 3600)
+        rows.append([job.label, str(number), str(len(steps)), f"{sum(steps):,}", _format_hours(hours[-1])])
     display.columns("jobs", ("what", "job", "runs", "steps left", "hours"), rows)
     display.note(f"plan    {len(jobs)} jobs, {min(slots, len(jobs))} at once, on {machines}")
     timed = [x for x in hours if not math.isnan(x)]
     if not timed:
         display.note(f"time    unknown: no finished run of these programs below {save_dir} to go by")
         return
-    about = max(max(timed), sum(timed) / slots)
+    total = max(max(timed), sum(timed) / slots)
     rest = f", and {len(hours) - len(timed)} jobs of unknown length" if len(timed) < len(hours) else ""
     display.note(
-        f"time    about {_shown(about)} hours{rest}, by finished runs of these programs below {save_dir}; runs that an "
-        "accelerator trains side by side take less"
+        f"time    about {_format_hours(total)} hours{rest}, by finished runs of these programs below {save_dir}; runs "
+        "that an accelerator trains side by side take less"
     )
 
 
 def seconds_per_step(save_dir: str) -> dict[Config, float]:
-    """By kind of program, what a step of one run takes with its evaluations, as the fastest of its finished runs tells:
-    others may have had to share the machine."""
+    """Return the seconds that a step of one run takes, evaluations included, by program. It is the minimum over the
+    finished runs of the program, since others may have shared the machine."""
     found: dict[Config, float] = {}
     for path in user_path(save_dir).glob("*/*/*/*/summary.json"):
         try:
@@ -145,15 +152,15 @@ def seconds_per_step(save_dir: str) -> dict[Config, float]:
             summary = run.summary
             each = summary["seconds"] / summary["steps"] / summary["runs_in_fleet"]
         except (UserError, KeyError, TypeError, ZeroDivisionError):
-            continue  # damaged, or of another version: it tells nothing
-        kind = _kind(run.config)
-        found[kind] = min(each, found.get(kind, math.inf))
+            continue  # damaged, or of another version
+        key = _timing_key(run.config)
+        found[key] = min(each, found.get(key, math.inf))
     return found
 
 
-def _kind(config: Config) -> Config:
-    """What runs have in common that take the same time for a step: the program, whatever its data lies in and, with
-    one phase, however many steps there are."""
+def _timing_key(config: Config) -> Config:
+    """Return the settings that determine the time of a step: those of the program, without folders and, if the run has
+    one phase only, without its number of steps."""
     steps = {}
     if not config.online_steps:
         steps = {"offline_steps": 1}
@@ -162,11 +169,11 @@ def _kind(config: Config) -> Config:
     return dataclasses.replace(program_of(config), **IGNORED, **steps)
 
 
-def _step(config: Config) -> int:
-    """Up to which step a run that has not ended is kept."""
+def _saved_step(config: Config) -> int:
+    """Return the newest step in the checkpoints of a run that has not ended; 0 without any."""
     saved = (checkpoint.steps(run.folder / "checkpoints") for run in runs_of(config))
     return max((step for steps in saved for step in steps), default=0)
 
 
-def _shown(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return "-" if math.isnan(hours) else f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"

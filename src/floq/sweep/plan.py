@@ -1,4 +1,4 @@
-"""The plan of a sweep: which runs its experiments ask for, which of them have ended, and what the others cost."""
+"""Plan of a sweep: the runs of its experiments, which of them have ended, and the cost of the others."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from floq.utils.progress import Display
 
 @dataclass(frozen=True)
 class Entry:
-    """The runs of one group on one task: their resolved configurations, and what one of them costs."""
+    """The runs of one group on one task: their resolved configurations, and the cost of one of them."""
 
     experiment: Experiment
     group: Group
@@ -30,12 +30,12 @@ class Entry:
 
     @property
     def finished(self) -> list[Run | None]:
-        """The runs that have come to their end, None where one has not."""
+        """The finished run of each configuration, None if there is none."""
         return [next((run for run in runs_of(config) if run.is_finished), None) for config in self.configs]
 
 
 def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
-    """The runs that an experiment asks for, group by group and task by task.
+    """Return the runs of an experiment, group by group and task by task.
 
     Raises:
         UserError: a group, a setting or a task of the file is wrong.
@@ -63,26 +63,26 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
 
 
 def runs_of(config: Config) -> list[Run]:
-    """The folders of runs with this resolved configuration and seed, the newest first. A run that was continued to
-    another number of steps is no longer one of them."""
+    """Return the runs with this resolved configuration and seed, the newest first. A run that was resumed with another
+    number of steps is not among them."""
     runs = [Run.open(folder) for folder in folders_of(config)]
     return [run for run in runs if run.config == config]
 
 
 def folders_of(config: Config) -> list[Path]:
-    """The folders with the name of such a run, the newest first; nothing in them is read."""
+    """Return the folders whose names fit this configuration and seed, the newest first, without reading them."""
     found = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}/config.json")
     return sorted((path.parent for path in found), reverse=True)
 
 
 def missing(configs: Iterable[Config]) -> list[Config]:
-    """Those of these resolved configurations of which no run has ended, each once."""
+    """Return those of these resolved configurations of which no run has ended, each once."""
     return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
 
 
 @functools.lru_cache(maxsize=256)
 def sizes_of(task: str) -> tuple[int, int]:
-    """How many numbers an observation and an action of the task have."""
+    """Return the dimensions of the task's observations and actions."""
     env = environments.make(task)
     try:
         found = environments.sizes(env)
@@ -92,7 +92,7 @@ def sizes_of(task: str) -> tuple[int, int]:
 
 
 def show_plan(entries: Sequence[Entry], display: Display) -> None:
-    """The plan as tables, one for each task of each experiment. GFLOP are those of an update."""
+    """Show the plan as tables, one for each task of each experiment. GFLOP are those of an update."""
     header = "group", "agent", "runs", "done", "params", "GFLOP"
     tables: dict[str, list[list[str]]] = {}
     for entry in entries:

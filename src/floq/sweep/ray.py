@@ -1,7 +1,7 @@
-"""Cells of a sweep on Ray, which decides where each is trained, and tries again what was killed.
+"""Jobs of a sweep on Ray, which places them on nodes and retries those that were killed.
 
-Ray carries no results: a job leaves run folders, and whoever tries it again goes on from their checkpoints. So all
-nodes must see the same folders, which is checked on each before anything is trained.
+Ray carries no results: a job writes run folders, and the next try resumes from their checkpoints. So all nodes must see
+the same folders, which is checked on each node before training.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from floq.utils.files import is_held, user_path
 from floq.utils.machine import CORES, cores, enable_compilation_cache
 from floq.utils.signals import catch_signals
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: it would report to its makers
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: it would send usage statistics
 try:
     import ray
     from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -36,17 +36,17 @@ try:
 except ImportError as error:
     raise UserError("--address needs Ray: pip install 'floq[ray]'") from error
 
-STORE_BYTES = 100 * 2**20  # for objects that tasks exchange, of which there are next to none
-CONNECT_SECONDS = 5.0
-PROBE_SECONDS = 180.0  # what a node may take to answer for the first time
-DYING_SECONDS = 60.0  # what a process may take that its node has given up
+STORE_BYTES = 100 * 2**20  # for objects that tasks exchange, which are few
+CONNECT_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 180.0  # for the first answer of a node
+PREDECESSOR_TIMEOUT_S = 60.0  # for the exit of a process that Ray has given up
 POLL_SECONDS = 0.5
-GPU_MEMORY = 0.9  # of a shared GPU, what its jobs may take together
+GPU_MEMORY = 0.9  # fraction of a shared GPU's memory for all its jobs together
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where jobs are trained, and what each is given; None is decided when the machines are known."""
+    """Cluster and resources of the jobs; None is resolved when the machines are known."""
 
     address: str
     cores_per_cell: int | None = None
@@ -56,7 +56,7 @@ class Placement:
 
 
 class Share(NamedTuple):
-    """What each job is given, how many fit the machines at once, and these in words."""
+    """Resources of each job, the number of jobs that run at once, and a description of the machines."""
 
     cores: int
     gpus: float
@@ -65,19 +65,19 @@ class Share(NamedTuple):
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.machines}: {_counted(self.slots, 'job')} at once, each with {_counted(self.cores, 'core')}{gpus}"
+        return f"{self.machines}: {_plural(self.slots, 'job')} at once, each with {_plural(self.cores, 'core')}{gpus}"
 
 
 class Preempted(Exception):
-    """A signal ended a job that nobody here has stopped: it is to be tried elsewhere."""
+    """A signal ended a job that the user has not stopped: Ray is to retry it."""
 
 
-# --- here ---
+# --- Driver ---
 
 
 @contextlib.contextmanager
 def connected(placement: Placement) -> Iterator[Share]:
-    """Ray, at that address or of this machine's own, and what it gives to a job.
+    """Connect to Ray, or start it on this machine, and yield the resources of a job; a context manager.
 
     Raises:
         UserError: there is no such cluster, or no node of it is large enough for a job.
@@ -86,10 +86,10 @@ def connected(placement: Placement) -> Iterator[Share]:
     if placement.address == "local":
         options |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
-        if placement.address not in ("auto", "local"):  # Ray would try for minutes
+        if placement.address not in ("auto", "local"):  # without this check, Ray would try for minutes
             host, _, port = placement.address.rpartition(":")
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        with warnings.catch_warnings():  # JAX warns of forks, which these are not: another program begins at once
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+        with warnings.catch_warnings():  # JAX warns of os.fork, which is safe here: another program is executed at once
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             ray.init(address=placement.address, **options)
     except (OSError, RayError, RuntimeError, ValueError) as error:
@@ -104,30 +104,30 @@ def connected(placement: Placement) -> Iterator[Share]:
 
 
 def train_jobs(jobs: Sequence[Job], placement: Placement, share: Share, show: bool = True) -> list[Outcome]:
-    """Train jobs on the cluster, as many at once as it has room for, and show how they are getting on.
+    """Train jobs on the cluster, as many at once as it has room for, and show their progress.
 
     Args:
         jobs: whose runs have the same `save_dir` and `dataset_dir`.
-        placement: what the user wants.
-        share: what `connected` says.
+        placement: cluster and resources that the user asks for.
+        share: resources of a job, from `connected`.
         show: print a table of the jobs, live on a terminal.
 
     Returns:
-        What came of each job.
+        The outcome of each job.
 
     Raises:
         UserError: a node does not see the folders of the runs.
         Failed: the cluster itself is lost.
-        Interrupted: a signal came; the jobs that were being trained have written checkpoints.
+        Interrupted: a signal arrived; the jobs that were being trained have written checkpoints.
     """
     first = jobs[0].configs[0]
     mark = user_path(first.save_dir).absolute() / f".sweep-{uuid.uuid4().hex[:12]}"
     mark.mkdir(parents=True)
-    home = None if user_path(first.save_dir).is_absolute() else os.getcwd()
+    cwd = None if user_path(first.save_dir).is_absolute() else os.getcwd()
     try:
-        _check_nodes(_nodes(), [str(mark), *_read_by(jobs)])
+        _check_nodes(_nodes(), [str(mark), *_input_paths(jobs)])
         with catch_signals() as received, Board(jobs, mark, show) as board:
-            outcomes = _train(jobs, placement, share, board, received, (str(mark), home))
+            outcomes = _train(jobs, placement, share, board, received, (str(mark), cwd))
     except RayError as error:
         raise Failed(f"the cluster is lost ({in_one_line(error)[:200]}); the same command goes on") from error
     finally:
@@ -137,8 +137,8 @@ def train_jobs(jobs: Sequence[Job], placement: Placement, share: Share, show: bo
     return outcomes
 
 
-def _read_by(jobs: Sequence[Job]) -> list[str]:
-    """The files and folders on this machine that the runs of these jobs are going to read."""
+def _input_paths(jobs: Sequence[Job]) -> list[str]:
+    """Return the files and folders on this machine that the runs of these jobs will read."""
     configs = [config for job in jobs for config in job.configs]
     named = {path for c in configs for path in (c.dataset_dir, c.dataset, c.restore_path) if path}
     return sorted(path for path in named if os.path.exists(user_path(path)))
@@ -147,33 +147,33 @@ def _read_by(jobs: Sequence[Job]) -> list[str]:
 def _train(
     jobs: Sequence[Job], placement: Placement, share: Share, board: Board, received: list[int], where: tuple
 ) -> list[Outcome]:
-    """Have Ray train the jobs until all have ended, or until a signal has stopped those that had not."""
+    """Train the jobs as Ray tasks until all have ended, or until a signal has stopped those that had not."""
     options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": placement.max_retries}
-    task: Any = ray.remote(max_calls=1)(_train_there)  # each in a fresh process, whose devices and memory are its own
+    task: Any = ray.remote(max_calls=1)(_train_on_node)  # each in a new process with its own devices and memory
     waiting: dict[Any, int] = {}
     for number, job in enumerate(jobs):
         configs = json.dumps([config.to_json() for config in job.configs])
-        begin = task.options(**options, retry_exceptions=[Preempted], name=f"job {number + 1}")
-        waiting[begin.remote(*where, number, job.label, configs, share.cores, share.gpus)] = number
+        submit = task.options(**options, retry_exceptions=[Preempted], name=f"job {number + 1}")
+        waiting[submit.remote(*where, number, job.label, configs, share.cores, share.gpus)] = number
     outcomes: dict[int, Outcome] = {}
-    asked = 0
+    handled = 0  # signals
     while waiting:
         for ref in ray.wait(list(waiting), timeout=POLL_SECONDS)[0]:
             number = waiting.pop(ref)
             outcomes[number] = _outcome(ref)
             board.ended(number, outcomes[number])
-        if len(received) > asked:
+        if len(received) > handled:
             for ref in waiting:
-                ray.cancel(ref, force=asked > 0)
-            if not asked:
+                ray.cancel(ref, force=handled > 0)
+            if not handled:
                 board.say("stopping: jobs write checkpoints; once more, and they end at once")
-            asked = len(received)
+            handled = len(received)
         board.look()
     return [outcomes[number] for number in range(len(jobs))]
 
 
 def _outcome(ref: Any) -> Outcome:
-    """What came of a job whose task is over."""
+    """Return the outcome of a job whose task has ended."""
     try:
         return ray.get(ref)
     except TaskCancelledError:
@@ -184,34 +184,35 @@ def _outcome(ref: Any) -> Outcome:
         return Outcome("failed", f"lost on every try: {reason}" if was_lost else reason, str(error))
 
 
-# --- the nodes ---
+# --- Nodes ---
 
 
 def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _has(node: dict[str, Any], resource: str) -> float:
+def _amount(node: dict[str, Any], resource: str) -> float:
     return node["Resources"].get(resource, 0.0)
 
 
-def _counted(number: int | float, what: str) -> str:
-    return f"{number:g} {what}{'s' * (number != 1)}"
+def _plural(number: int | float, noun: str) -> str:
+    return f"{number:g} {noun}{'s' * (number != 1)}"
 
 
 def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> Share:
-    """What a job gets of these nodes: a GPU with its part of the cores of a node, or where there is none two cores."""
-    with_gpus = [node for node in nodes if _has(node, "GPU")]
+    """Resolve the resources of a job on these nodes: by default a GPU with its part of a node's cores, or without GPUs
+    two cores. Raises UserError if no node is large enough."""
+    with_gpus = [node for node in nodes if _amount(node, "GPU")]
     gpus = placement.gpus_per_cell if placement.gpus_per_cell is not None else float(bool(with_gpus))
     if placement.cores_per_cell is not None:
         wanted = placement.cores_per_cell
     elif gpus and with_gpus:
-        wanted = max(1, int(min(gpus * _has(node, "CPU") / _has(node, "GPU") for node in with_gpus)))
+        wanted = max(1, int(min(gpus * _amount(node, "CPU") / _amount(node, "GPU") for node in with_gpus)))
     else:
-        wanted = max(1, min(2, int(max((_has(node, "CPU") for node in nodes), default=1))))
-    room = [int(min(_has(n, "CPU") // wanted, _has(n, "GPU") / gpus if gpus else float("inf"))) for n in nodes]
+        wanted = max(1, min(2, int(max((_amount(node, "CPU") for node in nodes), default=1))))
+    room = [int(min(_amount(n, "CPU") // wanted, _amount(n, "GPU") / gpus if gpus else float("inf"))) for n in nodes]
     have = [
-        _counted(_has(node, "CPU"), "core") + (f" and {_counted(_has(node, 'GPU'), 'GPU')}" if with_gpus else "")
+        _plural(_amount(node, "CPU"), "core") + (f" and {_plural(_amount(node, 'GPU'), 'GPU')}" if with_gpus else "")
         for node in nodes
     ]
     if not sum(room):
@@ -219,21 +220,21 @@ def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> Share:
         flags = f"--cores_per_cell={wanted} --gpus_per_cell={gpus:g}"
         raise UserError(f"no node has room for a job with {flags}: they have {largest}; give less of one of them")
     usable = [kind for kind, jobs in zip(have, room, strict=True) if jobs]
-    nodes_in_words = (f"{_counted(usable.count(kind), 'node')} with {kind}" for kind in dict.fromkeys(usable))
-    return Share(wanted, gpus, sum(room), ", ".join(nodes_in_words))
+    described = (f"{_plural(usable.count(kind), 'node')} with {kind}" for kind in dict.fromkeys(usable))
+    return Share(wanted, gpus, sum(room), ", ".join(described))
 
 
 def _check_nodes(nodes: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
-    """Raises UserError if a node does not see these paths, or has another version of floq."""
-    probe = ray.remote(_look_around)
+    """Raise UserError if a node does not see these paths, or has another version of floq."""
+    probe = ray.remote(_probe_node)
     asked = {}
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[probe.options(num_cpus=0, scheduling_strategy=there).remote(paths)] = node
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[probe.options(num_cpus=0, scheduling_strategy=strategy).remote(paths)] = node
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
     if silent:
         names = ", ".join(asked[ref]["NodeManagerHostname"] for ref in silent)
-        raise Failed(f"no answer from {names} within {PROBE_SECONDS:.0f} s: look at ray status")
+        raise Failed(f"no answer from {names} within {PROBE_TIMEOUT_S:.0f} s: look at ray status")
     here = installed_versions()["floq"]
     for ref in answered:
         name = asked[ref]["NodeManagerHostname"]
@@ -241,7 +242,7 @@ def _check_nodes(nodes: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
             lacking, version = ray.get(ref)
         except RayError as error:
             if asked[ref]["NodeID"] not in {node["NodeID"] for node in _nodes()}:
-                continue  # it has left
+                continue  # it has left the cluster
             raise UserError(
                 f"node {name} cannot use floq ({in_one_line(error)[-200:]}): install it there, in the same version"
             ) from error
@@ -254,33 +255,33 @@ def _check_nodes(nodes: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
             raise UserError(f"node {name} has floq {version}, this one {here}: install the same version on all nodes")
 
 
-# --- there ---
+# --- Worker processes on the nodes ---
 
 
-def _look_around(paths: Sequence[str]) -> tuple[list[str], str]:
-    """On a node: which of these paths cannot be read, or the first written to, and the version of floq."""
+def _probe_node(paths: Sequence[str]) -> tuple[list[str], str]:
+    """Return which of these paths cannot be read here (the first: read and written), and the version of floq."""
     needed = {path: os.R_OK if number else os.R_OK | os.W_OK for number, path in enumerate(paths)}
     return [path for path, mode in needed.items() if not os.access(user_path(path), mode)], installed_versions()["floq"]
 
 
-def _train_there(
-    mark: str, home: str | None, number: int, label: str, configs: str, cores: int, gpus: float
+def _train_on_node(
+    mark: str, cwd: str | None, number: int, label: str, configs: str, cores: int, gpus: float
 ) -> Outcome:
-    """On a node, in a process of its own: train a job, whose configurations come as JSON, or go on with it.
+    """Train a job in a process of its own, or resume it. `configs` are its configurations as JSON.
 
     Raises:
-        Preempted: a signal ended it; there are checkpoints.
+        Preempted: a signal ended it; its checkpoints are written.
     """
     from floq.runs.config import Config
 
     node = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:4]}"
-    if not os.path.isdir(mark):  # of a node that joined later
+    if not os.path.isdir(mark):  # nodes that joined later were not probed
         return Outcome("failed", f"node {node} does not see {Path(mark).parent}, which all must share")
-    if home is not None:
-        os.chdir(home)
+    if cwd is not None:
+        os.chdir(cwd)
     with open(Path(mark) / ATTEMPTS.format(number), "a") as file:
         file.write(json.dumps({"node": node, "pid": os.getpid(), "time": time.time()}) + "\n")
-    os.environ |= {CORES: str(cores), "NPROC": str(cores)}  # NPROC is what XLA goes by
+    os.environ |= {CORES: str(cores), "NPROC": str(cores)}  # XLA reads NPROC
     if 0 < gpus < 1:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY * gpus:.2f}")
     enable_compilation_cache()
@@ -289,14 +290,15 @@ def _train_there(
     try:
         return attempt(job)
     except Interrupted as stop:
-        if stop.signum == signal.SIGINT:  # which is how Ray tells a task that it is cancelled
+        if stop.signum == signal.SIGINT:  # Ray's way to cancel a task
             return Outcome("stopped", str(stop))
         raise Preempted(str(stop)) from None
 
 
 def _await_predecessor(job: Job) -> None:
-    """Wait while a process holds a run of the job: where its node is lost to Ray, it may live a little longer."""
+    """Wait while another process holds the lock of a run of the job: that of an earlier try may outlive its node's
+    connection to Ray. Give up after `PREDECESSOR_TIMEOUT_S`."""
     folders = [run.folder for config in job.configs for run in runs_of(config)]
-    end = time.monotonic() + DYING_SECONDS
+    end = time.monotonic() + PREDECESSOR_TIMEOUT_S
     while any(map(is_held, folders)) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)

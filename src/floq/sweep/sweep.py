@@ -1,6 +1,7 @@
-"""`floq sweep`: train what experiment files or flags ask for, here or on a cluster, and draw what came of it.
+"""`floq sweep`: train the runs of experiment files or flags, on this machine or a cluster, and write their results as
+CSV files, tables and figures.
 
-A run is known by its configuration and its seed: one that has ended, for whichever experiment, is never trained again.
+A run is identified by its configuration and its seed: one that has ended, for any experiment, is not trained again.
 """
 
 import contextlib
@@ -35,10 +36,25 @@ from floq.utils.files import check_writable, user_path
 from floq.utils.machine import clear_jit_cache, use_all_cores
 from floq.utils.progress import Display
 
-# --- What a sweep writes of its runs ---
+if TYPE_CHECKING:  # it needs Ray
+    from floq.sweep.ray import Placement, Share
 
 METRICS = {"success": "success", "episode_return": "episode.return", "episode_length": "episode.length"}
-"""Columns of the tidy CSV, and what eval.csv calls them."""
+"""Columns of the tidy CSV, and their names in eval.csv."""
+
+_RUN_COLUMNS = (
+    "final",
+    "auc",
+    "steps",
+    "parameters",
+    "critic_parameters",
+    "update_gflop",
+    "action_mflop",
+    "updates_per_second",
+)
+_RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
+
+# --- CSV files ---
 
 
 def write_rows(entries: Sequence[Entry], folder: Path) -> None:
@@ -62,22 +78,9 @@ def write_rows(entries: Sequence[Entry], folder: Path) -> None:
     _write(folder / f"{name}-runs.csv", runs, list(dict.fromkeys([*first, *(key for row in runs for key in row)])))
 
 
-_RUN_COLUMNS = (
-    "final",
-    "auc",
-    "steps",
-    "parameters",
-    "critic_parameters",
-    "update_gflop",
-    "action_mflop",
-    "updates_per_second",
-)
-_RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
-
-
 def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost, score: str) -> dict[str, Any]:
-    """What a run came to, and what its critic was like at the end. The first evaluation, of an agent that has not
-    learned, is no part of the area."""
+    """Return the results of a run and the last metrics of its critic. The area under the curve excludes the first
+    evaluation, before any learning."""
     scores = columns.get(f"evaluation/{score}", [math.nan] * len(columns["step"]))
     first = Schedule(run.config).first_step
     learned = [pair for pair in zip(columns["step"], scores, strict=True) if pair[0] > first]
@@ -100,7 +103,7 @@ def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost, score: str)
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Atomically; what is missing or not a number is empty."""
+    """Write a CSV file atomically; missing values and NaN are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -109,8 +112,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -
     files.replace(path, text.getvalue().encode())
 
 
-if TYPE_CHECKING:  # it needs Ray
-    from floq.sweep.ray import Placement, Share
+# --- Sweeps ---
 
 
 def sweep(
@@ -130,8 +132,9 @@ def sweep(
     Args:
         files: experiments; see `floq.sweep.experiment`.
         budget: the name of the budget file beside them.
-        out: where tables and figures go; by default into `save_dir`/sweep/`budget`.
-        dataset_dir, save_dir: of the runs.
+        out: folder of tables and figures; by default `save_dir`/sweep/`budget`.
+        dataset_dir: that of the runs.
+        save_dir: that of the runs.
         seeds: instead of those of the files.
         dry_run: only show the plan.
         redraw: only draw figures and tables again, from the CSV files in `out`.
@@ -139,7 +142,7 @@ def sweep(
         show: print progress.
 
     Returns:
-        The figures.
+        Paths of the figures.
 
     Raises:
         UserError: a file is wrong, before anything is trained.
@@ -185,15 +188,17 @@ def sweep_configs(
     placement: "Placement | None" = None,
     show: bool = True,
 ) -> list[Run]:
-    """Train those of these runs that have not ended yet, and show what all of them came to.
+    """Train those of these runs that have not ended yet, and show the results of all.
 
     Args:
         configs: the runs.
         notes: lines to print first.
-        dry_run, placement, show: see `sweep`.
+        dry_run: see `sweep`.
+        placement: see `sweep`.
+        show: see `sweep`.
 
     Returns:
-        The runs that came to their end, in the order of `configs`.
+        The finished runs, in the order of `configs`.
 
     Raises: see `sweep`.
     """
@@ -207,13 +212,13 @@ def sweep_configs(
     _start_jax(len(configs), dry_run, placement)
     configs = [resolve_paths(config) for config in configs]
     named = zip(configs, differences(configs), strict=True)
-    labels = {config: name or _called(config) for config, name in named}
-    here = [] if placement else fleets(missing(labels))  # whose results are shown when they have been trained
+    labels = {config: name or _label(config) for config, name in named}
+    local = [] if placement else fleets(missing(labels))  # their results are shown when they have been trained
     failures = _train(labels, folder, display, show, dry_run, placement, {})
     if dry_run:
         return []
     finished = [run for config in labels for run in runs_of(config)[:1] if run.is_finished]
-    for numbers in fleets([run.config for run in finished]) if list(map(len, here)) != [len(labels)] else []:
+    for numbers in fleets([run.config for run in finished]) if list(map(len, local)) != [len(labels)] else []:
         show_result([finished[number] for number in numbers], display)
     display.note(f"page    floq report {folder} --out report.html")
     if failures:
@@ -221,11 +226,11 @@ def sweep_configs(
     return finished
 
 
-# --- training ---
+# --- Training ---
 
 
 def _start_jax(runs: int, dry_run: bool, placement: "Placement | None") -> None:
-    """As the training needs it. Where that happens elsewhere, no accelerator is taken from it."""
+    """Initialise JAX for the training; if that is in other processes, on the CPU, which leaves accelerators to them."""
     if placement is not None or dry_run:
         jax.config.update("jax_platforms", "cpu")
         return
@@ -233,7 +238,7 @@ def _start_jax(runs: int, dry_run: bool, placement: "Placement | None") -> None:
     jax.devices()
 
 
-def _called(config: Config) -> str:
+def _label(config: Config) -> str:
     agent = config.agent
     return f"{agent.critic_name}+{agent.actor_name} on {config.task}"
 
@@ -247,8 +252,8 @@ def _train(
     placement: "Placement | None",
     episodes: Mapping[str, int],
 ) -> list[str]:
-    """Train what has not ended of these runs, here or there, or only show how. Returns a line for each job that
-    failed."""
+    """Train those of these runs that have not ended, in this process or on the cluster, or only show the jobs. Return a
+    line for each job that failed."""
     left = missing(labels)
     with contextlib.ExitStack() as stack:
         share: Share | None = None
@@ -256,7 +261,7 @@ def _train(
             from floq.sweep.ray import connected
 
             share = stack.enter_context(connected(placement))
-        jobs = jobs_of({config: labels[config] for config in left}, _most(len(left), placement, share))
+        jobs = jobs_of({config: labels[config] for config in left}, _max_runs(len(left), placement, share))
         if dry_run:
             if jobs:
                 slots, machines = (share.slots, share.machines) if share else (1, "this machine, one after another")
@@ -285,8 +290,8 @@ def _train(
     return failures
 
 
-def _most(runs: int, placement: "Placement | None", share: "Share | None") -> int | None:
-    """How many runs a job may have: on a cluster, so many that no machine is idle while another has two's work."""
+def _max_runs(runs: int, placement: "Placement | None", share: "Share | None") -> int | None:
+    """Return the maximum number of runs of a job: on a cluster, such that all its slots have work."""
     if placement is None or share is None:
         return None
     return placement.fleet_size or max(1, -(-runs // share.slots))
@@ -308,19 +313,19 @@ def _train_here(jobs: Sequence[Job], display: Display, show: bool) -> list[Outco
 
 
 def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], display: Display) -> None:
-    """Collect the datasets of these runs that are not on disk and that the budget has a number of episodes for; what
-    it does not name is downloaded when its run begins."""
+    """Collect the datasets of these runs that are not on disk and have a number of episodes in the budget; others are
+    downloaded when their runs begin."""
     wanted = dict.fromkeys((environments.dataset_name(config.task), config.dataset_dir) for config in configs)
     for name, directory in wanted:
         if name in episodes and not (user_path(directory) / f"{name}.npz").exists():
             collect_shown(name, user_path(directory), episodes[name], display)
 
 
-# --- what is written ---
+# --- Figures and tables ---
 
 
 def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
-    """The figure and the table of an experiment, from its CSV files alone."""
+    """Write the figure and the table of an experiment, from its CSV files alone. Return the path of the figure."""
     groups = {group.name: group.against for group in experiment.groups}
     evaluations, runs = (comparison.read_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
     found = comparison.compare(groups, experiment.reference, evaluations, runs, experiment.score)

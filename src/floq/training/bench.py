@@ -64,15 +64,15 @@ class Episodes(NamedTuple):
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """How long one call takes."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def repetitions_for(call: Callable[[int], Any], seconds: float) -> int:
-    """The n for which `call(n)` takes about so long, found by doubling it: a single repetition says little where
-    starting is most of its time."""
+    """Find the n for which `call(n)` takes about `seconds`, by doubling it: one repetition would mostly time the
+    start."""
     n, spent = 1, seconds_of(partial(call, 1))
     while spent < seconds / 4:
         n *= 2
@@ -83,8 +83,8 @@ def repetitions_for(call: Callable[[int], Any], seconds: float) -> int:
 def best_in_turn(
     calls: Mapping[Name, Callable[[int], Any]], repetitions: Mapping[Name, int], tries: int = 3
 ) -> dict[Name, float]:
-    """Seconds per repetition of each `call(n)`: the best of a few tries, in which the calls take turns, so that what
-    else the machine does hits all of them alike."""
+    """Measure the seconds per repetition of each `call(n)`: the best of a few tries, in which the calls take turns, so
+    that what else the machine does hits all of them alike."""
     best = dict.fromkeys(calls, math.inf)
     for _ in range(tries):
         for name, call in calls.items():
@@ -117,7 +117,7 @@ def product_rate(rows: int, width: int, precision: Precision) -> float:
 
 
 def square_size() -> int:
-    """The size of the large squares."""
+    """Return the size of the large square matrices."""
     return SQUARE[_backend()]
 
 
@@ -126,8 +126,8 @@ def _backend() -> str:
 
 
 def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv) -> Episodes:
-    """Episodes per second, all at once and one after another, of a policy that has learned nothing: its episodes are
-    as long as the task allows."""
+    """Measure episodes per second, all at once and one after another, of an untrained policy, whose episodes are as
+    long as the task allows."""
     assert config.env_name is not None
     policy = on_cpu(policy)
     chunk = config.agent.action_chunk
@@ -185,7 +185,8 @@ def bench(
 
     Args:
         config: of a floq agent; its task gives the sizes of observations and actions.
-        ks, fleets: the numbers of integration steps and the sizes of fleets to go through.
+        ks: the numbers of integration steps to measure.
+        fleets: the sizes of fleets to measure.
         seconds: how long each of the three tries of a row takes, about.
         evaluate: measure evaluation as well. It needs the task's environment; so do the sizes.
         out: write the rows as CSV to this file.
@@ -260,7 +261,7 @@ def random_data(obs_size: int, act_size: int) -> Dataset:
 
 
 def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None], Config]:
-    """The configurations to compare: floq with each K, and FQL with the same actor and the same widths."""
+    """Return the configurations to compare: floq with each K, and FQL with the same actor and the same widths."""
     found: dict[tuple[str, int | None], Config] = {}
     for k in ks:
         critic = dataclasses.replace(config.agent.critic, critic_flow_steps=k)
@@ -273,7 +274,7 @@ def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None]
 
 
 def fleet_of(config: Config, runs: int, data: Dataset, layout: Layout | None = None) -> Fleet:
-    """A fleet of fresh agents that differ in their seeds."""
+    """Make a fleet of fresh agents that differ in their seeds."""
     layout, data = layout or Layout.for_runs(runs, config.batch_devices), data.for_chunks(config.agent.action_chunk)
     both, seeds = FleetData.of([data]), range(runs)
     agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in seeds]
@@ -368,7 +369,7 @@ def _cells(row: Measured) -> list[str]:
 
 
 def _precision(config: Config) -> str:
-    """The precision by its name; a CPU has no TF32."""
+    """Return the name of the precision; a CPU has no TF32."""
     return "f32" if config.precision == "tf32" and jax.default_backend() == "cpu" else config.precision
 
 

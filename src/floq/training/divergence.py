@@ -1,7 +1,7 @@
-"""What happens to a run in whose update something is not finite: it stops, or goes back to earlier weights.
+"""Handle runs that diverge: a run in whose update something is not finite stops, or rewinds to earlier weights.
 
-The others of its fleet go on. Nothing that is not finite reaches weights: the agent stays as it was before that update
-(`floq.agent.finite`), and this is what its last checkpoint holds.
+The other runs of its fleet continue. Nothing that is not finite reaches weights: the agent stays as it was before that
+update (`floq.agent.finite`), and its last checkpoint holds that state.
 """
 
 import dataclasses
@@ -25,12 +25,14 @@ Info = dict[str, float]
 
 
 class Divergences:
-    """Looks after the runs of a fleet that diverge.
+    """Stops or rewinds the runs of a fleet that diverge.
 
     Args:
-        loggers, fleet: the runs.
-        schedule: when checkpoints are due; only to these does a run go back, since others depend on signals and clocks.
-        save: writes the checkpoint of one run as it is, given the run and its step.
+        loggers: the runs on disk.
+        fleet: their agents.
+        schedule: when checkpoints are due; a run rewinds only to these, since others depend on signals and clocks.
+        display: shows what happens.
+        save: writes the checkpoint of one run, given the run and its step.
     """
 
     def __init__(
@@ -44,22 +46,22 @@ class Divergences:
         self._loggers, self._fleet, self._schedule = loggers, fleet, schedule
         self._display, self._save = display, save
         self.stopped: dict[int, str] = {}
-        """By run, what is to be said of those that are over."""
+        """By run, a message about each that was stopped."""
 
     @property
-    def going(self) -> list[int]:
-        """The runs that are not over."""
+    def active(self) -> list[int]:
+        """The runs that were not stopped."""
         return [run for run in range(len(self._loggers)) if run not in self.stopped]
 
     def handle(self, step: int, infos: list[Info]) -> list[Info]:
-        """Look after the runs that met a fault on the way to this step.
+        """Stop or rewind the runs that had a fault on the way to this step.
 
         Args:
-            step: where the runs are.
-            infos: of each run's last update.
+            step: the present step of the runs.
+            infos: those of each run's last update.
 
         Returns:
-            The infos, of a run that went back those of what it did after.
+            The infos; of a run that was rewound, those of its updates since.
         """
         found = list(infos)
         for run, fault in enumerate(self._fleet.faults):
@@ -86,8 +88,8 @@ class Divergences:
         return dict.fromkeys(info, math.nan) if online else self._fleet.advance(0)[run]
 
     def _earlier(self, logger: RunLogger, at: int) -> int | None:
-        """The checkpoint that a run which diverged at this step goes back to: the newest one, and for each time that it
-        went back to since that was due, one further back. None if there are no more of either."""
+        """Return the step of the checkpoint to rewind to: the newest one that was due, and one further back for each
+        rewind since. None if there is none, or no rewind is left."""
         steps = [step for step in checkpoint.steps(logger.run.folder / "checkpoints") if 0 < step <= at]
         due = [step for step in steps if self._schedule.save_due(step)]
         times = len([rewind for rewind in logger.run.rewinds if due and rewind["step"] >= due[-1]])
@@ -107,7 +109,7 @@ class Divergences:
 
 
 def what_helps(config: Config, term: str) -> list[str]:
-    """What usually keeps a run with these settings from diverging where this term was the first, most likely first."""
+    """List flags that usually keep a run with these settings from diverging in this term, the most likely first."""
     agent, critic = config.agent.flat(), not term.startswith("actor")
     found = [f"--agent.lr={min(config.agent.lr / 3, USUAL_LR):.1g}"]
     if config.precision != "f32":

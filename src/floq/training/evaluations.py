@@ -1,4 +1,4 @@
-"""The evaluations of a fleet: episodes that are played beside the training, or a look at held-out data."""
+"""Evaluations of a fleet: episodes beside the training, or on held-out data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,12 +12,14 @@ from floq.utils.progress import Display
 
 
 class Evaluations:
-    """Those of the runs of a fleet. Each ends as a row in its run's eval.csv.
+    """Evaluations of the runs of a fleet, each of which becomes a row of its run's eval.csv.
 
     Args:
-        loggers, fleet: the runs.
-        evaluator: plays episodes beside the training; or for each run what looks at its held-out data, at once.
-        clocks: of the runs.
+        loggers: the runs on disk.
+        fleet: their agents.
+        evaluator: runs episodes beside the training; or one evaluator of held-out data a run, which runs at once.
+        display: shows progress.
+        clocks: those of the runs.
     """
 
     def __init__(
@@ -34,24 +36,25 @@ class Evaluations:
 
     @property
     def pending(self) -> list[Request]:
-        """Those that were begun and have not ended."""
+        """Evaluations that were begun and have not ended."""
         return self._background.pending if self._background is not None else []
 
     def begin_again(self, pending: Sequence[Mapping[int, Policy]]) -> None:
-        """Begin those that had not ended when the runs were stopped: for each run by step, the policies."""
+        """Restart those that had not ended when the runs were stopped: for each run by step, the policies."""
         waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
         for at in sorted({at for at, _, _ in waiting}):
             self._submit(at, {run: policy for step, run, policy in waiting if step == at})
 
     def begin(self, step: int, runs: Sequence[int], received: list[int]) -> None:
-        """Have these runs evaluated as they are at this step, in the background; or look at held-out data, now, unless
-        a signal appears in `received`: then that is left to whoever continues."""
+        """Evaluate these runs at this step, in the background; or on held-out data, now, unless a signal appears in
+        `received`: then a resumed run does so."""
         if self._held_out is not None:
             return self.complete(step, runs, received)
         self._submit(step, {run: self._fleet.agent(run).policy for run in runs})
 
     def complete(self, step: int, runs: Sequence[int], received: list[int]) -> None:
-        """Look at the held-out data of those of the runs, if they have any, that have no row for this step yet."""
+        """Evaluate on held-out data those of the runs that have no row for this step yet; nothing if they have
+        episodes."""
         if self._held_out is None:
             return
         for run in runs:
@@ -64,13 +67,13 @@ class Evaluations:
                 logger.log_evaluation(evaluation, seconds)
 
     def take(self, wait: float = 0.0) -> None:
-        """Log what has ended; waits up to `wait` seconds for the first."""
+        """Log finished evaluations; wait up to `wait` seconds for the first."""
         if self._background is not None:
             for request, evaluation in self._background.finished(wait):
                 self._loggers[request.run].log_evaluation(evaluation, request.seconds)
 
     def wait(self, most: int, received: list[int]) -> None:
-        """Wait until no more than so many are pending, or a signal comes."""
+        """Wait until at most `most` are pending, or a signal arrives."""
         if self._background is None or len(self.pending) <= most:
             return
         episodes = self._loggers[0].config.eval_episodes

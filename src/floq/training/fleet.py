@@ -56,7 +56,7 @@ class FleetData(eqx.Module):
         return len(self.trajectories) if self.counts is None else int(self.counts.max())
 
     def task(self, number: Int[Array, ""]) -> Dataset:
-        """The dataset of one task."""
+        """Return the dataset of one task."""
         task = self.trajectories.with_labels(self.rewards[number], self.masks[number])
         if self.starts is None or self.counts is None:
             return task
@@ -64,7 +64,7 @@ class FleetData(eqx.Module):
 
 
 def _end_to_end(tasks: Sequence[Dataset]) -> list[Dataset]:
-    """The same tasks over one set of trajectories, that of the first before that of the second."""
+    """Concatenate the trajectories of the tasks, and return the tasks over all of them."""
     rows: dict[str, Any] = {
         name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in Trajectories._fields
     }
@@ -112,7 +112,7 @@ class Fleet:
         return self._runs
 
     def place(self, values: Sequence[Any]) -> Any:
-        """A value of each run, along the run axis, on the devices that hold the runs."""
+        """Stack a value of each run along the run axis, on the devices that hold the runs."""
         divided = NamedSharding(self.layout.mesh, PartitionSpec("runs"))
         return jax.device_put(_stacked([values[run] for run in self.slots]), divided)
 
@@ -152,14 +152,13 @@ class Fleet:
         """Train all runs for `num_steps` updates, in one device call; one that was behind catches up, and one in whose
         update something is not finite stays there. Returns each run's info of its last update, zeros if it made none.
         """
-        self.aim(num_steps)
+        self.set_target_step(num_steps)
         self.agents, self.fault_codes, info = self._program(*self._arguments())
         return self.divided(info)
 
-    def aim(self, num_steps: int) -> np.int32:
-        """Have what trains next train `num_steps` updates further. Returns the step at which it stops."""
+    def set_target_step(self, num_steps: int) -> None:
+        """Let the next call train `num_steps` updates further."""
         self._stop += num_steps
-        return np.int32(self._stop)
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of `advance` now, and return it for its analyses."""
@@ -168,10 +167,11 @@ class Fleet:
         return program
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self.agents, self.fault_codes, self.tasks, self.batch_keys, self.train, self.aim(0)
+        return self.agents, self.fault_codes, self.tasks, self.batch_keys, self.train, np.int32(self._stop)
 
     def validate(self) -> list[dict[str, float]]:
-        """What `update` would log on one batch of held-out data, and the critic's diagnosis there, for each run."""
+        """Return, for each run, the metrics of `update` on one batch of held-out data, and the critic's diagnosis
+        there."""
         return self.divided(_validate(self.agents, self.tasks, self._validation_keys, self._validation, self.layout))
 
     def return_ranges(self) -> list[tuple[float, float]]:
@@ -181,7 +181,7 @@ class Fleet:
         return [(float(low), float(high)) for low, high in zip(*ends, strict=True)][: self._runs]
 
     def divided(self, info: dict[str, Float[Array, " runs"]]) -> list[dict[str, float]]:
-        """What a program returned along the run axis, run by run."""
+        """Split what a program returned along the run axis into one dictionary a run."""
         host = jax.device_get(info)
         return [{name: float(values[run]) for name, values in host.items()} for run in range(self._runs)]
 
@@ -220,8 +220,8 @@ def train_steps(
     stop: Int[Array, ""],
     divide_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Agent, Int[Array, ""], Info]:
-    """Updates of one run on batches of its dataset until its agent is at step `stop`, or meets a fault; none if it has
-    one. Returns the agent, its fault and the last update's info, that of the faulty one if there is one.
+    """Update one run on batches of its dataset until its agent is at step `stop`, or an update is not finite; not at
+    all if one was. Returns the agent, its fault and the info of the last update, faulty or not.
 
     The batch of update number i is drawn with fold_in(batch_key, i), so the result does not depend on how the steps
     are divided into calls. The step to stop at is traced: one program serves every length.
@@ -241,7 +241,8 @@ def train_steps(
 
 
 def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) -> Batch:
-    """The batch of the agent's next update: it depends on the agent's step and settings, and on the stream `key`."""
+    """Draw the batch of the agent's next update, which depends on the agent's step and settings, and on the stream
+    `key`."""
     static = agent.static
     step_key = jax.random.fold_in(key, agent.step)
     sizes = static.batch_size, static.n_step

@@ -30,7 +30,7 @@ class Hosts:
     count: int = 1
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This host's part of a list: neighbours stay together, since they are likely to share data and program."""
+        """Return this host's part of a list; neighbours, which are likely to share data and program, stay together."""
         start, end = (len(items) * number // self.count for number in (self.index, self.index + 1))
         return list(items[start:end])
 

@@ -1,15 +1,13 @@
-"""The loop of a fleet: gradient steps on its data, many per device call, then steps of its environments with updates
-beside them; between these logs and checkpoints, beside them evaluations.
+"""The training loop of a fleet: advance, log, evaluate, save, stop.
 
-A run's step counts gradient steps offline, and environment steps from there on. Everything that a gradient step does
-depends on the agents, the configurations and the data alone, so a fleet that was stopped goes on as if it had not been;
-online that holds but for the episodes that it was in, which begin anew.
+A run's step counts gradient steps offline, and environment steps from there on. A gradient step depends on the agents,
+the configurations and the data alone, so a stopped fleet resumes exactly; online, the interrupted episodes restart.
 """
 
 import contextlib
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,17 +34,17 @@ MAX_PENDING = 2  # evaluations of the fleet that may wait; then training waits f
 
 
 class Loop:
-    """A fleet of runs from the step that they are at to their last.
+    """Trains a fleet of runs from their present step to the last.
 
     Args:
-        loggers: the runs, with logs that end at their step. They agree in all that the loop goes by: numbers of
-            steps, intervals, episodes.
+        loggers: the runs, with logs that end at their step. They share numbers of steps, intervals and episodes.
         fleet: their agents, with the data.
-        evaluator: plays episodes beside the training; or, without an environment, looks at held-out data.
-        sizes: how many numbers an observation and an action have.
-        clocks: what the checkpoint says of time spent; empty for fresh runs.
+        evaluator: runs episodes beside the training; without an environment, evaluates on held-out data.
+        sizes: dimensions of observations and actions.
+        display: shows progress.
+        clocks: time spent so far, from the checkpoint; empty for fresh runs.
         started: when this process began with the runs, by `time.monotonic`.
-        step: where the runs are.
+        step: the present step of the runs.
         recorded: for each run its replay, where it has one.
     """
 
@@ -69,13 +67,14 @@ class Loop:
         self._step, self._schedule = step, Schedule(self._config)
         self._divergences = Divergences(loggers, fleet, self._schedule, display, self._save_run)
         self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks)
-        self._saved_at = started
+        self._saved_at, self._saved_step = started, step or None
+        self._logged_at, self._logged_step = time.monotonic(), step
         self._online: Online | None = None  # from the first environment step on
         self._recorded = list(recorded) or [None] * len(loggers)
         self._owes_rows = False  # whether rows of this step are still to be written
 
-    def go(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
-        """Train to the end.
+    def run(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
+        """Train to the last step.
 
         Args:
             received: signals appear here.
@@ -86,77 +85,81 @@ class Loop:
             Failed: an environment failed; likewise, as before whatever else is raised. Runs that diverged raise
                 nothing; see `diverged`.
         """
-        with contextlib.ExitStack() as workers:
-            try:
-                self._train(received, pending, workers)
-            except (Interrupted, OSError):
-                raise  # saved already; or the disk failed, and rows may be missing which a checkpoint would skip
-            except Exception as error:
-                if self._owes_rows:  # whoever went on from here would miss them
-                    raise
-                self._save()
-                if isinstance(error, Failed):
-                    raise Failed(f"{error}; {self._stopped}") from error
-                self._display.note(f"saved   {self._stopped}")
-                raise
+        due, first, last = self._schedule, self._step, self._schedule.last_step
+        with contextlib.ExitStack() as workers, self._saved_if_it_fails():
+            self._evaluations.begin_again(pending)
+            if first and due.evaluation_due(first):
+                self._evaluations.complete(first, self._active, received)
+            with self._display.bar("train", last, start=first) as update_bar:
+                while self._step < last and self._active and not received:
+                    if due.is_online(self._step):  # environment steps, with gradient steps beside them
+                        infos = self._advance_online(workers, received)
+                    else:  # gradient steps on the data
+                        stop = due.next_stop(self._step, self._clocks.updates.per_call())
+                        with self._clocks.timed(self._clocks.updates, stop - self._step):
+                            infos = self.fleet.advance(stop - self._step)
+                        self._step = stop
+                    infos = self._divergences.handle(self._step, infos)
+                    self._log_and_evaluate(infos, received)
+                    self._evaluations.take()
+                    self._evaluations.wait(MAX_PENDING * len(self.loggers), received)
+                    if due.save_due(self._step) or self._save_is_late or received:
+                        self._save()
+                    update_bar(self._step, line=due.due(self._step, self._config.eval_interval), **self._state(infos))
+            waiting = len(self._evaluations.pending)
+            self._evaluations.wait(0, received)
+            if self._saved_step != self._step or waiting != len(self._evaluations.pending):
+                self._save()  # the signal came after this step's turn, or what is pending, and the clock, changed since
+            if received:
+                name = signal.Signals(received[0]).name
+                raise Interrupted(f"stopped by {name} {self._stopped}", received[0])
 
-    def _train(
-        self, received: list[int], pending: Sequence[Mapping[int, Policy]], workers: contextlib.ExitStack
-    ) -> None:
-        first, last, due = self._step, self._schedule.last_step, self._schedule
-        saved_step = first or None
-        self._logged_at, self._logged_step = time.monotonic(), first
-        self._evaluations.begin_again(pending)
-        if first and due.evaluation_due(first):
-            self._evaluations.complete(first, self._going, received)
-        with self._display.bar("train", last, start=first) as update_bar:
-            while self._step < last and self._going and not received:
-                infos = self._advance_online(workers, received) if due.is_online(self._step) else self._advance()
-                infos = self._divergences.handle(self._step, infos)
-                self._do_what_is_due(infos, received)
-                self._evaluations.take()
-                self._evaluations.wait(MAX_PENDING * len(self.loggers), received)
-                if due.save_due(self._step) or self._save_is_late or received:
-                    self._save()
-                    saved_step = self._step
-                update_bar(self._step, line=due.due(self._step, self._config.eval_interval), **self._state(infos))
-        waiting = len(self._evaluations.pending)
-        self._evaluations.wait(0, received)
-        if saved_step != self._step or waiting != len(self._evaluations.pending):
-            self._save()  # the signal came after this step's turn, or what is pending, and the clock, changed since
-        if received:
-            name = signal.Signals(received[0]).name
-            raise Interrupted(f"stopped by {name} {self._stopped}", received[0])
-
-    def _do_what_is_due(self, infos: list[dict[str, float]], received: list[int]) -> None:
-        """At this step: write the row of the log, begin the evaluation. Who goes on from here does neither again."""
+    def _log_and_evaluate(self, infos: list[dict[str, float]], received: list[int]) -> None:
+        """Write the row of the log and begin the evaluation that are due at this step: a run that is resumed from here
+        does neither again."""
         self._owes_rows = True
         if self._schedule.log_due(self._step):
             now = time.monotonic()
-            epoch_time = (now - self._logged_at) / (self._step - self._logged_step)
-            self._log(self._step, infos, epoch_time)
+            self._log(self._step, infos, (now - self._logged_at) / (self._step - self._logged_step))
             self._logged_at, self._logged_step = now, self._step
         if self._schedule.evaluation_due(self._step):
-            self._evaluations.begin(self._step, self._going, received)
+            self._evaluations.begin(self._step, self._active, received)
         self._owes_rows = False
+
+    @contextlib.contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """Write a checkpoint before an error is raised, unless rows of this step are missing: a run that resumes from
+        that checkpoint would never write them."""
+        try:
+            yield
+        except (Interrupted, OSError):
+            raise  # saved already; or the disk failed, and rows may be missing
+        except Exception as error:
+            if self._owes_rows:
+                raise
+            self._save()
+            if isinstance(error, Failed):
+                raise Failed(f"{error}; {self._stopped}") from error
+            self._display.note(f"saved   {self._stopped}")
+            raise
 
     @property
     def _stopped(self) -> str:
-        folders = " ".join(str(self.loggers[run].run.folder) for run in self._going)
+        folders = " ".join(str(self.loggers[run].run.folder) for run in self._active)
         return f"at step {self._step}; go on with floq train --resume {folders}"
 
     @property
-    def _going(self) -> list[int]:
+    def _active(self) -> list[int]:
         """The runs that have not diverged and stopped."""
-        return self._divergences.going
+        return self._divergences.active
 
     @property
     def diverged(self) -> dict[int, str]:
-        """By run, what is to be said of those that diverged and stopped."""
+        """By run, a message about each that diverged and stopped."""
         return self._divergences.stopped
 
     def summary(self, run: int) -> dict[str, Any]:
-        """What `summary.json` of a run says at the end."""
+        """Return the content of a run's `summary.json`."""
         found = scores(self.loggers[run].scores)
         plays = self._config.env_name is not None and self._config.eval_interval > 0
         return {
@@ -172,20 +175,9 @@ class Loop:
             **found,
         }
 
-    # --- the steps ---
-
-    def _advance(self) -> list[dict[str, float]]:
-        """Gradient steps on the data, to the next stop. Returns each run's info of the last one."""
-        rate, before = self._clocks.updates, time.monotonic()
-        stop = self._schedule.next_stop(self._step, rate.per_call())
-        infos = self.fleet.advance(stop - self._step)
-        made, self._step = stop - self._step, stop
-        self._clocks.count(rate, made, before)
-        return infos
-
     def _advance_online(self, workers: contextlib.ExitStack, received: list[int]) -> list[dict[str, float]]:
-        """Environment steps with updates beside them, to the next stop. Where an environment fails on the way, what is
-        due at the step that it led to is done before that is raised."""
+        """Take environment steps, with updates beside them, to the next stop. If an environment fails on the way, write
+        the rows due at the step reached before raising."""
         c = self._config
         if self._online is None:
             configs, done = [logger.config for logger in self.loggers], self._step - c.offline_steps
@@ -193,28 +185,28 @@ class Loop:
             online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display, explored)
             self._online = workers.enter_context(online)
             self._recorded = []
-        first, before, rate = self._step, time.monotonic(), self._online_rate
+        first, rate = self._step, self._online_rate
         stop = self._schedule.next_stop(first, rate.per_call(c.num_envs))
-        try:
-            self._online.advance((stop - first) // c.num_envs)
-        except Exception:
-            self._step = c.offline_steps + self._online.steps
-            if self._step > first:
-                self._do_what_is_due(self._online.infos(), received)
-            raise
-        self._step, infos = stop, self._online.infos()
-        self._clocks.count(rate, stop - first, before)
-        return infos
+        with self._clocks.timed(rate, stop - first):
+            try:
+                self._online.advance((stop - first) // c.num_envs)
+            except Exception:
+                self._step = c.offline_steps + self._online.steps
+                if self._step > first:
+                    self._log_and_evaluate(self._online.infos(), received)
+                raise
+            self._step = stop
+            return self._online.infos()
 
     @property
     def _online_rate(self) -> Rate:
-        """Of the environment steps from here on: those of the warm-up are faster, and must not be mixed with others."""
+        """The rate of the coming environment steps; those of the warm-up are faster and counted separately."""
         c, clocks = self._config, self._clocks
         return clocks.warm_up if self._step < c.offline_steps + c.steps_without_updates else clocks.env_steps
 
     @property
     def _updates_per_second(self) -> float | None:
-        """Of one run; all runs of the fleet make them at the same time. Those offline, if there were any."""
+        """Updates per second of one run (all runs of the fleet update together): offline ones, if there were any."""
         env_steps = self._clocks.env_steps.per_second
         ticks = env_steps and env_steps / self._config.num_envs
         return self._clocks.updates.per_second or (ticks and ticks * self._config.updates_per_tick)
@@ -222,14 +214,14 @@ class Loop:
     def _log(self, step: int, infos: list[dict[str, float]], epoch_time: float) -> None:
         times = {"time/epoch_time": epoch_time, "time/total_time": self._clocks.seconds}
         held_out, ranges = self.fleet.validate(), self.fleet.return_ranges()
-        for number in self._going:
+        for number in self._active:
             logger = self.loggers[number]
             row = _named("training", infos[number]) | _named("validation", held_out[number]) | times
             if self._online is not None:
                 row |= self._online.statistics(number)
             logger.log_training(step, row)
-            for sign, what in health_warnings(logger.config.agent.flat(), row, ranges[number]).items():
-                if logger.is_new(sign):
+            for warning, what in health_warnings(logger.config.agent.flat(), row, ranges[number]).items():
+                if logger.is_new(warning):
                     self._display.note(f"warning seed {logger.config.seed}, step {step}: {what}")
 
     # --- checkpoints ---
@@ -243,14 +235,14 @@ class Loop:
         replays = self._online.recorded() if self._online is not None else self._recorded
         failed: OSError | None = None
         for run, replay in enumerate(replays):
-            if run in self._going:
+            if run in self._active:
                 try:
                     self._save_run(run, self._step, replay)
                 except OSError as error:  # the others are saved all the same
                     failed = failed or error
         if failed:
             raise failed
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self._step
         if self._config.keep_checkpoints is not None:
             for logger in self.loggers:  # only now: until all have saved, those before are what all have
                 prune(logger.run.folder / "checkpoints", self._config.keep_checkpoints)
@@ -266,7 +258,7 @@ class Loop:
     # --- what is shown ---
 
     def _state(self, infos: list[dict[str, float]]) -> dict[str, str]:
-        """What the progress line shows: means over the fleet."""
+        """Return the fields of the progress line: means over the fleet."""
         state = {}
         known = [headline(logger.scores) for logger in self.loggers if logger.scores]
         if known:
@@ -279,10 +271,10 @@ class Loop:
             )
         if self._evaluations.pending:
             state["evaluating"] = f"step {self._evaluations.pending[0].step}"
-        if not self._going or (self._online is not None and not self._online.has_learned):
+        if not self._active or (self._online is not None and not self._online.has_learned):
             return state
         losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
-        mean = {name: np.mean([infos[run][metric] for run in self._going]) for name, metric in losses.items()}
+        mean = {name: np.mean([infos[run][metric] for run in self._active]) for name, metric in losses.items()}
         return state | {name: f"{value:.3g}" for name, value in mean.items()}
 
 

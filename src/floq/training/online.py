@@ -34,7 +34,7 @@ from floq.utils.errors import Failed
 from floq.utils.machine import worker_count
 from floq.utils.progress import Display
 
-# --- What the online phase adds to a fleet on its devices ---
+# --- Replays and programs of the online phase, on the devices ---
 
 HEADROOM = 0.25  # by this part of what a reward was outside the range, the range goes beyond it
 MIN_WIDENING = 0.05  # or by this part of the range: rewards that slowly grow should not change it every time
@@ -77,30 +77,32 @@ class OnlineFleet:
         return not all(map(ready, self._info.values()))
 
     def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
-        """Have the actions of every run in every environment chosen, when the updates before have been made. What is
-        returned waits for them: an array (runs, envs, act). An action that is not finite is a fault of its run, and
-        zero instead: the environment is not to blame."""
+        """Start computing the actions of every run in every environment, after the updates already queued. The function
+        that is returned waits for them: an array (runs, envs, act). An action that is not finite is replaced by zero
+        and recorded as a fault of its run."""
         fleet = self._fleet
         own = fleet.agents, fleet.fault_codes, self._keys, obs[fleet.slots]
         acts, fleet.fault_codes = _explore(*own, np.int32(tick), fleet.layout)
         return lambda: np.asarray(acts)[: len(fleet)]
 
     def learn(self, new: Experience, num_updates: int) -> None:
-        """Add what a tick brought, and make so many updates of each run. Does not wait for them."""
+        """Add the experience of a tick to the replays, and queue so many updates of each run without waiting for
+        them."""
         fleet = self._fleet
         new = Experience(*(x[fleet.slots] for x in new))
         own = fleet.agents, fleet.fault_codes, self._replay, new, fleet.tasks, fleet.batch_keys
-        found = _learn(*own, fleet.train, fleet.aim(num_updates), **self._settings)
+        fleet.set_target_step(num_updates)
+        found = _learn(*own, fleet.train, np.int32(fleet.step), **self._settings)
         fleet.agents, fleet.fault_codes, self._replay, self._info = found
         self.has_learned |= num_updates > 0
 
     def infos(self) -> list[dict[str, float]]:
-        """Each run's info of the last update of the last `learn`; NaN before the first."""
+        """Return each run's info of the last update of the last `learn`; NaN before the first."""
         infos = self._fleet.divided(self._info)
         return infos if self.has_learned else [dict.fromkeys(info, float("nan")) for info in infos]
 
     def recorded(self) -> Iterator[ReplaySnapshot]:
-        """The replays of the runs, one after another."""
+        """Yield the replays of the runs, one after another."""
         shards = [jax.tree.map(lambda x, place=place: _on(place, x), self._replay) for place in self._places]
         everything = itertools.chain.from_iterable(shard.recorded() for shard in shards)
         return itertools.islice(everything, len(self._fleet))  # the last may be idle copies
@@ -122,7 +124,8 @@ class OnlineFleet:
 
 
 def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Layout) -> Replay:
-    """The replays of the devices as one whose arrays are divided among them: none holds more than its own, ever."""
+    """Join the replays of the devices into one whose arrays are divided among them: no device ever holds another's
+    part."""
     sharding, parts = NamedSharding(layout.mesh, PartitionSpec("runs")), []
     for place, share in zip(layout.mesh.devices[:, 0], shares, strict=True):
         with jax.default_device(place):
@@ -136,7 +139,7 @@ def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Lay
 
 
 def _on(place: Any, x: Array) -> Array:
-    """The part of an array that lies on this device."""
+    """Return the part of an array that lies on this device."""
     return next(shard.data for shard in x.addressable_shards if shard.device == place)
 
 
@@ -270,7 +273,7 @@ class Online:
         return self._tick * self._config.num_envs
 
     def advance(self, num_ticks: int) -> None:
-        """Go on for so many ticks.
+        """Run so many ticks.
 
         Raises:
             Failed: an environment failed and is not to be restarted, or fails again and again. What the others did in
@@ -291,14 +294,14 @@ class Online:
             self._pending = self._received(self._workers.answers(begun, self._config.env_timeout), actions)
 
     def _learn(self) -> None:
-        """Have the updates of a tick made."""
+        """Queue the updates of a tick."""
         assert self._pending is not None
         learns = self.steps >= self._config.steps_without_updates
         self._fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
         self._pending = None
 
     def infos(self) -> list[dict[str, float]]:
-        """Each run's info of the last update. Waits for it."""
+        """Wait for the last update, and return each run's info of it."""
         return self._fleet.infos()
 
     @property
@@ -307,7 +310,8 @@ class Online:
         return self._fleet.has_learned
 
     def statistics(self, run: int) -> dict[str, float]:
-        """Means over the episodes that a run has ended since this was last asked, or what was said then."""
+        """Return means over the episodes that a run has finished since the last call; the last means if there are
+        none."""
         if self._episodes[run]:
             means = EpisodeResult.mean(self._episodes[run])
             self._statistics[run] = {f"exploration/{name}": mean for name, mean in means.items()}
@@ -315,7 +319,7 @@ class Online:
         return self._statistics[run]
 
     def recorded(self) -> Iterator[ReplaySnapshot]:
-        """The replays of the runs with all that they have seen, one after another."""
+        """Yield the replays of the runs, the newest transitions included, one after another."""
         for run, recorded in enumerate(self._fleet.recorded()):
             yield recorded if self._pending is None else recorded.append(self._pending, run)
 
@@ -324,11 +328,11 @@ class Online:
 
     @staticmethod
     def _at(share: Sequence[EnvSpec]) -> tuple[np.ndarray, ...]:
-        """Where the environments of a share are in arrays of all."""
+        """Return the indices of the environments of a share in arrays of all."""
         return index_of([site.slot for site in share])
 
     def _received(self, answers: Sequence[VectorStep | WorkerError], actions: np.ndarray) -> Experience:
-        """What a tick brought, out of what the workers answered."""
+        """Turn the answers of the workers into the experience of a tick."""
         ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerError)]
         ticks = [
             self._restarted(i, answer) if isinstance(answer, WorkerError) else answer
@@ -356,13 +360,13 @@ class Online:
         self._display.note(f"note    {failure.what}; it is made anew")
 
     def _end(self, what: str, times: int) -> Failed:
-        """What ends the run, after so many failures in a row if they were survived."""
+        """Return the error that ends the run, after so many failures in a row."""
         remedy = "--restart_failed_envs=True would go on with a fresh one"
         return Failed(f"{what} ({f'{times} times in a row' if self._config.restart_failed_envs else remedy})")
 
     def _restarted(self, worker: int, failed: WorkerError) -> VectorStep:
-        """The first tick of a worker that takes the place of one that died, hangs, or could not make its environments:
-        all of them begin anew."""
+        """Replace a worker that died, hangs, or could not make its environments, and return the first tick of the new
+        one: all its environments are reset."""
         names = ", ".join(f"{site.slot[1]} of {site.env_name} (seed {site.seed})" for site in self._shares[worker])
         while True:
             late = f"did not answer within {failed.timeout:g} seconds" if isinstance(failed, WorkerLate) else ""

@@ -35,7 +35,7 @@ from floq.utils.progress import Display
 
 
 class Found(NamedTuple):
-    """What a run goes on from: its checkpoint and what it had seen online; neither if it starts anew."""
+    """The state that a run resumes from: its checkpoint and its replay; neither if it starts again."""
 
     saved: Checkpoint | None = None
     replay: ReplaySnapshot | None = None
@@ -78,14 +78,13 @@ def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Fo
 
 
 def remove_later_checkpoints(runs: Sequence[Run], step: int) -> None:
-    """Delete the checkpoints after this step, where some of the runs were further: they would be gone back to while
-    the rows of the logs before them are not there."""
+    """Delete the checkpoints after this step: the rows of the logs that lead to them are cut."""
     for run in runs:
         remove_after(run.folder / "checkpoints", step)
 
 
 def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
-    """What the run has of that step; None if it is damaged, and set aside now."""
+    """Read the run's checkpoint of that step. None if it is damaged; it is quarantined then."""
     folder = run.folder / "checkpoints"
     try:
         saved = own_checkpoint(run, step)
@@ -104,8 +103,8 @@ def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
 
 
 def stopped_together(runs: Sequence[Run]) -> bool:
-    """Whether these runs can go on as one fleet: they are at one step, or apart by the save during which they were
-    killed."""
+    """Return whether these runs can resume as one fleet: they are at one step, or apart by the save during which they
+    were killed."""
     folders = [run.folder / "checkpoints" for run in runs]
     newest, common = _newest(folders), set(steps(folders[0])).intersection(*map(steps, folders))
     save_interval, num_envs = runs[0].config.save_interval, runs[0].config.num_envs
@@ -113,12 +112,12 @@ def stopped_together(runs: Sequence[Run]) -> bool:
 
 
 def _newest(folders: Sequence[Path]) -> list[int]:
-    """How far each run has come; a checkpoint that was set aside counts."""
+    """Return the newest step of each run; a quarantined checkpoint counts."""
     return [max([*steps(folder), *quarantined_steps(folder)], default=0) for folder in folders]
 
 
 def _without(folders: Sequence[Path]) -> Path:
-    """The first of these folders that holds no checkpoint, or simply the first."""
+    """Return the first of these folders that holds no checkpoint, or the first."""
     return next((folder for folder in folders if not steps(folder)), folders[0])
 
 
@@ -190,7 +189,8 @@ def _go_on(
     started: float,
     draw: bool,
 ) -> list[Run]:
-    """Continue runs whose folders this process holds. `old` are the same with the settings that they stopped with."""
+    """Continue runs whose folders this process has locked. `old` are the same with the settings that they stopped
+    with."""
     configs, found = [run.config for run in runs], newest_common(old, display.note)
     step = found[0].step
     _check_steps(old[0].config, configs[0], step)
@@ -227,8 +227,8 @@ def _go_on(
 
 
 def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:
-    """Make the folders those of runs that are at this step. A kill in the midst of it does no harm: whoever comes next
-    goes on from the same step."""
+    """Cut the folders of the runs back to this step. If this is killed midway, the next resume starts from the same
+    step."""
     for run, of_run in zip(runs, records, strict=True):
         run.write_config(of_run)
         run.reopen()
@@ -239,7 +239,7 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
 
 
 def _check_steps(old: Config, new: Config, step: int) -> None:
-    """Raises UserError if a run that is at this step cannot go on with the new settings."""
+    """Raise UserError if a run that is at this step cannot continue with the new settings."""
     online = step > old.offline_steps
     for name in ("offline_steps", *BEFORE_ONLINE) if online else ():
         if (value := getattr(new, name)) != (before := getattr(old, name)):
@@ -251,7 +251,7 @@ def _check_steps(old: Config, new: Config, step: int) -> None:
 
 
 def continued(run: Run, changes: Mapping[str, Any]) -> Config:
-    """The configuration with which `resume` goes on."""
+    """Return the configuration with which `resume` continues."""
     for name in changes:
         if name not in (*ALWAYS, *BEFORE_ONLINE):
             raise UserError(f"{name}: a run goes on with its own settings, only {', '.join(ALWAYS)} may change")

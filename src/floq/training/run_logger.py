@@ -1,4 +1,4 @@
-"""One run of a fleet, as it is on disk while it is trained."""
+"""Logs of one run of a fleet while it is trained."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from floq.utils import files
 
 
 class RunLogger:
-    """One run of a fleet, as it is on disk and wherever else it logs; `step` is where it begins or goes on."""
+    """Writes the logs of one run, to its folder and to the sinks it asks for, from `step` on."""
 
     def __init__(self, run: Run, step: int = 0):
         self.run, self.config = run, run.config
@@ -21,7 +21,7 @@ class RunLogger:
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
         log = run.folder / "train.csv"
-        self._signs: set[str] = set()
+        self._warned: set[str] = set()
         self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
 
     def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
@@ -37,20 +37,20 @@ class RunLogger:
         """Add to `rewinds.json`."""
         self.run.write_json("rewinds.json", [*self.run.rewinds, dict(rewind)])
 
-    def is_new(self, sign: str) -> bool:
-        """Whether this is the first time that this sign of trouble is seen."""
-        known = sign in self._signs
-        self._signs.add(sign)
+    def is_new(self, warning: str) -> bool:
+        """Return whether this warning is given for the first time."""
+        known = warning in self._warned
+        self._warned.add(warning)
         return not known
 
     def sync(self) -> None:
-        """Have the rows on the disk when this returns: those before a checkpoint are not written again."""
+        """Flush the rows to the disk: a resumed run does not write those before its checkpoint again."""
         for log in (self.train_log, self.eval_log):
             log.sync()
         files.sync(self.run.folder)
 
     def close(self) -> None:
-        """Nothing is logged any more."""
+        """Close the sinks."""
         for sink in self._sinks:
             sink.close()
 

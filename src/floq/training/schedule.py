@@ -1,7 +1,8 @@
 """When logs, evaluations and checkpoints of a run are due, and how far one call should go."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from floq.runs.config import Config
 
@@ -9,8 +10,8 @@ CHUNK_SECONDS = 0.5  # a call takes about this long, so that a signal is answere
 
 
 class Schedule:
-    """The steps of a run: first gradient steps, one by one, then environment steps, as many at once as there are
-    environments. Where those do not meet a multiple of an interval, the next one after it counts."""
+    """The steps of a run: gradient steps one by one, then environment steps, as many at once as there are environments.
+    Where those skip a multiple of an interval, the next step counts."""
 
     def __init__(self, config: Config):
         self._config = c = config
@@ -18,12 +19,11 @@ class Schedule:
         self.last_step = c.total_steps
 
     def is_online(self, step: int) -> bool:
-        """Whether what follows this step is one of the environments."""
+        """Return whether the step after this one is an environment step."""
         return step >= self._config.offline_steps
 
     def due(self, step: int, interval: int) -> bool:
-        """Whether what is due at every multiple of the interval, and where a phase ends, is due at this step; with an
-        interval of 0 it never is."""
+        """Return whether this step is a multiple of the interval or ends a phase; never with an interval of 0."""
         c = self._config
         if not interval:
             return False
@@ -31,18 +31,20 @@ class Schedule:
         return step // interval > before // interval or step in (c.offline_steps, self.last_step)
 
     def log_due(self, step: int) -> bool:
+        """Return whether a row of train.csv is due."""
         return self.due(step, self._config.log_interval)
 
     def evaluation_due(self, step: int) -> bool:
-        """The first evaluation comes after the first step, unless there is none at all."""
+        """Return whether an evaluation is due; the first comes after the first step."""
         interval = self._config.eval_interval
         return bool(interval) and (step == self.first_step or self.due(step, interval))
 
     def save_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due."""
         return self.due(step, self._config.save_interval)
 
     def next_stop(self, step: int, most: int) -> int:
-        """The next step at which something is due or the warm-up is over, or that `most` updates or ticks lead to."""
+        """Return the next step at which something is due or the warm-up ends, at most `most` updates or ticks ahead."""
         c = self._config
         if step == 0:
             return self.first_step
@@ -56,10 +58,10 @@ class Schedule:
 
 
 class Clocks:
-    """Where the time of a run went, over all processes that worked at it.
+    """Time spent on a run, over all processes that trained it.
 
     Args:
-        known: what the checkpoint says of it; empty for fresh runs.
+        known: the values of the checkpoint; empty for fresh runs.
         started: when this process began with the run, by `time.monotonic`.
     """
 
@@ -72,17 +74,20 @@ class Clocks:
 
     @property
     def seconds(self) -> float:
-        """Since the run's very beginning, without the time between processes."""
+        """Seconds since the run began, without the time between processes."""
         return time.monotonic() - self._origin
 
-    def count(self, rate: "Rate", steps: int, before: float) -> None:
-        """So many steps were made since `before`."""
+    @contextlib.contextmanager
+    def timed(self, rate: "Rate", steps: int) -> Iterator[None]:
+        """Count what is done within as so many steps of this rate, unless it raises."""
+        before = time.monotonic()
+        yield
         rate.count(steps, time.monotonic() - before)
         if rate is not self.warm_up:
             self.to_first_update = self.to_first_update or self.seconds
 
     def to_json(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return the values that a checkpoint keeps."""
         return {
             "seconds": self.seconds,
             "update_seconds": self.updates.seconds,
@@ -94,10 +99,11 @@ class Clocks:
 
 
 class Rate:
-    """How many steps there are per second. The first call compiles, so its time says nothing.
+    """Steps per second. The first call compiles, so its time is not counted.
 
     Args:
-        seconds, steps: what is known from before.
+        seconds: those counted before.
+        steps: those counted before.
     """
 
     def __init__(self, seconds: float = 0.0, steps: float = 0.0):
@@ -105,7 +111,7 @@ class Rate:
         self._compiled = False
 
     def count(self, steps: int, seconds: float) -> None:
-        """A call made so many steps in so many seconds."""
+        """Count a call that made so many steps in so many seconds."""
         if self._compiled:
             self.steps += steps
             self.seconds += seconds
@@ -113,9 +119,9 @@ class Rate:
 
     @property
     def per_second(self) -> float | None:
-        """None before anything is known."""
+        """Steps per second; None before the second call."""
         return self.steps / self.seconds if self.steps else None
 
     def per_call(self, size: int = 1) -> int:
-        """How many times `size` steps a call should make."""
+        """Return how many times `size` steps a call should make, to take about `CHUNK_SECONDS`."""
         return max(1, round(CHUNK_SECONDS * self.per_second / size)) if self._compiled and self.per_second else 1

@@ -1,9 +1,8 @@
-"""Where the runs of a fleet lie, and how a function of one run becomes one of all.
+"""Placement of the runs of a fleet on devices, and functions of one run applied to all.
 
-What is best depends on the backend, and only speed does. An accelerator wants few large kernels: the runs are vmapped.
-A CPU core wants small matrices that stay in its cache: runs follow one another, and the cores, each posing as a device,
-share the runs among them. Several accelerators share the runs likewise; and several devices may share each run's batch,
-whose products the compiler then divides.
+The layout affects speed only. An accelerator wants few large kernels: the runs are vmapped. A CPU core wants small
+matrices that stay in its cache: each core is a device of its own, the runs are divided among them, and those of one
+core follow one another. Several accelerators share the runs likewise; several devices may also share each run's batch.
 """
 
 from collections.abc import Callable
@@ -19,8 +18,7 @@ from floq.utils.errors import UserError
 
 
 class Layout(NamedTuple):
-    """How a fleet lies on the machine: the devices, how many of them share each run's batch, and whether the runs of
-    one device are batched."""
+    """The devices of a fleet, how many of them share each run's batch, and whether the runs of a device are vmapped."""
 
     devices: tuple[Any, ...]
     batched: bool
@@ -28,7 +26,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def for_runs(cls, runs: int, batch_devices: int = 1) -> "Layout":
-        """The layout that suits the backend.
+        """Return the layout that suits the backend.
 
         Raises:
             UserError: there are not as many devices as are to share a batch.
@@ -46,7 +44,7 @@ class Layout(NamedTuple):
         return Mesh(np.array(self.devices).reshape(-1, self.batch_devices), ("runs", "batch"))
 
     def slots(self, runs: int) -> int:
-        """The length of the run axis: as many in each place, so the last ones may be idle copies."""
+        """Return the length of the run axis: the same in each place, so the last runs may be idle copies."""
         places = len(self.devices) // self.batch_devices
         return -(-runs // places) * places
 
@@ -60,8 +58,8 @@ class Layout(NamedTuple):
 def for_each_run(
     function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple, local: tuple = ()
 ) -> PyTree:
-    """`function(*own, *shared, *local)` for every run, where what is its own has a leading run axis. What is `local` is
-    shared by the runs of a device: the first axes hold that of one device after that of another."""
+    """Apply `function(*own, *shared, *local)` to every run: `own` has a leading run axis, `shared` is the same for all,
+    and `local` is shared by the runs of a device (its first axis holds one device after another)."""
 
     def on_one_device(own: tuple, shared: tuple, local: tuple) -> PyTree:
         one = lambda own: function(*own, *shared, *local)  # noqa: E731
@@ -77,7 +75,7 @@ def for_each_run(
 def on_each_device(
     function: Callable[..., PyTree], layout: Layout, arguments: tuple, specs: tuple[PartitionSpec, ...]
 ) -> PyTree:
-    """`function(*arguments)` on every device, with its part of what the specs divide. Results are divided."""
+    """Apply `function(*arguments)` on every device to its part of what the specs divide. Results are divided."""
     if len(layout.devices) == 1:
         return function(*arguments)
     return jax.shard_map(

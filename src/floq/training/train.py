@@ -1,4 +1,4 @@
-"""Set fresh runs up and bring them to their end: one, or a fleet of them. `resuming` goes on with stopped ones."""
+"""Train fresh runs, one or a fleet; `resume.py` continues stopped ones."""
 
 import contextlib
 import dataclasses
@@ -99,7 +99,7 @@ def train_fleet(
     for group in groups:
         left -= len(group)
         try:
-            runs = _train_one_fleet([configs[i] for i in group], data, display, notes, draw)
+            runs = _train_group([configs[i] for i in group], data, display, notes, draw)
             finished |= zip(group, runs, strict=True)
         except Interrupted as stop:
             others = [f"{left} runs of other programs were not begun"] if left else []
@@ -116,7 +116,7 @@ def train_fleet(
 
 
 def fleets(configs: Sequence[Config]) -> list[list[int]]:
-    """The numbers of the configurations that one program can train together, group by group."""
+    """Group the indices of configurations that one program can train together."""
     groups: dict[Config, list[int]] = {}
     for number, config in enumerate(configs):
         groups.setdefault(program_of(config), []).append(number)
@@ -124,14 +124,14 @@ def fleets(configs: Sequence[Config]) -> list[list[int]]:
 
 
 def program_of(config: Config) -> Config:
-    """What is the same for all runs that one program can train together."""
+    """Return the configuration without what may differ between runs that one program trains together."""
     task = config.env_name and dataset_name(config.env_name)
     return dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
 
 
 def check_built(config: Config) -> None:
-    """Raises UserError for settings that parse, as the published commands have them, but are not built yet, or that
-    this machine cannot run."""
+    """Raise UserError for settings that parse, as published commands have them, but are not built yet or that this
+    machine cannot run."""
     pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": config.agent.encoder}
     for name, value in pixels.items():
         if value is not None:
@@ -163,7 +163,7 @@ def check_built(config: Config) -> None:
         kernels.check_machine()
 
 
-def _train_one_fleet(
+def _train_group(
     configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str], draw: bool
 ) -> list[Run]:
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
@@ -182,7 +182,7 @@ def _train_one_fleet(
 
 
 def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
-    """This host's part of the runs."""
+    """Return this host's part of the runs."""
     share = hosts.share(items)
     if hosts.count > 1:
         display.note(f"host    {hosts.index + 1} of {hosts.count}: {len(share)} of {len(items)} runs")
@@ -190,7 +190,8 @@ def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
 
 
 def resolve_paths(config: Config) -> Config:
-    """The configuration with all that it refers to as it is now, so that it is the same when the run is resumed."""
+    """Return the configuration with absolute paths and the step of the restored checkpoint, as a resumed run needs
+    it."""
     config = run_data.resolve_data_paths(config)
     source = source_of_weights(config)
     if source is None:
@@ -200,19 +201,19 @@ def resolve_paths(config: Config) -> Config:
 
 
 def fresh_agent(config: Config, data: Splits) -> Agent:
-    """The agent that a run starts from: new, or with the weights that `restore_path` names."""
+    """Return the agent that a run starts from: new, or with the weights that `restore_path` names."""
     agent, source = make_agent(config, data.train), source_of_weights(config)
     return agent if source is None else restore(agent, config, source)
 
 
 def records(data: Splits) -> dict[str, dict[str, str]]:
-    """What `config.json` keeps about where a run came from."""
+    """Return the records of `config.json`: versions of packages and a description of the data."""
     return {"versions": installed_versions(), "data": run_data.records(data)}
 
 
 @contextlib.contextmanager
 def lock_runs(runs: Sequence[Run]) -> Iterator[None]:
-    """Hold the folders of the runs for this process."""
+    """Lock the folders of the runs for this process."""
     with contextlib.ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.lock())
@@ -221,7 +222,7 @@ def lock_runs(runs: Sequence[Run]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
-    """What plays the evaluation episodes: its environments start up while the data is read. None without any."""
+    """Start the evaluator, whose environments start while the data is read; None without evaluations in episodes."""
     c, names = configs[0], [config.env_name or "" for config in configs]
     if c.env_name is None or not c.eval_interval:
         yield None
@@ -254,7 +255,7 @@ def run_to_completion(
     step: int = 0,
     recorded: Sequence[ReplaySnapshot | None] = (),
 ) -> list[Run]:
-    """Train to the end, draw, and only then write the summaries that mark the runs as finished."""
+    """Train to the last step, draw, and then write the summaries that mark the runs as finished."""
     loggers, splits = [RunLogger(run, step) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
@@ -274,7 +275,7 @@ def run_to_completion(
     with contextlib.ExitStack() as logs, catch_signals() as received:
         for logger in loggers:
             logs.callback(logger.close)
-        loop.go(received, pending)
+        loop.run(received, pending)
     ended = [number for number in range(len(runs)) if number not in loop.diverged]
     summaries = {number: loop.summary(number) for number in ended}
     try:

@@ -1,1 +1,1 @@
-"""Errors, files, untrusted input, settings, progress, signals, the machine: what every other package may use."""
+"""Utilities of all packages: errors, files, untrusted input, settings, progress, signals, the machine."""

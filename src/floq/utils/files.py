@@ -1,4 +1,4 @@
-"""Paths that people type, and folders that one process at a time may write to. No JAX in here."""
+"""Paths given by users, durable and atomic writes, and folders locked by one process at a time. No JAX in here."""
 
 import contextlib
 import os
@@ -9,12 +9,62 @@ from pathlib import Path
 
 from floq.utils.errors import UserError
 
-# --- Files that are there whole or not at all, even after a power failure ---
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; runs there are not guarded
+    fcntl = None
+
+DATA_FILES = (".npz", ".hdf5", ".h5")
+LOCK_RETRY_S = 0.05  # seconds; `is_held` takes far less
+
+# --- Paths ---
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path with `~` expanded. Raises UserError if the user that it names does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no such home folder") from error
+
+
+def looks_like_path(text: str) -> bool:
+    """Return whether a text denotes a file or folder and not a name: `/data/x`, `./x`, `~/x`, `x.npz`."""
+    return text[:1] in ("/", ".", "~") or text.endswith((*DATA_FILES, "/"))
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Raise UserError, ending in `remedy`, if the folder could not be created or written to. Creates nothing."""
+    there = folder
+    while not os.path.exists(there) and there != there.parent:
+        there = there.parent
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write to {folder}: {remedy}")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, or none of them. Raises FileExistsError if it exists, or another OSError."""
+    missing = [f for f in (folder, *folder.parents) if not os.path.exists(f)]
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        remove_empty(missing)
+        raise
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are empty; the deepest must come first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+# --- Durable writes ---
 
 
 def sync(path: Path) -> None:
-    """Have a file as it is, or the names in a folder, on the disk when this returns. Some file systems, and Windows,
-    cannot do so for folders; there the names come when they come."""
+    """Flush a file, or the entries of a folder, to the disk. Some file systems, and Windows, cannot do so for folders;
+    there it has no effect."""
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -24,19 +74,19 @@ def sync(path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a new file, on the disk when this returns. An OSError names the file."""
+    """Write a new file and flush it to the disk. An OSError names the file."""
     try:
         with open(path, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise _named(error, path) from error
+        raise _with_path(error, path) from error
 
 
 def append(path: Path, content: bytes) -> None:
-    """Write to the end of a file, whole or, if the disk is full, as if nothing had been written. An OSError names the
-    file. `sync` brings it to the disk."""
+    """Append to a file, all of `content` or, if the disk is full, nothing. An OSError names the file. The content is
+    not flushed to the disk: call `sync`."""
     try:
         with open(path, "ab", buffering=0) as file:
             before = file.tell()
@@ -48,12 +98,12 @@ def append(path: Path, content: bytes) -> None:
                     file.truncate(before)
                 raise
     except OSError as error:
-        raise _named(error, path) from error
+        raise _with_path(error, path) from error
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file in place of what had its name. Whoever reads it, now or after a crash, finds the old one or the new
-    one; if that fails, the old one. An OSError names the file."""
+    """Replace a file atomically. A reader, now or after a crash, finds the old content or the new; on failure, the old.
+    An OSError names the file."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial, content)
@@ -65,88 +115,43 @@ def replace(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
-def replace_folder(final: Path, partial: Path, aside: Path) -> None:
-    """Let a folder, the files in which are on the disk, take the name `final`. What had that name is called `aside`
-    until then: a kill between the two leaves it there, an error brings it back."""
+def replace_folder(final: Path, partial: Path, previous: Path) -> None:
+    """Rename the folder `partial`, whose files are on the disk, to `final`. An existing `final` is called `previous`
+    meanwhile: a kill between the two renames leaves it there, an error restores it."""
     sync(partial)
     if final.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
+        shutil.rmtree(previous, ignore_errors=True)
+        final.rename(previous)
     try:
         partial.rename(final)
     except OSError:
         with contextlib.suppress(OSError):
-            aside.rename(final)
+            previous.rename(final)
         raise
     sync(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """The same error; writing does not say to which file, opening does."""
+def _with_path(error: OSError, path: Path) -> OSError:
+    """Return the error with the file's name, which errors of opening have and errors of writing lack."""
     return error if error.filename else OSError(error.errno, error.strerror, str(path))
 
 
-DATA_FILES = (".npz", ".hdf5", ".h5")
-LOCK_RETRY_S = 0.05  # seconds; `is_held` takes far less
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; runs there are not guarded
-    fcntl = None
-
-
-def user_path(text: str | Path) -> Path:
-    """A path with `~` written out. Raises UserError if it names a user who is not there."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text}: there is no such home folder") from error
-
-
-def looks_like_path(text: str) -> bool:
-    """Whether a person who wrote this meant a file or folder and not a name: `/data/x`, `./x`, `~/x`, `x.npz`."""
-    return text[:1] in ("/", ".", "~") or text.endswith((*DATA_FILES, "/"))
-
-
-def check_writable(folder: Path, remedy: str) -> None:
-    """Raises UserError, ending in `remedy`, if the folder could not be made or written to; makes nothing."""
-    there = folder
-    while not os.path.exists(there) and there != there.parent:
-        there = there.parent
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise UserError(f"cannot write to {folder}: {remedy}")
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, or none of them. Raises FileExistsError if it is there, or another OSError."""
-    missing = [f for f in (folder, *folder.parents) if not os.path.exists(f)]
-    try:
-        folder.mkdir(parents=True)
-    except OSError:
-        remove_empty(missing)
-        raise
-
-
-def remove_empty(folders: list[Path]) -> None:
-    """Remove those of the folders, the deepest first, that are empty."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+# --- Locks ---
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Hold the folder for this process. Raises UserError with the message `busy` if another one holds it. The lock ends
-    with the process, however it ends."""
+    """Lock the folder for this process. Raises UserError with the message `busy` if another process has locked it. The
+    lock ends with the process, however it ends."""
     if fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            if not _locks(handle, fcntl.LOCK_EX):
-                time.sleep(LOCK_RETRY_S)  # somebody may only have looked, with `is_held`
+            if not _try_lock(handle, fcntl.LOCK_EX):
+                time.sleep(LOCK_RETRY_S)  # `is_held` of another process may have had it for a moment
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(busy) from error
@@ -156,8 +161,8 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder (see `exclusive`), which does not notice being asked. False where there are no
-    such locks, as on Windows, and for a folder that may not be read."""
+    """Return whether a process has locked the folder (see `exclusive`), without disturbing it. False where there are no
+    such locks, as on Windows, and for a folder that cannot be read."""
     if fcntl is None:
         return False
     try:
@@ -165,13 +170,13 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _locks(handle, fcntl.LOCK_SH)  # shared, so that any number may look at once
+        return not _try_lock(handle, fcntl.LOCK_SH)  # shared, so that several processes may check at once
     finally:
         os.close(handle)
 
 
-def _locks(handle: int, kind: int) -> bool:
-    """Whether a lock of this kind is to be had now. It ends when the handle is closed."""
+def _try_lock(handle: int, kind: int) -> bool:
+    """Take a lock of this kind if it is free, and return whether it was. It ends when the handle is closed."""
     assert fcntl is not None
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The machine: its cores, the versions of installed packages, and what JAX has to know before it starts.
+"""The machine: its cores, the versions of installed packages, and settings of JAX that precede its start.
 
 JAX is imported where it is needed: worker processes import this file.
 """
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from floq.utils.errors import UserError
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in so many microseconds
-CORES = "FLOQ_CORES"  # variable of the environment: use no more cores than this
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and of the period that they are for
+CORES = "FLOQ_CORES"  # environment variable: use no more cores than this
 FROM_SOURCE = "from source"
-CACHE_BYTES = 2**30
+MAX_CACHE_BYTES = 2**30
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-CACHED_FROM_SECONDS = 0.3  # what compiles faster is not worth a file
+MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not cached
 
 
 def version(package: str) -> str:
-    """The version of an installed package; of floq, "from source" where it runs without being installed."""
+    """Return the version of an installed package; for floq, "from source" where it is not installed."""
     try:
         return installed_version(package)
     except PackageNotFoundError:
@@ -33,10 +33,10 @@ def version(package: str) -> str:
 
 
 def worker_count(wanted: int | None, most: int) -> int:
-    """How many workers to start: what the user wants or one per core, but no more than there is work for.
+    """Return how many workers to start: `wanted` or one per core, but at most `most`.
 
     Raises:
-        UserError: the user wants less than one.
+        UserError: `wanted` is less than 1.
     """
     if wanted is not None and wanted < 1:
         raise UserError(f"workers={wanted}: must be at least 1")
@@ -44,7 +44,7 @@ def worker_count(wanted: int | None, most: int) -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use, by its affinity, the quota of its container and the variable FLOQ_CORES."""
+    """Count the cores that this process may use, by its affinity, its container's quota and the variable FLOQ_CORES."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (given := os.environ.get(CORES, "")).isdigit():
         count = max(1, min(count, int(given)))
@@ -56,8 +56,8 @@ def cores() -> int:
 
 
 def use_all_cores(devices: int) -> None:
-    """Let each core be a device of its own, where the backend is a CPU and so many devices have something to do. It
-    must come before JAX is used in this process, and does nothing after."""
+    """Make each core a JAX device, up to `devices` of them, where the backend is a CPU. Must be called before JAX is
+    used in this process, and has no effect afterwards."""
     import jax
 
     if devices > 1:
@@ -68,11 +68,11 @@ def use_all_cores(devices: int) -> None:
 
 
 def be_deterministic() -> None:
-    """Have GPUs give the same bits in every run, which costs speed: no atomic additions, no choice of kernels by their
-    speed. Nothing changes on a CPU.
+    """Make GPUs give bitwise equal results in every run, which costs speed: no atomic additions, no choice of kernels
+    by their speed. Nothing changes on a CPU.
 
     Raises:
-        UserError: JAX is at work on an accelerator in this process already, without this.
+        UserError: JAX already uses an accelerator in this process, without this setting.
     """
     if DETERMINISTIC in (flags := os.environ.get("XLA_FLAGS", "")):
         return
@@ -86,7 +86,7 @@ def be_deterministic() -> None:
 
 
 def _jax_is_in_use() -> bool:
-    """Whether its backends have started: then they refuse what must come before."""
+    """Return whether JAX's backends have started, after which some settings are refused."""
     import jax
 
     now = jax.config.values["jax_num_cpu_devices"]
@@ -99,8 +99,8 @@ def _jax_is_in_use() -> bool:
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs on disk from now on, so that the next process starts quickly, and return the folder: that
-    of JAX_COMPILATION_CACHE_DIR if it is set, else one under the user's cache. None where that cannot be written.
+    """Cache compiled programs on disk, so that the next process starts quickly, and return the folder: that of
+    JAX_COMPILATION_CACHE_DIR if it is set, else one under the user's cache; None if it cannot be written.
 
     A program compiled for one processor may be illegal on another, and homes are shared between machines, so the folder
     is named after the processor's features.
@@ -113,27 +113,27 @@ def enable_compilation_cache() -> Path | None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
         folder = home / "floq" / "programs" / processor_digest()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # it cannot be written, or there is no home
+    except (OSError, RuntimeError):  # it cannot be written, or there is no home folder
         return None
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_FROM_SECONDS)
+    jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     return folder
 
 
 def clear_jit_cache() -> None:
-    """Let go of all that was compiled in this process. On a CPU each program maps its code in thousands of pieces, and
-    Linux grants a process 65,530 of them: after some thirty programs of training, LLVM dies for want of more."""
+    """Free all compiled programs of this process. On a CPU each program takes thousands of memory mappings, and Linux
+    allows a process 65,530: after about thirty training programs, LLVM would crash."""
     import jax
 
     jax.clear_caches()
-    gc.collect()  # what else holds a program may be part of a cycle
+    gc.collect()  # other references to a program may be part of a cycle
 
 
 def processor_digest() -> str:
-    """8 hexadecimal digits that tell processors with different instructions apart."""
+    """Return 8 hexadecimal digits that identify the kind of processor and its instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

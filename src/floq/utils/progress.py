@@ -1,4 +1,4 @@
-"""What a command shows while it works: live bars on a terminal, plain lines elsewhere, nothing if asked."""
+"""Progress output of commands: live bars on a terminal, plain lines elsewhere, nothing if silenced."""
 
 import contextlib
 import sys
@@ -14,9 +14,9 @@ from rich.text import Text
 from floq.utils.untrusted import printable
 
 
-class _Output:
-    """A stream that may go away, as a terminal or a pipe that is closed, or a file on a disk that is full: what is said
-    then is lost, and the work goes on."""
+class _TolerantStream:
+    """A stream that ignores errors of writing, as of a closed terminal or pipe, or a full disk: the text is lost, and
+    the program continues."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -38,42 +38,49 @@ class Display:
     """Notes, bars and tables for one command. `show=False` makes all of them silent."""
 
     def __init__(self, show: bool = True):
-        output: Any = _Output(sys.stdout)
+        output: Any = _TolerantStream(sys.stdout)
         self._console = Console(file=output, quiet=not show, highlight=False)
         self._progress: Progress | None = None
         self._depth = 0
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
         self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
-        """A short table of names and values."""
+        """Print a short table of names and values."""
         table = Table(
-            title=_plain(title), title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+            title=_plain_text(title),
+            title_justify="left",
+            title_style="bold",
+            show_header=False,
+            box=None,
+            padding=(0, 2),
         )
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows.items():
-            table.add_row(_plain(name), _plain(value))
+            table.add_row(_plain_text(name), _plain_text(value))
         self._console.print(table)
 
     def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table with a header; the first column is text, which is folded where the terminal is narrow, the others are
+        """Print a table with a header; the first column is text, which is folded on a narrow terminal, the others are
         numbers."""
-        table = Table(title=_plain(title), title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1))
+        table = Table(
+            title=_plain_text(title), title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1)
+        )
         for number, name in enumerate(header):
-            table.add_column(_plain(name), justify="right" if number else "left", no_wrap=number > 0)
+            table.add_column(_plain_text(name), justify="right" if number else "left", no_wrap=number > 0)
         for row in rows:
-            table.add_row(*map(_plain, row))
+            table.add_row(*map(_plain_text, row))
         self._console.print(table)
 
     @contextlib.contextmanager
     def bar(self, name: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar from `start` to `total`. Yields `update(done, **what)`, where `what` is shown behind the bar.
+        """Show a bar from `start` to `total`. Yields `update(done, **what)`, where `what` is shown behind the bar.
 
-        Where there is no terminal, every fifth part and every update with `line=True` becomes a line; a bar within a
-        bar stays silent.
+        Without a terminal, every fifth of `total` and every update with `line=True` prints a line; a bar within a bar
+        is silent.
         """
         self._depth += 1
         try:
@@ -92,7 +99,7 @@ class Display:
         outermost = self._progress is None
         progress = self._progress
         if progress is None:
-            numbers = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # this column gives way on a narrow terminal
+            numbers = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # this column shrinks on a narrow terminal
             progress = self._progress = Progress(
                 TextColumn("{task.description}", table_column=Column(min_width=8)),
                 BarColumn(bar_width=12, table_column=Column(min_width=12)),
@@ -107,7 +114,7 @@ class Display:
         task = progress.add_task(name, total=total, completed=start, what="")
 
         def update(done: int, line: bool = False, **what: Any) -> None:
-            progress.update(task, completed=done, what=_shown(what))
+            progress.update(task, completed=done, what=_format_values(what))
 
         try:
             yield update
@@ -127,15 +134,15 @@ class Display:
                 last = done
                 elapsed = time.monotonic() - started
                 left = elapsed * (total - done) / max(1, done - start)
-                self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_shown(what)}".rstrip())
+                self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_format_values(what)}".rstrip())
 
         return update
 
 
-def _plain(text: str) -> Text:
-    """A text of which Rich takes no part for its markup."""
+def _plain_text(text: str) -> Text:
+    """Return a text that Rich does not parse as markup."""
     return Text(printable(text))
 
 
-def _shown(what: Mapping[str, Any]) -> str:
+def _format_values(what: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {value}" for name, value in what.items())

@@ -1,4 +1,7 @@
-"""Which values settings may have, of whatever critic, actor or run: checked by name, in one place."""
+"""Types and ranges of settings of every critic, actor and run, checked by name; tables of TOML files.
+
+All functions raise UserError for what they do not accept.
+"""
 
 import math
 import re
@@ -11,12 +14,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from floq.utils.errors import UserError, nearest
 from floq.utils.untrusted import TOML_LIMIT, check_depth, read_text
 
-# --- TOML files from people ---
+# --- TOML files ---
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a file. Raises UserError, as all of these do: it is missing, not TOML, too large or nested too
-    deep."""
+    """Return the tables of a file. Raises UserError if it is missing, not TOML, too large or nested too deep."""
     try:
         found = tomllib.loads(read_text(path, TOML_LIMIT))
         check_depth(found)
@@ -30,7 +32,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
-    """That a table has no other keys than these."""
+    """Raise UserError if a table has a key that is not in `known`."""
     for key in table:
         if key not in known:
             inside = f"{where} " if where else ""
@@ -38,7 +40,7 @@ def check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], where
 
 
 def value_of(path: Path, table: Mapping[str, Any], key: str, kind: type, default: Any = None, where: str = "") -> Any:
-    """The value of a key, or the default; without one the key must be there."""
+    """Return the value of a key, or the default. Raises UserError if both are missing, or the value is no `kind`."""
     kinds = {str: "a text", bool: "true or false", dict: "a table", list: "a list"}
     name = f"{where} {key}".strip()
     if key not in table and default is None:
@@ -50,16 +52,19 @@ def value_of(path: Path, table: Mapping[str, Any], key: str, kind: type, default
 
 
 def list_of(path: Path, name: str, values: Any, kind: type) -> list[Any]:
-    """The values, if they are a list of that kind."""
+    """Return the values. Raises UserError if they are not a list of that kind."""
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         what = {dict: "written as [[groups]]", str: 'a list of texts, as in ["a", "b"]', int: "a list such as [0, 1]"}
         raise UserError(f"{path}: {name} = {values!r}: must be {what[kind]}")
     return values
 
 
+# --- Types ---
+
+
 def typed(where: str, value: Any, hint: Any) -> Any:
-    """The value as a setting of this type has it; None, which JSON can say, only where the type allows for it. Raises
-    UserError for a value of another type."""
+    """Convert a value read from a file to a setting's type `hint`; None only where the type allows it. Raises UserError
+    for a value of another type."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in choices:
@@ -85,7 +90,9 @@ def typed(where: str, value: Any, hint: Any) -> Any:
     raise UserError(f"{where} = {value!r}: must be {' or '.join(wanted)}")
 
 
-SEEDS = 2**32  # how many seeds the random streams tell apart
+# --- Ranges ---
+
+SEEDS = 2**32  # number of seeds that give distinct random streams
 POSITIVE = (
     *("lr", "batch_size", "n_step", "action_chunk", "reward_scale", "sigma", "time_embed_dim"),
     *(
@@ -113,24 +120,26 @@ POSITIVE = (
     ),
     *("video_frame_skip", "frame_stack", "batch_devices", "checkpoint_minutes"),
 )
-NOT_NEGATIVE = (
+NON_NEGATIVE = (
     *("alpha", "alpha_critic", "actor_noise", "actor_noise_clip", "exploration_noise", "actor_head_scale"),
     *("temperature", "rho", "noise_coverage", "reward_offset", "support_margin"),
     *("offline_steps", "online_steps", "warmup_steps", "video_episodes", "restore_epoch", "eval_interval"),
 )
-SIZES = {"batch_size": 2**20, "num_envs": 2**12, "eval_episodes": 2**20, "action_chunk": 2**10, "n_step": 2**20}
-SIZES |= {"block_depth": 2**8, "num_transformations": 2**8, "video_episodes": 2**10, "video_frame_skip": 2**20}
-SIZES |= dict.fromkeys(("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"), 2**20)
-SIZES |= dict.fromkeys(("block_width", "num_bins", "time_embed_dim", "quantile_embed_dim", "num_tau_samples"), 2**16)
-SIZES |= dict.fromkeys([name for name in POSITIVE if name.endswith(("_steps", "_samples", "_candidates"))], 2**16)
-"""Beyond which a value is a slip or an attack: what it sizes would take a machine's memory or its time. No published
-setting comes near."""
+MAX_VALUES = {"batch_size": 2**20, "num_envs": 2**12, "eval_episodes": 2**20, "action_chunk": 2**10, "n_step": 2**20}
+MAX_VALUES |= {"block_depth": 2**8, "num_transformations": 2**8, "video_episodes": 2**10, "video_frame_skip": 2**20}
+MAX_VALUES |= dict.fromkeys(("flow_num_ensembles", "distill_num_ensembles", "value_num_ensembles"), 2**20)
+MAX_VALUES |= dict.fromkeys(
+    ("block_width", "num_bins", "time_embed_dim", "quantile_embed_dim", "num_tau_samples"), 2**16
+)
+MAX_VALUES |= dict.fromkeys([name for name in POSITIVE if name.endswith(("_steps", "_samples", "_candidates"))], 2**16)
+"""Upper bounds of integer settings: a larger value is a mistake or an attack, and would exhaust memory or time. No
+published setting comes near."""
 
-LARGEST, LAYERS, MAX_WIDTH = 2**31 - 1, 2**8, 2**16  # of any other whole number, of hidden layers, of each of them
+MAX_INT, MAX_LAYERS, MAX_WIDTH = 2**31 - 1, 2**8, 2**16  # of other integers, number of layers, layer size
 
 
 def check_names(names: dict[str, str]) -> None:
-    """Raises UserError for the first setting that names a folder and could lead out of the one that it is put in."""
+    """Raise UserError for the first of these folder names that could lead out of its parent folder."""
     for name, value in names.items():
         parts = re.split(r"[/\\]", value)
         if ".." in parts or not all(parts) or re.search(r"[\x00-\x1f\x7f:]", value):
@@ -140,7 +149,7 @@ def check_names(names: dict[str, str]) -> None:
 
 
 def check_ranges(settings: dict[str, Any]) -> None:
-    """Raises UserError naming the first setting whose value cannot work."""
+    """Raise UserError naming the first setting whose value is out of range."""
 
     def require(name: str, condition: Callable[[Any], bool], rule: str) -> None:
         value = settings.get(name)
@@ -153,14 +162,14 @@ def check_ranges(settings: dict[str, Any]) -> None:
             require(name, math.isfinite, "finite")
         if name.endswith("hidden_dims"):
             require(name, lambda size: 0 < size <= MAX_WIDTH, f"sizes greater than 0, at most {MAX_WIDTH}")
-            if isinstance(value, tuple) and not 0 < len(value) <= LAYERS:
-                raise UserError(f"{name}: give at least one hidden layer, and at most {LAYERS}")
+            if isinstance(value, tuple) and not 0 < len(value) <= MAX_LAYERS:
+                raise UserError(f"{name}: give at least one hidden layer, and at most {MAX_LAYERS}")
         elif type(value) is int and name != "seed":
-            most = SIZES.get(name, LARGEST)
+            most = MAX_VALUES.get(name, MAX_INT)
             require(name, lambda x, most=most: x <= most, f"at most {most}")
     for name in POSITIVE:
         require(name, lambda x: x > 0, "greater than 0")
-    for name in NOT_NEGATIVE:
+    for name in NON_NEGATIVE:
         require(name, lambda x: x >= 0, "at least 0")
     require("discount", lambda x: 0 <= x < 1, "at least 0 and less than 1, since returns reach r / (1 - discount)")
     require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")

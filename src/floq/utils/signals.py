@@ -1,4 +1,4 @@
-"""Signals that end a command: at once, or when a training is ready to."""
+"""Handlers of the signals that end a command: at once, or after the current training step."""
 
 import _thread
 import contextlib
@@ -9,11 +9,11 @@ from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-AGAIN = 0.05  # seconds after which a signal that came at a bad moment comes again
+RETRY_S = 0.05  # seconds after which a signal that could not be raised is sent again
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came. Raised where Python raises KeyboardInterrupt: whatever is open is closed."""
+    """A signal that ends the process was received. A KeyboardInterrupt, so that context managers close what is open."""
 
     def __init__(self, signum: int):
         super().__init__(signum)
@@ -21,36 +21,36 @@ class Stopped(KeyboardInterrupt):
 
 
 def number_of(stop: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised this."""
+    """Return the signal that raised this."""
     return signal.Signals(stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """A list to which SIGINT, SIGTERM and SIGHUP are appended when they come, instead of ending the process at once."""
+    """Append received SIGINT, SIGTERM and SIGHUP to the list that is yielded, instead of ending the process at once."""
     received: list[int] = []
-    with _handled(ENDING, lambda signum, _: received.append(signum)):
+    with _install_handler(ENDING, lambda signum, _: received.append(signum)):
         yield received
 
 
 @contextlib.contextmanager
 def raise_signals() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP raise `Stopped`, instead of ending the process without a word and with its workers
-    at work. Whoever ignores SIGINT, or handles it, goes on doing so."""
+    """Let SIGINT, SIGTERM and SIGHUP raise `Stopped`, instead of ending the process without a message and leaving its
+    workers running. Where SIGINT is ignored, or has a handler, that stays."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        if _extension_begins(frame):  # some of JAX's abort the process if anything is raised now
-            threading.Timer(AGAIN, _thread.interrupt_main, [signum]).start()
+        if _is_loading_extension(frame):  # some of JAX's abort the process if an exception is raised here
+            threading.Timer(RETRY_S, _thread.interrupt_main, [signum]).start()
         else:
             raise Stopped(signum)
 
     ours = [s for s in ENDING if s != signal.SIGINT or signal.getsignal(s) == signal.default_int_handler]
-    with _handled(ours, stop):
+    with _install_handler(ours, stop):
         yield
 
 
-def _extension_begins(frame: FrameType | None) -> bool:
-    """Whether a module that is written in another language is being imported."""
+def _is_loading_extension(frame: FrameType | None) -> bool:
+    """Return whether an extension module (compiled code) is being imported."""
     loader = ExtensionFileLoader
     while frame is not None and frame.f_code not in (loader.create_module.__code__, loader.exec_module.__code__):
         frame = frame.f_back
@@ -58,8 +58,10 @@ def _extension_begins(frame: FrameType | None) -> bool:
 
 
 @contextlib.contextmanager
-def _handled(signals: list[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Have a handler for these signals, but not for SIGHUP where that is ignored, as under nohup."""
+def _install_handler(
+    signals: list[signal.Signals], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Install a handler for these signals within the context, except for SIGHUP where it is ignored, as under nohup."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return

@@ -1,8 +1,8 @@
-"""What files from strangers may ask of this machine, at most. Whatever floq reads goes through here first: a file's
-size is known before it is read, and what it declares is compared with a limit before anything is made of it.
+"""Limits for untrusted files, and their readers: text, JSON, safetensors. A file's size is known before it is read, and
+what it declares is compared with a limit before anything is allocated or called for it.
 
-The readers raise OSError where a file cannot be read and ValueError where it is not what it should be; who calls them
-says which file it was and what mends it. See docs/untrusted.md for what floq trusts, and what it does not.
+The readers raise OSError where a file cannot be read and ValueError where its content is wrong; their callers add which
+file it was and the remedy. See docs/untrusted.md for what floq trusts.
 """
 
 import json
@@ -20,86 +20,22 @@ import safetensors
 
 from floq.utils.errors import UserError
 
+# --- Limits ---
+
 JSON_LIMIT = 4 * 2**20  # bytes; the configuration of a run has 4 kB, the metadata of a Minari dataset up to a few 100
 TOML_LIMIT = 256 * 2**10  # bytes; the largest experiment has 4 kB
 CSV_LIMIT = 256 * 2**20  # bytes; a row of train.csv has about 1 kB
-DEPTH = 32  # tables within tables; a configuration has two
-LARGEST = 2**63  # no whole number that floq writes is as large
+HEADER_LIMIT = 4 * 2**20  # bytes of a safetensors header; that of the largest published agent has 40 kB
+MAX_DEPTH = 32  # tables within tables; a configuration has two
+LARGEST = 2**63  # bound of whole numbers; floq writes none as large
 SIZE_LIMIT = 64 * 2**30  # bytes that one file may unpack to; the largest published state dataset has 3 GiB
 MEMORY_SHARE = 0.5  # of the memory that is free, that one file may unpack to: it is copied on its way to the device
-CONSENT = "FLOQ_ENV_MODULES"
-"""The variable in which a person names Python modules that floq may import because a file asks for them."""
 
 MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-def read_text(path: Path, limit: int) -> str:
-    """The text of a file of at most `limit` bytes. Neither a pipe nor a device is read, which might never end."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is no file")
-        content = file.read(limit + 1) if found.st_size <= limit else b""
-    if found.st_size > limit or len(content) > limit:
-        raise ValueError(f"it has {found.st_size:,} bytes, more than the {limit:,} that such a file may have")
-    return content.decode("utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; see `parse_json`."""
-    found = parse_json(read_text(path, JSON_LIMIT))
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    return found
-
-
-def parse_json(text: str, infinite: bool = False) -> Any:
-    """What JSON says, all its numbers finite and of a size that arrays can hold, nested at most `DEPTH` deep. With
-    `infinite`, Infinity is allowed: the limits of Gymnasium's spaces are written so."""
-    real = float if infinite else _finite
-    try:
-        found = json.loads(text, parse_constant=real, parse_float=real, parse_int=_whole)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError(f"it is nested more than {DEPTH} deep") from error
-    check_depth(found)
-    return found
-
-
-def check_depth(value: Any) -> None:
-    """Raises ValueError if tables and lists are nested more than `DEPTH` deep, so that whoever walks through them, or
-    prints them, can do so."""
-    layer = [value]
-    for _ in range(DEPTH + 1):
-        layer = [inner for outer in layer for inner in _members(outer)]
-        if not layer:
-            return
-    raise ValueError(f"it is nested more than {DEPTH} deep")
-
-
-def _members(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:20]} is no number that JSON has")
-    return number
-
-
-def _whole(text: str) -> int:
-    if len(text) > 20 or not -LARGEST <= (number := int(text)) < LARGEST:
-        raise ValueError(f"{text[:20]}{'...' * (len(text) > 20)} is too large a number")
-    return number
-
-
-# --- memory ---
-
-
 def check_size(declared: int, source: object) -> None:
-    """Raises UserError if `source` says that it unpacks to more bytes than `size_limit()`."""
+    """Raise UserError if `source` declares that it unpacks to more than `size_limit()` bytes."""
     limit = size_limit()
     if declared > limit:
         raise UserError(
@@ -109,12 +45,12 @@ def check_size(declared: int, source: object) -> None:
 
 
 def size_limit() -> int:
-    """Bytes that one file may unpack to: `SIZE_LIMIT`, or `MEMORY_SHARE` of the free memory if that is less."""
+    """Return how many bytes one file may unpack to: `SIZE_LIMIT`, or `MEMORY_SHARE` of the free memory if less."""
     return min(SIZE_LIMIT, int(MEMORY_SHARE * _free_memory()))
 
 
 def _free_memory() -> int:
-    """Bytes that this process could still take: of the machine, and of the group that it is confined to."""
+    """Return the bytes that this process can still allocate, by the machine's memory and its control group."""
     try:
         named = dict(re.findall(r"^(\w+): +(\d+) kB$", MEMORY.read_text(), re.MULTILINE))
         free = 1024 * int(named["MemAvailable"])
@@ -130,79 +66,98 @@ def _free_memory() -> int:
     return min(free, max(0, most - used))
 
 
-# --- what names may do ---
+# --- Text and JSON ---
 
 
-def check_environment(env_name: str | None, source: object) -> None:
-    """Raises UserError if making an environment that a file names would import a Python module, as Gymnasium does for
-    `module:Id-v0`, to which nobody has consented: neither by importing it before, nor in the variable `CONSENT`."""
-    module, colon, _ = (env_name or "").partition(":")
-    known = os.environ.get(CONSENT, "").split(",")
-    if colon and module not in sys.modules and module not in known:
-        raise UserError(
-            f"{source} names the environment {env_name}, which would import the Python module {module!r}: if you trust "
-            f"it, set {CONSENT}={','.join(filter(None, [*known, module]))}"
-        )
+def read_text(path: Path, limit: int) -> str:
+    """Return the text of a file of at most `limit` bytes. Pipes and devices, which might never end, are not read."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no file")
+        content = file.read(limit + 1) if found.st_size <= limit else b""
+    if found.st_size > limit or len(content) > limit:
+        raise ValueError(f"it has {found.st_size:,} bytes, more than the {limit:,} that such a file may have")
+    return content.decode("utf-8")
 
 
-def check_links(folder: Path) -> None:
-    """Raises UserError if a symbolic link in the folder leads out of it: what is written there would go elsewhere."""
-    inside = folder.resolve()
-    for where, folders, files in os.walk(folder):
-        for path in (Path(where, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise UserError(f"{path} is a link that leads out of its folder: put what it should be in its place")
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; see `parse_json`."""
+    found = parse_json(read_text(path, JSON_LIMIT))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
 
 
-# --- what is shown ---
-
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """A text with what would steer a terminal, turn the direction of writing or fail to be encoded written out, as in
-    `\\x1b`. Line breaks and tabs stay."""
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def all_printable(value: Any) -> Any:
-    """What JSON says, with every text in it, names of keys among them, on one `printable` line."""
-    if isinstance(value, str):
-        return printable(" ".join(value.split()) if re.search(r"[\n\r\t\v\f]", value) else value)
-    if isinstance(value, Mapping):
-        return {all_printable(name): all_printable(inner) for name, inner in value.items()}
-    return [all_printable(inner) for inner in value] if isinstance(value, list) else value
+def parse_json(text: str, infinite: bool = False) -> Any:
+    """Parse JSON whose numbers are finite and of a size that arrays can hold, nested at most `MAX_DEPTH` deep. With
+    `infinite`, Infinity is allowed: the limits of Gymnasium's spaces are written so."""
+    real = float if infinite else _parse_float
+    try:
+        found = json.loads(text, parse_constant=real, parse_float=real, parse_int=_parse_int)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from error
+    check_depth(found)
+    return found
 
 
-# --- Read safetensors files from strangers ---
+def check_depth(value: Any) -> None:
+    """Raise ValueError if tables and lists are nested more than `MAX_DEPTH` deep: recursive functions and printing
+    would fail."""
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        layer = [inner for outer in layer for inner in _children(outer)]
+        if not layer:
+            return
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
-HEADER_LIMIT = 4 * 2**20  # bytes; that of the largest published agent has 40 kB
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _parse_float(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no number that JSON has")
+    return number
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > 20 or not -LARGEST <= (number := int(text)) < LARGEST:
+        raise ValueError(f"{text[:20]}{'...' * (len(text) > 20)} is too large a number")
+    return number
+
+
+# --- Safetensors ---
+
 DTYPES = {"BOOL": "bool", "U8": "uint8", "I32": "int32", "U32": "uint32", "I64": "int64", "F32": "float32"}
 """The types that floq stores, by their names in the file."""
+
+Kind = tuple[tuple[int, ...], str]
+"""The shape of a tensor and its type: `((256, 4), "float32")`."""
 
 
 class Unfit(ValueError):
     """A tensor is missing, extra, or of another shape or type than expected."""
 
 
-Kind = tuple[tuple[int, ...], str]
-"""The shape of a tensor and its type: `((256, 4), "float32")`."""
-
-
 def read_tensors(
     path: Path, expected: Mapping[str, Kind] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a file by name, and the texts in its header.
+    """Return the tensors of a file by name, and the texts in its header.
 
     Args:
         path: the file.
-        expected: which tensors it must have, no more and no less.
+        expected: the tensors that it must have, no more and no less.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is damaged. Nothing was allocated.
         Unfit: a tensor is missing, extra or of another shape or type. Nothing was allocated.
-        UserError: it is larger than what this machine has to spare.
+        UserError: it is larger than `size_limit()`.
     """
     _check_header(path)
     try:
@@ -217,7 +172,7 @@ def read_tensors(
 
 
 def _check_header(path: Path) -> None:
-    """That the header is not too long to be parsed; that its tensors fill the file, safetensors checks."""
+    """Raise ValueError if the header is too long to be parsed. That the tensors fill the file, safetensors checks."""
     size = os.stat(path).st_size
     if not path.is_file():
         raise ValueError("it is no file")
@@ -236,3 +191,50 @@ def _check_kinds(found: Mapping[str, Kind], expected: Mapping[str, Kind] | None)
     wrong = sorted(expected.keys() ^ found.keys()) or [name for name in expected if expected[name] != found[name]]
     if wrong:
         raise Unfit(f"{wrong[0]} is missing, extra or of another shape")
+
+
+# --- Names and links ---
+
+CONSENT = "FLOQ_ENV_MODULES"
+"""The environment variable in which the user lists Python modules that floq may import because a file names them."""
+
+
+def check_environment(env_name: str | None, source: object) -> None:
+    """Raise UserError if making an environment that a file names would import a Python module, as Gymnasium does for
+    `module:Id-v0`, that is neither imported already nor listed in the variable `CONSENT`."""
+    module, colon, _ = (env_name or "").partition(":")
+    known = os.environ.get(CONSENT, "").split(",")
+    if colon and module not in sys.modules and module not in known:
+        raise UserError(
+            f"{source} names the environment {env_name}, which would import the Python module {module!r}: if you trust "
+            f"it, set {CONSENT}={','.join(filter(None, [*known, module]))}"
+        )
+
+
+def check_links(folder: Path) -> None:
+    """Raise UserError if a symbolic link in the folder leads out of it: writes would go elsewhere."""
+    inside = folder.resolve()
+    for where, folders, files in os.walk(folder):
+        for path in (Path(where, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(f"{path} is a link that leads out of its folder: put what it should be in its place")
+
+
+# --- Terminal output ---
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Escape, as in `\\x1b`, the characters of a text that would control a terminal, change the direction of writing or
+    fail to be encoded. Line breaks and tabs stay."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def all_printable(value: Any) -> Any:
+    """Return a JSON value with each text in it, keys included, made `printable` and put on one line."""
+    if isinstance(value, str):
+        return printable(" ".join(value.split()) if re.search(r"[\n\r\t\v\f]", value) else value)
+    if isinstance(value, Mapping):
+        return {all_printable(name): all_printable(inner) for name, inner in value.items()}
+    return [all_printable(inner) for inner in value] if isinstance(value, list) else value

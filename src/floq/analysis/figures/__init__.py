@@ -1,1 +1,1 @@
-"""Figures, one kind a file. They take arrays and know no agent."""
+"""Figures, one kind per file. They take arrays and need no agent."""

@@ -1,4 +1,4 @@
-"""Groups of runs compared, in one figure: learning curves, aggregates with their intervals, performance profiles."""
+"""Figure that compares groups of runs: learning curves, aggregates with their intervals, performance profiles."""
 
 import math
 import textwrap
@@ -15,12 +15,12 @@ from floq.analysis.figures.style import COLOURS, FAINT, INK, figure
 from floq.analysis.statistics import mean_interval, performance_profile
 
 THRESHOLDS = 101  # of a profile
-BANDS = 3  # groups whose intervals can be told apart when they lie on top of each other
+BANDS = 3  # groups whose intervals are still distinguishable when they overlap
 
 
 def draw(path: Path, found: Comparison, title: str, curves: bool = True) -> None:
-    """Draw learning curves task by task, the groups' interquartile means, and performance profiles; of more groups than
-    there are colours only the means."""
+    """Draw learning curves by task, the groups' interquartile means, and performance profiles; with more groups than
+    colours, only the means."""
     coloured = 0 < len(found.members) <= len(COLOURS)
     colours = {m.name: COLOURS[number] if coloured else INK for number, m in enumerate(found.members)}
     tasks = found.tasks if curves and coloured else ()
@@ -44,7 +44,7 @@ def draw(path: Path, found: Comparison, title: str, curves: bool = True) -> None
 
 
 def _draw_title(fig: Figure, title: str, colours: dict[str, str], width: int) -> None:
-    """The title, which heads the legend if there is one: the layout would put a title of the figure on top of it. The
+    """Draw the title, as that of the legend if there is one: the layout would draw a figure title over the legend. The
     legend has as many rows as it needs in a figure that is `width` letters wide."""
     if not colours:
         fig.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=13)
@@ -75,7 +75,7 @@ def _footnote(found: Comparison, profiles: bool, curves: bool, width: int) -> st
 
 
 def _short(task: str) -> str:
-    """`pointmaze-large-navigate-singletask-v0` -> `pointmaze-large-navigate`; the number of a task stays."""
+    """Shorten a task's id: `pointmaze-large-navigate-singletask-v0` -> `pointmaze-large-navigate`; numbers stay."""
     return task.removesuffix("-v0").replace("-singletask", "")
 
 
@@ -98,7 +98,7 @@ def _draw_curves(ax: Axes, task: str, found: Comparison, colours: dict[str, str]
 
 
 def _draw_dots(ax: Axes, found: Comparison, colours: dict[str, str]) -> None:
-    """Groups from top to bottom: the area under the curve filled, the last success hollow, a little below."""
+    """Draw the groups from top to bottom: the area under the curve filled, the last success hollow, slightly below."""
     for place, member in enumerate(found.members):
         for offset, estimate, filled in ((-0.13, member.auc_iqm, True), (0.17, member.final_iqm, False)):
             colour, y = colours[member.name], place + offset

@@ -12,7 +12,7 @@ from floq.analysis.figures.style import BLUE, COLOURS, ORANGE, figure, mark_onli
 from floq.analysis.statistics import mean_interval, wilson_interval
 
 Explored: TypeAlias = tuple[Sequence[float], Sequence[float]]
-"""Steps, and a mean over the episodes of exploration there."""
+"""Steps, and a metric's mean over the exploration episodes at each."""
 
 
 def learning_curve(
@@ -25,9 +25,9 @@ def learning_curve(
     boundary: int | None = None,
     explored: Explored = ((), ()),
 ) -> None:
-    """Draw one run's success over its steps, with the interval that the number of episodes leaves open. At `boundary`
-    gradient steps on data end, and environment steps begin; None for a run without the latter. `explored` is the
-    success of the episodes that it learned from there."""
+    """Draw one run's success over its steps, with its 95% interval over episodes. At `boundary` gradient steps on data
+    end, and environment steps begin; None for a run without the latter. `explored` is the success of the exploration
+    episodes, from which it learned."""
     intervals = [wilson_interval(round(s * episodes), episodes) for s in success]
     with figure(path, 6.4, 4.0) as (_, (ax,)):
         ax.fill_between(
@@ -79,11 +79,11 @@ def return_curve(
 
 
 def _phases(ax: Axes, boundary: int | None, explored: Explored) -> None:
-    """Name the steps, mark where a run goes online, and draw how it explores."""
+    """Label the steps, mark where a run goes online, and draw its exploration metric."""
     if len(explored[0]):
         ax.plot(*explored, color=ORANGE, linewidth=0.8, label="exploring")
         ax.legend(fontsize=8)
-    if not boundary:  # one phase alone
+    if not boundary:  # a single phase
         ax.set(xlabel="gradient steps" if boundary is None else "environment steps")
         return
     ax.set(xlabel="gradient steps, then environment steps")
@@ -98,8 +98,8 @@ def held_out_curve(
     td_errors: Sequence[float],
     title: str,
 ) -> None:
-    """Draw what a run without an environment knows: the value of its policy in the critic's opinion beside what the
-    data earned from the same states, and the TD error of held-out transitions."""
+    """Draw the evaluation of a run without an environment: the critic's value of its policy beside the return of the
+    data from the same states, and the TD error of held-out transitions."""
     with figure(path, 8.0, 3.8, 1, 2) as (fig, (left, right)):
         fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
         left.plot(steps, values, "o-", color=BLUE, markersize=4, label="policy, in the critic's opinion")
@@ -120,9 +120,10 @@ def compared_curves(
     """Draw several groups of runs: each seed as a thin line, their mean as a thick one, and its 95% interval.
 
     Args:
-        path: the picture.
+        path: the picture's file.
         groups: by name, gradient steps and success of shape (seeds, steps).
-        title, protocol: what the numbers are about.
+        title: of the figure.
+        protocol: of the evaluation.
     """
     with figure(path, 7.2, 4.2) as (_, (ax,)):
         for (name, (steps, success)), colour in zip(groups.items(), COLOURS, strict=False):

@@ -1,4 +1,4 @@
-"""A dataset at a glance."""
+"""Overview figure of a dataset."""
 
 from pathlib import Path
 
@@ -20,15 +20,16 @@ def dataset_picture(
     actions: np.ndarray,
     positions: np.ndarray | None,
 ) -> None:
-    """Draw what a dataset holds.
+    """Draw an overview of a dataset.
 
     Args:
         path: the picture's file.
         title: the dataset's name.
-        lengths, returns: one number per episode; returns None where there are no rewards.
+        lengths: (episodes,).
+        returns: (episodes,), or None where there are no rewards.
         reward_over_time: mean reward at each time within an episode, or None.
         actions: (transitions, size), all or a sample.
-        positions: (rows, 2), where the states lie on the floor of a maze, or None.
+        positions: (rows, 2), positions of the states on the floor of a maze, or None.
     """
     panels = 2 + 2 * (returns is not None) + (positions is not None)
     columns = 2 if panels % 2 == 0 else 3

@@ -1,4 +1,4 @@
-"""What a critic has logged about itself, over its training."""
+"""Figure of a critic's diagnostic metrics over training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,20 +24,21 @@ PANELS = {
     "q": "mean Q",
     "feature_rank": "in how many directions the\nlast layer's features point",
 }
-"""What is drawn of the metrics that critics log, in this order, where they are; and what each means."""
+"""Logged metrics of critics that are drawn where present, in this order, and their meanings."""
 
 
 def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int | None, title: str) -> str | None:
-    """Draw what is known of the critic, a panel for each metric.
+    """Draw a panel for each known metric of the critic.
 
     Args:
         path: the picture's file.
         columns: of train.csv.
-        boundary: gradient steps on data end there and environment steps begin; None for a run without the latter.
+        boundary: step at which gradient steps on data end and environment steps begin; None for a run without the
+            latter.
         title: of the figure.
 
     Returns:
-        What it shows, in words; None, and nothing is drawn, if not a single number is known.
+        A sentence on the result; None, and nothing is drawn, if there are no numbers.
     """
     known = {}
     for name in PANELS:
@@ -67,7 +68,7 @@ def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int 
 
 
 def _from_to(points: np.ndarray) -> str:
-    """The first number and the last."""
+    """Format the first and the last number."""
     first, last = points[0], points[-1]
     if len(points) == 1:
         return f"{last[1]:.3g} (the only row)"
@@ -75,7 +76,7 @@ def _from_to(points: np.ndarray) -> str:
 
 
 def _steps(ax: Axes, boundary: int | None) -> None:
-    """Name the steps, and mark where the run goes online."""
+    """Label the steps, and mark where the run goes online."""
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlabel("environment steps" if boundary == 0 else "steps" if boundary else "gradient steps", fontsize=8)
     if boundary:

@@ -1,4 +1,4 @@
-"""What a critic thinks along the way: value, reward and success over the time of an episode."""
+"""Figures of episodes: the critic's value, reward and success over time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ from matplotlib.axes import Axes
 
 from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure
 
-ACROSS = 3  # episodes beside each other
-WINDOWS = 50  # a trace that is longer than this gets a running mean over so many-th of it
+COLUMNS = 3  # maximum number of episodes in a row
+WINDOWS = 50  # a trace that is longer gets a running mean, whose window is this fraction of it
 GREEN = "#3a8a2e"
 EARNED = "what the episode then earned, discounted (where the time limit cut it off, Q stands for the rest)"
 
 
 class Played(NamedTuple):
-    """One episode.
+    """Recorded episode.
 
-    number: of the evaluation's episodes. decided: the times at which the policy chose; actions: (steps, size).
-    values: Q of what it chose, at these times. rewards: (steps,). earned: (steps,), discounted and scaled like the
-    values, what the episode brought from each time on. succeeded: the first step after which the environment's flag
-    was up, None if it never was. flagged: whether there is such a flag. cut_off: the time limit ended it.
+    number: index in the evaluation. decided: the times at which the policy chose an action or a chunk. actions: (steps,
+    size). values: Q of these choices, at these times. rewards: (steps,). earned: (steps,), discounted return from each
+    time on, scaled like the values. succeeded: the first step after which the environment's success flag was set, None
+    if it never was. flagged: whether there is such a flag. cut_off: whether the time limit ended it.
     """
 
     number: int
@@ -36,15 +36,15 @@ class Played(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """How it ended, in words."""
+        """Outcome in words."""
         if self.succeeded is not None:
             return f"success at step {self.succeeded}"
         return f"no success in {len(self.rewards)} steps" if self.flagged else f"return {self.rewards.sum():.4g}"
 
 
 def value_along(path: Path, played: Sequence[Played], title: str) -> str:
-    """Draw value and reward over the time of some episodes. Returns what it shows, in words."""
-    across = min(ACROSS, len(played))
+    """Draw value and reward over the time of some episodes. Returns a sentence on the result."""
+    across = min(COLUMNS, len(played))
     down = -(-len(played) // across)
     layout = {"rows": 2 * down, "columns": across, "height_ratios": (2.4, 1) * down, "sharey": False}
     with figure(path, max(6.0, 4.2 * across), 4.2 * down + 0.7, **layout) as (fig, axes):
@@ -72,7 +72,7 @@ def value_along(path: Path, played: Sequence[Played], title: str) -> str:
 
 
 def draw_value(ax: Axes, episode: Played, faint: bool = False) -> None:
-    """Q over the time of an episode, and what it then earned; faint where it stands behind a line that grows."""
+    """Draw Q and the discounted return over the time of an episode; `faint` as the background of an animated line."""
     steps = np.arange(len(episode.rewards))
     ax.plot(steps, episode.earned, color=ORANGE, linewidth=1.4, linestyle="--", label=EARNED)
     if faint:
@@ -90,7 +90,7 @@ def draw_value(ax: Axes, episode: Played, faint: bool = False) -> None:
 
 
 def draw_reward(ax: Axes, episode: Played) -> None:
-    """Reward over the time of an episode."""
+    """Draw the reward over the time of an episode."""
     ax.step(np.arange(len(episode.rewards)), episode.rewards, where="post", color=INK, linewidth=1)
     ax.set(xlabel="step of the episode", ylabel="reward")
     span = max(float(np.ptp(episode.rewards)), 0.1)

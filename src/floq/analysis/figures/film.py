@@ -1,4 +1,4 @@
-"""A film: what the environment looks like, and beside it the value as it is learned of, step by step."""
+"""Videos of episodes: frames of the environment beside the critic's value, step by step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ from floq.analysis.figures.episodes import GREEN, Played, draw_reward, draw_valu
 from floq.analysis.figures.style import BLUE, FAINT, INK, canvas
 from floq.utils.errors import UserError
 
-RATE = 25  # pictures a second
-HELD = 25  # pictures for which the end of an episode stands still
-WIDTH, HEIGHT, DPI = 11.2, 4.8, 100  # inches, and dots on each; even numbers of dots, as the codec wants
+FPS = 25  # frames per second
+STILL_FRAMES = 25  # repetitions of an episode's last frame
+WIDTH, HEIGHT, DPI = 11.2, 4.8, 100  # inches, and dots per inch; the codec needs even numbers of dots
 
 Show = Callable[[np.ndarray, int], None]
-"""Adds a picture: the environment's frame, and how many steps of the episode were taken before it."""
+"""Adds a frame of the video: takes the environment's frame, and the number of steps before it in the episode."""
 
 
 def check_writer() -> Any:
-    """The library that writes films. Raises UserError if it is not installed or has no encoder."""
+    """Return the library that writes videos. Raises UserError if it is not installed or has no encoder."""
     try:
         import imageio_ffmpeg
 
@@ -34,9 +34,9 @@ def check_writer() -> Any:
 
 @contextmanager
 def film(path: Path) -> Iterator[Callable[[np.ndarray], None]]:
-    """An mp4 file, complete at the end. Yields what adds a picture of `WIDTH` x `HEIGHT` at `DPI`."""
+    """Open an mp4 file, complete at the end. Yields a function that adds a frame of `WIDTH` x `HEIGHT` at `DPI`."""
     size = round(WIDTH * DPI), round(HEIGHT * DPI)
-    writer = check_writer().write_frames(str(path), size, fps=RATE, codec="libx264", quality=8, macro_block_size=2)
+    writer = check_writer().write_frames(str(path), size, fps=FPS, codec="libx264", quality=8, macro_block_size=2)
     writer.send(None)
     try:
         yield lambda picture: writer.send(np.ascontiguousarray(picture))
@@ -46,13 +46,13 @@ def film(path: Path) -> Iterator[Callable[[np.ndarray], None]]:
 
 @contextmanager
 def scene(add: Callable[[np.ndarray], None], first: np.ndarray, episode: Played, title: str) -> Iterator[Show]:
-    """One episode in a film. Yields what adds its pictures; at the end the last one stands still for a while.
+    """Add one episode to a video. Yields a function that adds its frames; at the end the last frame is repeated.
 
     Args:
-        add: takes a picture of the film.
+        add: adds a frame to the video.
         first: a frame of the environment; the others have its shape.
-        episode: what is shown beside it.
-        title: what is shown.
+        episode: the episode, whose values and rewards are drawn beside the frames.
+        title: of the video.
     """
     layout = {"rows": 2, "columns": 2, "width_ratios": (1, 1.35), "height_ratios": (2.4, 1), "dpi": DPI}
     with canvas(WIDTH, HEIGHT, **layout) as (fig, (left, right, spare, below)):
@@ -71,36 +71,36 @@ def scene(add: Callable[[np.ndarray], None], first: np.ndarray, episode: Played,
         (line,) = right.plot([], [], color=BLUE, linewidth=2.2, animated=True)
         (dot,) = right.plot([], [], "o", color=BLUE, markersize=7, animated=True)
         now = below.axvline(0, color=FAINT, linewidth=1, animated=True)
-        said = right.set_title(" ", fontsize=11, animated=True)
+        caption = right.set_title(" ", fontsize=11, animated=True)
         right.legend([line, right.lines[0]], ["Q of what the policy does", "what the episode then earns"], fontsize=8)
-        corner = {"transform": left.transAxes, "fill": False, "animated": True, "clip_on": False}
-        frame = left.add_patch(Rectangle((0, 0), 1, 1, edgecolor=GREEN, linewidth=5, **corner))
-        board = FigureCanvasAgg(fig)
-        board.draw()
+        border_look = {"transform": left.transAxes, "fill": False, "animated": True, "clip_on": False}
+        border = left.add_patch(Rectangle((0, 0), 1, 1, edgecolor=GREEN, linewidth=5, **border_look))
+        figure_canvas = FigureCanvasAgg(fig)
+        figure_canvas.draw()
         fig.set_layout_engine("none")
-        background = board.copy_from_bbox(fig.bbox)
+        background = figure_canvas.copy_from_bbox(fig.bbox)
         last: np.ndarray | None = None
 
-        def show(shot: np.ndarray, step: int) -> None:
+        def show(frame: np.ndarray, step: int) -> None:
             nonlocal last
-            seen = int(np.searchsorted(episode.decided, step, side="right"))
-            at = max(seen - 1, 0)
-            picture.set_data(shot)
-            line.set_data(episode.decided[:seen], episode.values[:seen])
+            decisions = int(np.searchsorted(episode.decided, step, side="right"))
+            at = max(decisions - 1, 0)
+            picture.set_data(frame)
+            line.set_data(episode.decided[:decisions], episode.values[:decisions])
             dot.set_data([episode.decided[at]], [episode.values[at]])
             now.set_xdata([step, step])
             success = episode.succeeded is not None and step >= episode.succeeded
-            said.set_text(f"step {step}: " + ("success" if success else f"Q = {episode.values[at]:.1f}"))
-            said.set_color(GREEN if success else INK)
-            frame.set_visible(success)
-            board.restore_region(background)
-            for axes, artists in ((left, (picture, frame)), (right, (line, dot, said)), (below, (now,))):
+            caption.set_text(f"step {step}: " + ("success" if success else f"Q = {episode.values[at]:.1f}"))
+            caption.set_color(GREEN if success else INK)
+            border.set_visible(success)
+            figure_canvas.restore_region(background)
+            for axes, artists in ((left, (picture, border)), (right, (line, dot, caption)), (below, (now,))):
                 for artist in artists:
                     axes.draw_artist(artist)
-            last = np.asarray(board.buffer_rgba())[..., :3].copy()
+            last = np.asarray(figure_canvas.buffer_rgba())[..., :3].copy()
             add(last)
 
         yield show
         if last is not None:
-            for _ in range(HELD):
+            for _ in range(STILL_FRAMES):
                 add(last)

@@ -1,4 +1,4 @@
-"""How exact the value of a flow critic is: what more steps would change, and what is left of the source noise."""
+"""Figures of a flow critic's accuracy: error of Q over the number of steps, and remaining spread of source noise."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,20 +9,20 @@ from matplotlib.ticker import NullLocator
 
 from floq.analysis.figures.style import BLUE, FAINT, INK, ORANGE, figure
 
-SHOWN = 12  # state-actions whose value is followed one by one
+SHOWN = 12  # state-actions that are drawn one by one
 
 
 def settling(path: Path, counts: Sequence[int], values: np.ndarray, trained: int) -> str:
-    """Draw how Q settles as it is integrated in more steps.
+    """Draw the convergence of Q over the number of integration steps.
 
     Args:
         path: the picture's file.
-        counts: numbers of steps K, the last one as good as exact.
+        counts: numbers of steps K, of which the last counts as exact.
         values: (state-actions, counts), Q_K, in the order of the value.
         trained: the K of the training, one of `counts`.
 
     Returns:
-        What it shows, in words.
+        A sentence on the result.
     """
     off = np.abs(values - values[:, -1:])
     at = list(counts).index(trained)
@@ -58,16 +58,16 @@ def settling(path: Path, counts: Sequence[int], values: np.ndarray, trained: int
 
 
 def noise_left(path: Path, z_0: np.ndarray, ends: Mapping[int, np.ndarray], examples: Sequence[tuple[str, int]]) -> str:
-    """Draw where the source samples are carried, over training: what an ideal flow makes of them is one number.
+    """Draw the values z(1) of the source samples over training; an ideal flow maps all samples to one value.
 
     Args:
         path: the picture's file.
-        z_0: (samples,), evenly over the noise interval, which must have a width.
-        ends: by step of the training, (state-actions, members, samples), the values that they become.
+        z_0: (samples,), evenly spaced over the noise interval, whose width must be positive.
+        ends: by training step, (state-actions, members, samples), their values z(1).
         examples: a name and a row of `ends` for each panel.
 
     Returns:
-        What it shows, in words.
+        A sentence on the result.
     """
     steps = list(ends)
     shares = {step: ends[step].std(axis=-1).mean(axis=1) / z_0.std() for step in steps}

@@ -1,4 +1,4 @@
-"""A value function and a path over the floor plan of a maze."""
+"""Figure of a value function and a path over the floor plan of a maze."""
 
 from pathlib import Path
 
@@ -21,15 +21,19 @@ def value_map(
     title: str,
     outcome: str,
 ) -> None:
-    """Draw what the critic believes and what the policy does.
+    """Draw the critic's values and the policy's path.
 
     Args:
         path: the picture's file.
         walls: floor plan, 1 where there is a wall; cell (i, j) is centred at x = j * cell - offset_x, y likewise.
-        cell: size of a cell, in the maze's units. offset: (x, y), minus the position of the first cell.
-        positions: (n, 2), where the values were taken. values: (n,).
-        walk: (steps, 2), the policy's path from start to end. goal: (2,).
-        title, outcome: what is shown; how the walk ended.
+        cell: size of a cell, in the maze's units.
+        offset: (x, y), minus the position of the first cell.
+        positions: (n, 2), positions of the values.
+        values: (n,).
+        walk: (steps, 2), the policy's path from start to end.
+        goal: (2,).
+        title: of the figure.
+        outcome: of the walk, in words.
     """
     rows, columns = walls.shape
     width = 5.6

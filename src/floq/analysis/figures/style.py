@@ -1,4 +1,4 @@
-"""One look for every figure."""
+"""Common style of all figures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,15 +35,15 @@ RC: Any = {
     "savefig.dpi": 160,
 }
 BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
-"""Behind words that stand on a drawing."""
+"""Background of text on a drawing."""
 
 
 @contextmanager
 def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of `width` x `height` inches and its axes, row by row; closed at the end. `look`: what is unlike other
-    figures, as Matplotlib's settings."""
+    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and closes it at the end. `look`:
+    Matplotlib settings that override the common style."""
     with plt.rc_context(RC | (look or {})):
         fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
         try:
@@ -56,14 +56,14 @@ def canvas(
 def figure(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A `canvas` that is saved to `path` if nothing goes wrong."""
+    """Open a `canvas` that is saved to `path` unless an exception is raised."""
     with canvas(width, height, rows, columns, look, **kwargs) as (fig, axes):
         yield fig, axes
         fig.savefig(path)
 
 
 def mark_online(ax: Axes, boundary: int, size: int = 8) -> None:
-    """Mark the step at which a run goes from its data to its environments, in letters of this size."""
+    """Mark the step at which a run goes online, with a label of this font size."""
     ax.axvline(boundary, color=GREY, linestyle="--", linewidth=0.9)
     ax.annotate(
         "online",
@@ -77,5 +77,5 @@ def mark_online(ax: Axes, boundary: int, size: int = 8) -> None:
 
 
 def star(ax: Axes, x: float, y: float, label: str) -> None:
-    """A mean of TD targets, which may stand outside of the axes."""
+    """Draw the mean of TD targets as a star, which may be outside of the axes."""
     ax.plot(x, y, "*", color="gold", markeredgecolor=INK, markersize=13, clip_on=False, label=label)

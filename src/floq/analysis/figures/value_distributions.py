@@ -1,4 +1,4 @@
-"""What a critic that is looked up says of a few state-actions: a histogram, quantiles, or one number a member."""
+"""Figures of a non-flow critic's outputs at a few state-actions: histograms, quantiles, or one value per member."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -12,7 +12,7 @@ from floq.analysis.figures.style import BLUE, COLOURS, INK, figure, star
 
 
 class ValueDistribution(NamedTuple):
-    """One state-action.
+    """Output of a critic at one state-action.
 
     x, said: centres of bins (bins,) and masses (members, bins); or probabilities (taus,) and quantiles (members, taus);
     or numbers of the members (members,) and their values (members,).
@@ -27,10 +27,12 @@ class ValueDistribution(NamedTuple):
 
 
 def histograms(path: Path, value_distributions: Sequence[ValueDistribution]) -> str:
-    """Draw the histograms of a categorical critic. Returns what they show, in words."""
-    masses = [opinion.said.mean(axis=0) for opinion in value_distributions]
-    wide = [float(np.sqrt(np.sum(m * np.square(o.x - o.q)))) for m, o in zip(masses, value_distributions, strict=True)]
-    finding = "standard deviation of the histogram " + _listed(value_distributions, wide)
+    """Draw the histograms of a categorical critic. Returns a sentence on the result."""
+    masses = [distribution.said.mean(axis=0) for distribution in value_distributions]
+    widths = [
+        float(np.sqrt(np.sum(m * np.square(d.x - d.q)))) for m, d in zip(masses, value_distributions, strict=True)
+    ]
+    finding = "standard deviation of the histogram " + _listed(value_distributions, widths)
     with figure(path, 3.7 * len(value_distributions), 4.2, 1, len(value_distributions), sharey=True) as (fig, axes):
         fig.suptitle(
             "The histogram over returns that each network puts out; Q is its mean",
@@ -39,31 +41,31 @@ def histograms(path: Path, value_distributions: Sequence[ValueDistribution]) -> 
             weight="bold",
             fontsize=12,
         )
-        for opinion, ax in zip(value_distributions, axes, strict=True):
-            for member, (masses_of, colour) in enumerate(zip(opinion.said, cycle(COLOURS), strict=False)):
+        for distribution, ax in zip(value_distributions, axes, strict=True):
+            for member, (masses_of, colour) in enumerate(zip(distribution.said, cycle(COLOURS), strict=False)):
                 ax.stairs(
                     masses_of,
-                    _edges(opinion.x),
+                    _edges(distribution.x),
                     color=colour,
                     fill=member == 0,
                     alpha=0.35 if not member else 1,
                     linewidth=1.3,
-                    label=_numbered(member, opinion.said),
+                    label=_numbered(member, distribution.said),
                 )
-            ax.axvline(opinion.q, color=INK, linewidth=1, linestyle="--", label="Q")
-            low = -0.03 * float(max(o.said.max() for o in value_distributions))
-            ax.plot(opinion.targets, np.full(len(opinion.targets), low), "|", color=INK, clip_on=False)
-            star(ax, float(opinion.targets.mean()), low, "TD target, draws and their mean")
-            ax.set(title=f"{opinion.name}: Q = {opinion.q:.1f}", xlabel="return")
+            ax.axvline(distribution.q, color=INK, linewidth=1, linestyle="--", label="Q")
+            low = -0.03 * float(max(d.said.max() for d in value_distributions))
+            ax.plot(distribution.targets, np.full(len(distribution.targets), low), "|", color=INK, clip_on=False)
+            star(ax, float(distribution.targets.mean()), low, "TD target, draws and their mean")
+            ax.set(title=f"{distribution.name}: Q = {distribution.q:.1f}", xlabel="return")
         axes[0].set_ylabel("mass of a bin")
         _legend(fig, axes[0])
     return finding
 
 
 def quantile_functions(path: Path, value_distributions: Sequence[ValueDistribution]) -> str:
-    """Draw the quantile functions of a quantile critic. Returns what they show, in words."""
-    wide = [float(np.ptp(opinion.said.mean(axis=0))) for opinion in value_distributions]
-    finding = "from the lowest to the highest quantile: " + _listed(value_distributions, wide)
+    """Draw the quantile functions of a quantile critic. Returns a sentence on the result."""
+    widths = [float(np.ptp(distribution.said.mean(axis=0))) for distribution in value_distributions]
+    finding = "from the lowest to the highest quantile: " + _listed(value_distributions, widths)
     with figure(path, 3.7 * len(value_distributions), 4.2, 1, len(value_distributions)) as (fig, axes):
         fig.suptitle(
             "The return at each probability tau, by each network; Q is the mean over tau",
@@ -72,32 +74,33 @@ def quantile_functions(path: Path, value_distributions: Sequence[ValueDistributi
             weight="bold",
             fontsize=12,
         )
-        for opinion, ax in zip(value_distributions, axes, strict=True):
-            for member, (values, colour) in enumerate(zip(opinion.said, cycle(COLOURS), strict=False)):
-                ax.plot(opinion.x, values, color=colour, linewidth=1.6, label=_numbered(member, opinion.said))
-            ax.axhline(opinion.q, color=INK, linewidth=1, linestyle="--", label="Q")
-            ax.plot(np.full(len(opinion.targets), 1.03), opinion.targets, "_", color=INK)
-            star(ax, 1.03, float(opinion.targets.mean()), "TD targets, draws and their mean")
-            ax.set(title=f"{opinion.name}: Q = {opinion.q:.1f}", xlabel="tau", xlim=(0, 1.06))
+        for distribution, ax in zip(value_distributions, axes, strict=True):
+            for member, (values, colour) in enumerate(zip(distribution.said, cycle(COLOURS), strict=False)):
+                ax.plot(distribution.x, values, color=colour, linewidth=1.6, label=_numbered(member, distribution.said))
+            ax.axhline(distribution.q, color=INK, linewidth=1, linestyle="--", label="Q")
+            ax.plot(np.full(len(distribution.targets), 1.03), distribution.targets, "_", color=INK)
+            star(ax, 1.03, float(distribution.targets.mean()), "TD targets, draws and their mean")
+            ax.set(title=f"{distribution.name}: Q = {distribution.q:.1f}", xlabel="tau", xlim=(0, 1.06))
         axes[0].set_ylabel("tau-quantile of the return")
         _legend(fig, axes[0])
     return finding
 
 
 def member_values(path: Path, values: np.ndarray, targets: np.ndarray, title: str) -> str:
-    """Draw where the members of an ensemble disagree, and how Q compares with its TD target.
+    """Draw the disagreement of ensemble members, and Q against its TD target.
 
     Args:
         path: the picture's file.
-        values: (state-actions, members). targets: (draws, state-actions).
-        title: what the critic is.
+        values: (state-actions, members).
+        targets: (draws, state-actions).
+        title: of the figure.
 
     Returns:
-        What it shows, in words.
+        A sentence on the result.
     """
     q, spread = values.mean(axis=1), values.std(axis=1)
-    wrong = targets.mean(axis=0) - q
-    finding = f"half of {len(q)} state-actions have a TD error below {np.median(np.abs(wrong)):.2g}"
+    td_errors = targets.mean(axis=0) - q
+    finding = f"half of {len(q)} state-actions have a TD error below {np.median(np.abs(td_errors)):.2g}"
     if values.shape[1] > 1:
         finding = f"members differ by {np.median(spread):.2g} (median standard deviation); {finding}"
     with figure(path, 9.6, 4.3, 1, 2) as (fig, (left, right)):
@@ -124,7 +127,7 @@ def member_values(path: Path, values: np.ndarray, targets: np.ndarray, title: st
 
 
 def _numbered(member: int, of_members: np.ndarray) -> str | None:
-    """The name of a member in a legend; many of them have none."""
+    """Return the label of a member in a legend; None if there are too many members."""
     return f"network {member + 1}" if len(of_members) <= len(COLOURS) else None
 
 
@@ -135,7 +138,7 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 def _listed(value_distributions: Sequence[ValueDistribution], numbers: Sequence[float]) -> str:
     return ", ".join(
-        f"{number:.2g} ({opinion.name})" for opinion, number in zip(value_distributions, numbers, strict=True)
+        f"{number:.2g} ({distribution.name})" for distribution, number in zip(value_distributions, numbers, strict=True)
     )
 
 

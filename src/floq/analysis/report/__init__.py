@@ -1,2 +1,2 @@
-"""What a folder of runs comes to: as a page, as tables and figures, and live in the terminal. It reads the CSV and JSON
-files of run folders, and knows no agent."""
+"""Reports on a folder of runs: a page, tables and figures, and a live view in the terminal. They read the CSV and JSON
+files of run folders, and load no agent."""

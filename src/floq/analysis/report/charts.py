@@ -1,4 +1,4 @@
-"""The interactive charts of the page. Their texts and lines take the colours of the page, light or dark, from its style
+"""Interactive charts of the page. Their texts and lines take the colours of the page, light or dark, from its style
 sheet; the colours of groups are legible on both."""
 
 import html
@@ -13,23 +13,23 @@ from floq.analysis.report.scores import THRESHOLDS, Report, Task, lines, mean
 
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")
-CROWDED = 20  # runs that can still be followed by eye
-BANDS = 3  # groups whose intervals can be told apart when they lie on top of each other
-CLEAR = "rgba(0,0,0,0)"
+CROWDED = 20  # runs that are still distinguishable in one chart
+BANDS = 3  # groups whose intervals are still distinguishable when they overlap
+TRANSPARENT = "rgba(0,0,0,0)"
 BUTTONS = ("zoom2d", "pan2d", "resetScale2d", "toImage")
 CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtons": [list(BUTTONS)]}
 Look = tuple[str, str]
-"""A colour and a dash."""
+"""A colour and a line style."""
 
 
 def looks(report: Report) -> dict[str, Look]:
-    """What the lines of each group look like: colours first, then dashes; after 32 groups they repeat."""
+    """Assign each group a colour and a line style: colours vary first; after 32 groups they repeat."""
     names = [group.name for group in report.groups]
     return {name: (PALETTE[n % 8], DASHES[n // 8 % 4]) for n, name in enumerate(names)}
 
 
 def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
-    """The learning curves of a task: every run thin, the mean of each group thick, with its interval."""
+    """Draw the learning curves of a task: every run thin, the mean of each group thick, with its interval."""
     chart, metric = _chart(), task.metric
     shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, metric)]
     for name, line in shown:  # first, so that the means lie above them
@@ -56,7 +56,7 @@ def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
 
 
 def profile_chart(report: Report, looks: Mapping[str, Look]) -> go.Figure:
-    """Performance profiles: for each threshold, the share of runs that are above it."""
+    """Draw performance profiles: for each threshold, the share of runs that are above it."""
     chart = _chart()
     banded = len(report.aggregates) <= BANDS
     for name, found in report.aggregates.items():
@@ -73,7 +73,7 @@ def profile_chart(report: Report, looks: Mapping[str, Look]) -> go.Figure:
 
 
 def as_html(chart: go.Figure, name: str) -> str:
-    """The chart as a piece of a page that has plotly.js already. `name` is its id in the page."""
+    """Render the chart as HTML for a page that includes plotly.js. `name` is its id in the page."""
     return plotly.io.to_html(chart, config=CONFIG, include_plotlyjs=False, full_html=False, div_id=name)
 
 
@@ -84,9 +84,9 @@ def _chart() -> go.Figure:
         showlegend=False,
         height=300,
         margin={"l": 56, "r": 12, "t": 28, "b": 44},
-        paper_bgcolor=CLEAR,
-        plot_bgcolor=CLEAR,
-        modebar={"bgcolor": CLEAR},
+        paper_bgcolor=TRANSPARENT,
+        plot_bgcolor=TRANSPARENT,
+        modebar={"bgcolor": TRANSPARENT},
         hovermode="closest",
         font={"family": "system-ui, sans-serif", "size": 12},
         hoverlabel={"font": {"color": "white"}, "align": "left", "namelength": 0},
@@ -97,13 +97,14 @@ def _chart() -> go.Figure:
 
 
 def _of(name: str, hover: str, points: int) -> dict[str, Any]:
-    """What traces of a group share; one point alone is drawn as such. Plotly reads its texts as HTML."""
+    """Return the properties that traces of a group share; a single point becomes a marker. Plotly parses texts as
+    HTML."""
     template = f"<b>{_wrapped(name)}</b><br>{hover}<extra></extra>"
     return {"legendgroup": name, "mode": "lines" if points > 1 else "markers", "hovertemplate": template}
 
 
 def _wrapped(name: str, width: int = 38) -> str:
-    """A group's name over several lines, at its commas."""
+    """Wrap a group's name at its commas."""
     found = [""]
     for part in name.split(", "):
         joined = f"{found[-1]}, {part}" if found[-1] else part
@@ -112,7 +113,7 @@ def _wrapped(name: str, width: int = 38) -> str:
 
 
 def _add_band(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: str, visible: bool) -> None:
-    """An interval. The page shows it while few groups are chosen, and knows it by its `meta`."""
+    """Add an interval. The page shows it while few groups are selected, and identifies it by its `meta`."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     shared: dict[str, Any] = {"legendgroup": name, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     shared |= {"meta": "band", "visible": visible}
@@ -133,7 +134,7 @@ def _name_axes(chart: go.Figure, task: Task) -> None:
 
 
 def step_name(phases: Sequence[tuple[int, int]]) -> str:
-    """What the steps of runs with these numbers of offline and online steps count."""
+    """Name the steps of runs with these numbers of offline and online steps."""
     offline, online = any(both[0] for both in phases), any(both[1] for both in phases)
     return (
         "gradient steps, then environment steps"

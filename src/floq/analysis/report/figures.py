@@ -1,4 +1,4 @@
-"""The report as figures for a paper: one column wide, and as wide as a page."""
+"""Report as figures for a paper, in the widths of a column and of a page."""
 
 import math
 import textwrap
@@ -17,7 +17,7 @@ from floq.analysis.report.scores import THRESHOLDS, Report, Task, lines, mean
 from floq.analysis.report.tables import short_task
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
-"""By the end of the file's name: inches, and panels beside each other."""
+"""By suffix of the file name: width in inches, and number of columns of panels."""
 RC: Any = {
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -36,16 +36,16 @@ RC: Any = {
 MAX_TASKS = 12
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 Look = tuple[str, Any]
-"""A colour and a dash."""
+"""A colour and a line style."""
 Panel = Callable[[Axes], None]
 
 
 def draw(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]]:
-    """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX. Of more groups than there are colours
-    only the interquartile means are drawn.
+    """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX. With more groups than colours, only
+    the interquartile means are drawn.
 
     Returns:
-        The files, and what had to be left out, in a line each.
+        The files, and a line for each part that was left out.
     """
     names, tasks, left_out = [group.name for group in report.groups], report.tasks, []
     styles = {
@@ -84,16 +84,16 @@ def _draw(
     heights = [0.7 + 0.24 * len(report.aggregates)] if crowded else [1.75] * rows
     legend = [] if crowded or len(styles) == 1 else _legend(styles)
     longest = max((len(line) for entry in legend for line in str(entry.get_label()).split("\n")), default=0)
-    beside = max(1, int(17 * width / (longest + 7)))
+    legend_columns = max(1, int(17 * width / (longest + 7)))
     note = textwrap.fill(_note(report, tasks), int(23 * width))
-    height = sum(heights) + 0.15 * math.ceil(len(legend) / beside) + 0.1 * (note.count("\n") + 2)
+    height = sum(heights) + 0.15 * math.ceil(len(legend) / legend_columns) + 0.1 * (note.count("\n") + 2)
     with figure(path, width, height, rows, columns, look=RC, height_ratios=heights) as (fig, axes):
         for ax, panel in zip(axes, panels, strict=False):
             panel(ax)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
         if legend:
-            fig.legend(handles=legend, loc="outside upper left", ncols=beside, handlelength=2.2)
+            fig.legend(handles=legend, loc="outside upper left", ncols=legend_columns, handlelength=2.2)
         fig.supxlabel(note, x=0.01, ha="left", fontsize=5.5, color="#666666")
 
 
@@ -141,7 +141,8 @@ def _draw_curves(ax: Axes, task: Task, styles: dict[str, Look]) -> None:
 
 
 def _draw_dots(ax: Axes, report: Report, styles: dict[str, Look], letters: int) -> None:
-    """From top to bottom; with `letters` below so many of the names of the groups, and in one colour."""
+    """Draw interquartile means from top to bottom. If `letters` > 0: in one colour, each above its group's name, cut to
+    that length."""
     for place, (name, found) in enumerate(report.aggregates.items()):
         colour = INK if letters else styles[name][0]
         if math.isfinite(found.iqm.low):

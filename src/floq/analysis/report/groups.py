@@ -1,7 +1,7 @@
-"""Which runs belong together, what their groups are called, and in what these differ.
+"""Groups of runs, their names, and the settings in which they differ.
 
-Runs of one run_group, critic and actor with the same settings are a group, whatever their seeds and tasks. A setting
-that has one value in each environment family belongs to the tasks, as published settings do, and divides no group.
+Runs of one run_group, critic and actor with the same settings are a group, for any seeds and tasks. A setting with one
+value in each environment family belongs to the tasks, as published settings do, and splits no group.
 """
 
 import json
@@ -16,15 +16,15 @@ from floq.analysis.report.runs import RunRecord
 OF_THE_TASK = ("seed", "env_name", "dataset")
 WITHOUT_EFFECT = ("save_dir", "dataset_dir", "dataset_mirror", "project_name", "restore_epoch")
 WITHOUT_EFFECT += ("logger", "log_interval", "save_interval", "video_episodes", "video_frame_skip")
-"""Where things lie and how often they are written: no part of what is compared."""
+"""Settings of paths and of logging, which are not compared."""
 IDENTITY = ("run_group", "agent.critic", "agent.actor")
 SHORT = {"critic_flow_steps": "K", "offline_steps": "offline", "online_steps": "online"}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in seed and task alone. `settings`: those in which groups differ, written out; one that varies
-    from task to task says so."""
+    """Runs that differ only in seed and task. `settings`: those in which groups differ, as text; one that varies
+    with the environment family lists each value."""
 
     name: str
     runs: tuple[RunRecord, ...]
@@ -32,14 +32,15 @@ class Group:
 
     @property
     def tasks(self) -> list[str]:
+        """Tasks of its runs, each once."""
         return list(dict.fromkeys(run.task for run in self.runs))
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """The groups of these runs, in the order of their names."""
+    """Group these runs; the groups are in the order of their names."""
     settings = [_compared(run) for run in runs]
     names = list(dict.fromkeys(name for values in settings for name in values))
-    for name in names:  # what older runs do not say yet is what all others say
+    for name in names:  # a setting that older runs lack has the value of all others, if these agree
         known = {json.dumps(values[name]) for values in settings if name in values}
         for values in settings:
             if len(known) == 1:
@@ -49,16 +50,18 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
         buckets[tuple(str(values.get(name)) for name in IDENTITY)].append(number)
     keyed: dict[tuple, list[int]] = defaultdict(list)
     for identity, members in buckets.items():
-        dividing = [name for name in names if _varies_in_a_family(name, members, runs, settings)]
+        splitting = [name for name in names if _varies_in_a_family(name, members, runs, settings)]
         for number in members:
-            keyed[identity, tuple((name, _shown(settings[number].get(name))) for name in dividing)].append(number)
+            keyed[identity, tuple((name, _format(settings[number].get(name))) for name in splitting)].append(number)
     members = list(keyed.values())
-    written = [{name: _over(name, group, runs, settings) for name in names} for group in members]
-    differing = [name for name in names if len({values[name] for values in written}) > 1]
-    called = _names(list(keyed))
+    formatted = [{name: _format_by_family(name, group, runs, settings) for name in names} for group in members]
+    differing = [name for name in names if len({values[name] for values in formatted}) > 1]
+    group_names = _names(list(keyed))
     found = [
         Group(
-            called[number], tuple(runs[n] for n in members[number]), {name: written[number][name] for name in differing}
+            group_names[number],
+            tuple(runs[n] for n in members[number]),
+            {name: formatted[number][name] for name in differing},
         )
         for number in range(len(members))
     ]
@@ -66,8 +69,8 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def _compared(run: RunRecord) -> dict[str, Any]:
-    """The settings by which runs are compared. Weights that were taken over count by the configuration of their run:
-    each seed has its own folder."""
+    """Return the settings by which runs are compared. Restored weights are identified by the hash of their run's
+    configuration, since each seed has its own folder."""
     values = {name: x for name, x in run.settings.items() if name not in (*OF_THE_TASK, *WITHOUT_EFFECT)}
     if values.get("restore_path"):
         origin = re.search(r"sd\d+_\d+_\d+_([0-9a-f]{8})", str(values["restore_path"]))
@@ -80,21 +83,21 @@ def _varies_in_a_family(name: str, members: list[int], runs: Sequence[RunRecord]
         return False
     by_family: dict[str, set[str]] = defaultdict(set)
     for number in members:
-        by_family[runs[number].family].add(_shown(settings[number].get(name)))
+        by_family[runs[number].family].add(_format(settings[number].get(name)))
     return any(len(values) > 1 for values in by_family.values())
 
 
-def _over(name: str, group: list[int], runs: Sequence[RunRecord], settings: list[dict]) -> str:
-    """What a group says of a setting: its value, or each family's."""
-    by_family = {runs[number].family: _shown(settings[number].get(name)) for number in group}
+def _format_by_family(name: str, group: list[int], runs: Sequence[RunRecord], settings: list[dict]) -> str:
+    """Format a group's value of a setting, or each family's value if they differ."""
+    by_family = {runs[number].family: _format(settings[number].get(name)) for number in group}
     if len(set(by_family.values())) == 1:
         return next(iter(by_family.values()))
     return ", ".join(f"{value} ({family})" for family, value in sorted(by_family.items()))
 
 
 def _names(keys: Sequence[tuple[tuple, tuple]]) -> list[str]:
-    """A short name for each of the groups: of run_group, critic and actor those that vary, then the settings that are
-    needed to tell it from others of the same critic and actor."""
+    """Return a short name for each group: those of run_group, critic and actor that vary, then the settings that
+    distinguish it from others of the same critic and actor."""
     identities = [identity for identity, _ in keys]
     run_groups, critics, actors = ({identity[part] for identity in identities} for part in range(3))
     names = []
@@ -106,32 +109,33 @@ def _names(keys: Sequence[tuple[tuple, tuple]]) -> list[str]:
             parts += [f"{critic} critic"] if len(critics) > 1 else []
             parts += [f"{actor} actor"] if len(actors) > 1 else []
         siblings = [dict(other) for other_identity, other in keys if other_identity == identity]
-        what, is_usual = _told_by(dict(settings), siblings)
-        told = [_named(name, value) for name, value in what]
-        if is_usual and told:
-            names.append(f"{', '.join(parts)} ({', '.join(told)})" if parts else ", ".join(told))
+        pairs, is_usual = _naming_settings(dict(settings), siblings)
+        labels = [_label(name, value) for name, value in pairs]
+        if is_usual and labels:
+            names.append(f"{', '.join(parts)} ({', '.join(labels)})" if parts else ", ".join(labels))
         else:
-            names.append(", ".join([*parts, *told]) or f"{critic} critic, {actor} actor")
+            names.append(", ".join([*parts, *labels]) or f"{critic} critic, {actor} actor")
     twice = {name for name in names if names.count(name) > 1}
     return [f"{name} ({number})" if name in twice else name for number, name in enumerate(names, 1)]
 
 
-def _told_by(own: dict[str, str], siblings: list[dict[str, str]]) -> tuple[list[tuple[str, str]], bool]:
-    """The settings that name a group among those of the same critic and actor, and whether it is the usual one. That
-    has the value that most have in each setting, and names them all; others name what they have instead."""
-    telling = _telling(own, siblings)  # each of them has several values
-    counts = {name: Counter(values[name] for values in siblings) for name in telling}
+def _naming_settings(own: dict[str, str], siblings: list[dict[str, str]]) -> tuple[list[tuple[str, str]], bool]:
+    """Return the settings that name a group among those of the same critic and actor, and whether it is the usual
+    group. The usual group has the most common value of each setting, and names all; others name only their
+    differences from it."""
+    distinguishing = _distinguishing(own, siblings)  # each of them has several values
+    counts = {name: Counter(values[name] for values in siblings) for name in distinguishing}
     ranked = {name: count.most_common(2) for name, count in counts.items()}
     usual = {name: first for name, ((first, most), (_, next_most)) in ranked.items() if most > next_most}
-    if len(telling) < 2 or len(usual) < len(telling):  # there is nothing usual
-        return [(name, own[name]) for name in telling], False
-    unusual = [(name, own[name]) for name in telling if own[name] != usual[name]]
-    return (unusual, False) if unusual else ([(name, own[name]) for name in telling], True)
+    if len(distinguishing) < 2 or len(usual) < len(distinguishing):  # there is no usual group
+        return [(name, own[name]) for name in distinguishing], False
+    unusual = [(name, own[name]) for name in distinguishing if own[name] != usual[name]]
+    return (unusual, False) if unusual else ([(name, own[name]) for name in distinguishing], True)
 
 
-def _telling(own: dict[str, str], siblings: list[dict[str, str]]) -> list[str]:
-    """The fewest settings that are found to tell every sibling from the others: one is left out if it tells nothing
-    that those kept do not, the longest values first."""
+def _distinguishing(own: dict[str, str], siblings: list[dict[str, str]]) -> list[str]:
+    """Select few settings that distinguish all siblings: greedily drop those that are redundant, the longest values
+    first."""
     kept = list(own)
     for name in sorted(own, key=lambda name: (-max(len(values[name]) for values in siblings), -len(name))):
         fewer = [other for other in kept if other != name]
@@ -140,15 +144,15 @@ def _telling(own: dict[str, str], siblings: list[dict[str, str]]) -> list[str]:
     return kept
 
 
-def _named(name: str, value: str) -> str:
+def _label(name: str, value: str) -> str:
     short = name.removeprefix("agent.")
     if value in ("yes", "no"):
         return short if value == "yes" else f"no {short}"
     return f"{SHORT.get(short, short)}={value}"
 
 
-def _shown(value: Any) -> str:
-    """A setting's value, shortly: four layers of 512 are 512x4, 2000000 is 2M."""
+def _format(value: Any) -> str:
+    """Format a setting's value in short: four layers of 512 are 512x4, 2000000 is 2M."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -162,7 +166,7 @@ def _shown(value: Any) -> str:
 
 
 def short_count(number: int) -> str:
-    """`1500` -> `1.5k`, `2000000` -> `2M`, where that says all; else the number."""
+    """Abbreviate a number where that is exact: `1500` -> `1.5k`, `2000000` -> `2M`."""
     for size, unit in ((1_000_000, "M"), (1_000, "k")):
         if number >= size and number * 100 % size == 0:
             return f"{number / size:g}{unit}"
@@ -170,7 +174,7 @@ def short_count(number: int) -> str:
 
 
 def _natural(text: str) -> list:
-    """So that K=4 comes before K=16."""
+    """Return a sort key by which K=4 comes before K=16."""
     return [
         (0, float(part), "") if re.fullmatch(r"\d+(\.\d+)?", part) else (1, 0.0, part)
         for part in re.split(r"(\d+(?:\.\d+)?)", text)

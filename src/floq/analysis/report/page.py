@@ -1,4 +1,4 @@
-"""The report as one page: HTML that needs no network and no other file."""
+"""Report as one self-contained HTML page, which needs no network and no other file."""
 
 import functools
 import time
@@ -16,7 +16,7 @@ from floq.utils.machine import version
 
 
 def page(report: Report, folder: Path) -> str:
-    """The page; links to run folders are relative to `folder`, in which it will lie."""
+    """Render the page; links to run folders are relative to `folder`, where it will be written."""
     looks = charts.looks(report)
     sections: list[dict[str, Any]] = []
     for metric in METRICS:
@@ -27,7 +27,7 @@ def page(report: Report, folder: Path) -> str:
                 chart = charts.as_html(charts.curve_chart(task, looks), f"chart-{len(sections)}-{len(found['charts'])}")
                 found["charts"].append((short_task(task.name), chart, len(task.cells) > charts.BANDS))
             sections.append(found)
-    counted = {name: found.iqm for name, found in report.aggregates.items()}
+    intervals = {name: found.iqm for name, found in report.aggregates.items()}
     profile = charts.as_html(charts.profile_chart(report, looks), "chart-profiles") if report.aggregates else None
     return _template().render(
         title=_title(report),
@@ -46,7 +46,7 @@ def page(report: Report, folder: Path) -> str:
             "differences": tables.differences(report),
             "runs": tables.runs(report),
         },
-        intervals=counted,
+        intervals=intervals,
         profile=profile,
         bands=charts.BANDS,
         link=functools.partial(link, folder=folder),
@@ -61,7 +61,7 @@ def _title(report: Report) -> str:
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("floq", "report")
+    loader = jinja2.PackageLoader("floq", "analysis/report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -1,5 +1,5 @@
-"""Published success rates, for comparison. They are second-hand, from notes on the papers, and nobody has reproduced
-them independently: means over the five tasks of an environment and three seeds, in percent."""
+"""Published success rates, for comparison: means over the five tasks of an environment and three seeds, in percent.
+They are second-hand, from notes on the papers, and have not been reproduced independently."""
 
 from collections.abc import Sequence
 
@@ -23,12 +23,12 @@ SUCCESS: dict[str, tuple[str, str, str, str, str, str]] = {
     "puzzle-3x3-play": ("21", "30", "29", "37", "37", "100 (FAN, FAC)"),
     "puzzle-4x4-play": ("14", "17", "9", "21", "28", "78 (MAC, model-based); 45 (VGF)"),
 }
-"""By environment family, in the order of METHODS; empty where nothing is known."""
+"""By environment family, in the order of METHODS; empty where unknown."""
 
 
 def comparable(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """Those of some finished runs of one family that may stand beside its published numbers, and why others may not:
-    they need the benchmark's own data, no online phase, and success as published, read after a step."""
+    """Select those of a family's finished runs that are comparable to its published numbers, with reasons why others
+    are not: runs need the benchmark's own data, no online phase, and success as published, read after a step."""
     kept, reasons = [], []
     for run in runs:
         if run.settings.get("dataset"):
@@ -43,7 +43,7 @@ def comparable(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
 
 
 def differences(runs: Sequence[RunRecord]) -> list[str]:
-    """In what runs that may be compared still differ from the published protocol: to be said beside their numbers."""
+    """List the differences of comparable runs from the published protocol, to be shown beside their numbers."""
     found = []
     tasks = {run.task for run in runs}
     if len(tasks) != TASKS:

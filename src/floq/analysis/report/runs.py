@@ -1,5 +1,5 @@
-"""Run folders as they are on disk, read without touching them. What is missing, unfinished or damaged is said, and
-stops nothing."""
+"""Readers of run folders, which change nothing on disk. Missing, unfinished and damaged files are reported, and do not
+stop the reading of others."""
 
 import csv
 import math
@@ -28,9 +28,9 @@ from floq.utils.untrusted import (
 
 State = Literal["running", "stopped", "finished"]
 Columns = dict[str, np.ndarray]
-RECORDS = {"protocol": str, "versions": dict, "data": dict}  # what config.json holds beside the settings
+RECORDS = {"protocol": str, "versions": dict, "data": dict}  # entries of config.json that are no settings
 COUNTS = ("seed", "offline_steps", "online_steps")
-NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings that are calculated with
+NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings used in calculations
 LOSSES = ("training/critic/critic_loss", "training/critic/q", "training/actor/actor_loss")
 TRAINING = {
     "step",
@@ -38,12 +38,12 @@ TRAINING = {
     *("validation/critic/abs_td_error", "validation/critic/outside_histogram", "validation/critic/mass_at_ends"),
     *("time/epoch_time", "time/total_time"),
 }
-"""The columns of train.csv that are read; there are dozens of others."""
+"""Columns of train.csv that are read, of dozens."""
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A folder that looks like a run's and cannot be read, and why."""
+    """A run's folder that cannot be read, and the reason."""
 
     folder: Path
     reason: str
@@ -51,11 +51,11 @@ class Damaged:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run as its files tell it.
+    """A run, as read from its files.
 
-    `settings` are those of config.json, side by side, the agent's as `agent.NAME`; `records` what it says beside them.
-    `evaluations` and `training` are the columns of the two CSV files, empty before their first row. `problems` names
-    files that could not be used. `changed` is when a file was last written, in seconds since 1970.
+    `settings` are those of config.json, flat, the agent's as `agent.NAME`; `records` its entries that are no settings.
+    `evaluations` and `training` are the columns of the two CSV files, empty before their first row. `problems` lists
+    files that could not be read. `changed` is the time of the last write to a file, in seconds since 1970.
     """
 
     folder: Path
@@ -68,15 +68,16 @@ class RunRecord:
     problems: tuple[str, ...]
     changed: float
     diverged: dict[str, Any] = field(default_factory=dict)  # diverged.json: the step, and the term that was not finite
-    rewinds: int = 0  # how often it went back to earlier weights
+    rewinds: int = 0  # number of returns to earlier weights
 
     @property
     def seed(self) -> int:
+        """Random seed of the run."""
         return self.settings["seed"]
 
     @cached_property
     def task(self) -> str:
-        """The environment's id, with the name of other data than its own; without an environment, that of the data."""
+        """Environment id, with the name of the data if it is not the environment's own; else the name of the data."""
         env_name, dataset = self.settings["env_name"], self.settings.get("dataset")
         if not dataset:
             return str(env_name)
@@ -85,39 +86,40 @@ class RunRecord:
 
     @cached_property
     def family(self) -> str:
-        """What tasks have in common that share an environment and its data: `cube-double-play`."""
+        """Common name of all tasks that share an environment and its data: `cube-double-play`."""
         return re.sub(r"-singletask(-task\d+)?(-v\d+)?", "", self.task)
 
     @property
     def boundary(self) -> int:
-        """The step at which the run goes online; 0 if it has one phase alone."""
+        """Step at which the run goes online; 0 if it has only one phase."""
         return self.settings["offline_steps"] if self.settings["online_steps"] else 0
 
     @property
     def total_steps(self) -> int:
+        """Number of offline and online steps that the run is configured for."""
         return self.settings["offline_steps"] + self.settings["online_steps"]
 
     @property
     def step(self) -> int:
-        """The last step that a file tells of."""
+        """Last logged step."""
         logged = [columns["step"][-1] for columns in (self.training, self.evaluations) if columns]
         return int(max([*logged, np.nan_to_num(self.summary_value("steps"))]))
 
     @property
     def ends(self) -> bool:
-        """Whether the run has come to its end, so that its last evaluation is a result."""
+        """Whether the run has finished, so that its last evaluation is a result."""
         return self.state == "finished"
 
     @property
     def seconds(self) -> float:
-        """From start to end, or to the newest row; NaN before."""
+        """Time from start to end, or to the newest row; NaN before the first row."""
         known = [c["time/total_time"][-1] for c in (self.training, self.evaluations) if "time/total_time" in c]
-        told = self.summary_value("seconds")
-        return float(max(known, default=math.nan)) if math.isnan(told) else told
+        total = self.summary_value("seconds")
+        return float(max(known, default=math.nan)) if math.isnan(total) else total
 
     @property
     def steps_per_second(self) -> float:
-        """Now, for a run that is not over: by the newest row of train.csv. NaN before that."""
+        """Speed of training in the newest row of train.csv; NaN before the first row."""
         if "time/epoch_time" not in self.training:
             return math.nan
         seconds = float(self.training["time/epoch_time"][-1])
@@ -125,9 +127,9 @@ class RunRecord:
 
     @cached_property
     def diverged_at(self) -> int | None:
-        """The step at which training saw that a term was not finite; for runs of before it looked at that, and for
-        those of an environment that shows such numbers, the step of the first row whose loss or value is not a number.
-        A run online that has not learned yet says NaN as well: only what comes after numbers counts there."""
+        """Step at which training found a term that is not finite; without diverged.json (older runs, or environments
+        that return such numbers), the step of the first row whose loss or value is not finite. A run that is only
+        online logs NaN until it learns: there, only rows after the first finite one count."""
         if self.diverged:
             return int(self.diverged["step"])
         for name in LOSSES:
@@ -141,18 +143,18 @@ class RunRecord:
         return None
 
     def summary_value(self, name: str) -> float:
-        """A number of summary.json; NaN if there is none."""
+        """Return a number of summary.json; NaN if there is none."""
         found = self.summary.get(name)
         return float(found) if isinstance(found, int | float) else math.nan
 
     def last(self, column: str) -> float:
-        """The newest number of a column of train.csv; NaN if there is none."""
+        """Return the newest number of a column of train.csv; NaN if there is none."""
         values = self.training.get(column)
         return float(values[-1]) if values is not None else math.nan
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
-    """The run folders among these folders and below them, in the order of their names.
+    """Find the run folders among these folders and below them, in the order of their names.
 
     Raises:
         UserError: a path is not there, or none of them has a run in it.
@@ -166,7 +168,7 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
             below.sort()
             if "config.json" in files:
                 found[Path(os.path.abspath(folder))] = None
-                below.clear()  # checkpoints and pictures
+                below.clear()  # do not search checkpoints and pictures
     if not found:
         listed = ", ".join(map(str, paths))
         raise UserError(f"no run in {listed}: a run's folder has a config.json; floq train makes one below exp")
@@ -174,14 +176,14 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def read(folders: Iterable[Path]) -> tuple[list[RunRecord], list[Damaged]]:
-    """The runs in these folders, and the folders that hold none that can be read."""
+    """Read the runs in these folders; returns them, and the folders that cannot be read."""
     records = [read_run(folder) for folder in folders]
     return [r for r in records if isinstance(r, RunRecord)], [r for r in records if isinstance(r, Damaged)]
 
 
 def read_run(folder: Path) -> RunRecord | Damaged:
-    """One run, whatever state it is in."""
-    held = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
+    """Read one run in any state."""
+    locked = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
     try:
         config = all_printable(read_json(folder / "config.json"))
         settings = _checked(config)
@@ -198,7 +200,7 @@ def read_run(folder: Path) -> RunRecord | Damaged:
     evaluations, training = (
         _columns_or(folder / name, wanted, problems) for name, wanted in (("eval.csv", None), ("train.csv", TRAINING))
     )
-    state: State = "finished" if summary else "running" if held else "stopped"
+    state: State = "finished" if summary else "running" if locked else "stopped"
     changed = max(_changed(folder / name) for name in ("config.json", "train.csv", "eval.csv", "summary.json"))
     diverged, rewinds = _divergence(folder, problems)
     found = tuple(problems)
@@ -208,13 +210,13 @@ def read_run(folder: Path) -> RunRecord | Damaged:
 
 
 def _divergence(folder: Path, problems: list[str]) -> tuple[dict[str, Any], int]:
-    """What diverged.json says, and how often the run went back; damage is added to the problems."""
+    """Read diverged.json, and the number of returns to earlier weights; damage is added to the problems."""
     diverged: dict[str, Any] = {}
     rewinds = 0
     try:
         if (folder / "diverged.json").exists():
-            told = read_json(folder / "diverged.json")
-            diverged = {"step": int(told["step"]), "term": all_printable(str(told["term"]))}
+            content = read_json(folder / "diverged.json")
+            diverged = {"step": int(content["step"]), "term": all_printable(str(content["term"]))}
         if (folder / "rewinds.json").exists():
             rewinds = len(parse_json(read_text(folder / "rewinds.json", JSON_LIMIT)))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -223,7 +225,7 @@ def _divergence(folder: Path, problems: list[str]) -> tuple[dict[str, Any], int]
 
 
 def _columns_or(path: Path, wanted: set[str] | None, problems: list[str]) -> Columns:
-    """The columns of a file; none where it is not there, or damaged, which is added to the problems."""
+    """Read the columns of a file; none if it is missing, or damaged, which is added to the problems."""
     try:
         return read_columns(path, wanted)
     except FileNotFoundError:
@@ -234,12 +236,12 @@ def _columns_or(path: Path, wanted: set[str] | None, problems: list[str]) -> Col
 
 
 def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
-    """The columns of a file that `CsvLogger` wrote, `step` among them, or nothing if it has no row yet. A last row that
-    is only half written is left out: the run may be writing it.
+    """Read the columns of a file that `CsvLogger` wrote, with `step`; none if it has no row yet. An incomplete last row
+    is left out, since the run may be writing it.
 
     Raises:
         OSError, csv.Error: it cannot be read.
-        ValueError: it is no such file; the message says in which line.
+        ValueError: it is no such file; the message names the line.
     """
     text = read_text(path, CSV_LIMIT)
     header, *rows = list(csv.reader(text.splitlines())) or [[]]
@@ -252,9 +254,9 @@ def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise ValueError(f"line {number} has {len(row)} cells, the header {len(header)}")
-    chosen = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
+    indices = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
     try:
-        columns = {name: np.array([float(row[index]) for row in rows]) for name, index in chosen.items()}
+        columns = {name: np.array([float(row[index]) for row in rows]) for name, index in indices.items()}
     except ValueError as error:
         raise ValueError(f"{error} in a column of numbers") from error
     steps = columns["step"]
@@ -264,7 +266,8 @@ def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
 
 
 def _checked(config: Any) -> dict[str, Any]:
-    """The settings of config.json side by side. Raises ValueError if those that a report needs are not there."""
+    """Return the settings of config.json as a flat mapping. Raises ValueError if a setting that a report needs is
+    missing."""
     if not isinstance(config, dict) or not isinstance(config.get("agent"), dict):
         raise ValueError("not the configuration of a run: it has no agent")
     settings = {name: value for name, value in config.items() if name not in (*RECORDS, "agent")}
@@ -276,8 +279,8 @@ def _checked(config: Any) -> dict[str, Any]:
     for name, kind in needed.items():
         if not isinstance(settings.get(name, ...), kind):
             raise ValueError(f"{name} is {settings[name]!r}" if name in settings else f"it has no {name}")
-    if odd := [name for name in COUNTS if settings[name] < 0]:
-        raise ValueError(f"{odd[0]} is {settings[odd[0]]}")
+    if negative := [name for name in COUNTS if settings[name] < 0]:
+        raise ValueError(f"{negative[0]} is {settings[negative[0]]}")
     for name in NUMBERS:
         if not isinstance(settings.get(name, 0), int | float | None):
             raise ValueError(f"{name} is {settings[name]!r}, and no number")

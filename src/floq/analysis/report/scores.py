@@ -1,5 +1,5 @@
-"""What groups of runs come to, task by task and over all tasks. Only runs that have come to their end are results; what
-others show so far is told apart."""
+"""Scores of groups of runs, by task and over all tasks, and their learning curves. Only runs that have ended are
+results; others are kept apart."""
 
 import math
 from collections import defaultdict
@@ -26,16 +26,18 @@ from floq.analysis.statistics import (
 )
 from floq.utils.errors import UserError, nearest
 
-FEW = 3  # with fewer seeds an interval over seeds is too wide to tell anything
+FEW = 3  # with fewer seeds an interval over seeds is too wide to be useful
 THRESHOLDS = np.linspace(0, 1, 51)
 Over = Literal["seeds", "episodes", "nothing"]
+
+# --- Scores ---
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A group on a task: the last values of its runs that have ended, their mean, and its 95% interval. `over` says
-    what the interval speaks of: other seeds, or only other episodes of the same policies. `unfinished`: the other runs.
-    `repeated`: runs of a seed that has a newer one, or one that ended: they are not counted, being no other seeds."""
+    """A group on a task: the last values of its runs that have ended, their mean, and its 95% interval. `over`: the
+    population of the interval, other seeds, or only other episodes of the same policies. `unfinished`: the other runs.
+    `repeated`: runs of a seed that has a newer run, or one that ended; they are not counted."""
 
     runs: tuple[RunRecord, ...]
     values: np.ndarray
@@ -47,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """A task, what its runs are judged by, and its groups by name."""
+    """A task, the metric of its runs, and its groups by name."""
 
     name: str
     family: str
@@ -57,8 +59,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A group over all tasks that success is measured on: interquartile mean and performance profile of the runs that
-    have ended; `tasks` and `runs` count what is in it."""
+    """A group over all tasks with a success rate: interquartile mean and performance profile of the runs that have
+    ended; `tasks` and `runs` are their numbers."""
 
     iqm: Estimate
     profile: Profile
@@ -68,25 +70,25 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is shown of some runs."""
+    """Contents of a report on some runs."""
 
     runs: tuple[RunRecord, ...]
     damaged: tuple[Damaged, ...]
     groups: tuple[Group, ...]
     tasks: tuple[Task, ...]
     reference: str
-    """The group that others are compared with where there are many."""
+    """The group that all others are compared with if there are more than `MANY`."""
 
     @property
     def state_counts(self) -> dict[str, int]:
-        """How many runs are in each state, damaged ones among them."""
+        """Number of runs in each state, with the damaged ones."""
         counts = {state: sum(run.state == state for run in self.runs) for state in ("finished", "running", "stopped")}
         return {state: n for state, n in (counts | {"damaged": len(self.damaged)}).items() if n}
 
     @cached_property
     def aggregates(self) -> dict[str, Aggregate]:
-        """By the name of the group, for those with a run that has ended on a task that has success. None for runs that
-        are alone on their task, all of them: there is nothing to aggregate."""
+        """Aggregates by group name, of groups with a finished run on a task with a success rate. Empty if each group
+        has only one such run."""
         found = {}
         for group in self.groups:
             scores = list(self.scores(group.name, [task for task in self.tasks if task.metric is SUCCESS]).values())
@@ -98,8 +100,8 @@ class Report:
 
     @cached_property
     def improvements(self) -> dict[tuple[str, str], tuple[Estimate, int]]:
-        """How probably a run of the first group is better than one of the second, and on how many tasks both are: of
-        all pairs if they are few, else of each group and the reference."""
+        """Probability that a run of the first group is better than one of the second, and the number of tasks that both
+        share: of all pairs with up to `MANY` groups, else of each group and the reference."""
         ranked = [task for task in self.tasks if task.metric.more_is_better]
         names = [group.name for group in self.groups if self.scores(group.name, ranked)]
         found = {}
@@ -114,24 +116,25 @@ class Report:
 
     @cached_property
     def repeated(self) -> set[RunRecord]:
-        """The runs that are not counted, since their seed has another one."""
+        """Runs that are not counted, since their seed has another one."""
         return {run for task in self.tasks for cell in task.cells.values() for run in cell.repeated}
 
     def scores(self, group: str, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-        """By task, what the runs of a group that have ended came to; no task without such runs."""
+        """Return the scores of a group's finished runs by task; tasks without such runs are left out."""
         cells = {task.name: task.cells.get(group) for task in tasks}
         return {name: cell.values for name, cell in cells.items() if cell is not None and len(cell.values)}
 
 
-MANY = 6  # groups, beyond which not every pair is compared
+MANY = 6  # groups, up to which every pair is compared
 
 
 def assemble(runs: Sequence[RunRecord], damaged: Sequence[Damaged], reference: str | None = None) -> Report:
-    """The report of these runs.
+    """Assemble the report of these runs.
 
     Args:
-        runs, damaged: as `runs.read` gives them.
-        reference: the name of a group; by default the one with the most results, of several the first.
+        runs: as `runs.read` returns them.
+        damaged: likewise.
+        reference: the name of a group; by default the first of those with the most results.
 
     Raises:
         UserError: there is no such group.
@@ -158,12 +161,12 @@ def _cell(runs: Sequence[RunRecord], metric: Metric) -> Cell:
     by_seed: dict[int, RunRecord] = {}
     for run in sorted(runs, key=lambda run: (run.seed, _has_ended(run, metric), run.changed)):
         by_seed[run.seed] = run
-    chosen = list(by_seed.values())
-    ended = tuple(run for run in chosen if _has_ended(run, metric))
+    counted = list(by_seed.values())
+    ended = tuple(run for run in counted if _has_ended(run, metric))
     values = np.array([last(run, metric) for run in ended])
     estimate, over = interval(values, metric, [_episodes(run) for run in ended])
-    unfinished = tuple(run for run in chosen if run not in ended)
-    return Cell(ended, values, estimate, over, unfinished, tuple(run for run in runs if run not in chosen))
+    unfinished = tuple(run for run in counted if run not in ended)
+    return Cell(ended, values, estimate, over, unfinished, tuple(run for run in runs if run not in counted))
 
 
 def _has_ended(run: RunRecord, metric: Metric) -> bool:
@@ -171,13 +174,13 @@ def _has_ended(run: RunRecord, metric: Metric) -> bool:
 
 
 def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tuple[Estimate, Over]:
-    """The mean over seeds and its 95% interval, and what that speaks of. With few seeds, or with seeds that agree so
-    that they show no spread, a success rate has the interval of all its episodes, and other metrics have none.
+    """Compute the mean over seeds, its 95% interval, and the population of that interval. With fewer than `FEW` seeds,
+    or seeds without spread, a success rate gets the interval over all its episodes, and other metrics get none.
 
     Args:
         values: one per seed.
-        metric: what they are.
-        episodes: how many episodes each is the mean of, 0 where that is not known.
+        metric: their metric.
+        episodes: number of episodes behind each value, 0 where unknown.
     """
     if not len(values):
         return Estimate(math.nan, *UNKNOWN), "nothing"
@@ -196,11 +199,11 @@ def _episodes(run: RunRecord) -> int:
     return int(np.nan_to_num(run.summary_value("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)
 
 
-# --- Learning curves of a group on a task ---
+# --- Learning curves ---
 
 
 class Line(NamedTuple):
-    """One run's curve."""
+    """Learning curve of one run."""
 
     run: RunRecord
     steps: np.ndarray
@@ -208,8 +211,8 @@ class Line(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """The mean over `number` runs, which have ended or not, at the steps that all of them have, and its interval,
-    infinite where it is not known."""
+    """Mean over `number` runs, finished or not, at the steps that they share, and its interval, infinite where
+    unknown."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -221,24 +224,24 @@ class Mean(NamedTuple):
 
 
 def lines(cell: Cell, metric: Metric) -> list[Line]:
-    """The curves of all runs, ended or not, that have one."""
+    """Return the curves of all runs of a cell, finished or not, that have one."""
     found = [Line(run, *curve(run, metric)) for run in (*cell.runs, *cell.unfinished)]
     return [line for line in found if len(line.steps)]
 
 
 def mean(cell: Cell, metric: Metric) -> Mean | None:
-    """Over the runs that have ended; over all while none has. None if they have no step in common, or if
-    a single run, which has not ended, is its own curve."""
+    """Compute the mean curve of the runs that have ended; of all runs while none has. None if they share no step, or
+    for a single run that has not ended."""
     shown = lines(cell, metric)
     ended = [line for line in shown if line.run.ends]
-    chosen = ended or (shown if len(shown) > 1 else [])
-    common = set.intersection(*(set(line.steps) for line in chosen)) if chosen else set()
+    averaged = ended or (shown if len(shown) > 1 else [])
+    common = set.intersection(*(set(line.steps) for line in averaged)) if averaged else set()
     if not common:
         return None
     steps = np.array(sorted(common))
-    values = np.array([line.values[np.isin(line.steps, steps)] for line in chosen])
-    episodes = [int(line.run.settings.get("eval_episodes") or 0) for line in chosen]
+    values = np.array([line.values[np.isin(line.steps, steps)] for line in averaged])
+    episodes = [int(line.run.settings.get("eval_episodes") or 0) for line in averaged]
     found = [interval(column, metric, episodes) for column in values.T]
     low, high = (np.array([estimate[end] for estimate, _ in found]) for end in (1, 2))
     over: Over = "seeds" if any(o == "seeds" for _, o in found) else found[-1][1]
-    return Mean(steps, values.mean(axis=0), low, high, over, len(chosen), bool(ended))
+    return Mean(steps, values.mean(axis=0), low, high, over, len(averaged), bool(ended))

@@ -1,4 +1,5 @@
-"""The tables of what groups came to: by task, beside published numbers, over all tasks, against each other."""
+"""Tables of a report: results by task, beside published numbers, over all tasks and by pairs of groups; and the runs'
+settings, cost, health and state."""
 
 import math
 import os
@@ -19,11 +20,11 @@ from floq.analysis.report.runs import RunRecord
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, Task, interval
 from floq.analysis.statistics import Estimate
 
-# --- The tables of a report ---
+# --- Results ---
 
 
 class Text(NamedTuple):
-    """What stands in a cell. `faint`: it is no result. `folder`: of the run that it leads to."""
+    """Text of a cell. `faint`: it is no result. `folder`: of the run that it links to."""
 
     text: str
     faint: bool = False
@@ -32,7 +33,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """The first column is text, the others are numbers if `numbers`. `notes` explain it."""
+    """Table whose first column is text; the others are numbers if `numbers`. `notes` explain it."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Text, ...], ...]
@@ -43,30 +44,30 @@ class Table:
 def table(
     header: Sequence[str], rows: Sequence[Sequence[Text | str]], notes: Sequence[str] = (), numbers=True
 ) -> Table:
-    """A table of cells, of which those that are plain text may be given as such."""
+    """Make a table of cells, each a `Text` or plain text."""
     cells = tuple(tuple(Text(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
     return Table(tuple(header), cells, tuple(notes), numbers)
 
 
 def with_interval(estimate: Estimate, shown: Callable[[float], str]) -> str:
-    """`0.42 [0.30, 0.54]`; without the brackets where the interval is not known."""
+    """Format an estimate as `0.42 [0.30, 0.54]`; without the brackets where the interval is not known."""
     value, low, high = estimate
     return f"{shown(value)} [{shown(low)}, {shown(high)}]" if math.isfinite(low) else shown(value)
 
 
 def listed(names: Sequence[str], most: int = 12, comma: str = ", ") -> str:
-    """The first of these names, and how many there are besides."""
+    """Join the first `most` names, and count the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return comma.join(names[:most]) + more
 
 
 def short_task(task: str) -> str:
-    """`pointmaze-large-navigate-singletask-task5-v0` -> `pointmaze-large-navigate-task5`."""
+    """Shorten a task's id: `pointmaze-large-navigate-singletask-task5-v0` -> `pointmaze-large-navigate-task5`."""
     return task.replace("-singletask", "").replace("-v0", "")
 
 
 def link(run: str, folder: Path) -> str:
-    """The address of a run's folder, as seen from another folder."""
+    """Return the URL of a run's folder, relative to another folder."""
     return quote(os.path.relpath(run, folder).replace(os.sep, "/")) + "/"
 
 
@@ -74,16 +75,16 @@ NO_WIDTH = "An interval without width: these runs agree, which does not tell tha
 
 
 def results(report: Report, tasks: Sequence[Task]) -> list[Table]:
-    """The last values of these tasks, which are judged by one metric. A table for each family of tasks, with a row for
-    each of its groups and a column for each task; the last of them explains all."""
+    """Return tables of the last values of these tasks, which share one metric: a table for each family of tasks, with a
+    row for each group and a column for each task. The notes of the last table explain all."""
     seen: set[str] = set()
     families = list(dict.fromkeys(task.family for task in tasks))
     members = [[task for task in tasks if task.family == family] for family in families]
     rows = [_family_rows(report, own, seen) for own in members]
-    notes = [[] for _ in families[1:]] + [_explained(tasks, seen)]
+    notes = [[] for _ in families[1:]] + [_explanations(tasks, seen)]
     return [
-        table(("group", *(short_task(task.name) for task in own)), cells, said)
-        for own, cells, said in zip(members, rows, notes, strict=True)
+        table(("group", *(short_task(task.name) for task in own)), cells, own_notes)
+        for own, cells, own_notes in zip(members, rows, notes, strict=True)
     ]
 
 
@@ -97,8 +98,8 @@ def _family_rows(report: Report, tasks: Sequence[Task], seen: set[str]) -> list[
     return found
 
 
-def _explained(tasks: Sequence[Task], seen: set[str]) -> list[str]:
-    """What the cells of these tasks mean; `seen` says of what kinds they are."""
+def _explanations(tasks: Sequence[Task], seen: set[str]) -> list[str]:
+    """Explain the cells of these tasks; `seen` holds the kinds of cell that occur."""
     metric = tasks[0].metric
     notes = [f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are."]
     if not metric.more_is_better:
@@ -147,7 +148,7 @@ def _so_far(task: Task, runs: Sequence[RunRecord], seen: set[str]) -> Text:
 
 
 def beside_published(report: Report) -> Table | None:
-    """Success by environment family beside published numbers; None if no run may be compared."""
+    """Return success by environment family beside published numbers; None if no run is comparable."""
     rows, notes = [], []
     for family, numbers in published.SUCCESS.items():
         own = []
@@ -166,8 +167,8 @@ def beside_published(report: Report) -> Table | None:
     if not rows:
         return None
     about = (
-        f"Published numbers are second-hand, from notes on the papers ({published.PROTOCOL}), and nobody has "
-        "reproduced them independently."
+        f"Published numbers are second-hand, from notes on the papers ({published.PROTOCOL}), and have not been "
+        "reproduced independently."
     )
     header = ("environment", "method", "success, %", "differs from the published protocol in")
     return table(header, rows, [about, OURS, *notes])
@@ -178,19 +179,19 @@ OURS += f"{FEW} have run all of these tasks."
 
 
 def _over_tasks(runs: Sequence[RunRecord]) -> Estimate:
-    """Success in percent: the mean over tasks, and its interval over the seeds that have run all of them."""
+    """Compute success in percent: the mean over tasks, and its interval over the seeds that have run all of them."""
     tasks = {run.task for run in runs}
     mean = float(np.mean([np.mean([last(run, SUCCESS) for run in runs if run.task == task]) for task in tasks]))
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(last(run, SUCCESS))
-    whole = np.array([np.mean(values) for values in by_seed.values() if len(values) == len(tasks)])
-    (_, low, high), _ = interval(whole, SUCCESS, [0] * len(whole))
+    complete = np.array([np.mean(values) for values in by_seed.values() if len(values) == len(tasks)])
+    (_, low, high), _ = interval(complete, SUCCESS, [0] * len(complete))
     return Estimate(100 * mean, 100 * low, 100 * high)
 
 
 def aggregates(report: Report) -> Table | None:
-    """Interquartile means over all tasks with success; None without any."""
+    """Return the interquartile means over all tasks with success; None without any."""
     if not report.aggregates:
         return None
     most = max(found.tasks for found in report.aggregates.values())
@@ -214,7 +215,7 @@ def aggregates(report: Report) -> Table | None:
 
 
 def improvements(report: Report) -> Table | None:
-    """How probably a group is better than another; None with one group."""
+    """Return the probability that one group is better than another, for pairs of groups; None with one group."""
     if not report.improvements:
         return None
     rows = list(dict.fromkeys(first for first, _ in report.improvements))
@@ -233,11 +234,11 @@ def improvements(report: Report) -> Table | None:
     return table(("P(row better than column)", *columns), cells, notes)
 
 
-# --- The tables of the runs themselves ---
+# --- Runs ---
 
 
 def overview(report: Report) -> Table:
-    """What was run, line by line: names and values."""
+    """Return a summary of the runs: names and values."""
     runs = report.runs
     versions = sorted({f"{name} {x}" for run in runs for name, x in run.records.get("versions", {}).items()})
     seeds = sorted({run.seed for run in runs})
@@ -264,7 +265,7 @@ def _phases(offline: int, online: int) -> str:
 
 
 def costs(report: Report) -> Table:
-    """What updates cost, and how long runs took."""
+    """Return the cost of updates and the duration of runs, by group."""
     rows = []
     for group in report.groups:
         ended = [run for run in group.runs if run.ends]
@@ -287,7 +288,7 @@ def costs(report: Report) -> Table:
 
 
 def health(report: Report) -> Table | None:
-    """The runs that have something against them; None if none has."""
+    """Return the runs that have problems; None if none has."""
     rows: list[Sequence[Text | str]] = [
         (Text(str(d.folder), folder=str(d.folder)), "", d.reason) for d in report.damaged
     ]
@@ -306,7 +307,7 @@ def health(report: Report) -> Table | None:
 
 
 def differences(report: Report) -> Table | None:
-    """The settings in which groups differ; None with one group."""
+    """Return the settings in which groups differ; None with one group."""
     if len(report.groups) < 2:
         return None
     names = list(report.groups[0].settings)
@@ -316,20 +317,20 @@ def differences(report: Report) -> Table | None:
 
 
 def runs(report: Report) -> Table:
-    """Every run, with its state and its folder."""
+    """List every run, with its state and its folder."""
     rows: list[Sequence[Text | str]] = []
     metrics = {task.name: task.metric for task in report.tasks}
     for group in report.groups:
         for run in sorted(group.runs, key=lambda run: (run.task, run.seed, run.folder.name)):
-            metric, trouble = metrics[run.task], complaints(run)
+            metric, problems = metrics[run.task], complaints(run)
             score = Text(f"{metric.shown(last(run, metric))} {metric.name}".strip(), faint=not run.ends)
             state = "diverged" if run.diverged_at is not None else run.state
             done = f"{short_count(run.step)} of {short_count(run.total_steps)}"
             if run in report.repeated:
-                trouble.append("not counted: its seed has another run")
+                problems.append("not counted: its seed has another run")
             folder = Text(run.folder.name, folder=str(run.folder))
             rows.append(
-                (folder, group.name, short_task(run.task), str(run.seed), state, done, score, "; ".join(trouble))
+                (folder, group.name, short_task(run.task), str(run.seed), state, done, score, "; ".join(problems))
             )
     rows += [
         (Text(d.folder.name, folder=str(d.folder)), "", "", "", "damaged", "", "", d.reason) for d in report.damaged

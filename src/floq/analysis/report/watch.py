@@ -1,4 +1,4 @@
-"""Runs as they train, live in the terminal. Their files are read again when they change, and nothing is written."""
+"""Live view of runs in the terminal. Their files are read again when they change, and nothing is written."""
 
 import math
 import time
@@ -26,36 +26,36 @@ STYLES = {
     "stopped": "yellow",
     "finished": "dim",
 }
-"""By state; the order in which they are shown."""
+"""By state, in the order in which states are shown."""
 
-MAX_DAMAGED = 5  # that are named
+MAX_DAMAGED = 5  # damaged folders that are listed by name
 
 Read = dict[Path, RunRecord | Damaged]
 
 
 class Watcher:
-    """Runs below some folders, and how they are now."""
+    """Reader of all runs below some folders, which caches those that did not change."""
 
     def __init__(self, paths: Sequence[str | Path]):
         self._paths = paths
-        self._seen: dict[Path, tuple] = {}
+        self._stamps: dict[Path, tuple] = {}
         self._found: Read = {}
 
     def look(self) -> Read:
-        """All runs, those that began meanwhile among them. Files that did not change are not read again.
+        """Read all runs, with those that began meanwhile. Files that did not change are not read again.
 
         Raises:
             UserError: there is none.
         """
         now: Read = {}
         for folder in find(self._paths):
-            mark, before = tuple(_mark(folder / name) for name in FILES), self._found.get(folder)
-            if isinstance(before, RunRecord) and self._seen.get(folder) == mark:
-                held = not before.ends and is_held(folder)  # which shows in no file
-                now[folder] = before if before.ends else replace(before, state="running" if held else "stopped")
+            stamp, before = tuple(_stamp(folder / name) for name in FILES), self._found.get(folder)
+            if isinstance(before, RunRecord) and self._stamps.get(folder) == stamp:
+                locked = not before.ends and is_held(folder)  # no file shows whether it still runs
+                now[folder] = before if before.ends else replace(before, state="running" if locked else "stopped")
             else:
                 now[folder] = read_run(folder)
-            self._seen[folder] = mark
+            self._stamps[folder] = stamp
         self._found = now
         return now
 
@@ -63,13 +63,13 @@ class Watcher:
 def watch(
     paths: Sequence[str | Path], once: bool = False, seconds: float = 5.0, console: Console | None = None
 ) -> None:
-    """Show runs until all have ended or somebody presses Ctrl-C.
+    """Show runs until all have ended or Ctrl-C is pressed.
 
     Args:
         paths: folders of runs, or above them.
         once: print one table with every run, and return.
-        seconds: how often to look.
-        console: where to; by default the terminal.
+        seconds: time between updates.
+        console: output; by default the terminal.
 
     Raises:
         UserError: there are no runs.
@@ -88,12 +88,12 @@ def watch(
                 time.sleep(seconds)
                 found = watcher.look()
     except KeyboardInterrupt:
-        pass  # looking ends; the runs go on
+        pass  # only the view ends; the runs continue
     console.print(screen(found, console.width))
 
 
 def state(run: RunRecord | Damaged) -> str:
-    """One of `STYLES`."""
+    """Return the state of a run, a key of `STYLES`."""
     if isinstance(run, Damaged):
         return "damaged"
     if run.diverged_at is not None:
@@ -102,8 +102,8 @@ def state(run: RunRecord | Damaged) -> str:
 
 
 def screen(found: Read, width: int, height: int | None = None) -> Group:
-    """Runs under headings that say task and group, those that train first, for a terminal of this size. Runs for which
-    there is no room are counted."""
+    """Render runs by task and group, those that train first, for a terminal of this size. Runs that do not fit are
+    counted."""
     runs = [run for run in found.values() if isinstance(run, RunRecord)]
     damaged = [run for run in found.values() if isinstance(run, Damaged)]
     metrics = {task: judged_by([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
@@ -114,7 +114,7 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
     head.append(f"   {time.strftime('%H:%M:%S')}", style="dim")
     named = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MAX_DAMAGED]]
     parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in named)]
-    used = 3 + sum(1 + len(text) // width for text in named)  # with the names of the columns, and a last line
+    used = 3 + sum(1 + len(text) // width for text in named)  # with the header of the table, and a last line
     room = math.inf if height is None else height - used
     left = len(runs)
     if runs:
@@ -137,7 +137,7 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
 
 
 def _sections(runs: Sequence[RunRecord]) -> list[tuple[tuple[str, str], list[RunRecord]]]:
-    """By task and group, the runs in the order of their states; those first that have one which trains."""
+    """Sort runs into sections by task and group, in the order of their states; sections with a running run first."""
     rank = {run: list(STYLES).index(state(run)) for run in runs}
     sections: dict[tuple[str, str], list[RunRecord]] = {}
     for group in grouped(runs):
@@ -156,15 +156,16 @@ COLUMNS = (
     ("left", 7),
     ("state", 8),
 )
-"""Names and widths; the third is named after what runs are judged by."""
+"""Names and widths; the third is named after the metric of the runs."""
 
 
 def short_name(metric: Metric) -> str:
+    """Shorten a metric's name to fit a column."""
     return metric.name.removesuffix(" rate").removeprefix("held-out ")
 
 
 def _rows(runs: Sequence[RunRecord], metric: Metric, header: str = "") -> Table:
-    """Rows of the table, or, with what runs are judged by as `header`, those names that stand above them."""
+    """Make rows of the table, or, with the metric's name as `header`, the table's header."""
     table = Table(box=None, padding=(0, 1, 0, 0), show_header=bool(header), header_style="dim")
     for name, size in COLUMNS:
         justify = "left" if name == "state" else "right"
@@ -191,7 +192,7 @@ def _number(value: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`45s`, `12m`, `3h05`, `2d04h`."""
+    """Format a duration as `45s`, `12m`, `3h05` or `2d04h`; empty for NaN."""
     if math.isnan(seconds):
         return ""
     minutes, hours = int(seconds // 60), int(seconds // 3600)
@@ -210,7 +211,8 @@ def _is_over(run: RunRecord | Damaged) -> bool:
     return isinstance(run, Damaged) or run.state != "running"
 
 
-def _mark(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return a file's modification time and size; None if there is no such file."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The report as files for papers and scripts: Markdown, and tidy CSV."""
+"""Report as files for papers and scripts: Markdown, and tidy CSV."""
 
 import csv
 import io
@@ -14,17 +14,17 @@ from floq.analysis.report.scores import Report
 from floq.analysis.report.tables import Table, link
 from floq.utils import files
 
-FORMULAS = tuple("=+-@")
-"""How a text begins that a spreadsheet would calculate."""
+FORMULA_PREFIXES = tuple("=+-@")
+"""First characters of a text that a spreadsheet would take for a formula."""
 
 
 def markdown(report: Report, folder: Path) -> str:
-    """The tables of the report in Markdown; links to run folders are relative to `folder`."""
+    """Format the tables of the report in Markdown; links to run folders are relative to `folder`."""
     sections: list[tuple[str | None, Table | None]] = [("What was run", tables.overview(report))]
     for metric in METRICS:
-        judged = [task for task in report.tasks if task.metric is metric]
-        if judged:
-            found = tables.results(report, judged)
+        tasks = [task for task in report.tasks if task.metric is metric]
+        if tasks:
+            found = tables.results(report, tasks)
             sections += [(metric.name.capitalize(), found[0]), *((None, other) for other in found[1:])]
     sections += [
         ("Beside published numbers", tables.beside_published(report)),
@@ -58,18 +58,18 @@ def _markdown(table: Table, folder: Path) -> str:
 
 
 def _escaped(text: str) -> str:
-    """So that a name cannot end its cell, and an interval with a star is not taken for emphasis."""
+    """Escape Markdown, so that a name cannot end its cell, and the star of an interval is not taken for emphasis."""
     for character in "\\|*_<>[]`":
         text = text.replace(character, f"\\{character}")
     return text
 
 
 def run_rows(report: Report) -> list[dict[str, Any]]:
-    """A row for each run, with all its settings."""
+    """Make a row for each run, with all its settings."""
     rows = []
     for group in report.groups:
         for run in group.runs:
-            row = _own(group.name, run) | {
+            row = _identity(group.name, run) | {
                 "state": run.state,
                 "counted": run.ends and run not in report.repeated,
                 "diverged_at_step": run.diverged_at,
@@ -89,28 +89,28 @@ def run_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def evaluation_rows(report: Report) -> list[dict[str, Any]]:
-    """A row for each evaluation of each run, with all its metrics."""
+    """Make a row for each evaluation of each run, with all its metrics."""
     rows = []
     for group in report.groups:
         for run in group.runs:
             names = {name: _column(name) for name in run.evaluations if name != "step"}
             for number, step in enumerate(run.evaluations.get("step", ())):
                 metrics = {short: run.evaluations[name][number] for name, short in names.items()}
-                rows.append(_own(group.name, run) | {"step": int(step)} | metrics | {"folder": str(run.folder)})
+                rows.append(_identity(group.name, run) | {"step": int(step)} | metrics | {"folder": str(run.folder)})
     return rows
 
 
-def _own(group: str, run: RunRecord) -> dict[str, Any]:
+def _identity(group: str, run: RunRecord) -> dict[str, Any]:
     return {"group": group, "task": run.task, "seed": run.seed}
 
 
 def _column(name: str) -> str:
-    """`evaluation/episode.return` -> `episode_return`."""
+    """Convert a metric's name to that of a column: `evaluation/episode.return` -> `episode_return`."""
     return name.split("/")[-1].replace(".", "_")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], first: Iterable[str] = ("group", "task", "seed")) -> None:
-    """Write rows, atomically; what a row lacks or is not a number is empty."""
+    """Write rows atomically; missing values and NaN become empty cells."""
     columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -122,5 +122,5 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], first: Iterable[str] =
 
 
 def _harmless(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULAS else value
+    """Prefix text that a spreadsheet would take for a formula with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA_PREFIXES else value

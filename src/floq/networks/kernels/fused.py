@@ -1,4 +1,4 @@
-"""The K-step integration as one launch: what it computes, how vmap batches it, how networks are packed for it."""
+"""The K-step integration as one kernel launch: its computation, its batching under vmap, the packing of networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from floq.networks.mlp import PlainBody, SplitLinear, folded
 
 
 class Settings(NamedTuple):
-    """What is compiled in: Euler steps, edges of the histogram of z and its smoothing in bin widths."""
+    """Compile-time settings: Euler steps, edges of the histogram of z and its smoothing in bin widths."""
 
     num_steps: int
     num_edges: int
@@ -30,22 +30,24 @@ def integrate_fused(
     *,
     interpret: bool = False,
 ) -> Float[Array, " members"]:
-    """Where the velocity field of each member carries `z_0`: `flow.integrate`, in one kernel, products in bfloat16.
+    """Integrate the velocity field of each member from `z_0`: `flow.integrate` in one kernel, products in bfloat16.
 
-    It is written for one transition. However many `jax.vmap` are around it, one kernel is launched: an axis of `x` or
-    `z_0` alone becomes rows of the kernel, an axis of the networks or of the support becomes runs.
+    It is written for one transition. Any number of nested `jax.vmap` launches one kernel: an axis of `x` or `z_0` alone
+    becomes rows of the kernel, an axis of the networks or of the support becomes runs.
 
     Args:
-        entry, body: the velocity fields of an ensemble, stacked on a leading axis of every leaf.
+        entry: first layers of the ensemble's velocity fields, stacked on a leading axis of every leaf.
+        body: their other layers, stacked likewise.
         x: observation and action.
-        z_0: where to start.
-        low, high: the support of the histogram of z.
-        settings: what is compiled in.
-        interpret: let Pallas interpret the kernel, on any machine and slowly.
+        z_0: initial value.
+        low: lower end of the support of the histogram of z.
+        high: upper end of the support.
+        settings: compile-time settings.
+        interpret: let Pallas interpret the kernel: slow, on any machine.
 
     Raises:
         UserError: `x` is too long.
-        TypeError: it is differentiated. No gradient goes through the kernel; stop it outside.
+        TypeError: it is differentiated. The kernel has no gradient; stop it outside.
     """
 
     @jax.custom_jvp
@@ -61,7 +63,7 @@ def integrate_fused(
 
 
 def _batched(settings: Settings, interpret: bool) -> Callable[..., Float[Array, "runs members rows"]]:
-    """`_launch` with its rule for vmap, which finds the new axis its place among the runs or the rows."""
+    """Return `_launch` with a vmap rule that merges the new axis into the runs or the rows."""
 
     @jax.custom_batching.custom_vmap
     def launch(fields: PyTree, low: Array, high: Array, x: Array, z_0: Array) -> Float[Array, "runs members rows"]:
@@ -81,8 +83,8 @@ def _batched(settings: Settings, interpret: bool) -> Callable[..., Float[Array, 
             return full.reshape(full.shape[0], -1, *full.shape[3:])
 
         if any(jax.tree.leaves(is_batched[:3])):
-            everything = (fields, low, high, x, z_0)
-            values = launch(*jax.tree.map(runs_first, everything, tuple(is_batched)))
+            arguments = (fields, low, high, x, z_0)
+            values = launch(*jax.tree.map(runs_first, arguments, tuple(is_batched)))
             return values.reshape(size, -1, *values.shape[1:]), True
         values = launch(fields, low, high, *map(rows_second, (x, z_0), is_batched[3:]))
         return jnp.moveaxis(values.reshape(*values.shape[:2], size, -1), 2, 0), True
@@ -99,21 +101,21 @@ def _launch(
     settings: Settings,
     interpret: bool,
 ) -> Float[Array, "runs members rows"]:
-    """Pack, fill the last block up with rows of zeros, launch, and cut them off again."""
+    """Pack the networks, pad the rows with zeros to whole blocks, launch, and drop the padding."""
     from floq.networks.kernels.hopper import launch  # Pallas is slow to import, and not in every release of JAX
 
     runs, rows, inputs = x.shape
     members, width = fields[0].bias.shape[1:]
     plan = Plan.of(runs, members, rows, inputs, width, len(fields[1].activations), *settings)
 
-    unit = (high - low) / (settings.num_edges - 1) * settings.sigma * jnp.sqrt(2.0)  # what the kernel measures z in
-    scale = -1 / (unit * settings.num_steps)  # from a velocity to what one step adds there
+    unit = (high - low) / (settings.num_edges - 1) * settings.sigma * jnp.sqrt(2.0)  # of z in the kernel
+    scale = -1 / (unit * settings.num_steps)  # from a velocity to the increment of one step in that unit
     packed = jax.vmap(jax.vmap(_pack, (0, 0, None)))(*fields, scale)
     groups = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), packed)
 
-    spare = (0, -rows % plan.block_rows)
-    padded_x = jnp.pad(x, ((0, 0), spare, (0, -inputs % TILE))).astype(jnp.bfloat16)
-    start = jnp.pad((low[:, None] - z_0) / unit[:, None], ((0, 0), spare))
+    padding = (0, -rows % plan.block_rows)
+    padded_x = jnp.pad(x, ((0, 0), padding, (0, -inputs % TILE))).astype(jnp.bfloat16)
+    start = jnp.pad((low[:, None] - z_0) / unit[:, None], ((0, 0), padding))
     end = launch(plan, padded_x, start, *groups, interpret=interpret).reshape(runs, members, -1)[..., :rows]
     return low[:, None, None] - end * unit[:, None, None]
 
@@ -121,8 +123,8 @@ def _launch(
 def _pack(
     entry: SplitLinear, body: PlainBody, scale: Float[Array, ""]
 ) -> tuple[BFloat16[Array, "rows width"], Float[Array, "vectors width"], Float[Array, ""]]:
-    """One network as the kernel reads it: its matrices, one below the other; its biases and the head's weights; the
-    head's bias. The head is multiplied by `scale`.
+    """Pack one network for the kernel: its matrices, one below the other; its biases and the head's weights; the head's
+    bias. The head is multiplied by `scale`.
 
     LayerNorms are folded into the products after them (see `FoldedBody`): the kernel needs only the std of a row.
     """

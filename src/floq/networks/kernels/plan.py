@@ -1,4 +1,4 @@
-"""How a launch is laid out on the chip: what shared memory and registers of a Hopper GPU hold. Knows no Pallas."""
+"""Limits and launch layout of the fused kernel: shared memory and registers of a Hopper GPU. Independent of Pallas."""
 
 from dataclasses import dataclass
 from typing import NoReturn
@@ -7,21 +7,23 @@ import jax
 
 from floq.utils.errors import UserError
 
-# --- What the fused integration cannot do, in words ---
+# --- Limits ---
 
-TILE = 64  # rows that a warpgroup multiplies at a time; widths and inputs come in as many
-MAX_WIDTH = 512  # the activations of 128 rows and three slabs of weights fill the shared memory then
-RELEASES = ((0, 11, 0), (0, 13, 0))  # of JAX: from the first on, before the second; Mosaic's interface moves
+TILE = 64  # rows that a warpgroup multiplies at a time; widths and inputs are padded to multiples
+MAX_WIDTH = 512  # with the activations of 128 rows and three slabs of weights, this fills the shared memory
+RELEASES = ((0, 11, 0), (0, 13, 0))  # first supported and first unsupported JAX: Mosaic's interface changes
 
 
 def check_settings(*, layer_norm: bool, residual: bool, histogram: bool, num_edges: int, time: str, width: int) -> None:
-    """Raises UserError if the kernel lacks a setting of the velocity field.
+    """Raise UserError if the kernel does not support a setting of the velocity field.
 
     Args:
-        layer_norm, residual: whether the network has them.
-        histogram, num_edges: whether z enters as a histogram, and of how many edges.
-        time: how t enters.
-        width: of all hidden layers.
+        layer_norm: whether the network has LayerNorm.
+        residual: whether it has residual blocks.
+        histogram: whether z is embedded as a histogram.
+        num_edges: edges of the histogram.
+        time: embedding of t.
+        width: width of all hidden layers.
     """
     if not layer_norm:
         _refuse("LayerNorm is part of the kernel", "give --agent.layer_norm=True")
@@ -37,18 +39,18 @@ def check_settings(*, layer_norm: bool, residual: bool, histogram: bool, num_edg
         _refuse(f"--agent.block_width={width} does not fit", f"give a multiple of {TILE} up to {MAX_WIDTH}")
 
 
-def check_inputs(inputs: int, most: int) -> None:
-    """Raises UserError if an observation and an action have more numbers together than fit."""
-    if inputs > most:
-        _refuse(f"observation and action have {inputs} numbers together, the kernel takes up to {most}")
+def check_inputs(inputs: int, max_inputs: int) -> None:
+    """Raise UserError if the dimensions of observation and action together exceed `max_inputs`."""
+    if inputs > max_inputs:
+        _refuse(f"observation and action have {inputs} numbers together, the kernel takes up to {max_inputs}")
 
 
 def check_machine() -> None:
-    """Raises UserError if this machine cannot run the kernel. Starts JAX."""
+    """Raise UserError if this machine cannot run the kernel. Initialises JAX."""
     first, after = RELEASES
     if not first <= jax.__version_info__ < after:
-        known = f"from {'.'.join(map(str, first[:2]))} on, before {'.'.join(map(str, after[:2]))} (Python 3.12)"
-        _refuse(f"jax {jax.__version__} may not know the kernel's interface", f"install one {known}")
+        supported = f"from {'.'.join(map(str, first[:2]))} on, before {'.'.join(map(str, after[:2]))} (Python 3.12)"
+        _refuse(f"jax {jax.__version__} may not know the kernel's interface", f"install one {supported}")
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":
         _refuse(f"it needs a Hopper GPU (H100, H200) and this is {device.device_kind}")
@@ -58,16 +60,18 @@ def _refuse(reason: str, remedy: str | None = None) -> NoReturn:
     raise UserError(f"--agent.integration=fused: {reason}; {f'{remedy} or ' if remedy else ''}use plain")
 
 
+# --- Layout ---
+
 TILE_BYTES = 2 * TILE * TILE  # of bfloat16
-MAX_SLAB = 256  # columns of one wgmma, and of what a warpgroup's registers can accumulate
-MIN_STAGES, MAX_STAGES = 2, 6  # of the ring that weights stream through
-SHARED_BYTES = 227 * 1024 - 2048  # a block's, less what barriers, results and reductions take
-PROCESSORS = 132  # of an H100 or H200; a block has one to itself
+MAX_SLAB = 256  # maximum columns of one wgmma and of a warpgroup's accumulators
+MIN_STAGES, MAX_STAGES = 2, 6  # of the ring buffer for weights
+SHARED_BYTES = 227 * 1024 - 2048  # of a block, less barriers, results and reductions
+PROCESSORS = 132  # streaming multiprocessors of an H100 or H200; each holds one block
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one launch is laid out. A tile is 64 x 64 numbers of bfloat16."""
+    """Layout of one launch. A tile is 64 x 64 numbers of bfloat16."""
 
     num_steps: int
     num_bins: int
@@ -84,16 +88,16 @@ class Plan:
         cls, runs: int, members: int, rows: int, inputs: int, width: int, depth: int, num_steps: int, num_edges: int,
         sigma: float,
     ) -> "Plan":  # fmt: skip
-        """The layout for `runs * members` networks with `rows` rows each.
+        """Choose the layout for `runs * members` networks with `rows` rows each.
 
-        One warpgroup to a block as long as every block finds a processor of its own; else two, so that a slab of
-        weights serves 128 rows once it is there.
+        A block has one warpgroup as long as there is a processor for every block; otherwise two, so that a loaded slab
+        of weights serves 128 rows.
 
         Raises:
             UserError: the inputs do not fit shared memory.
         """
         stage = 2 * TILE * slab_of(width)
-        check_inputs(inputs, most=((SHARED_BYTES - MIN_STAGES * stage) // TILE_BYTES - 1) * TILE)
+        check_inputs(inputs, max_inputs=((SHARED_BYTES - MIN_STAGES * stage) // TILE_BYTES - 1) * TILE)
         input_tiles, blocks = -(-inputs // TILE), runs * members * -(-rows // TILE)
         activations = TILE_BYTES * max(width // TILE, 1 + input_tiles)
         stages = [(SHARED_BYTES - warpgroups * activations) // stage for warpgroups in (1, 2)]
@@ -108,29 +112,31 @@ class Plan:
 
     @property
     def slabs(self) -> int:
+        """Slabs of a hidden layer."""
         return self.width // self.slab
 
     @property
     def layers(self) -> list[tuple[int, int]]:
-        """For each hidden layer: its first row of tiles among the packed weights, and how many it has."""
+        """For each hidden layer: its first row of tiles in the packed weights, and its number of rows of tiles."""
         first, hidden = 1 + self.input_tiles, self.width // TILE
         return [(0, first), *((first + i * hidden, hidden) for i in range(self.depth - 1))]
 
     @property
     def act_tiles(self) -> int:
-        """Tiles that hold a row's activations: those of a hidden layer, or the input."""
+        """Tiles per row for the activations of a hidden layer or the input, whichever is larger."""
         return max(self.width // TILE, 1 + self.input_tiles)
 
     @property
     def slabs_per_step(self) -> int:
-        """Stages of the ring that one Euler step uses up."""
+        """Stages of the ring that one Euler step consumes."""
         return self.slabs * sum(count for _, count in self.layers)
 
     @property
     def block_rows(self) -> int:
+        """Rows of a block."""
         return TILE * self.warpgroups
 
 
 def slab_of(width: int) -> int:
-    """How many columns of a layer are computed together."""
+    """Return the number of columns of a layer that are computed together."""
     return max(columns for columns in range(TILE, MAX_SLAB + 1, TILE) if width % columns == 0)

@@ -1,0 +1,39 @@
+"""The command `floq eval`."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from floq.cli.flags import described, parse
+from floq.cli.train import start_jax
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a checkpoint of a run. The same command gives the same number, whatever the number of workers."""
+
+    run_dir: Positional[str]
+    """The run's folder."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    eval_episodes: int = 50
+    """Episodes."""
+    seed: int | None = None
+    """Episodes are drawn with this seed; by default the run's, which repeats the evaluation of its training."""
+    success_timing: Literal["post", "pre"] | None = None
+    """post or pre; by default as in training."""
+    workers: int | None = None
+    """Processes; by default one per core."""
+    acting_flow_steps: int | None = None
+    """Integration steps (K) with which an actor ranks actions by the flow itself; by default as in training."""
+
+
+def eval_command(argv: list[str]) -> None:
+    """Run `floq eval`."""
+    options = parse(Eval, argv, "floq eval", described(Eval))
+    from floq.analysis.evaluate_run import evaluate_run
+
+    start_jax()
+    evaluate_run(**dataclasses.asdict(options))

@@ -1,0 +1,52 @@
+"""Runs that version 0.1 left (see `fixtures/v0.1`) are evaluated, reported and resumed."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from floq import cli
+from floq.runs.run import Run
+
+FIXTURES = Path(__file__).parent / "fixtures" / "v0.1"
+
+
+@pytest.fixture
+def old_run(tmp_path, no_pictures, monkeypatch):
+    """Copies a run to a folder of its own, whose path replaces FIXTURE in its files."""
+    monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
+
+    def copy(name: str) -> Path:
+        shutil.copytree(FIXTURES, tmp_path / "old")
+        for path in (tmp_path / "old" / name).rglob("*.json"):
+            values = json.loads(path.read_text().replace("FIXTURE", str(tmp_path / "old")))
+            if path.name == "manifest.json":
+                del values["sha256"][path.name]
+                digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+                values["sha256"][path.name] = digest
+            path.write_text(json.dumps(values))
+        return tmp_path / "old" / name
+
+    return copy
+
+
+def test_a_finished_run(old_run, tmp_path, capsys):
+    folder = old_run("offline")
+    assert cli.run(["eval", str(folder)]) == 0
+    assert "worth 0.1303" in capsys.readouterr().out  # as version 0.1 said when it had trained it
+    assert cli.run(["report", str(folder), f"--out={tmp_path / 'report.md'}"]) == 0
+    assert "choice" in (tmp_path / "report.md").read_text()
+    assert cli.run(["train", "--resume", str(folder), "--offline_steps=12"]) == 0
+    assert Run.open(folder).evaluations()["step"] == [1, 5, 10, 12]
+
+
+def test_one_that_was_stopped_online_with_an_evaluation_to_be_made(old_run):
+    folder = old_run("online")
+    before = (FIXTURES / "online" / "train.csv").read_text().splitlines()
+    assert cli.run(["train", "--resume", str(folder)]) == 0
+    assert Run.open(folder).evaluations()["step"] == [1, 4, 8, 12]
+    after = (folder / "train.csv").read_text().splitlines()
+    assert after[:5] == before[:5]
+    assert [row.split(",")[0] for row in after] == [row.split(",")[0] for row in before]
