@@ -22,7 +22,7 @@ from floq.analysis.cost_model import FLOAT, update_cost
 from floq.cli.train import parse_train
 from floq.runs.config import Config
 from floq.runs.presets import configure
-from floq.training.bench import best_in_turn, fleet_of, random_data, repetitions_for
+from floq.training.bench import best_in_turn, fleet_of, repetitions_for, synthetic_data
 from floq.utils.machine import cores, use_all_cores
 
 MIDDLE: dict[str, Any] = {"critic_flow_steps": 4, "noise_samples": 4, "flow_num_ensembles": 2, "block_width": 256}
@@ -75,7 +75,7 @@ def main() -> None:
     (given,) = parse_train(["--env_name=cube-double-play-singletask-v0", "--agent.block_depth=4", *words]).configs
     critic = dataclasses.replace(given.agent.critic, **MIDDLE)
     config = dataclasses.replace(given, agent=dataclasses.replace(given.agent, batch_size=MIDDLE_BATCH, critic=critic))
-    data = random_data(*options.sizes)
+    data = synthetic_data(*options.sizes)
 
     def work(config: Config, runs: int) -> float:
         return runs * update_cost(config.agent, *options.sizes).flops

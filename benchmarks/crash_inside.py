@@ -19,14 +19,14 @@ from typing import Any, NoReturn
 
 WRITING = {
     "create": ("floq.runs.run", "Run.create"),
-    "keep": ("floq.runs.run_data", "keep"),
+    "keep": ("floq.runs.run_data", "save_random_data"),
     "json": ("floq.runs.run", "Run.write_json"),
     "find": ("floq.training.resume", "newest_common"),
     "cut back": ("floq.training.resume", "_cut_back"),
     "cut csv": ("floq.runs.run", "cut_csv"),
     "log": ("floq.runs.loggers", "CsvLogger.log"),
     "save": ("floq.runs.checkpoint", "save"),
-    "draw": ("floq.analysis.pictures", "draw"),
+    "draw": ("floq.analysis.pictures", "draw_pictures"),
 }
 """Functions that change files, by the name of the point: module and attribute through which they are called."""
 WORKING = {

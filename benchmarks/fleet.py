@@ -25,14 +25,14 @@ def measure(agent: str, size: int, layout: str, steps: int, settings: list[str])
     from floq.agent.state import Keys
     from floq.cli.train import parse_train
     from floq.runs.weights import make_agent
-    from floq.training.bench import best_in_turn, fleet_of, random_data
+    from floq.training.bench import best_in_turn, fleet_of, synthetic_data
     from floq.training.sharding import Layout
     from floq.utils.machine import cores, use_all_cores
 
     use_all_cores({"shared": size, "batch": cores()}.get(layout, 1))
     from training_loop import host_loop
 
-    (config,), data = parse_train([f"--agent={agent}", *settings]).configs, random_data(2, 2)
+    (config,), data = parse_train([f"--agent={agent}", *settings]).configs, synthetic_data(2, 2)
     first = jax.devices()[:1]
     if layout == "host":
         fresh, key = make_agent(config, data), Keys.of(0).batches

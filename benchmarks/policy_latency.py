@@ -24,9 +24,9 @@ from floq.agent.agent import Agent
 from floq.agent.config import AgentConfig
 from floq.critics import FloqConfig, ScalarConfig
 from floq.export import verification
-from floq.export.formats import Exportable, Format, load, write
+from floq.export.formats import Exportable, Format, load_exported, write_exported
 from floq.export.operations import translate
-from floq.export.trace import Traced
+from floq.export.trace import TracedPolicy
 from floq.utils.machine import cores
 
 CHECKED = 10  # observations of each policy, at which every format is compared with the agent
@@ -50,7 +50,7 @@ def agents(width: int) -> dict[str, AgentConfig]:
 def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[int, dict[str, float]]:
     """Operations of the exported program, and the fewest seconds of an action in each format and of the agent."""
     policy = Agent.init(jax.random.key(0), *sizes, config).policy
-    traced = Traced.of(policy, sizes[0])
+    traced = TracedPolicy.of(policy, sizes[0])
     about = {"task": "a benchmark", "step": 0, "floq": "-"}
     described = {"about": about, "observation_size": sizes[0], "action_size": sizes[1], "action_chunk": 1}
     exportable = Exportable(traced, translate(traced), described)
@@ -63,9 +63,9 @@ def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[in
         for form in get_args(Format):
             folder = Path(root) / form
             folder.mkdir()
-            write(form, exportable, folder)
-            act = load(form, folder)
-            verification.compare(policy, act, samples)
+            write_exported(form, exportable, folder)
+            act = load_exported(form, folder)
+            verification.compare_with_agent(policy, act, samples)
             acting[form] = lambda sample, act=act: act(sample.obs, sample.noise)
     taken: dict[str, list[float]] = {name: [] for name in acting}
     for number in range(calls):

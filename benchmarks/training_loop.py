@@ -18,7 +18,7 @@ import numpy as np
 from floq.agent.state import Keys
 from floq.runs.presets import configure
 from floq.runs.weights import make_agent
-from floq.training.bench import random_data
+from floq.training.bench import synthetic_data
 from floq.training.fleet import Fleet, FleetData, sample_batch
 
 REPETITIONS = 3
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     steps = parser.parse_args().steps
-    dataset, keys = random_data(2, 2), Keys.of(0)
+    dataset, keys = synthetic_data(2, 2), Keys.of(0)
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {jax.devices()[0].device_kind}, {steps} steps"
     )

@@ -14,7 +14,7 @@ from datetime import date
 
 from floq.analysis.cost_model import update_cost
 from floq.runs.presets import configure
-from floq.training.bench import best_in_turn, fleet_of, random_data
+from floq.training.bench import best_in_turn, fleet_of, synthetic_data
 from floq.utils.machine import cores, use_all_cores
 
 PUBLISHED = {
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="size of the fleets")
     options = parser.parse_args()
     use_all_cores(options.runs)
-    data = random_data(*options.sizes)
+    data = synthetic_data(*options.sizes)
     configs = {
         "floq, published": configure(options.env_name, **PUBLISHED),
         "    in bf16": configure(options.env_name, precision="bf16", **PUBLISHED),

@@ -41,8 +41,7 @@ import pytest  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
 from floq.analysis import pictures  # noqa: E402
-from floq.envs import environments as _registers_ogbench  # noqa: E402, F401
-from floq.envs import workers  # noqa: E402
+from floq.envs import environments, workers  # noqa: E402
 from floq.utils.machine import clear_jit_cache  # noqa: E402
 
 OLD_JAX = version("jax").startswith("0.8.")  # its checker takes a key that a training loop carries for a reused one
@@ -149,6 +148,7 @@ def set_environments(patch, quick: bool) -> None:
         patch.setattr(gymnasium.registry[name], "max_episode_steps", EPISODE if quick else steps)
 
 
+environments.import_ogbench()  # it registers its environments
 LENGTHS = {name: spec.max_episode_steps for name, spec in gymnasium.registry.items() if "-singletask" in name}
 
 
@@ -174,7 +174,7 @@ def _environments_as_users_have_them(request):
 def undrawn():
     """Runs that end in here leave no pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: None)
+        patch.setattr(pictures, "draw_pictures", lambda *_: None)
         yield
 
 

@@ -9,9 +9,9 @@ from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, WIDTH,
 from floq.actors import BestOfNConfig, DeterministicConfig, GaussianConfig
 from floq.agent.agent import Agent
 from floq.agent.policy import ObsStats
-from floq.export.formats import Exportable, write
+from floq.export.formats import Exportable, write_exported
 from floq.export.operations import translate
-from floq.export.trace import Traced
+from floq.export.trace import TracedPolicy
 
 HIDDEN = (WIDTH, WIDTH)
 BEST = BestOfNConfig(actor_hidden_dims=HIDDEN, actor_flow_steps=2, num_candidates=4)
@@ -42,12 +42,12 @@ def make_agent(actor, critic, seed=0, act_size=ACT):
 
 
 def make_exportable(agent, explore=False, chunk=1, act_size=ACT):
-    traced = Traced.of(agent.policy, OBS, explore)
+    traced = TracedPolicy.of(agent.policy, OBS, explore)
     sizes = {"observation_size": OBS, "action_size": act_size, "action_chunk": chunk}
     return Exportable(traced, translate(traced), {"about": {"task": "a test", "step": 3, "floq": "0"}, **sizes})
 
 
 def written(folder, agent, form="numpy", explore=False):
     policy = make_exportable(agent, explore)
-    write(form, policy, folder)
+    write_exported(form, policy, folder)
     return policy

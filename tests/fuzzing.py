@@ -95,7 +95,7 @@ def report(content: bytes) -> None:
         _file(f"reported/{name}", part)
     found = report_runs.read_run(folder() / "reported")
     runs = [found] if isinstance(found, report_runs.RunRecord) else []
-    damaged = [found] if isinstance(found, report_runs.Damaged) else []
+    damaged = [found] if isinstance(found, report_runs.DamagedRun) else []
     whole = assemble(runs, damaged)
     markdown(whole, folder())
     write_csv(folder() / "runs.csv", run_rows(whole))

@@ -225,11 +225,11 @@ def test_a_signal_before_and_after_the_training_ends_it_in_one_line(
 ):
     name = signal.Signals(signum).name
     with monkeypatch.context() as patch:
-        patch.setattr(run_data, "load_tasks", lambda *_: signal.raise_signal(signum))
+        patch.setattr(run_data, "load_fleet_data", lambda *_: signal.raise_signal(signum))
         assert resumed(stopped[:1]) == code
     assert capsys.readouterr().err == f"floq: stopped by {name}\n"
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: signal.raise_signal(signum))
+        patch.setattr(pictures, "draw_pictures", lambda *_: signal.raise_signal(signum))
         assert resumed(stopped[:1]) == code
     rest = f"floq train --resume {stopped[0]}"
     assert capsys.readouterr().err == f"floq: stopped by {name} when all was trained; the rest comes with {rest}\n"

@@ -20,7 +20,7 @@ from floq import cli
 from floq.agent.agent import Agent
 from floq.agent.finite import ACTION, OK, TERMS, first_nonfinite
 from floq.agent.state import Keys
-from floq.analysis.health import complaints, health_warnings
+from floq.analysis.health import health_warnings, run_problems
 from floq.analysis.report.runs import RunRecord, read_run
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
@@ -190,7 +190,7 @@ def test_a_run_that_diverges_stops_with_its_last_good_state(tmp_path):
     assert json.loads((sick.folder / "diverged.json").read_text(), parse_constant=pytest.fail)  # strict JSON
     record = read_run(sick.folder)
     assert isinstance(record, RunRecord)
-    assert complaints(record) == [f"diverged at step {at}: the {sick.diverged['term']} was not finite"]
+    assert run_problems(record) == [f"diverged at step {at}: the {sick.diverged['term']} was not finite"]
     log = sick.folder / "train.csv"
     assert not log.exists() or "nan" not in log.read_text()
     (other,) = train_fleet([config_of(tmp_path / "alone", lr=1e-3)], data, show=False)
@@ -228,7 +228,7 @@ def test_a_run_may_go_back_and_on(rewound):
     assert np.isfinite(log["training/critic/critic_loss"]).all()
     record = read_run(rewound.folder)
     assert isinstance(record, RunRecord)
-    assert f"went back to earlier weights {len(steps)} times" in complaints(record)
+    assert f"went back to earlier weights {len(steps)} times" in run_problems(record)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 
-from floq.networks.embeddings import embed_time, histogram, scaled, time_embedding_size
+from floq.networks.embeddings import embed_time, histogram, scale_to_unit, time_embedding_size
 
 LOW, HIGH = -101.0, 1.0
 
@@ -46,7 +46,7 @@ def test_a_z_far_outside_stays_finite_and_is_embedded_as_three_deviations_away(s
 
 def test_scaled_maps_the_support_to_the_unit_interval():
     low, high = jnp.float32(LOW), jnp.float32(HIGH)
-    values = [float(scaled(jnp.float32(z), low, high)[0]) for z in (LOW, -50.0, HIGH)]
+    values = [float(scale_to_unit(jnp.float32(z), low, high)[0]) for z in (LOW, -50.0, HIGH)]
     np.testing.assert_allclose(values, [0.0, 0.5, 1.0], atol=1e-6)
 
 

@@ -18,9 +18,9 @@ from floq import cli
 from floq.agent.agent import Agent
 from floq.export import export_run, verification
 from floq.export.exported import PolicyError, load_policy
-from floq.export.formats import load
+from floq.export.formats import load_exported
 from floq.export.operations import translate
-from floq.export.trace import Traced
+from floq.export.trace import TracedPolicy
 from floq.utils.errors import Failed, UserError
 
 # --- the same actions ---
@@ -32,7 +32,7 @@ def test_numpy_acts_as_the_agent(pair, tmp_path):
     policy = written(tmp_path, agent)
     expected = verification.samples(agent.policy, policy.traced, count=20)
     assert len({tuple(sample.action) for sample in expected}) > 10
-    agreement = verification.compare(agent.policy, load("numpy", tmp_path), expected)
+    agreement = verification.compare_with_agent(agent.policy, load_exported("numpy", tmp_path), expected)
     assert agreement == verification.Agreement(agreement.largest, ties=0, count=20)
     assert agreement.largest < 2e-6
 
@@ -44,7 +44,7 @@ def test_exploring_is_exported_on_request(pair, tmp_path):
     policy = written(tmp_path, agent, explore=True)
     assert [noise.distribution for noise in policy.program.noise] == ["normal"]
     expected = verification.samples(agent.policy, policy.traced, explore=True, count=10)
-    assert verification.compare(agent.policy, load("numpy", tmp_path), expected).largest < 2e-6
+    assert verification.compare_with_agent(agent.policy, load_exported("numpy", tmp_path), expected).largest < 2e-6
 
 
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])
@@ -53,7 +53,7 @@ def test_other_formats_act_as_the_agent(form, pair, tmp_path):
     agent = make_agent(*PAIRS[pair])
     policy = written(tmp_path, agent, form)
     expected = verification.samples(agent.policy, policy.traced, count=10)
-    assert verification.compare(agent.policy, load(form, tmp_path), expected).largest < 2e-6
+    assert verification.compare_with_agent(agent.policy, load_exported(form, tmp_path), expected).largest < 2e-6
     (tmp_path / "policy.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(PolicyError, match="no program"):
         load_policy(tmp_path)
@@ -64,18 +64,18 @@ def test_a_wrong_action_is_no_tie(tmp_path):
     agent = make_agent(*PAIRS["best, scalar"])
     policy = written(tmp_path, agent)
     expected = verification.samples(agent.policy, policy.traced, count=3)
-    acting = load("numpy", tmp_path)
+    acting = load_exported("numpy", tmp_path)
     with pytest.raises(Failed, match=r"is 0\.5 from the agent"):
-        verification.compare(agent.policy, lambda obs, noise: acting(obs, noise) + 0.5, expected)
+        verification.compare_with_agent(agent.policy, lambda obs, noise: acting(obs, noise) + 0.5, expected)
     silent = jax.tree.map(jnp.zeros_like, agent.params.critic)
     indifferent = dataclasses.replace(agent.policy, critic=silent)
-    assert verification.compare(indifferent, lambda obs, noise: acting(obs, noise) + 0.5, expected).ties == 3
+    assert verification.compare_with_agent(indifferent, lambda obs, noise: acting(obs, noise) + 0.5, expected).ties == 3
 
 
 def test_what_is_not_needed_to_act_stays_behind(tmp_path):
     """No critic, no behaviour flow; and an observation that is not normalised is not divided by 1."""
     agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(FLOQ, ACTOR))
-    program = translate(Traced.of(agent.policy, OBS)).tensors
+    program = translate(TracedPolicy.of(agent.policy, OBS)).tensors
     weights = {name for name in program if not name.startswith("constant.")}
     assert all(name.startswith("actor.one_step.") for name in weights)
     assert len([name for name in weights if name.endswith("weight")]) == 3

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from floq.export import exported
-from floq.export.formats import Exportable, load, write
+from floq.export.formats import Exportable, load_exported, write_exported
 from floq.export.operations import translate
-from floq.export.trace import Traced
+from floq.export.trace import TracedPolicy
 from floq.utils.errors import UserError
 
 # --- operations, one by one ---
@@ -43,7 +43,7 @@ FUNCTIONS = {
 
 def traced_function(function, size=6):
     program = jax.make_jaxpr(lambda leaves, obs, key: function(obs))([], jnp.zeros(size), jax.random.key(0))
-    return Traced(program, [], [], size)
+    return TracedPolicy(program, [], [], size)
 
 
 @pytest.mark.parametrize("form", ["numpy", "onnx"])
@@ -54,10 +54,10 @@ def test_each_operation_is_that_of_jax(name, form, tmp_path):
     x = np.random.default_rng(3).normal(size=6).astype(np.float32)
     wanted = np.asarray(function(jnp.asarray(x)))
     sizes = {"observation_size": 6, "action_size": len(wanted), "action_chunk": 1}
-    write(
+    write_exported(
         form, Exportable(traced, translate(traced), {"about": {"task": "-", "step": 0, "floq": "0"}, **sizes}), tmp_path
     )
-    np.testing.assert_allclose(load(form, tmp_path)(x, []), wanted, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(load_exported(form, tmp_path)(x, []), wanted, rtol=2e-6, atol=2e-6)
 
 
 def test_erf():
@@ -87,7 +87,7 @@ def test_what_has_no_operation_is_refused(function, says):
 
 def traced_draws(function):
     program = jax.make_jaxpr(lambda leaves, obs, key: function(key) + obs)([], jnp.zeros(4), jax.random.key(0))
-    return Traced(program, [], [], 4)
+    return TracedPolicy(program, [], [], 4)
 
 
 @pytest.mark.parametrize(

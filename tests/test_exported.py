@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from floq.export import exported
 from floq.export.exported import Policy, PolicyError, load_policy
-from floq.export.formats import write
+from floq.export.formats import write_exported
 
 # --- acting ---
 
@@ -58,7 +58,7 @@ def test_wrong_observations_and_noise(folder, obs, noise, says):
 def test_a_controller_hands_out_chunks(tmp_path):
     """Three actions of two numbers at once: the policy is asked in every third step, and anew after a reset."""
     agent = make_agent(*PAIRS["fql"], act_size=3 * ACT)
-    write("numpy", make_exportable(agent, chunk=3), tmp_path)
+    write_exported("numpy", make_exportable(agent, chunk=3), tmp_path)
     policy = load_policy(tmp_path)
     rng = np.random.default_rng(7)
     first, second = (policy.act(obs, rng).reshape(3, ACT) for obs in (np.zeros(OBS), np.full(OBS, 3.0)))

@@ -22,7 +22,7 @@ from floq.agent.state import Keys
 from floq.data.dataset import Dataset
 from floq.envs.environments import EnvSlots
 from floq.evaluation import background
-from floq.evaluation.background import Background, Request
+from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.rollouts import RESTARTS, Evaluator
 from floq.runs.config import Config
 from floq.runs.presets import configure
@@ -234,9 +234,9 @@ def returns(evaluation):
 def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
     with Evaluator("Pendulum-v1", None, 3, 2) as evaluate:
         wanted = [evaluate(policy, seed, step) for seed, step in ((5, 1), (6, 1), (5, 2))]
-        with Background(evaluate, [5, 6], ["Pendulum-v1"] * 2) as background:
-            background.submit([Request(run, 1, policy, 1.0) for run in (0, 1)])
-            background.submit([Request(0, 2, policy, 2.0)])
+        with BackgroundEvaluator(evaluate, [5, 6], ["Pendulum-v1"] * 2) as background:
+            background.submit([EvaluationRequest(run, 1, policy, 1.0) for run in (0, 1)])
+            background.submit([EvaluationRequest(0, 2, policy, 2.0)])
             assert [(r.run, r.step) for r in background.pending] == [(0, 1), (1, 1), (0, 2)]
             found = []
             while background.pending:
@@ -246,8 +246,11 @@ def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
 
 
 def test_what_an_evaluation_raises_reaches_the_training(policy):
-    with Evaluator("Pendulum-v1", None, 2, 1) as evaluate, Background(evaluate, [0], ["Nothing-v0"]) as background:
-        background.submit([Request(0, 1, policy, 0.0)])
+    with (
+        Evaluator("Pendulum-v1", None, 2, 1) as evaluate,
+        BackgroundEvaluator(evaluate, [0], ["Nothing-v0"]) as background,
+    ):
+        background.submit([EvaluationRequest(0, 1, policy, 0.0)])
         with pytest.raises(UserError, match="unknown environment 'Nothing-v0'"):
             list(background.finished(wait=60.0))
 
@@ -258,8 +261,10 @@ def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
     policy = Agent.init(jax.random.key(0), 1, 1, agent_config(SCALAR, ACTOR)).policy
     name = "probe_envs:Fragile-hangs-v0"
     with Evaluator(name, None, 1, 1) as evaluate:
-        with Background(evaluate, [0], [name]) as beside:
-            beside.submit([Request(0, step, policy, 0.0) for step in (1, 2, 3)])  # two steps of the environment each
+        with BackgroundEvaluator(evaluate, [0], [name]) as beside:
+            beside.submit(
+                [EvaluationRequest(0, step, policy, 0.0) for step in (1, 2, 3)]
+            )  # two steps of the environment each
             while len(beside.pending) > 1:
                 list(beside.finished(wait=1.0))
             time.sleep(0.5)

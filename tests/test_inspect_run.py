@@ -20,7 +20,7 @@ from floq.analysis import pictures, probing
 from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.figures import diagnosis, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
-from floq.analysis.inspect_run import _dataset, earned, inspect_run, play
+from floq.analysis.inspect_run import _dataset, discounted_rewards_to_go, inspect_run, play
 from floq.analysis.video import film_episodes, video_recorder
 from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
@@ -129,9 +129,9 @@ def test_step_counts():
 
 
 def test_evenly():
-    assert probing.evenly([1, 2, 3, 4, 5], 3) == [1, 3, 5]
-    assert probing.evenly([7], 3) == [7]
-    assert probing.evenly([], 3) == []
+    assert probing.evenly_spaced([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+    assert probing.evenly_spaced([7], 3) == [7]
+    assert probing.evenly_spaced([], 3) == []
 
 
 def test_how_far_q_has_settled(tmp_path):
@@ -159,7 +159,7 @@ def test_a_log_without_a_diagnosis_gives_no_picture(tmp_path):
 
 
 def test_what_an_episode_earned():
-    np.testing.assert_allclose(earned(np.array([1.0, 2.0, 4.0]), 0.5, 8.0), [4.0, 6.0, 8.0])
+    np.testing.assert_allclose(discounted_rewards_to_go(np.array([1.0, 2.0, 4.0]), 0.5, 8.0), [4.0, 6.0, 8.0])
 
 
 def played(values, succeeded=None):

@@ -11,7 +11,7 @@ from floq.actors import ACTORS
 from floq.agent.agent import Agent
 from floq.agent.config import AgentConfig
 from floq.critics import CRITICS
-from floq.evaluation.held_out import HeldOut
+from floq.evaluation.held_out import HeldOutEvaluation
 from floq.training.online import STATISTICS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -51,7 +51,7 @@ def test_the_other_columns_are_explained(run_dir):
     known = set().union(*(explained("critics.md", kind) for kind in kinds))
     headers = [(run_dir / name).read_text().splitlines()[0].split(",") for name in ("train.csv", "eval.csv")]
     written = {name for header in headers for name in header if name.startswith(kinds)}
-    assert known == written | set(STATISTICS) | set(HeldOut(0, 0.0, 0.0, 0.0).summary())
+    assert known == written | set(STATISTICS) | set(HeldOutEvaluation(0, 0.0, 0.0, 0.0).summary())
     unprefixed = {name for header in headers for name in header} - written
     assert {name.split("/")[0] for name in unprefixed} == {"step", "training", "validation"}
 

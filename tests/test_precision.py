@@ -8,7 +8,7 @@ from helpers import ACT, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
 from floq.agent.agent import Agent
 from floq.networks.mlp import MLP
-from floq.networks.precision import computing_copy, matmul_precision
+from floq.networks.precision import cast_for_compute, matmul_precision
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
 
@@ -79,7 +79,7 @@ def test_a_network_in_bf16_puts_out_float32():
     head = network.body.linears[-1]
     object.__setattr__(head, "bias", jnp.array([far]))
     object.__setattr__(head, "weight", jnp.zeros_like(head.weight))
-    (value,) = computing_copy(network, "bf16")(jnp.ones(4))
+    (value,) = cast_for_compute(network, "bf16")(jnp.ones(4))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, far, rtol=1e-6)
 

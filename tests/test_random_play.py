@@ -69,18 +69,18 @@ def test_a_run_keeps_its_random_play_since_not_every_environment_makes_it_again(
     own = {"env_name": "probe_envs:Unseeded-v0", "offline_steps": 0, "warmup_steps": 60}
     runs, display = [Run.create(config(tmp_path, **own, seed=seed), {}) for seed in (0, 1)], Display(show=False)
     configs = [run.config for run in runs]
-    first, again = (run_data.load_tasks(configs, display) for _ in range(2))
+    first, again = (run_data.load_fleet_data(configs, display) for _ in range(2))
     for run in runs:
-        made = first[run_data.task_of(run.config)]
-        assert run_data.records(made) != run_data.records(again[run_data.task_of(run.config)])
-        run.write_config({"data": run_data.records(made)})
-        run_data.keep_made(run, made)
-    kept = run_data.load_tasks(configs, display, runs=runs)
+        made = first[run_data.data_key(run.config)]
+        assert run_data.data_records(made) != run_data.data_records(again[run_data.data_key(run.config)])
+        run.write_config({"data": run_data.data_records(made)})
+        run_data.save_initial_data(run, made)
+    kept = run_data.load_fleet_data(configs, display, runs=runs)
     for run in runs:
-        run_data.check_same(run, kept[run_data.task_of(run.config)])
+        run_data.check_fingerprint(run, kept[run_data.data_key(run.config)])
     (runs[0].folder / "random.npz").unlink()
     with pytest.raises(UserError, match="its environment does not follow its seed alone; start a new run"):
-        run_data.check_same(runs[0], run_data.load_data(configs[0], display, run=runs[0]))
+        run_data.check_fingerprint(runs[0], run_data.load_data(configs[0], display, run=runs[0]))
     path = runs[1].folder / "random.npz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"random.npz cannot be read .*: delete it"):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from run_folders import TASK, make_run
 
-from floq.analysis.health import complaints
-from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, judged_by
+from floq.analysis.health import run_problems
+from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, primary_metric
 from floq.analysis.report import published
-from floq.analysis.report.groups import grouped
-from floq.analysis.report.runs import Damaged, RunRecord, find, read, read_columns, read_run
+from floq.analysis.report.groups import group_runs
+from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_columns, read_run, read_runs
 from floq.analysis.report.scores import assemble, mean
 from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.utils.errors import UserError
@@ -27,7 +27,7 @@ def record(folder) -> RunRecord:
 
 
 def report_of(root, reference=None):
-    return assemble(*read(find([root])), reference)
+    return assemble(*read_runs(find_runs([root])), reference)
 
 
 # --- reading ---
@@ -37,15 +37,15 @@ def test_runs_are_found_below_a_folder_and_once(tmp_path):
     first, second = make_run(tmp_path, seed=0), make_run(tmp_path, seed=1)
     (first / "checkpoints" / "7").mkdir(parents=True)
     (first / "checkpoints" / "7" / "config.json").write_text("{}")  # no run of its own
-    assert find([tmp_path, second]) == [first, second]
-    assert find([first / ".." / first.name]) == [first]
+    assert find_runs([tmp_path, second]) == [first, second]
+    assert find_runs([first / ".." / first.name]) == [first]
     with pytest.raises(UserError, match=r"nowhere is not there: give run folders"):
-        find([tmp_path / "nowhere"])
+        find_runs([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=r"config\.json is a file"):
-        find([first / "config.json"])
+        find_runs([first / "config.json"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no run in .*empty: a run's folder has a config\.json"):
-        find([tmp_path / "empty"])
+        find_runs([tmp_path / "empty"])
 
 
 def test_a_run_as_its_files_tell_it(tmp_path):
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named(tmp_path, name, text, complaint):
     folder = make_run(tmp_path)
     (folder / name).write_bytes(text.encode("latin-1"))
     assert record(folder).problems[0].startswith(complaint)
-    assert complaints(record(folder))[0].startswith(complaint)
+    assert run_problems(record(folder))[0].startswith(complaint)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, config, reason):
     folder = make_run(tmp_path)
     (folder / "config.json").write_text(config)
     found = read_run(folder)
-    assert isinstance(found, Damaged)
+    assert isinstance(found, DamagedRun)
     assert reason in found.reason
 
 
@@ -250,9 +250,9 @@ def test_what_runs_are_judged_by(tmp_path):
     returns = {"evaluation/success": [math.nan] * 2, "evaluation/episode.return": [1.0, 2.0]}
     ant = make_run(tmp_path, "Ant-v5", evaluation=returns)
     logs = make_run(tmp_path, None, dataset="robot.npz", evaluation={"evaluation/td_error": [2.0, 1.0]})
-    assert judged_by([record(ant)]) is RETURN
-    assert judged_by([record(logs)]) is TD_ERROR
-    assert judged_by([record(make_run(tmp_path))]) is SUCCESS
+    assert primary_metric([record(ant)]) is RETURN
+    assert primary_metric([record(logs)]) is TD_ERROR
+    assert primary_metric([record(make_run(tmp_path))]) is SUCCESS
     assert cell_of(tmp_path, "Ant-v5").over == "nothing"
     assert report_of(tmp_path).scores(report_of(tmp_path).groups[0].name, []) == {}
 
@@ -302,18 +302,18 @@ def test_a_run_that_diverged(tmp_path):
     waits = {"offline_steps": 0, "online_steps": 200}
     assert record(make_run(tmp_path, losses=[math.nan, 1.0], **waits)).diverged_at is None  # it has not learned yet
     assert record(make_run(tmp_path, losses=[math.nan, 1.0, math.nan], **waits)).diverged_at == 150
-    (said,) = complaints(record(make_run(tmp_path, losses=[math.nan])))
+    (said,) = run_problems(record(make_run(tmp_path, losses=[math.nan])))
     assert said == "diverged at step 50: no numbers from there on"
 
 
 def test_values_that_cannot_be(tmp_path):
     maze = "antmaze-large-navigate-singletask-v0"
-    assert complaints(record(make_run(tmp_path, maze, value=-100.0))) == []
-    assert complaints(record(make_run(tmp_path, maze, value=5.0))) == ["Q is 5, and no return is above 0"]
-    assert "no return is below -100" in complaints(record(make_run(tmp_path, maze, value=-150.0)))[0]
-    assert complaints(record(make_run(tmp_path, maze, value=-150.0, agent={"reward_scale": 2.0}))) == []
-    assert complaints(record(make_run(tmp_path, "Ant-v5", value=5.0))) == []
-    assert complaints(record(make_run(tmp_path, maze, value=5.0, dataset="mine.npz"))) == []
+    assert run_problems(record(make_run(tmp_path, maze, value=-100.0))) == []
+    assert run_problems(record(make_run(tmp_path, maze, value=5.0))) == ["Q is 5, and no return is above 0"]
+    assert "no return is below -100" in run_problems(record(make_run(tmp_path, maze, value=-150.0)))[0]
+    assert run_problems(record(make_run(tmp_path, maze, value=-150.0, agent={"reward_scale": 2.0}))) == []
+    assert run_problems(record(make_run(tmp_path, "Ant-v5", value=5.0))) == []
+    assert run_problems(record(make_run(tmp_path, maze, value=5.0, dataset="mine.npz"))) == []
 
 
 # --- published numbers ---
@@ -323,10 +323,10 @@ def test_what_may_stand_beside_published_numbers(tmp_path):
     runs = [record(make_run(tmp_path, f"cube-double-play-singletask-task{n}-v0", s, offline_steps=2_000_000))
             for n in range(1, 6) for s in range(3)]  # fmt: skip
     assert published.comparable(runs) == (runs, [])
-    assert published.differences(runs) == []
-    assert published.differences(runs[:6]) == ["2 of 5 tasks"]
+    assert published.protocol_differences(runs) == []
+    assert published.protocol_differences(runs[:6]) == ["2 of 5 tasks"]
     few = [record(make_run(tmp_path, seed=8, eval_episodes=5, offline_steps=1_000, data={"provenance": PART}))]
-    assert published.differences(few) == [
+    assert published.protocol_differences(few) == [
         "1 of 5 tasks", "1 seeds", "5 episodes instead of 50", "1,000 gradient steps",
         "a part of the data, collected here",
     ]  # fmt: skip
@@ -344,4 +344,4 @@ PART = "cube-double-play-v0: 2 of the published 1000 episodes, collected here wi
 
 
 def test_groups_of_nothing():
-    assert grouped([]) == []
+    assert group_runs([]) == []

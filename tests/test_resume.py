@@ -172,13 +172,13 @@ def test_a_run_stopped_while_drawing_is_not_finished(dataset_dir, tmp_path, monk
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures, "draw", stop)
+    monkeypatch.setattr(pictures, "draw_pictures", stop)
     with pytest.raises(Interrupted, match=r"stopped by SIGINT when all was trained; the rest comes with .* --resume"):
         train(small_config(dataset_dir, tmp_path, "fql", offline_steps=1), show=False)
     (folder,) = tmp_path.glob("floq/debug/*/*")
     assert not Run.open(folder).is_finished
     drawn = []
-    monkeypatch.setattr(pictures, "draw", lambda *_: drawn.append(True))
+    monkeypatch.setattr(pictures, "draw_pictures", lambda *_: drawn.append(True))
     assert resume(folder, show=False).is_finished
     assert drawn
 

@@ -293,7 +293,7 @@ def made_up(groups: dict[str, list[list[float]]]):
 
 def test_compare():
     one, two = [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]], [[0.3, 0.2], [0.8, 0.9]]
-    found = comparison.compare(["one", "two", "three"], "one", *made_up({"one": one, "two": two}))
+    found = comparison.compare_groups(["one", "two", "three"], "one", *made_up({"one": one, "two": two}))
     assert found.absent == ("three",)
     first, second = found.members
     assert first.auc_iqm.value == iqm(one)
@@ -303,22 +303,22 @@ def test_compare():
     steps, success = second.curves["maze0-navigate-singletask-v0"]
     np.testing.assert_array_equal(steps, [1, 5, 10])
     np.testing.assert_array_equal(success, [[0.3] * 3, [0.2] * 3])
-    shown = comparison.table(found, "Title", "")
+    shown = comparison.comparison_table(found, "Title", "")
     assert "| two | 10 | 0.5 | 0.55 [" in shown
     assert "| 2 x 2 |" in shown
     with pytest.raises(UserError, match="damaged"):
-        comparison.compare(["one"], "one", [{"group": "one"}], [{"group": "one"}])
+        comparison.compare_groups(["one"], "one", [{"group": "one"}], [{"group": "one"}])
 
 
 def test_groups_are_compared_with_those_that_they_name_and_returns_are_no_rates():
     groups = {"one": [[100.0, 300.0]], "two": [[1000.0, 1200.0]], "three": [[500.0, 1300.0]]}
     evaluations, runs = made_up(groups)
     evaluations = [row | {"success": "", "episode_return": row["success"]} for row in evaluations]
-    found = comparison.compare({"one": None, "two": None, "three": "two"}, "one", evaluations, runs, "return")
+    found = comparison.compare_groups({"one": None, "two": None, "three": "two"}, "one", evaluations, runs, "return")
     assert [member.against for member in found.members] == [None, "one", "two"]
     assert found.members[2].better == probability_of_improvement(groups["three"], groups["two"])
     np.testing.assert_array_equal(found.members[1].curves["maze0-navigate-singletask-v0"][1], [[1000] * 3, [1200] * 3])
-    shown = comparison.table(found, "Title", "")
+    shown = comparison.comparison_table(found, "Title", "")
     assert "1,100 [1,000, 1,200]" in shown
     assert "(two)" in shown
     assert "last return" in shown
@@ -331,7 +331,7 @@ def test_figures_of_few_and_many_groups(count, score, tmp_path):
     groups = {f"group {number} & co_{number}": [[0.1 * number, 0.05], [0.0, 0.3]] for number in range(count)}
     evaluations, runs = made_up(groups)
     evaluations = [row | {"episode_return": row["success"]} for row in evaluations]
-    found = comparison.compare(list(groups), "group 0 & co_0", evaluations, runs, score)
+    found = comparison.compare_groups(list(groups), "group 0 & co_0", evaluations, runs, score)
     for curves in (True, False):
-        comparison_figure.draw(tmp_path / "figure.png", found, "Title", curves)
+        comparison_figure.draw_comparison(tmp_path / "figure.png", found, "Title", curves)
         assert (tmp_path / "figure.png").stat().st_size > 5_000

@@ -61,7 +61,7 @@ def test_a_cell_whose_process_is_killed_goes_on_and_ends_once(words, tmp_path, c
         assert cli.run(["sweep", *there]) == 0
         assert "2 runs, 0 to train" in capsys.readouterr().out
         with (
-            ray.connected(ray.Placement(nodes.address)),
+            ray.ray_cluster(ray.Placement(nodes.address)),
             pytest.raises(UserError, match="does not see /nowhere"),
         ):
             ray._check_nodes(ray._nodes(), [str(tmp_path), "/nowhere"])

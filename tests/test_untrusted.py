@@ -244,7 +244,7 @@ def test_missing_data_is_not_brought_to_where_a_stranger_says(stranger, tmp_path
 @pytest.mark.parametrize("name", ["a/../../../x-play-v0", "a\\..\\x-play-v0", "x-play-\n-v0"])
 def test_a_dataset_cannot_be_named_like_a_path(tmp_path, name):
     with pytest.raises(UserError, match="is no name of a dataset"):
-        ogbench.find(name, tmp_path / "data", lambda *_: pytest.fail("it was fetched"))
+        ogbench.find_files(name, tmp_path / "data", lambda *_: pytest.fail("it was fetched"))
 
 
 def test_a_dataset_to_collect_cannot_be_named_like_a_path(tmp_path):

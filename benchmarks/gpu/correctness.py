@@ -23,10 +23,10 @@ from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.cli.train import parse_train
 from floq.data.dataset import Batch
-from floq.networks.precision import computing_copy, matmul_precision
+from floq.networks.precision import cast_for_compute, matmul_precision
 from floq.runs.config import Config
 from floq.runs.weights import make_agent
-from floq.training.bench import random_data
+from floq.training.bench import synthetic_data
 from floq.training.fleet import sample_batch
 from floq.utils.errors import UserError
 
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(agent: Agent, batch: Batch) -> Outcome:
-    critic, actor = computing_copy((agent.target, agent.params.actor), agent.precision)
+    critic, actor = cast_for_compute((agent.target, agent.params.actor), agent.precision)
 
     def target(reward, mask, next_obs, key):
         return critic.target(reward, agent.hypers.discount * mask, next_obs, actor.act, agent.scale, key)
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs=2, default=(37, 5), help="numbers in an observation and an action")
     options, settings = parser.parse_known_args()
     (base,) = parse_train(settings).configs
-    data = random_data(*options.sizes)
+    data = synthetic_data(*options.sizes)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.sizes[0]} + {options.sizes[1]} numbers")
     names = "precision", "integration", "targets", "value", "velocity", "distilled", "actor", "same bits"
     print(f"{names[0]:<10} {names[1]:<12} " + " ".join(f"{name:>10}" for name in names[2:]))

@@ -23,7 +23,7 @@ from floq.cli.train import parse_train
 from floq.critics import FloqCritic, ReturnScale
 from floq.networks.kernels import fused
 from floq.networks.kernels.plan import Plan
-from floq.networks.precision import computing_copy
+from floq.networks.precision import cast_for_compute
 from floq.training.bench import best_in_turn, product_rate, repetitions_for
 from floq.utils.errors import UserError
 
@@ -35,7 +35,7 @@ def integration(config: Any, runs: int, sizes: tuple[int, int], way: str) -> Cal
     c = dataclasses.replace(config.agent.critic, integration=way)
     keys = jax.random.split(jax.random.key(0), runs)
     critics = jax.vmap(lambda key: FloqCritic.init(key, *sizes, c))(keys)
-    critics = computing_copy(critics, "bf16")
+    critics = cast_for_compute(critics, "bf16")
     scale = ReturnScale(*(jnp.float32(x) for x in (-1.0, 0.0, 0.99, 0.1)))
     batch = config.agent.batch_size
     obs, acts, z_0 = (

@@ -17,7 +17,7 @@ from floq.agent.policy import ObsStats, Policy, select_action
 from floq.agent.state import ADAM, Hypers, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.networks.mlp import effective_rank
-from floq.networks.precision import PUBLISHED, Precision, computing_copy, matmul_precision
+from floq.networks.precision import PUBLISHED, Precision, cast_for_compute, matmul_precision
 from floq.utils.errors import UserError
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
@@ -247,7 +247,7 @@ class Agent(eqx.Module):
 
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
-        critic, online, actor = computing_copy((self.target, self.params.critic, acting), self.precision)
+        critic, online, actor = cast_for_compute((self.target, self.params.critic, acting), self.precision)
         selecting = online if actor.needs_critic else None  # the online critic selects, its target network evaluates
         policy = lambda obs, key: select_action(actor.target_act, selecting, self.scale, obs, key)  # noqa: E731
 
@@ -271,14 +271,14 @@ class Agent(eqx.Module):
         return jax.vmap(actor.target_penalty)(batch["next_observations"], next_acts, valid, keys)
 
     def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
-        critic = computing_copy(critic, self.precision)
+        critic = cast_for_compute(critic, self.precision)
         keys = jax.random.split(key, targets.shape[0])
         loss = jax.vmap(lambda obs, act, y, key: critic.loss(obs, act, y, self.scale, key))
         losses, info = loss(batch["observations"], batch["actions"], targets, keys)
         return jnp.mean(losses), _named_means("critic", info)
 
     def _actor_loss(self, actor: Actor, batch: Batch, key: PRNGKeyArray):
-        actor, critic = computing_copy((actor, self.params.critic), self.precision)
+        actor, critic = cast_for_compute((actor, self.params.critic), self.precision)
 
         def loss(obs, act, key):
             act_key, value_key = jax.random.split(key)

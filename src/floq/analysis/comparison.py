@@ -71,7 +71,7 @@ class Comparison:
     protocol: str
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_score_rows(path: Path) -> list[Row]:
     """Read the rows of a CSV file. Raises UserError if it cannot be read."""
     try:
         return list(csv.DictReader(io.StringIO(read_text(path, CSV_LIMIT), newline="")))
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: cannot read it ({error}): run the sweep first, or give another --out") from error
 
 
-def compare(
+def compare_groups(
     groups: Mapping[str, str | None] | Sequence[str],
     reference: str,
     evaluations: Sequence[Row],
@@ -174,7 +174,7 @@ def _better(own: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Estimat
 # --- Table ---
 
 
-def table(found: Comparison, title: str, question: str) -> str:
+def comparison_table(found: Comparison, title: str, question: str) -> str:
     """Format the comparison in Markdown."""
     score = "success" if found.score.is_rate else "return"
     digits = 2 if found.score.is_rate else 0

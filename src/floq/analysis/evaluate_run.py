@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any
 
 from floq.agent.policy import Policy
-from floq.analysis.results import described
+from floq.analysis.results import summary_rows
 from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
-from floq.evaluation.held_out import HeldOut, HeldOutEvaluator
+from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
 from floq.runs import checkpoint, run_data
 from floq.runs.run import Run
@@ -25,7 +25,7 @@ def evaluate_run(
     acting_flow_steps: int | None = None,
     data: Dataset | None = None,
     show: bool = True,
-) -> Evaluation | HeldOut:
+) -> Evaluation | HeldOutEvaluation:
     """Evaluate a checkpoint of a run again, and print the result.
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
@@ -49,9 +49,9 @@ def evaluate_run(
             raise UserError(
                 f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
             )
-        run_data.check_given(run, data)
+        run_data.check_in_memory_data(run, data)
         splits = run_data.load_data(config, display, data, run)
-        run_data.check_same(run, splits)
+        run_data.check_fingerprint(run, splits)
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
         with (
@@ -67,7 +67,7 @@ def evaluate_run(
         ):
             evaluation = evaluator(on_cpu(policy), seed, saved.step, on_progress=update)
     assert evaluation is not None
-    rows = described(config, evaluation.summary())
+    rows = summary_rows(config, evaluation.summary())
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
     return evaluation
 

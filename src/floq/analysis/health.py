@@ -54,7 +54,7 @@ def health_warnings(
 UNIT_COSTS = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer")  # each step costs 1 until the goal is reached
 
 
-def complaints(run: RunRecord) -> list[str]:
+def run_problems(run: RunRecord) -> list[str]:
     """Return a short description of each problem of a run; none for a healthy one."""
     found = list(run.problems)
     if run.diverged_at is not None:

@@ -81,14 +81,14 @@ def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environment
         np.array(actions),
         np.array(values),
         np.array(rewards),
-        earned(np.array(rewards) * scale, discount, tail),
+        discounted_rewards_to_go(np.array(rewards) * scale, discount, tail),
         succeeded,
         any(flag is not None for flag in flags),
         not terminated,
     )
 
 
-def earned(rewards: np.ndarray, discount: float, tail: float) -> np.ndarray:
+def discounted_rewards_to_go(rewards: np.ndarray, discount: float, tail: float) -> np.ndarray:
     """Compute the discounted return from each step on; `tail` is the return after the last reward."""
     sums, after = np.empty(len(rewards)), tail
     for at in reversed(range(len(rewards))):
@@ -163,7 +163,7 @@ def inspect_run(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
-        inspection = Inspection(run, saved, transitions, folder, display)
+        inspection = RunInspection(run, saved, transitions, folder, display)
         inspection.critic()
         inspection.training()
         if run.config.env_name is not None:
@@ -177,14 +177,14 @@ def inspect_run(
     return inspection.made
 
 
-class Inspection:
+class RunInspection:
     """Pictures of one checkpoint, drawn one after another; `made` maps each file to what it shows."""
 
     def __init__(self, run: Run, saved: Checkpoint, data: Dataset, folder: Path, display: Display):
         self._run, self._saved, self._data = run, saved, data
         self._folder, self._display = folder, display
         self._log = _train_log(run)
-        self._probes = pictures.take_probes(run, saved.agent, data)
+        self._probes = pictures.probes_of_run(run, saved.agent, data)
         self.made: dict[Path, str] = {}
 
     def critic(self) -> None:
@@ -229,7 +229,7 @@ class Inspection:
         """Yield at most `MAX_CHECKPOINTS` checkpoints of the run, evenly spread, the last of them this one."""
         folder, last = self._run.folder / "checkpoints", self._saved.step
         before = [at for at in checkpoint.steps(folder) if at < last]
-        for at in probing.evenly(before, MAX_CHECKPOINTS - 1):
+        for at in probing.evenly_spaced(before, MAX_CHECKPOINTS - 1):
             yield at, checkpoint.load(folder, at).agent
         yield last, self._saved.agent
 
@@ -296,9 +296,9 @@ def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Dis
     if given is None and replay is not None and (~replay.ends).any():
         display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
         return _dataset(replay).for_chunks(run.config.agent.action_chunk)
-    run_data.check_given(run, given)
+    run_data.check_in_memory_data(run, given)
     splits = run_data.load_data(run.config, display, given, run)
-    run_data.check_same(run, splits)
+    run_data.check_fingerprint(run, splits)
     return splits.train
 
 

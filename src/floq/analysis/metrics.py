@@ -35,7 +35,7 @@ TD_ERROR = Metric("evaluation/td_error", "held-out TD error", False)
 METRICS = (SUCCESS, RETURN, TD_ERROR)
 
 
-def judged_by(runs: Iterable[RunRecord]) -> Metric:
+def primary_metric(runs: Iterable[RunRecord]) -> Metric:
     """Return the first metric in `METRICS` that has a finite value in any of these runs."""
     runs = list(runs)
     for metric in METRICS:

@@ -11,7 +11,7 @@ from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.analysis import probing
 from floq.analysis.figures.curves import held_out_curve, learning_curve, return_curve
-from floq.analysis.figures.flow import flow_fans
+from floq.analysis.figures.flow import plot_flow_paths
 from floq.analysis.figures.maze import value_map
 from floq.analysis.probing import Probes
 from floq.critics import FloqCritic
@@ -25,7 +25,7 @@ VALUE_BATCH = 500  # states evaluated at a time, to limit memory
 GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
 
 
-def draw(run: Run, agent: Agent, data: Dataset) -> None:
+def draw_pictures(run: Run, agent: Agent, data: Dataset) -> None:
     """Draw the pictures that apply to this run into its `plots` folder: the learning curve; for mazes, the value over
     the floor plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent
     diverged, only the learning curve."""
@@ -36,10 +36,10 @@ def draw(run: Run, agent: Agent, data: Dataset) -> None:
     if has_value_map(run):
         draw_value_map(plots / "value_map.png", run, agent, data)
     if isinstance(agent.params.critic, FloqCritic):
-        draw_flow(plots / "flow.png", agent, take_probes(run, agent, data))
+        draw_flow(plots / "flow.png", agent, probes_of_run(run, agent, data))
 
 
-def take_probes(run: Run, agent: Agent, data: Dataset) -> Probes:
+def probes_of_run(run: Run, agent: Agent, data: Dataset) -> Probes:
     """Draw the transitions that the pictures of a run's critic show; they are the same at every step."""
     return probing.take_probes(agent, data, jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
 
@@ -135,7 +135,7 @@ def draw_flow(path: Path, agent: Agent, probes: Probes) -> str:
     """Draw trajectories of z for state-actions of low, medium and high value. Returns a sentence on the result."""
     flow_paths = probing.flow_paths(agent, probes)
     steps, starts = flow_paths[0].paths.shape[-1] - 1, flow_paths[0].paths.shape[1]
-    flow_fans(
+    plot_flow_paths(
         path, flow_paths, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble"
     )
     landings = ", ".join(f"{flow.paths[..., -1].mean():.1f} ± {flow.paths[..., -1].std():.1f}" for flow in flow_paths)

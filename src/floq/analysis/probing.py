@@ -239,7 +239,7 @@ def _members(agent: Agent, pairs):
         return jax.lax.map(lambda pair: of_pair(*pair), pairs, batch_size=32)
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
     """Return at most `most` of the items, evenly spread, with the first and the last."""
     at = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
     return [items[i] for i in at]

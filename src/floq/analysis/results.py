@@ -20,14 +20,14 @@ def scores(evaluation: Mapping[str, float]) -> dict[str, float]:
     return {name: x for name, x in found.items() if not (name == "success" and math.isnan(x))}
 
 
-def headline(evaluation: Mapping[str, float]) -> tuple[str, float]:
+def primary_score(evaluation: Mapping[str, float]) -> tuple[str, float]:
     """Return the name and the value of an evaluation's primary metric."""
     found = scores(evaluation)
     metric = next(name for name in HEADLINES if name in found)
     return HEADLINES[metric], found[metric]
 
 
-def described(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]:
+def summary_rows(config: Config, evaluation: Mapping[str, float]) -> dict[str, str]:
     """Describe an evaluation as the rows of a table."""
     found, count = scores(evaluation), config.eval_episodes
     if not found:
@@ -57,7 +57,7 @@ def show_result(runs: Sequence[Run], display: Display) -> None:
     speed = f"{summary['updates_per_second'] or math.nan:.0f} updates/s, {summary['seconds']:.0f} s in all"
     last = [{name: column[-1] for name, column in run.evaluations().items()} for run in runs]
     if len(runs) == 1:
-        display.table(first.config.task, described(first.config, last[0]) | {"speed": speed})
+        display.table(first.config.task, summary_rows(first.config, last[0]) | {"speed": speed})
         display.note(f"  pictures    {first.folder / 'plots'}")
         display.note(f"  run         {first.folder}")
         return
@@ -70,13 +70,13 @@ def _show_fleet(runs: Sequence[Run], last: Sequence[Mapping[str, float]], speed:
     """Print the table of several runs: their scores by group, over seeds."""
     first, tasks = runs[0], ", ".join(dict.fromkeys(run.config.task for run in runs))
     if not any(last):
-        rows = described(first.config, {}) | {"speed": f"{len(runs)} x {speed}"}
+        rows = summary_rows(first.config, {}) | {"speed": f"{len(runs)} x {speed}"}
         display.table(f"{len(runs)} runs of {tasks}", rows)
         return
     groups: dict[str, list[float]] = {}
-    for label, evaluation in zip(differences([run.config for run in runs]), last, strict=True):
-        groups.setdefault(label, []).append(headline(evaluation)[1])
-    name = headline(last[0])[0]
+    for label, evaluation in zip(config_labels([run.config for run in runs]), last, strict=True):
+        groups.setdefault(label, []).append(primary_score(evaluation)[1])
+    name = primary_score(last[0])[0]
     rows = {label or name: _over_seeds(values) for label, values in groups.items()}
     title = f"{len(runs)} runs of {tasks}" + (f": {name}" if len(groups) > 1 else "")
     display.table(title, rows | {"protocol": protocol(first.config), "speed": f"{len(runs)} x {speed}"})
@@ -93,7 +93,7 @@ def _over_seeds(values: Sequence[float]) -> str:
     )
 
 
-def differences(configs: Sequence[Config]) -> list[str]:
+def config_labels(configs: Sequence[Config]) -> list[str]:
     """Return for each configuration the settings, other than the seed, in which it differs from the others."""
     flat = [config.to_json() for config in configs]
     flat = [values | values.pop("agent") for values in flat]

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from floq.cli.flags import Flags, described, parse
+from floq.cli.flags import Flags, command_help, parse
 from floq.cli.train import print_configs, resolve_train
 from floq.utils.errors import UserError
 
@@ -30,7 +30,7 @@ def bench_command(argv: list[str]) -> None:
     """Run `floq bench`."""
     flags, types = Flags(argv), {f.name: f for f in dataclasses.fields(Bench)}
     own = flags.split(types)
-    options = parse(Bench, own.normalised(types), "floq bench", described(Bench))
+    options = parse(Bench, own.normalised(types), "floq bench", command_help(Bench))
     if "agent.critic_flow_steps" in flags.names():
         raise UserError("--agent.critic_flow_steps: floq bench goes through several K, name them with --ks")
     request = resolve_train(flags)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from floq.cli.flags import described, parse
+from floq.cli.flags import command_help, parse
 from floq.utils.errors import Interrupted
 from floq.utils.files import check_writable, user_path
 
@@ -29,7 +29,7 @@ class Collect:
 
 def collect_command(argv: list[str]) -> None:
     """Run `floq data collect`."""
-    options = parse(Collect, argv, "floq data collect", described(Collect))
+    options = parse(Collect, argv, "floq data collect", command_help(Collect))
 
     from floq.data.collection.collect import collect
     from floq.data.collection.recipes import recipe, with_validation
@@ -78,7 +78,7 @@ class Inspect:
 
 def inspect_command(argv: list[str]) -> None:
     """Run `floq data inspect`."""
-    options = parse(Inspect, argv, "floq data inspect", described(Inspect))
+    options = parse(Inspect, argv, "floq data inspect", command_help(Inspect))
     import numpy as np
 
     from floq.analysis.figures.dataset import dataset_picture
@@ -123,7 +123,7 @@ class Convert:
 
 def convert_command(argv: list[str]) -> None:
     """Run `floq data convert`."""
-    options = parse(Convert, argv, "floq data convert", described(Convert))
+    options = parse(Convert, argv, "floq data convert", command_help(Convert))
     from floq.data.formats.convert import check_target, convert
     from floq.data.formats.open import open_dataset
     from floq.utils.progress import Display

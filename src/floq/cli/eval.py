@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from floq.cli.flags import described, parse
+from floq.cli.flags import command_help, parse
 from floq.cli.train import start_jax
 
 
@@ -32,7 +32,7 @@ class Eval:
 
 def eval_command(argv: list[str]) -> None:
     """Run `floq eval`."""
-    options = parse(Eval, argv, "floq eval", described(Eval))
+    options = parse(Eval, argv, "floq eval", command_help(Eval))
     from floq.analysis.evaluate_run import evaluate_run
 
     start_jax()

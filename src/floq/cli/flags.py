@@ -139,10 +139,10 @@ def parse_with_folder(command: type[T], argv: list[str], prog: str) -> T:
     folder = [word for word in argv[:1] if not word.startswith("-")]
     fields = {field.name: field for field in dataclasses.fields(cast(Any, command))}
     words = [*folder, *Flags(argv[len(folder) :]).normalised(fields)]
-    return parse(command, words, prog, described(command))
+    return parse(command, words, prog, command_help(command))
 
 
-def described(command: type) -> str:
+def command_help(command: type) -> str:
     """Return the help text of a command: the docstring of its options, without the indentation of the source."""
     return inspect.cleandoc(command.__doc__ or "")
 

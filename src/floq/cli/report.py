@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from floq.cli.flags import Flags, described, parse
+from floq.cli.flags import Flags, command_help, parse
 from floq.utils import files
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import check_writable, user_path
@@ -48,24 +48,24 @@ def report_command(argv: list[str]) -> None:
     """Run `floq report`."""
     folders, flags = _folders(argv)
     types = {f.name: f for f in dataclasses.fields(ReportOptions)}
-    options = parse(ReportOptions, flags.normalised(types), "floq report RUNS ...", described(ReportOptions))
+    options = parse(ReportOptions, flags.normalised(types), "floq report RUNS ...", command_help(ReportOptions))
     _require_folders(folders, "floq report exp")
     form, out = _resolve_output(options.out, options.format)
-    from floq.analysis.report.runs import find, read
+    from floq.analysis.report.runs import find_runs, read_runs
     from floq.analysis.report.scores import assemble
 
-    found = find(folders)
+    found = find_runs(folders)
     if inside := [folder for folder in found if out.parent == folder]:
         raise UserError(f"{out} lies in the folder of a run, {inside[0]}: give an --out elsewhere")
-    report = assemble(*read(found), options.reference)
+    report = assemble(*read_runs(found), options.reference)
     if not report.runs:
         first = report.damaged[0]
         raise UserError(f"none of {len(report.damaged)} runs can be read; {first.folder}: {first.reason}")
-    for line in write(report, form, out):
+    for line in write_report(report, form, out):
         print(printable(line))
 
 
-def write(report: "Report", form: Format, out: Path) -> list[str]:
+def write_report(report: "Report", form: Format, out: Path) -> list[str]:
     """Write a report in one of its formats. Return lines about the runs, damaged runs and the files written."""
     counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
     lines = [f"read    {len(report.runs) + len(report.damaged)} runs in {len(report.groups)} groups: {counts}"]
@@ -85,9 +85,9 @@ def write(report: "Report", form: Format, out: Path) -> list[str]:
         write_csv(paths[0], run_rows(report))
         write_csv(paths[1], evaluation_rows(report), ("group", "task", "seed", "step"))
     else:
-        from floq.analysis.report.figures import draw
+        from floq.analysis.report.figures import draw_figures
 
-        paths, left_out = draw(out.with_suffix(""), form, report)
+        paths, left_out = draw_figures(out.with_suffix(""), form, report)
         lines += [f"left out {figure}" for figure in left_out]
     return [*lines, f"wrote   {' and '.join(map(str, paths))}"]
 
@@ -96,7 +96,7 @@ def watch_command(argv: list[str]) -> None:
     """Run `floq watch`."""
     folders, flags = _folders(argv)
     types = {f.name: f for f in dataclasses.fields(WatchOptions)}
-    options = parse(WatchOptions, flags.normalised(types), "floq watch RUNS ...", described(WatchOptions))
+    options = parse(WatchOptions, flags.normalised(types), "floq watch RUNS ...", command_help(WatchOptions))
     _require_folders(folders, "floq watch exp")
     if not options.seconds >= 0.5:
         raise UserError(f"--seconds={options.seconds:g}: give at least 0.5")

@@ -1,12 +1,13 @@
 """The command `floq sweep`."""
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from floq.cli.flags import Flags, described, parse
+from floq.cli.flags import Flags, command_help, parse
 from floq.utils.errors import UserError
 
 
@@ -100,7 +101,7 @@ def _sweep_flags(flags: Flags) -> None:
 
 def _options(flags: Flags) -> Sweep:
     types = {f.name: f for f in dataclasses.fields(Sweep)}
-    return parse(Sweep, flags.normalised(types), "floq sweep FILE [FILE ...]", described(Sweep))
+    return parse(Sweep, flags.normalised(types), "floq sweep FILE [FILE ...]", command_help(Sweep))
 
 
 def _placement(options: Sweep) -> Any:
@@ -119,6 +120,8 @@ def _placement(options: Sweep) -> Any:
             raise UserError(f"--{name}={value:g}: must be at least {least[name]}")
     if (gpus := options.gpus_per_cell) is not None and gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus_per_cell={gpus:g}: give a whole number, or a part of one GPU")
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--address needs Ray: pip install 'floq[ray]'")
     from floq.sweep.ray import Placement
 
     return Placement(options.address, **given)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
-from floq.cli.flags import Flags, described, parse
+from floq.cli.flags import Flags, command_help, parse
 from floq.runs.config import Config
-from floq.runs.presets import PRESETS, configure, notice
+from floq.runs.presets import PRESETS, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
 
 
@@ -48,7 +48,7 @@ def _resume(argv: list[str]) -> None:
             )
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
-    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", described(Resume))
+    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", command_help(Resume))
     from floq.runs.run import Run
     from floq.training.resume import continued, resume_fleet
 
@@ -91,7 +91,7 @@ def print_configs(configs: list[Any]) -> None:
 # --- Flags of a fresh run ---
 
 
-class Request(NamedTuple):
+class TrainRequest(NamedTuple):
     """The configurations that `floq train` shall train, or just print."""
 
     configs: list[Any]
@@ -161,12 +161,12 @@ def _description() -> str:
     )
 
 
-def parse_train(argv: list[str]) -> Request:
+def parse_train(argv: list[str]) -> TrainRequest:
     """Resolve the arguments of `floq train`."""
     return resolve_train(Flags(argv))
 
 
-def resolve_train(flags: Flags) -> Request:
+def resolve_train(flags: Flags) -> TrainRequest:
     """Resolve flags: a configuration for each combination of values where a flag has several."""
     restored = _restored(flags)
     name, preset = flags.take("agent", "floq"), flags.take("preset", None)
@@ -196,9 +196,9 @@ def resolve_train(flags: Flags) -> Request:
         notes[f"the agent's settings are those of {flags.peek('restore_path')}, where no flag says otherwise"] = None
     for config in [] if restored else configs:
         # A preset that changes floq has its effect, if only on what is matched.
-        changed = match and preset and notice(config.task, "floq", preset) is None
-        notes[notice(config.task, name, None if changed else preset)] = None
-    return Request(configs, dry_run, distributed, [note for note in notes if note])
+        changed = match and preset and missing_preset_note(config.task, "floq", preset) is None
+        notes[missing_preset_note(config.task, name, None if changed else preset)] = None
+    return TrainRequest(configs, dry_run, distributed, [note for note in notes if note])
 
 
 def _restored(flags: Flags) -> Any:

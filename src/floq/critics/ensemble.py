@@ -51,7 +51,7 @@ class EnsembleCritic(Critic):
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """Return the mean over members. There is no integration, so `num_steps` must be None."""
-        refuse_steps(num_steps)
+        check_no_num_steps(num_steps)
         return jnp.mean(self.members(obs, act, scale))
 
     def actor_value(self, obs, act, scale: ReturnScale, key):
@@ -62,7 +62,7 @@ class EnsembleCritic(Critic):
         return jax.vmap(lambda member: member.features(jnp.concatenate([obs, act])))(self.net)
 
 
-def refuse_steps(num_steps: int | None) -> None:
+def check_no_num_steps(num_steps: int | None) -> None:
     """Raise ValueError if `num_steps` is given to a critic without integration."""
     if num_steps is not None:
         raise ValueError("this critic is looked up, not integrated: num_steps does not apply")

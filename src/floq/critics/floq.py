@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate, td_errors
 from floq.flow import NoiseScheme, Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import kernels
-from floq.networks.embeddings import TimeEmbedding, embed_time, histogram, scaled, time_embedding_size
+from floq.networks.embeddings import TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
 from floq.networks.mlp import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
 from floq.utils.errors import UserError
 
@@ -192,7 +192,7 @@ class VelocityField(eqx.Module):
     def _embedded(self, z: Float[Array, ""], t: Float[Array, ""], scale: ReturnScale) -> Float[Array, " embedded"]:
         c = self.config
         low, high = scale.support(c.reward_offset)
-        z_input = histogram(z, low, high, c.num_bins, c.sigma) if c.use_prob_embed else scaled(z, low, high)
+        z_input = histogram(z, low, high, c.num_bins, c.sigma) if c.use_prob_embed else scale_to_unit(z, low, high)
         return jnp.concatenate([z_input, embed_time(t, c.time, c.time_embed_dim)])
 
 

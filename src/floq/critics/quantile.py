@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate, td_errors
-from floq.critics.ensemble import EnsembleConfig, refuse_steps
+from floq.critics.ensemble import EnsembleConfig, check_no_num_steps
 from floq.networks.mlp import MLP, ensemble
 
 
@@ -96,7 +96,7 @@ class QuantileCritic(Critic):
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """Return the mean over M quantiles and members. There is no integration, so `num_steps` must be None."""
-        refuse_steps(num_steps)
+        check_no_num_steps(num_steps)
         return jnp.mean(self.actor_value(obs, act, scale, key))
 
     def actor_value(self, obs, act, scale: ReturnScale, key) -> Float[Array, " samples"]:

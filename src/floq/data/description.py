@@ -11,7 +11,7 @@ AT_LIMIT = 1 - 1e-3  # an action component this large counts as clipped
 SOURCE_COVERAGE = 0.1  # published share of the value range that source noise covers
 
 
-class Episodes(NamedTuple):
+class EpisodeStats(NamedTuple):
     """Per episode: number of transitions, sum of rewards, and whether it ends in, or passes through, a termination."""
 
     lengths: np.ndarray
@@ -19,15 +19,15 @@ class Episodes(NamedTuple):
     terminated: np.ndarray
 
 
-class Inspection(NamedTuple):
+class DatasetDescription(NamedTuple):
     """Numbers for a table, by name; what would hurt training, one line each; and the episodes."""
 
     table: dict[str, str]
     warnings: list[str]
-    episodes: Episodes
+    episodes: EpisodeStats
 
 
-def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99) -> Inspection:
+def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99) -> DatasetDescription:
     """Describe trajectories.
 
     Args:
@@ -62,17 +62,17 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         }
         complaint = values.complaint(returns)
     warnings = [*_warnings(data, episodes, has_rewards), *([complaint] if complaint else [])]
-    return Inspection(table, warnings, episodes)
+    return DatasetDescription(table, warnings, episodes)
 
 
-def summarise_episodes(data: Trajectories) -> Episodes:
+def summarise_episodes(data: Trajectories) -> EpisodeStats:
     """Length, return and termination of each episode that has a transition."""
     first, last = bounds(data)
     counted = np.where(data.ends, 0.0, data.rewards)
     finished = np.where(data.ends, False, data.masks == 0)
     sums = np.add.reduceat(counted, first), np.add.reduceat(finished.astype(int), first)
     keep = last > first
-    return Episodes((last - first)[keep], sums[0][keep], sums[1][keep] > 0)
+    return EpisodeStats((last - first)[keep], sums[0][keep], sums[1][keep] > 0)
 
 
 def reward_over_time(data: Trajectories) -> np.ndarray:
@@ -84,7 +84,7 @@ def reward_over_time(data: Trajectories) -> np.ndarray:
     return np.bincount(time[starts], data.rewards[starts]) / counts
 
 
-def _warnings(data: Trajectories, episodes: Episodes, has_rewards: bool):
+def _warnings(data: Trajectories, episodes: EpisodeStats, has_rewards: bool):
     starts = ~data.ends
     if has_rewards:
         rewards = data.rewards[starts]

@@ -7,27 +7,22 @@ before it, nor on other environments of the process.
 """
 
 import contextlib
+import functools
+import importlib
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
-os.environ.setdefault("MUJOCO_GL", "disable")  # before MuJoCo is imported: nothing here renders
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # OGBench's imports warn about GLFW
-    import gymnasium
-    import numpy as np
-    import ogbench
-    import ogbench.online_locomotion
-    from ogbench.online_locomotion.wrappers import DMCHumanoidXYWrapper, GymXYWrapper
+import gymnasium
+import numpy as np
 
 from floq.utils.errors import UserError, nearest
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
-DIRECTED = {"online-ant-xy-v0": GymXYWrapper, "online-humanoid-xy-v0": DMCHumanoidXYWrapper}
+DIRECTED = {"online-ant-xy-v0": "GymXYWrapper", "online-humanoid-xy-v0": "DMCHumanoidXYWrapper"}
 """OGBench's tasks of walking in a direction that changes every 100 steps, on which its expert policies are trained."""
 
 Seed = Sequence[int]
@@ -83,12 +78,12 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
         warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:
+            ogbench = import_ogbench()
             if is_ogbench(env_name):
                 env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
             elif env_name in DIRECTED:
-                env = DIRECTED[env_name](
-                    gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs)
-                )
+                wrapper = getattr(ogbench.online_locomotion.wrappers, DIRECTED[env_name])
+                env = wrapper(gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs))
             else:
                 env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
@@ -151,7 +146,19 @@ def dataset_name(env_name: str) -> str:
     return re.sub(r"-singletask(-task\d+)?", "", env_name)
 
 
+@functools.cache
+def import_ogbench() -> Any:
+    """Import OGBench, which registers its environments, and return it. It imports MuJoCo, which must not look for a
+    renderer: nothing here renders."""
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OGBench's imports warn about GLFW
+        importlib.import_module("ogbench.online_locomotion.wrappers")
+        return importlib.import_module("ogbench")
+
+
 def _ogbench_names() -> Iterator[str]:
+    import_ogbench()
     for registered in gymnasium.registry:
         if "-singletask" in registered:
             for kind in DATASET_TYPES:
@@ -202,7 +209,7 @@ class SeededEnv(gymnasium.Wrapper):
             random.set_bit_generator(others)
 
 
-def checked(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
+def check_step(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
     """Return observation and reward as float32. Raises ValueError if a number is not finite, or the observation's shape
     is not `obs_shape`."""
     if np.shape(obs) != obs_shape:

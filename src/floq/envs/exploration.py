@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from floq.envs.environments import EpisodeResult, SeededEnv, Slot, checked, make
+from floq.envs.environments import EpisodeResult, SeededEnv, Slot, check_step, make
 from floq.utils.errors import in_one_line
 
 STREAM = 2  # distinguishes these seeds from those of evaluations
@@ -78,7 +78,7 @@ class ExploringEnvs:
                     self._needs_reset.remove(slot)
                     continue
                 obs, reward, terminated, truncated, info = self._envs[slot].step(action)
-                observations[i], rewards[i] = checked(obs, reward, self._obs_shape)
+                observations[i], rewards[i] = check_step(obs, reward, self._obs_shape)
                 self._return[slot] += float(reward)
                 self._length[slot] += 1
                 if terminated or truncated:
@@ -96,7 +96,7 @@ class ExploringEnvs:
             self._envs[site.slot] = make(site.env_name, self._success_timing)
         self._return[site.slot], self._length[site.slot] = 0.0, 0
         obs = self._envs[site.slot].reset_with((site.seed, site.slot[1], tick, STREAM))
-        return checked(obs, 0.0, self._obs_shape)[0]
+        return check_step(obs, 0.0, self._obs_shape)[0]
 
     def _failure(self, site: EnvSpec, error: Exception) -> Failure:
         """Close the environment, drop its episode, and describe the failure."""

@@ -12,7 +12,7 @@ from floq.evaluation.rollouts import Evaluation, Evaluator, Rollout, on_cpu
 STOP_TIMEOUT_S = 2.0  # for the environments' current step at the end
 
 
-class Request(NamedTuple):
+class EvaluationRequest(NamedTuple):
     """A requested evaluation: run of the fleet, training step and policy."""
 
     run: int
@@ -21,7 +21,7 @@ class Request(NamedTuple):
     seconds: float  # the run's clock at that step
 
 
-class Background:
+class BackgroundEvaluator:
     """Thread that evaluates policies during training, one group after another. A context manager.
 
     The policies act on the CPU, whatever device trains them: they are small, and a step of the environments should not
@@ -30,14 +30,14 @@ class Background:
 
     def __init__(self, evaluator: Evaluator, seeds: Sequence[int], env_names: Sequence[str]):
         self._evaluator, self._seeds, self._env_names = evaluator, seeds, env_names
-        self._requests: queue.SimpleQueue[Sequence[Request]] = queue.SimpleQueue()  # an empty group ends the thread
-        self._answers: queue.SimpleQueue[tuple[Request, Evaluation] | BaseException] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Sequence[EvaluationRequest]] = queue.SimpleQueue()  # [] ends it
+        self._answers: queue.SimpleQueue[tuple[EvaluationRequest, Evaluation] | BaseException] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
-        self.pending: list[Request] = []
+        self.pending: list[EvaluationRequest] = []
         self.episodes_done = 0
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> "BackgroundEvaluator":
         self._thread.start()
         return self
 
@@ -49,13 +49,13 @@ class Background:
             self._evaluator.kill()
             self._thread.join(0.1)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[EvaluationRequest]) -> None:
         """Request evaluations; `pending` holds them until `finished` has yielded them."""
         self.pending += (new := [request._replace(policy=on_cpu(request.policy)) for request in requests])
         for group in self._evaluator.groups(new):
             self._requests.put(group)
 
-    def finished(self, wait: float = 0.0) -> Iterator[tuple[Request, Evaluation]]:
+    def finished(self, wait: float = 0.0) -> Iterator[tuple[EvaluationRequest, Evaluation]]:
         """Yield the finished evaluations in the order of their requests; wait up to `wait` seconds for the first.
         Re-raises the exception of an evaluation."""
         with contextlib.suppress(queue.Empty):

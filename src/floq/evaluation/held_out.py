@@ -23,7 +23,7 @@ ACTIONS = 8  # draws of the policy in each initial state
 STATE_BATCH_SIZE = 100  # bounds memory
 
 
-class HeldOut(NamedTuple):
+class HeldOutEvaluation(NamedTuple):
     """Results at a training step, all in units of (scaled) return.
 
     td_error: mean |target - Q| of held-out transitions. initial_value: mean Q of the policy's actions in the first
@@ -59,7 +59,7 @@ class HeldOutEvaluator:
         seed: int,
         step: int,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> HeldOut | None:
+    ) -> HeldOutEvaluation | None:
         """Evaluate `agent`, with the same transitions, states and random numbers at every step, so that steps are
         comparable. Return None if `should_stop` returned True before the end."""
         td_key, value_key = jax.random.split(Keys.of(seed).evaluation)
@@ -78,7 +78,7 @@ class HeldOutEvaluator:
             values.append(np.asarray(_policy_values(agent, states[batch], value_keys[batch])))
         returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
         data_return = float(returns.mean() * agent.hypers.reward_scale)
-        return HeldOut(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)
+        return HeldOutEvaluation(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)
 
 
 @jax.jit

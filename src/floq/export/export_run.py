@@ -13,9 +13,9 @@ import numpy as np
 from floq.agent.policy import Policy
 from floq.analysis import probing
 from floq.export import exported, verification
-from floq.export.formats import Exportable, Format, check_installed, load, write
+from floq.export.formats import Exportable, Format, check_packages, load_exported, write_exported
 from floq.export.operations import translate
-from floq.export.trace import Traced
+from floq.export.trace import TracedPolicy
 from floq.runs import checkpoint
 from floq.runs.checkpoint import Checkpoint
 from floq.runs.run import Run
@@ -66,17 +66,17 @@ def export_run(
     run, display = Run.open(run_dir), Display(show)
     folder = (run.folder / DEFAULT_FOLDERS[format] if out is None else user_path(out)).absolute()
     _check_free(folder, overwrite)
-    check_installed(format)
+    check_packages(format)
     saved = checkpoint.load(run.folder / "checkpoints", step)
     probing.check_finite(saved.agent, run_dir, saved.step)
     policy = saved.agent.policy
-    traced = Traced.of(policy, saved.sizes[0], explore)
+    traced = TracedPolicy.of(policy, saved.sizes[0], explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
     expected = verification.samples(policy, traced, explore)
     with _appearing(folder) as partial:
-        write(format, exportable, partial)
-        acting = load(format, partial)
-        agreement = verification.compare(policy, acting, expected, tolerance)
+        write_exported(format, exportable, partial)
+        acting = load_exported(format, partial)
+        agreement = verification.compare_with_agent(policy, acting, expected, tolerance)
         speed = verification.milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     display.table(

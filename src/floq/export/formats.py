@@ -15,11 +15,11 @@ from safetensors.numpy import save
 
 from floq.export import exported
 from floq.export.operations import Program
-from floq.export.trace import Traced
+from floq.export.trace import TracedPolicy
 from floq.utils.errors import UserError
 
 Format: TypeAlias = Literal["numpy", "stablehlo", "onnx"]
-Acting: TypeAlias = Callable[[np.ndarray, Sequence[np.ndarray]], np.ndarray]  # (observation, noise) -> action
+ActFunction: TypeAlias = Callable[[np.ndarray, Sequence[np.ndarray]], np.ndarray]  # (observation, noise) -> action
 
 READER, README = "read_policy.py", "README.txt"
 PLATFORMS = ("cpu", "cuda")
@@ -68,7 +68,7 @@ SCALING = [
 class Exportable:
     """A policy, ready to be written."""
 
-    traced: Traced
+    traced: TracedPolicy
     program: Program
     description: dict[str, Any]  # entries of policy.json: sizes, and the origin of the policy
 
@@ -78,7 +78,7 @@ class Exportable:
         return self.description["action_size"] * self.description["action_chunk"]
 
 
-def check_installed(form: Format) -> None:
+def check_packages(form: Format) -> None:
     """Raise UserError if a package is missing that writes or reads this format."""
     for package in PACKAGES[form]:
         try:
@@ -87,7 +87,7 @@ def check_installed(form: Format) -> None:
             raise UserError(f"--format={form} needs {package} ({error}): pip install 'floq[export]'") from error
 
 
-def write(form: Format, policy: Exportable, folder: Path) -> None:
+def write_exported(form: Format, policy: Exportable, folder: Path) -> None:
     """Write the policy's files into an empty folder."""
     noise = [entry._asdict() for entry in policy.program.noise]
     document = {"format": exported.FORMAT, "version": exported.VERSION, **policy.description, "noise": noise}
@@ -108,7 +108,7 @@ def write(form: Format, policy: Exportable, folder: Path) -> None:
     (folder / README).write_text(_readme(form, policy), encoding="utf-8")
 
 
-def load(form: Format, folder: Path) -> Acting:
+def load_exported(form: Format, folder: Path) -> ActFunction:
     """Load the policy that was written to a folder, with the runtime of its format."""
     if form == "numpy":
         policy = exported.load_policy(folder)

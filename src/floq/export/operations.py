@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.export.exported import DTYPES, OPERATIONS, PolicyError, Type
-from floq.export.trace import Noise, Traced, Visitor, walk
+from floq.export.trace import Noise, TracedPolicy, Visitor, walk
 from floq.utils.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Program:
     noise: list[Noise]
 
 
-class Known(NamedTuple):
+class Constant(NamedTuple):
     """A constant, with a name if it is one of the policy's own arrays."""
 
     array: np.ndarray
@@ -34,26 +34,26 @@ class Known(NamedTuple):
         return Type(self.array.shape, str(self.array.dtype))
 
 
-class Computed(NamedTuple):
+class Variable(NamedTuple):
     """A value that depends on the observation or the noise: the name of an input, or the number of a line."""
 
     name: str | int
     type: Type
 
 
-Value: TypeAlias = Known | Computed
+Value: TypeAlias = Constant | Variable
 HIDDEN = object()  # a random key, or a value computed from one without `normal` or `uniform`
 
 
-def translate(traced: Traced) -> Program:
+def translate(traced: TracedPolicy) -> Program:
     """Return the program of a traced policy.
 
     Raises:
         UserError: it computes something for which there is no operation.
     """
     writer = _Writer()
-    leaves = [Known(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
-    observation = Computed("observation", Type((traced.obs_size,), "float32"))
+    leaves = [Constant(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
+    observation = Variable("observation", Type((traced.obs_size,), "float32"))
     (action,) = walk(traced.program, [*leaves, observation, HIDDEN], writer)
     if action is HIDDEN:
         raise UserError(
@@ -73,16 +73,18 @@ class _Writer(Visitor):
     lines: list[tuple[str, list[Value], list[Any]]] = field(default_factory=list)
     noise: list[Noise] = field(default_factory=list)
 
-    def draw(self, noise: Noise, sample: Any) -> Computed:
+    def draw(self, noise: Noise, sample: Any) -> Variable:
         self.noise.append(noise)
-        return Computed(f"noise.{len(self.noise) - 1}", Type(noise.shape, "float32"))
+        return Variable(f"noise.{len(self.noise) - 1}", Type(noise.shape, "float32"))
 
     def primitive(self, equation: Any, inputs: list[Any]) -> list[Any]:
         if any(x is HIDDEN for x in inputs):
             return [HIDDEN] * len(equation.outvars)
         pairs = zip(equation.invars, inputs, strict=True)
-        given = [x if isinstance(x, Known | Computed) else Known(np.asarray(x, atom.aval.dtype)) for atom, x in pairs]
-        if all(isinstance(x, Known) for x in given):
+        given = [
+            x if isinstance(x, Constant | Variable) else Constant(np.asarray(x, atom.aval.dtype)) for atom, x in pairs
+        ]
+        if all(isinstance(x, Constant) for x in given):
             return _evaluate(equation, given)
         name = equation.primitive.name
         if name in UNCHANGED:
@@ -95,14 +97,14 @@ class _Writer(Visitor):
             raise UserError(f"this policy computes {name!r} in a way that exported policies cannot: {error}") from error
         return made if isinstance(made, list) else [made]
 
-    def line(self, operation: str, inputs: list[Any], parameters: Iterable[Any] = ()) -> Computed:
+    def line(self, operation: str, inputs: list[Any], parameters: Iterable[Any] = ()) -> Variable:
         """Write a line; the type of its result is given by the reader's own rule."""
         numbers = list(parameters)
         made = OPERATIONS[operation].types([x.type for x in inputs], numbers)
         if unsupported := {x.dtype for x in (made, *(x.type for x in inputs))} - set(DTYPES.values()):
             raise PolicyError(f"it is of dtype {unsupported.pop()}")
         self.lines.append((operation, inputs, numbers))
-        return Computed(len(self.lines) - 1, made)
+        return Variable(len(self.lines) - 1, made)
 
     def arithmetic(self, operation: str, a: Value, b: Value) -> Value:
         """Write an operation with two inputs, unless one is a neutral element: without normalisation, observations are
@@ -111,7 +113,7 @@ class _Writer(Visitor):
         pairs = [(a, b), (b, a)] if operation in ("add", "multiply") else [(a, b)]
         for kept, other in pairs:
             is_broadcast = np.broadcast_shapes(a.type.shape, b.type.shape) != kept.type.shape
-            if isinstance(other, Known) and (other.array == neutral).all() and not is_broadcast:
+            if isinstance(other, Constant) and (other.array == neutral).all() and not is_broadcast:
                 return kept
         return self.line(operation, [a, b])
 
@@ -120,23 +122,23 @@ class _Writer(Visitor):
         shape = [int(n) for n in shape]
         if x.type.shape == tuple(shape):
             return x
-        return Known(np.reshape(x.array, shape)) if isinstance(x, Known) else self.line("reshape", [x], shape)
+        return Constant(np.reshape(x.array, shape)) if isinstance(x, Constant) else self.line("reshape", [x], shape)
 
     def transpose(self, x: Value, axes: Iterable[int]) -> Value:
         """Transpose a value, at once if it is constant, otherwise by a line if the order of its axes changes."""
         axes = [int(axis) for axis in axes]
         if axes == sorted(axes):
             return x
-        return Known(np.transpose(x.array, axes)) if isinstance(x, Known) else self.line("transpose", [x], axes)
+        return Constant(np.transpose(x.array, axes)) if isinstance(x, Constant) else self.line("transpose", [x], axes)
 
-    def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Computed:
+    def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Variable:
         """Write a slice with constant bounds."""
         return self.line("slice", [x], [[int(a), int(b)] for a, b in zip(starts, ends, strict=True)])
 
 
-def _evaluate(equation: Any, given: list[Any]) -> list[Known]:
+def _evaluate(equation: Any, given: list[Any]) -> list[Constant]:
     outputs = equation.primitive.bind(*(jnp.asarray(x.array) for x in given), **equation.params)
-    return [Known(np.asarray(x)) for x in (outputs if equation.primitive.multiple_results else [outputs])]
+    return [Constant(np.asarray(x)) for x in (outputs if equation.primitive.multiple_results else [outputs])]
 
 
 def _prune(writer: _Writer, last: int) -> Program:
@@ -144,12 +146,12 @@ def _prune(writer: _Writer, last: int) -> Program:
     needed, numbers = {last}, {}
     for number in range(last, -1, -1):
         if number in needed:
-            needed |= {x.name for x in writer.lines[number][1] if isinstance(x, Computed) and isinstance(x.name, int)}
+            needed |= {x.name for x in writer.lines[number][1] if isinstance(x, Variable) and isinstance(x.name, int)}
     names: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, np.ndarray] = {}
 
     def reference(value: Value) -> str | int:
-        if isinstance(value, Computed):
+        if isinstance(value, Variable):
             return numbers.get(value.name, value.name)
         content = (*value.type, value.array.tobytes())
         if content not in names:
@@ -168,7 +170,7 @@ def _prune(writer: _Writer, last: int) -> Program:
 # --- Primitives ---
 
 Translation: TypeAlias = Callable[[_Writer, list[Any], dict[str, Any]], Value | list[Value]]
-ONE = Known(np.ones((), np.float32))
+ONE = Constant(np.ones((), np.float32))
 
 
 def _matmul(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
@@ -210,7 +212,7 @@ def _slice(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
 
 def _dynamic_slice(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
     (x, *starts), sizes = given, [int(n) for n in p["slice_sizes"]]
-    if not all(isinstance(start, Known) for start in starts):
+    if not all(isinstance(start, Constant) for start in starts):
         return w.line("window", [x, *starts], sizes)
     ends = [min(max(int(a.array), 0), n - k) + k for a, n, k in zip(starts, x.type.shape, sizes, strict=True)]
     return w.slice(x, [end - size for end, size in zip(ends, sizes, strict=True)], ends)

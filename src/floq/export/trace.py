@@ -95,7 +95,7 @@ def _inline(function: Callable[..., Any], avals: Sequence[Any], inputs: Sequence
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedPolicy:
     """A policy as a program of (observation, key), and as functions of it."""
 
     program: core.ClosedJaxpr  # of the policy's arrays, an observation and a key
@@ -104,7 +104,7 @@ class Traced:
     obs_size: int
 
     @classmethod
-    def of(cls, policy: Policy, obs_size: int, explore: bool = False) -> "Traced":
+    def of(cls, policy: Policy, obs_size: int, explore: bool = False) -> "TracedPolicy":
         """Trace `Policy.act`, or with `explore` the exploration policy `Policy.explore`."""
         method = type(policy).explore if explore else type(policy).act
         paths, tree = jax.tree_util.tree_flatten_with_path(policy)

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.agent.policy import Policy, select_action
-from floq.export.formats import Acting
-from floq.export.trace import Traced
+from floq.export.formats import ActFunction
+from floq.export.trace import TracedPolicy
 from floq.networks.precision import matmul_precision
 from floq.utils.errors import Failed
 
@@ -38,7 +38,7 @@ class Agreement:
     count: int
 
 
-def samples(policy: Policy, traced: Traced, explore: bool = False, count: int = OBSERVATIONS) -> list[Sample]:
+def samples(policy: Policy, traced: TracedPolicy, explore: bool = False, count: int = OBSERVATIONS) -> list[Sample]:
     """Return the agent's actions for random observations, drawn with the mean and spread of the data if known."""
     rng, draw = np.random.default_rng(0), jax.jit(traced.draw)
     mean, std = np.asarray(policy.obs_stats.mean), np.asarray(policy.obs_stats.std)
@@ -52,7 +52,9 @@ def samples(policy: Policy, traced: Traced, explore: bool = False, count: int = 
     return found
 
 
-def compare(policy: Policy, acting: Acting, expected: Sequence[Sample], tolerance: float = TOLERANCE) -> Agreement:
+def compare_with_agent(
+    policy: Policy, acting: ActFunction, expected: Sequence[Sample], tolerance: float = TOLERANCE
+) -> Agreement:
     """Compare the exported policy's actions with the agent's.
 
     Raises:

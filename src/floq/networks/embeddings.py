@@ -35,7 +35,7 @@ def histogram(
     return (cdf[1:] - cdf[:-1]) / (cdf[-1:] - cdf[:1])  # slices, since JAX 0.8 makes gathers of single indices
 
 
-def scaled(z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " one"]:
+def scale_to_unit(z: Float[Array, ""], low: Float[Array, ""], high: Float[Array, ""]) -> Float[Array, " one"]:
     """Return z as a single number, with the support mapped to [0, 1] (`use_prob_embed=False`)."""
     return ((z - low) / (high - low))[None]
 

@@ -158,7 +158,9 @@ class FoldedBody(eqx.Module):
         if any(activation.norm is None or not activation.norm_last for activation in body.activations):
             raise ValueError("there is no LayerNorm to fold")
         norms = [activation.norm for activation in body.activations]
-        return cls(tuple(folded(norm, linear) for norm, linear in zip(norms, body.linears, strict=True) if norm))
+        return cls(
+            tuple(fold_layer_norm(norm, linear) for norm, linear in zip(norms, body.linears, strict=True) if norm)
+        )
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         for number, linear in enumerate(self.linears):
@@ -169,7 +171,7 @@ class FoldedBody(eqx.Module):
         return x
 
 
-def folded(norm: LayerNorm, linear: Linear) -> Linear:
+def fold_layer_norm(norm: LayerNorm, linear: Linear) -> Linear:
     """Fold a LayerNorm into the layer after it, whose input is then only divided by the std of a row."""
     scaled = norm.scale[:, None] * linear.weight
     weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)

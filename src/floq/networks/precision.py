@@ -19,7 +19,7 @@ def matmul_precision(precision: Precision):
     return jax.default_matmul_precision("float32" if precision == "f32" else "tensorfloat32")
 
 
-def computing_copy(tree: PyTree, precision: Precision) -> PyTree:
+def cast_for_compute(tree: PyTree, precision: Precision) -> PyTree:
     """Return the networks in the type in which they compute: for bf16 a copy with bfloat16 matrices, through which
     gradients reach the float32 ones; otherwise the tree itself."""
     if precision != "bf16":

@@ -37,7 +37,7 @@ MAX_PENDING = 2**10  # pending evaluations of a stopped run
 T = TypeVar("T")
 
 
-class Damaged(UserError):
+class DamagedCheckpoint(UserError):
     """A checkpoint cannot be read: its files are not those that were written."""
 
 
@@ -138,7 +138,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
             )
         template = _template(config, sizes)
     except ValueError as error:
-        raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
+        raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
     digests = manifest.get(DIGESTS, {})
     agent = _read(template, path / TENSORS, digests, remedy)
     pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in pending_steps}
@@ -158,12 +158,12 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     remedy = _remedy(step, steps(folder))
     stored = _tensors(path, _manifest(path.parent, remedy).get(DIGESTS, {}), remedy)
     if stored.keys() != set(ReplaySnapshot._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
-        raise Damaged(f"{path} is damaged (it lacks a part): {remedy}")
+        raise DamagedCheckpoint(f"{path} is damaged (it lacks a part): {remedy}")
     kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
     if kinds != {
         name: (3 if name in ("observations", "actions") else 2, _dtype(name)) for name in ReplaySnapshot._fields
     }:
-        raise Damaged(f"{path} is damaged (a part is of another shape or type): {remedy}")
+        raise DamagedCheckpoint(f"{path} is damaged (a part is of another shape or type): {remedy}")
     return ReplaySnapshot(**stored)
 
 
@@ -190,7 +190,7 @@ def _remedy(step: int, available: list[int]) -> str:
 def _unreadable(path: Path, error: OSError, remedy: str) -> UserError:
     """Return the exception for a file that cannot be read: Damaged if the file is at fault, UserError otherwise."""
     if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
-        return Damaged(f"{path} is damaged ({error.strerror}): {remedy}")
+        return DamagedCheckpoint(f"{path} is damaged ({error.strerror}): {remedy}")
     return UserError(f"{path} cannot be read ({error.strerror}): see to that, and try again")
 
 
@@ -338,7 +338,7 @@ def _manifest(path: Path, remedy: str) -> dict[str, Any]:
     except OSError as error:
         raise _unreadable(path / MANIFEST, error, remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
+        raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
 
 
 # --- Arrays ---
@@ -352,14 +352,14 @@ def _tensors(
         if path.name in digests and path.is_file():  # reading a pipe might never end
             with open(path, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digests[path.name]:
-                    raise Damaged(f"{path} is damaged (its checksum differs): {remedy}")
+                    raise DamagedCheckpoint(f"{path} is damaged (its checksum differs): {remedy}")
         return read_tensors(path, expected)[0]
     except Unfit as error:
         raise UserError(f"{path} does not fit its configuration: {error}") from error
     except OSError as error:
         raise _unreadable(path, error, remedy) from error
     except ValueError as error:
-        raise Damaged(f"{path} is damaged ({error}): {remedy}") from error
+        raise DamagedCheckpoint(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def _named_arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -110,7 +110,7 @@ class MetricSink(abc.ABC):
         """Close the sink; no rows follow."""
 
 
-def check_installed(config: Config) -> None:
+def check_loggers(config: Config) -> None:
     """Raise UserError if the package of a configured logger is not installed."""
     for name in config.logger:
         if importlib.util.find_spec(PACKAGES[name]) is None:

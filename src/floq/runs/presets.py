@@ -109,7 +109,7 @@ def family(env_name: str) -> str:
     return re.sub(r"-(navigate|stitch|explore|play|noisy)\b.*", "", env_name)
 
 
-def notice(task: str, agent: str, preset: str | None = None) -> str | None:
+def missing_preset_note(task: str, agent: str, preset: str | None = None) -> str | None:
     """Return a line of warning if the task's family has no settings for this agent or this preset, otherwise None."""
     if preset is not None and preset_for(preset, agent, family(task)) is None:
         return f"--preset={preset} changes nothing for {family(task)} with {agent}"

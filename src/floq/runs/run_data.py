@@ -41,13 +41,13 @@ PARTS = ("train", "validation")
 
 def fetch_missing(configs: Sequence[Config], display: Display, runs: Sequence[Run] = ()) -> None:
     """Download or collect the OGBench datasets of these configurations that are not on disk, without reading any. For
-    the parameters see `load_tasks`."""
+    the parameters see `load_fleet_data`."""
     for config in configs:
         if config.from_scratch:
             continue
         named = config.dataset or config.env_name or ""
         if not looks_like_path(named) and environments.is_ogbench(named):
-            ogbench.find(
+            ogbench.find_files(
                 environments.dataset_name(named),
                 user_path(config.dataset_dir),
                 _fetcher(config, display, runs[0] if runs else None),
@@ -67,12 +67,12 @@ def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbenc
         if name != DEMO_DATASET or config.dataset_mirror is not None:
             display.note(f"downloading {name}")
             return download(name, directory, config.dataset_mirror, lambda name, total: display.bar("MB", total))
-        collect_shown(name, directory, DEMO_EPISODES, display)
+        collect_with_progress(name, directory, DEMO_EPISODES, display)
 
     return fetch
 
 
-def collect_shown(name: str, directory: Path, episodes: int, display: Display) -> None:
+def collect_with_progress(name: str, directory: Path, episodes: int, display: Display) -> None:
     """Collect a missing dataset, with a note and a progress bar. For parameters and errors see `collect`."""
     display.note(f"collecting {episodes} episodes of {name} with OGBench's scripted expert, once")
     with display.bar("collect", with_validation(episodes)) as update:
@@ -83,19 +83,19 @@ def collect_shown(name: str, directory: Path, episodes: int, display: Display) -
 
 
 def load_data(config: Config, display: Display, given: Dataset | None = None, run: Run | None = None) -> Splits:
-    """Load the data of one run; see `load_tasks`."""
-    return load_tasks([config], display, given, [run] if run else [])[task_of(config)]
+    """Load the data of one run; see `load_fleet_data`."""
+    return load_fleet_data([config], display, given, [run] if run else [])[data_key(config)]
 
 
-def task_of(config: Config) -> Hashable:
-    """Return the key of a run's data in the result of `load_tasks`: its environment, and from scratch also its seed."""
+def data_key(config: Config) -> Hashable:
+    """Return the key of a run's data in `load_fleet_data`: its environment, and from scratch also its seed."""
     return (config.env_name, config.seed) if config.from_scratch else config.env_name
 
 
-def load_tasks(
+def load_fleet_data(
     configs: Sequence[Config], display: Display, given: Dataset | None = None, runs: Sequence[Run] = ()
 ) -> dict[Hashable, Splits]:
-    """Load the data of the runs of a fleet, by `task_of`. Missing OGBench datasets are downloaded, except the
+    """Load the data of the runs of a fleet, by `data_key`. Missing OGBench datasets are downloaded, except the
     demonstration's, which is collected. The data of runs from scratch are collected with random actions, once.
 
     Args:
@@ -106,8 +106,8 @@ def load_tasks(
     """
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
     if config.from_scratch and given is None:
-        made = random_data(configs, runs, display)
-        return {task_of(config): data for config, data in zip(configs, made, strict=True)}
+        made = collect_random_data(configs, runs, display)
+        return {data_key(config): data for config, data in zip(configs, made, strict=True)}
     fetch = _fetcher(config, display, runs[0] if runs else None)
     if given is not None:
         rows = given.on_host()
@@ -137,16 +137,16 @@ def load_tasks(
     if config.env_name is None:
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
-    return {task_of(config): tasks[config.env_name] for config in configs}
+    return {data_key(config): tasks[config.env_name] for config in configs}
 
 
 def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
     """Mix new data with that of the run whose weights are restored. Only new data are held out."""
     run = Run.open(config.restore_path or "")
-    check_given(run, None)
+    check_in_memory_data(run, None)
     display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
     prior = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
-    check_same(run, prior)
+    check_fingerprint(run, prior)
     train = new.train.mix_with(prior.train, config.old_data_share)
     return Splits(train, new.validation, f"{new.provenance}; beside old data: {prior.provenance}")
 
@@ -162,10 +162,10 @@ def resolve_data_paths(config: Config) -> Config:
     return dataclasses.replace(config, **paths)
 
 
-def check_same(run: Run, data: Splits) -> None:
+def check_fingerprint(run: Run, data: Splits) -> None:
     """Raise UserError if this is not the data that the run was trained on."""
     before = run.records["data"]
-    if before.get("fingerprint", now := records(data)["fingerprint"]) != now:
+    if before.get("fingerprint", now := data_records(data)["fingerprint"]) != now:
         if run.config.from_scratch:
             raise UserError(
                 f"the random play that {run.folder} began with is lost, and was another when made again: "
@@ -177,7 +177,7 @@ def check_same(run: Run, data: Splits) -> None:
         )
 
 
-def check_given(run: Run, given: Dataset | None) -> None:
+def check_in_memory_data(run: Run, given: Dataset | None) -> None:
     """Raise UserError if the run was given its data from Python, but `given` is None."""
     if given is None and run.records["data"].get("provenance", "").startswith(GIVEN):
         raise UserError(f"{run.folder} was given its data from Python: do so again, as in floq.resume(run_dir, data)")
@@ -203,7 +203,7 @@ def _value_notes(agent: Agent, data: Splits) -> Iterator[str]:
         yield f"warning {complaint}"
 
 
-def records(data: Splits) -> dict[str, Any]:
+def data_records(data: Splits) -> dict[str, Any]:
     """Return the record of a run's data in `config.json`: provenance and fingerprint."""
     fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
     return {"provenance": data.provenance, "fingerprint": fingerprint}
@@ -212,7 +212,7 @@ def records(data: Splits) -> dict[str, Any]:
 # --- Data of runs from scratch ---
 
 
-def random_data(configs: Sequence[Config], runs: Sequence[Run], display: Display) -> list[Splits]:
+def collect_random_data(configs: Sequence[Config], runs: Sequence[Run], display: Display) -> list[Splits]:
     """Return the random rollouts of each of these runs: read from their folders if there are any, otherwise collected.
 
     Raises:
@@ -228,13 +228,13 @@ def random_data(configs: Sequence[Config], runs: Sequence[Run], display: Display
     return data
 
 
-def keep_made(run: Run, data: Splits) -> None:
+def save_initial_data(run: Run, data: Splits) -> None:
     """Save the initial data of a run in its folder if the run is from scratch."""
     if run.config.from_scratch:
-        keep(run, data)
+        save_random_data(run, data)
 
 
-def keep(run: Run, data: Splits) -> None:
+def save_random_data(run: Run, data: Splits) -> None:
     """Save the random rollouts of a run in its folder, unless they are there."""
     path, content = run.folder / RANDOM_FILE, io.BytesIO()
     if path.exists():

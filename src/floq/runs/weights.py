@@ -50,7 +50,7 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
         if sizes[0] != sizes[1]:
             what = f"observations have {sizes[0]} numbers here and {sizes[1]} there"
         else:
-            differ = differences(config.agent.networks(), source.config.agent.networks())
+            differ = setting_differences(config.agent.networks(), source.config.agent.networks())
             what = "; ".join(differ) or "actions have another size"
         raise UserError(f"--restore_path={config.restore_path}: its networks do not fit ({what})")
     if config.normalize_observations != source.config.normalize_observations:
@@ -69,13 +69,13 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
     )
 
 
-def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+def setting_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
     """Describe each setting in which two configurations differ."""
     names = dict.fromkeys((*here, *there))
     return [f"{n} is {here.get(n)} here and {there.get(n)} there" for n in names if here.get(n) != there.get(n)]
 
 
-def source_of_weights(config: Config) -> Checkpoint | None:
+def restored_checkpoint(config: Config) -> Checkpoint | None:
     """Load the checkpoint that `restore_path` and `restore_epoch` name, None without `restore_path`.
 
     Raises:
@@ -88,12 +88,12 @@ def source_of_weights(config: Config) -> Checkpoint | None:
     return checkpoint.load(Run.open(config.restore_path).folder / "checkpoints", config.restore_epoch)
 
 
-def own_checkpoint(run: Run, step: int) -> Checkpoint:
+def resume_checkpoint(run: Run, step: int) -> Checkpoint:
     """Load the run's checkpoint of `step`. Raises UserError if it does not belong to the run's configuration."""
     folder = run.folder / "checkpoints"
     saved = checkpoint.load(folder, step)
     here, there = (config.to_json() for config in (run.config, saved.config))
     same = dict.fromkeys((*ALWAYS, *BEFORE_ONLINE))
-    if differ := differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
+    if differ := setting_differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
         raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
     return saved

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from floq.analysis.metrics import judged_by, last
+from floq.analysis.metrics import last, primary_metric
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.runs import RunRecord
 from floq.analysis.report.watch import STYLES, Watcher, clock, short_name
@@ -211,7 +211,7 @@ class Board:
         runs = [run for run in watcher.look().values() if isinstance(run, RunRecord)]
         if not runs:
             return Progress()
-        metric, rates = judged_by(runs), [run.steps_per_second for run in runs]
+        metric, rates = primary_metric(runs), [run.steps_per_second for run in runs]
         known = [value for run in runs if math.isfinite(value := last(run, metric))]
         score = metric.shown(sum(known) / len(known)) if known else "-"
         slowest = min((rate for rate in rates if rate > 0), default=math.nan)

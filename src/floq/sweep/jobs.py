@@ -61,7 +61,7 @@ def jobs_of(labels: Mapping[Config, str], most: int | None = None) -> list[Job]:
     return jobs
 
 
-def attempt(job: Job, show: bool = True) -> Outcome:
+def try_job(job: Job, show: bool = True) -> Outcome:
     """Train a job in this process and return its outcome, which may be a failure. Raises Interrupted on a signal."""
     try:
         train_job(job.configs, show)

@@ -50,7 +50,7 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     entries = []
     for group in experiment.groups:
         for task in experiment.tasks:
-            config, sizes = resolved[group.name, task], sizes_of(task)
+            config, sizes = resolved[group.name, task], task_dims(task)
             if group.match is not None:
                 reference = resolved[group.match_to or "", task].agent
                 agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
@@ -75,13 +75,13 @@ def folders_of(config: Config) -> list[Path]:
     return sorted((path.parent for path in found), reverse=True)
 
 
-def missing(configs: Iterable[Config]) -> list[Config]:
+def unfinished(configs: Iterable[Config]) -> list[Config]:
     """Return those of these resolved configurations of which no run has ended, each once."""
     return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
 
 
 @functools.lru_cache(maxsize=256)
-def sizes_of(task: str) -> tuple[int, int]:
+def task_dims(task: str) -> tuple[int, int]:
     """Return the dimensions of the task's observations and actions."""
     env = environments.make(task)
     try:
@@ -110,7 +110,7 @@ def show_plan(entries: Sequence[Entry], display: Display) -> None:
     for title, rows in tables.items():
         display.columns(title, header, rows)
     costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}
-    left = missing(costs)
+    left = unfinished(costs)
     updates, flops = sum(c.total_updates for c in left), sum(c.total_updates * costs[c] for c in left)
     display.note(
         f"total   {len(costs)} different runs, {len(costs) - len(left)} finished, {len(left)} to train in "

@@ -19,22 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from floq.runs.run import installed_versions
 from floq.sweep.board import ATTEMPTS, Board
-from floq.sweep.jobs import Job, Outcome, attempt
+from floq.sweep.jobs import Job, Outcome, try_job
 from floq.sweep.plan import runs_of
 from floq.utils.errors import Failed, Interrupted, UserError, in_one_line
 from floq.utils.files import is_held, user_path
 from floq.utils.machine import CORES, cores, enable_compilation_cache
 from floq.utils.signals import catch_signals
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: it would send usage statistics
-try:
-    import ray
-    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ImportError as error:
-    raise UserError("--address needs Ray: pip install 'floq[ray]'") from error
 
 STORE_BYTES = 100 * 2**20  # for objects that tasks exchange, which are few
 CONNECT_TIMEOUT_S = 5.0
@@ -55,7 +51,7 @@ class Placement:
     max_retries: int = 20
 
 
-class Share(NamedTuple):
+class JobResources(NamedTuple):
     """Resources of each job, the number of jobs that run at once, and a description of the machines."""
 
     cores: int
@@ -76,12 +72,13 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def connected(placement: Placement) -> Iterator[Share]:
+def ray_cluster(placement: Placement) -> Iterator[JobResources]:
     """Connect to Ray, or start it on this machine, and yield the resources of a job; a context manager.
 
     Raises:
         UserError: there is no such cluster, or no node of it is large enough for a job.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send usage statistics
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if placement.address == "local":
         options |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -103,13 +100,13 @@ def connected(placement: Placement) -> Iterator[Share]:
         ray.shutdown()
 
 
-def train_jobs(jobs: Sequence[Job], placement: Placement, share: Share, show: bool = True) -> list[Outcome]:
+def train_jobs(jobs: Sequence[Job], placement: Placement, share: JobResources, show: bool = True) -> list[Outcome]:
     """Train jobs on the cluster, as many at once as it has room for, and show their progress.
 
     Args:
         jobs: whose runs have the same `save_dir` and `dataset_dir`.
         placement: cluster and resources that the user asks for.
-        share: resources of a job, from `connected`.
+        share: resources of a job, from `ray_cluster`.
         show: print a table of the jobs, live on a terminal.
 
     Returns:
@@ -145,7 +142,7 @@ def _input_paths(jobs: Sequence[Job]) -> list[str]:
 
 
 def _train(
-    jobs: Sequence[Job], placement: Placement, share: Share, board: Board, received: list[int], where: tuple
+    jobs: Sequence[Job], placement: Placement, share: JobResources, board: Board, received: list[int], where: tuple
 ) -> list[Outcome]:
     """Train the jobs as Ray tasks until all have ended, or until a signal has stopped those that had not."""
     options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": placement.max_retries}
@@ -199,7 +196,7 @@ def _plural(number: int | float, noun: str) -> str:
     return f"{number:g} {noun}{'s' * (number != 1)}"
 
 
-def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> Share:
+def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> JobResources:
     """Resolve the resources of a job on these nodes: by default a GPU with its part of a node's cores, or without GPUs
     two cores. Raises UserError if no node is large enough."""
     with_gpus = [node for node in nodes if _amount(node, "GPU")]
@@ -221,7 +218,7 @@ def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> Share:
         raise UserError(f"no node has room for a job with {flags}: they have {largest}; give less of one of them")
     usable = [kind for kind, jobs in zip(have, room, strict=True) if jobs]
     described = (f"{_plural(usable.count(kind), 'node')} with {kind}" for kind in dict.fromkeys(usable))
-    return Share(wanted, gpus, sum(room), ", ".join(described))
+    return JobResources(wanted, gpus, sum(room), ", ".join(described))
 
 
 def _check_nodes(nodes: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
@@ -288,7 +285,7 @@ def _train_on_node(
     job = Job(label, tuple(map(Config.from_json, json.loads(configs))))
     _await_predecessor(job)
     try:
-        return attempt(job)
+        return try_job(job)
     except Interrupted as stop:
         if stop.signum == signal.SIGINT:  # Ray's way to cancel a task
             return Outcome("stopped", str(stop))

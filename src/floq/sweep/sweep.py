@@ -18,16 +18,16 @@ import jax
 from floq.analysis import comparison
 from floq.analysis.cost import Cost
 from floq.analysis.figures import comparison_figure
-from floq.analysis.results import differences, show_result
+from floq.analysis.results import config_labels, show_result
 from floq.analysis.statistics import area_under_curve
 from floq.envs import environments
 from floq.runs.config import Config
 from floq.runs.loggers import read_csv
 from floq.runs.run import Run
-from floq.runs.run_data import collect_shown, fetch_missing
+from floq.runs.run_data import collect_with_progress, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
-from floq.sweep.jobs import Job, Outcome, attempt, jobs_of, show_jobs
-from floq.sweep.plan import Entry, missing, plan, runs_of, show_plan
+from floq.sweep.jobs import Job, Outcome, jobs_of, show_jobs, try_job
+from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
 from floq.training.schedule import Schedule
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils import files
@@ -37,7 +37,7 @@ from floq.utils.machine import clear_jit_cache, use_all_cores
 from floq.utils.progress import Display
 
 if TYPE_CHECKING:  # it needs Ray
-    from floq.sweep.ray import Placement, Share
+    from floq.sweep.ray import JobResources, Placement
 
 METRICS = {"success": "success", "episode_return": "episode.return", "episode_length": "episode.length"}
 """Columns of the tidy CSV, and their names in eval.csv."""
@@ -211,9 +211,9 @@ def sweep_configs(
         display.note(f"note    {note}")
     _start_jax(len(configs), dry_run, placement)
     configs = [resolve_paths(config) for config in configs]
-    named = zip(configs, differences(configs), strict=True)
+    named = zip(configs, config_labels(configs), strict=True)
     labels = {config: name or _label(config) for config, name in named}
-    local = [] if placement else fleets(missing(labels))  # their results are shown when they have been trained
+    local = [] if placement else fleets(unfinished(labels))  # their results are shown when they have been trained
     failures = _train(labels, folder, display, show, dry_run, placement, {})
     if dry_run:
         return []
@@ -254,13 +254,13 @@ def _train(
 ) -> list[str]:
     """Train those of these runs that have not ended, in this process or on the cluster, or only show the jobs. Return a
     line for each job that failed."""
-    left = missing(labels)
+    left = unfinished(labels)
     with contextlib.ExitStack() as stack:
-        share: Share | None = None
+        share: JobResources | None = None
         if placement is not None and left:
-            from floq.sweep.ray import connected
+            from floq.sweep.ray import ray_cluster
 
-            share = stack.enter_context(connected(placement))
+            share = stack.enter_context(ray_cluster(placement))
         jobs = jobs_of({config: labels[config] for config in left}, _max_runs(len(left), placement, share))
         if dry_run:
             if jobs:
@@ -290,7 +290,7 @@ def _train(
     return failures
 
 
-def _max_runs(runs: int, placement: "Placement | None", share: "Share | None") -> int | None:
+def _max_runs(runs: int, placement: "Placement | None", share: "JobResources | None") -> int | None:
     """Return the maximum number of runs of a job: on a cluster, such that all its slots have work."""
     if placement is None or share is None:
         return None
@@ -303,7 +303,7 @@ def _train_here(jobs: Sequence[Job], display: Display, show: bool) -> list[Outco
     for number, job in enumerate(jobs, 1):
         display.note(f"program {number} of {len(jobs)}: {job.label}, {len(job.configs)} runs")
         try:
-            outcomes.append(attempt(job, show))
+            outcomes.append(try_job(job, show))
         except Interrupted as stop:
             raise Interrupted("stopped; the same command goes on, with what is on disk", stop.signum) from stop
         if outcomes[-1].state == "failed":
@@ -318,7 +318,7 @@ def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], dis
     wanted = dict.fromkeys((environments.dataset_name(config.task), config.dataset_dir) for config in configs)
     for name, directory in wanted:
         if name in episodes and not (user_path(directory) / f"{name}.npz").exists():
-            collect_shown(name, user_path(directory), episodes[name], display)
+            collect_with_progress(name, user_path(directory), episodes[name], display)
 
 
 # --- Figures and tables ---
@@ -327,10 +327,10 @@ def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], dis
 def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
     """Write the figure and the table of an experiment, from its CSV files alone. Return the path of the figure."""
     groups = {group.name: group.against for group in experiment.groups}
-    evaluations, runs = (comparison.read_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
-    found = comparison.compare(groups, experiment.reference, evaluations, runs, experiment.score)
+    evaluations, runs = (comparison.read_score_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
+    found = comparison.compare_groups(groups, experiment.reference, evaluations, runs, experiment.score)
     figure, table = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
-    table.write_text(comparison.table(found, experiment.title, experiment.question))
-    comparison_figure.draw(figure, found, experiment.title, experiment.curves)
+    table.write_text(comparison.comparison_table(found, experiment.title, experiment.question))
+    comparison_figure.draw_comparison(figure, found, experiment.title, experiment.curves)
     display.note(f"wrote   {figure} and {table.name}")
     return figure

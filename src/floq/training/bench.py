@@ -56,7 +56,7 @@ class Peaks(NamedTuple):
     layers: float
 
 
-class Episodes(NamedTuple):
+class EpisodeRates(NamedTuple):
     """Evaluation episodes per second."""
 
     batched: float
@@ -125,7 +125,7 @@ def _backend() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
-def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv) -> Episodes:
+def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv) -> EpisodeRates:
     """Measure episodes per second, all at once and one after another, of an untrained policy, whose episodes are as
     long as the task allows."""
     assert config.env_name is not None
@@ -137,7 +137,7 @@ def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv
     few = max(1, config.eval_episodes // 10)
     _play(policy, env, 0, chunk)
     one_by_one = few / seconds_of(lambda: [_play(policy, env, episode, chunk) for episode in range(few)])
-    return Episodes(batched, one_by_one)
+    return EpisodeRates(batched, one_by_one)
 
 
 def _play(policy: Policy, env: environments.SeededEnv, episode: int, action_chunk: int) -> None:
@@ -216,7 +216,7 @@ def bench(
     check_built(config)
     env = environments.make(config.env_name, config.success_timing)
     sizes = environments.sizes(env)
-    data = random_data(*sizes.values())
+    data = synthetic_data(*sizes.values())
     device = jax.local_devices()[0]
     machine = f"{len(jax.local_devices())} x {device.device_kind}, {platform.machine()}, {cores()} cores"
     display.note(f"{date.today()}, {machine}")
@@ -252,7 +252,7 @@ def bench(
     return rows
 
 
-def random_data(obs_size: int, act_size: int) -> Dataset:
+def synthetic_data(obs_size: int, act_size: int) -> Dataset:
     """Random transitions; what they are does not matter for speed."""
     rng = np.random.default_rng(0)
     ends = np.arange(1, ROWS + 1) % 1000 == 0
@@ -288,7 +288,7 @@ def measure(
     runs: int,
     data: Dataset,
     peaks: Peaks,
-    episodes: Episodes | None,
+    episodes: EpisodeRates | None,
     seconds: float,
     prepared: Callable[[int], object] = lambda count: None,
 ) -> list[Measured]:
@@ -339,7 +339,7 @@ def measure(
     return rows
 
 
-def _job_seconds(config: Config, runs: int, per_update: float, episodes: Episodes | None) -> float:
+def _job_seconds(config: Config, runs: int, per_update: float, episodes: EpisodeRates | None) -> float:
     """Of a whole training of all runs. Evaluation goes on beside an accelerator, and takes turns with it on a CPU."""
     training = config.offline_steps * per_update
     if episodes is None:

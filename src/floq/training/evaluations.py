@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from floq.agent.policy import Policy
-from floq.evaluation.background import Background, Request
+from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.training.fleet import Fleet
 from floq.training.run_logger import RunLogger
@@ -26,16 +26,16 @@ class Evaluations:
         self,
         loggers: Sequence[RunLogger],
         fleet: Fleet,
-        evaluator: Background | Sequence[HeldOutEvaluator],
+        evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
         display: Display,
         clocks: Clocks,
     ):
         self._loggers, self._fleet, self._display, self._clocks = loggers, fleet, display, clocks
-        self._background = evaluator if isinstance(evaluator, Background) else None
-        self._held_out = None if isinstance(evaluator, Background) else evaluator
+        self._background = evaluator if isinstance(evaluator, BackgroundEvaluator) else None
+        self._held_out = None if isinstance(evaluator, BackgroundEvaluator) else evaluator
 
     @property
-    def pending(self) -> list[Request]:
+    def pending(self) -> list[EvaluationRequest]:
         """Evaluations that were begun and have not ended."""
         return self._background.pending if self._background is not None else []
 
@@ -92,4 +92,4 @@ class Evaluations:
         assert self._background is not None
         now = self._clocks.seconds
         waiting = [run for run in policies if not self._is_evaluated(run, step)]
-        self._background.submit([Request(run, step, policies[run], now) for run in waiting])
+        self._background.submit([EvaluationRequest(run, step, policies[run], now) for run in waiting])

@@ -14,9 +14,9 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.analysis.health import health_warnings
-from floq.analysis.results import headline, scores
+from floq.analysis.results import primary_score, scores
 from floq.data.replay import ReplaySnapshot
-from floq.evaluation.background import Background
+from floq.evaluation.background import BackgroundEvaluator
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.runs import checkpoint
 from floq.runs.checkpoint import prune
@@ -52,7 +52,7 @@ class Loop:
         self,
         loggers: Sequence[RunLogger],
         fleet: Fleet,
-        evaluator: Background | Sequence[HeldOutEvaluator],
+        evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
         sizes: tuple[int, int],
         display: Display,
         clocks: Mapping[str, float],
@@ -260,7 +260,7 @@ class Loop:
     def _state(self, infos: list[dict[str, float]]) -> dict[str, str]:
         """Return the fields of the progress line: means over the fleet."""
         state = {}
-        known = [headline(logger.scores) for logger in self.loggers if logger.scores]
+        known = [primary_score(logger.scores) for logger in self.loggers if logger.scores]
         if known:
             state[known[0][0]] = f"{np.mean([value for _, value in known]):.3g}"
         if self._online is not None and (rate := self._online_rate.per_second):

@@ -10,10 +10,18 @@ from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint, run_data
-from floq.runs.checkpoint import Checkpoint, Damaged, quarantine, quarantined_steps, remove_after, repair, steps
+from floq.runs.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    quarantine,
+    quarantined_steps,
+    remove_after,
+    repair,
+    steps,
+)
 from floq.runs.config import Config
 from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import ALWAYS, BEFORE_ONLINE, own_checkpoint
+from floq.runs.weights import ALWAYS, BEFORE_ONLINE, resume_checkpoint
 from floq.training.hosts import ALONE, Hosts
 from floq.training.sharding import Layout
 from floq.training.train import (
@@ -22,7 +30,7 @@ from floq.training.train import (
     fleets,
     fresh_agent,
     lock_runs,
-    records,
+    run_records,
     run_to_completion,
     share,
 )
@@ -87,9 +95,9 @@ def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
     """Read the run's checkpoint of that step. None if it is damaged; it is quarantined then."""
     folder = run.folder / "checkpoints"
     try:
-        saved = own_checkpoint(run, step)
+        saved = resume_checkpoint(run, step)
         replay = checkpoint.load_replay(folder, step)
-    except Damaged as error:
+    except DamagedCheckpoint as error:
         aside = quarantine(folder, step)
         note(f"damaged {str(error).rsplit(':', 1)[0]}; it is {aside.name} now, and the run goes back to an older one")
         return None
@@ -200,12 +208,12 @@ def _go_on(
         return runs
 
     for run in old:
-        run_data.check_given(run, data)
+        run_data.check_in_memory_data(run, data)
     with episodes_of(configs) as episodes:
-        tasks = run_data.load_tasks(configs, display, data, runs)
-        splits = [tasks[run_data.task_of(config)] for config in configs]
+        tasks = run_data.load_fleet_data(configs, display, data, runs)
+        splits = [tasks[run_data.data_key(config)] for config in configs]
         for run, split in zip(old, splits, strict=True):
-            run_data.check_same(run, split)
+            run_data.check_fingerprint(run, split)
         for package, version in installed_versions().items():
             if (before := old[0].records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
@@ -213,7 +221,7 @@ def _go_on(
             one.saved.agent if one.saved else fresh_agent(config, split)
             for one, config, split in zip(found, configs, splits, strict=True)
         ]
-        _cut_back(runs, [records(split) for split in splits], step)
+        _cut_back(runs, [run_records(split) for split in splits], step)
         run_data.note_values(agents, splits, display)
         display.note(f"resume  from step {step}")
         if step > configs[0].offline_steps:

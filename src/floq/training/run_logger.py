@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from floq.agent.state import Keys
-from floq.evaluation.held_out import HeldOut
+from floq.evaluation.held_out import HeldOutEvaluation
 from floq.evaluation.rollouts import Evaluation
 from floq.runs.loggers import CsvLogger, metric_sinks, read_csv
 from floq.runs.run import Run
@@ -24,7 +24,7 @@ class RunLogger:
         self._warned: set[str] = set()
         self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
 
-    def log_evaluation(self, evaluation: Evaluation | HeldOut, seconds: float) -> None:
+    def log_evaluation(self, evaluation: Evaluation | HeldOutEvaluation, seconds: float) -> None:
         """Write a row of eval.csv."""
         self.scores = evaluation.summary()
         self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})

@@ -13,15 +13,15 @@ from floq.analysis.results import show_result
 from floq.data.dataset import Dataset, Splits
 from floq.data.replay import ReplaySnapshot
 from floq.envs.environments import dataset_name
-from floq.evaluation.background import Background
+from floq.evaluation.background import BackgroundEvaluator
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluator
 from floq.networks import kernels
 from floq.runs import run_data
 from floq.runs.config import Config
-from floq.runs.loggers import check_installed
+from floq.runs.loggers import check_loggers
 from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import make_agent, network_sizes, restore, source_of_weights
+from floq.runs.weights import make_agent, network_sizes, restore, restored_checkpoint
 from floq.training.fleet import Fleet, FleetData
 from floq.training.hosts import ALONE, Hosts
 from floq.training.loop import Loop
@@ -154,7 +154,7 @@ def check_built(config: Config) -> None:
             )
     elif config.balanced_sampling:
         raise UserError("--balanced_sampling=1 is about the batches of the online phase: give --online_steps")
-    check_installed(config)
+    check_loggers(config)
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
     if config.agent.flat().get("integration") == "fused":
@@ -168,16 +168,16 @@ def _train_group(
 ) -> list[Run]:
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
     with episodes_of(configs) as episodes:
-        tasks = run_data.load_tasks(configs, display, data)
-        splits = [tasks[run_data.task_of(config)] for config in configs]
+        tasks = run_data.load_fleet_data(configs, display, data)
+        splits = [tasks[run_data.data_key(config)] for config in configs]
         agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)
         for note in notes:
             display.note(f"note    {note}")
-        runs = [Run.create(config, records(split)) for config, split in zip(configs, splits, strict=True)]
+        runs = [Run.create(config, run_records(split)) for config, split in zip(configs, splits, strict=True)]
         with lock_runs(runs), to_error(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
-                run_data.keep_made(run, split)
+                run_data.save_initial_data(run, split)
             return run_to_completion(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 
@@ -193,7 +193,7 @@ def resolve_paths(config: Config) -> Config:
     """Return the configuration with absolute paths and the step of the restored checkpoint, as a resumed run needs
     it."""
     config = run_data.resolve_data_paths(config)
-    source = source_of_weights(config)
+    source = restored_checkpoint(config)
     if source is None:
         return config
     path = str(Run.open(config.restore_path or "").folder.resolve())
@@ -202,13 +202,13 @@ def resolve_paths(config: Config) -> Config:
 
 def fresh_agent(config: Config, data: Splits) -> Agent:
     """Return the agent that a run starts from: new, or with the weights that `restore_path` names."""
-    agent, source = make_agent(config, data.train), source_of_weights(config)
+    agent, source = make_agent(config, data.train), restored_checkpoint(config)
     return agent if source is None else restore(agent, config, source)
 
 
-def records(data: Splits) -> dict[str, dict[str, str]]:
+def run_records(data: Splits) -> dict[str, dict[str, str]]:
     """Return the records of `config.json`: versions of packages and a description of the data."""
-    return {"versions": installed_versions(), "data": run_data.records(data)}
+    return {"versions": installed_versions(), "data": run_data.data_records(data)}
 
 
 @contextlib.contextmanager
@@ -221,7 +221,7 @@ def lock_runs(runs: Sequence[Run]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
+def episodes_of(configs: Sequence[Config]) -> Iterator[BackgroundEvaluator | None]:
     """Start the evaluator, whose environments start while the data is read; None without evaluations in episodes."""
     c, names = configs[0], [config.env_name or "" for config in configs]
     if c.env_name is None or not c.eval_interval:
@@ -236,7 +236,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[Background | None]:
             rollouts=len(configs),
             timeout=c.env_timeout,
         ) as evaluator,
-        Background(evaluator, [config.seed for config in configs], names) as background,
+        BackgroundEvaluator(evaluator, [config.seed for config in configs], names) as background,
     ):
         yield background
 
@@ -246,7 +246,7 @@ def run_to_completion(
     agents: Sequence[Agent],
     tasks: dict[Hashable, Splits],
     layout: Layout,
-    episodes: Background | None,
+    episodes: BackgroundEvaluator | None,
     display: Display,
     clocks: dict[str, float],
     started: float,
@@ -259,14 +259,14 @@ def run_to_completion(
     loggers, splits = [RunLogger(run, step) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
-        [list(tasks).index(run_data.task_of(run.config)) for run in runs],
+        [list(tasks).index(run_data.data_key(run.config)) for run in runs],
         FleetData.of([s.train for s in splits]),
         FleetData.of([s.validation for s in splits]),
         [logger.keys.batches for logger in loggers],
         [logger.keys.validation for logger in loggers],
         layout,
     )
-    own = [tasks[run_data.task_of(run.config)] for run in runs]
+    own = [tasks[run_data.data_key(run.config)] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
     sizes = network_sizes(runs[0].config, own[0].train)
     loop = Loop(loggers, fleet, evaluator, sizes, display, clocks, started, step, recorded)
@@ -285,7 +285,7 @@ def run_to_completion(
             display.note("drawing the pictures")
         for number, summary in summaries.items():
             if draw:
-                pictures.draw(runs[number], fleet.agent(number), own[number].train)
+                pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train)
             runs[number].write_json("summary.json", summary)
     except KeyboardInterrupt as stop:
         left = f"stopped by {number_of(stop).name} when all was trained; the rest comes with floq train --resume"

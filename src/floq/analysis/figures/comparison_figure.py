@@ -18,7 +18,7 @@ THRESHOLDS = 101  # of a profile
 BANDS = 3  # groups whose intervals are still distinguishable when they overlap
 
 
-def draw(path: Path, found: Comparison, title: str, curves: bool = True) -> None:
+def draw_comparison(path: Path, found: Comparison, title: str, curves: bool = True) -> None:
     """Draw learning curves by task, the groups' interquartile means, and performance profiles; with more groups than
     colours, only the means."""
     coloured = 0 < len(found.members) <= len(COLOURS)

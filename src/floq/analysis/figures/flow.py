@@ -35,7 +35,7 @@ class FlowPaths(NamedTuple):
     targets: np.ndarray
 
 
-def flow_fans(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> None:
+def plot_flow_paths(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> None:
     """Draw, for a few state-actions, the trajectories over the velocity field (above), and their distances from
     straight lines (below)."""
     layout = {"rows": 2, "columns": len(flow_paths), "sharex": True, "sharey": "row", "height_ratios": (2.3, 1)}

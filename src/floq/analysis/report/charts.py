@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from floq.analysis.metrics import Metric
-from floq.analysis.report.scores import THRESHOLDS, Report, Task, lines, mean
+from floq.analysis.report.scores import THRESHOLDS, Report, TaskScores, lines, mean
 
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -28,7 +28,7 @@ def looks(report: Report) -> dict[str, Look]:
     return {name: (PALETTE[n % 8], DASHES[n // 8 % 4]) for n, name in enumerate(names)}
 
 
-def curve_chart(task: Task, looks: Mapping[str, Look]) -> go.Figure:
+def curve_chart(task: TaskScores, looks: Mapping[str, Look]) -> go.Figure:
     """Draw the learning curves of a task: every run thin, the mean of each group thick, with its interval."""
     chart, metric = _chart(), task.metric
     shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, metric)]
@@ -121,7 +121,7 @@ def _add_band(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: 
     chart.add_scatter(x=x, y=high, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.15)", **shared)
 
 
-def _name_axes(chart: go.Figure, task: Task) -> None:
+def _name_axes(chart: go.Figure, task: TaskScores) -> None:
     runs = [run for cell in task.cells.values() for run in (*cell.runs, *cell.unfinished)]
     chart.update_xaxes(
         tickformat="~s", title_text=step_name([(r.settings["offline_steps"], r.settings["online_steps"]) for r in runs])

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from floq.analysis.figures.style import COLOURS, INK, figure, mark_online
 from floq.analysis.report.charts import BANDS, CROWDED, step_name
-from floq.analysis.report.scores import THRESHOLDS, Report, Task, lines, mean
+from floq.analysis.report.scores import THRESHOLDS, Report, TaskScores, lines, mean
 from floq.analysis.report.tables import short_task
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
@@ -40,7 +40,7 @@ Look = tuple[str, Any]
 Panel = Callable[[Axes], None]
 
 
-def draw(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]]:
+def draw_figures(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]]:
     """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX. With more groups than colours, only
     the interquartile means are drawn.
 
@@ -71,7 +71,7 @@ def _is_crowded(report: Report) -> bool:
 
 
 def _draw(
-    path: Path, width: float, columns: int, report: Report, tasks: Sequence[Task], styles: dict[str, Look]
+    path: Path, width: float, columns: int, report: Report, tasks: Sequence[TaskScores], styles: dict[str, Look]
 ) -> None:
     crowded = _is_crowded(report)
     panels: list[Panel] = [lambda ax, task=task: _draw_curves(ax, task, styles) for task in tasks]
@@ -102,7 +102,7 @@ def _legend(styles: dict[str, Look]) -> list[Line2D]:
     return [Line2D([], [], color=c, linestyle=d, label=wrapped[name]) for name, (c, d) in styles.items()]
 
 
-def _note(report: Report, tasks: Sequence[Task]) -> str:
+def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
     found, banded = [], len(report.groups) <= BANDS
     if tasks:
         shaded = ", shaded its 95% interval" if banded else ""
@@ -113,7 +113,7 @@ def _note(report: Report, tasks: Sequence[Task]) -> str:
     return " ".join([*found, f"{'; '.join(protocols)}."] if protocols else found)
 
 
-def _draw_curves(ax: Axes, task: Task, styles: dict[str, Look]) -> None:
+def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
     shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, task.metric)]
     phases = {(line.run.settings["offline_steps"], line.run.settings["online_steps"]) for _, line in shown}
     for name, line in shown:  # first, so that the means lie above them

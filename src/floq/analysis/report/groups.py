@@ -22,7 +22,7 @@ SHORT = {"critic_flow_steps": "K", "offline_steps": "offline", "online_steps": "
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs that differ only in seed and task. `settings`: those in which groups differ, as text; one that varies
     with the environment family lists each value."""
 
@@ -36,7 +36,7 @@ class Group:
         return list(dict.fromkeys(run.task for run in self.runs))
 
 
-def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
     """Group these runs; the groups are in the order of their names."""
     settings = [_compared(run) for run in runs]
     names = list(dict.fromkeys(name for values in settings for name in values))
@@ -58,7 +58,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     differing = [name for name in names if len({values[name] for values in formatted}) > 1]
     group_names = _names(list(keyed))
     found = [
-        Group(
+        RunGroup(
             group_names[number],
             tuple(runs[n] for n in members[number]),
             {name: formatted[number][name] for name in differing},

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from floq.analysis.metrics import METRICS
 from floq.analysis.report import charts, tables
 from floq.analysis.report.scores import Report
-from floq.analysis.report.tables import link, listed, short_task
+from floq.analysis.report.tables import join_names, link, short_task
 from floq.utils.machine import version
 
 
@@ -43,7 +43,7 @@ def page(report: Report, folder: Path) -> str:
             "improvements": tables.improvements(report),
             "costs": tables.costs(report),
             "health": tables.health(report),
-            "differences": tables.differences(report),
+            "differences": tables.settings_table(report),
             "runs": tables.runs(report),
         },
         intervals=intervals,
@@ -57,7 +57,7 @@ def page(report: Report, folder: Path) -> str:
 def _title(report: Report) -> str:
     families = list(dict.fromkeys(task.family for task in report.tasks))
     count = len(report.runs) + len(report.damaged)
-    return f"{count} {'run' if count == 1 else 'runs'} of {listed(families, 3)}"
+    return f"{count} {'run' if count == 1 else 'runs'} of {join_names(families, 3)}"
 
 
 def _template() -> jinja2.Template:

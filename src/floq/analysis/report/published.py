@@ -42,7 +42,7 @@ def comparable(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
     return kept, list(dict.fromkeys(reasons))
 
 
-def differences(runs: Sequence[RunRecord]) -> list[str]:
+def protocol_differences(runs: Sequence[RunRecord]) -> list[str]:
     """List the differences of comparable runs from the published protocol, to be shown beside their numbers."""
     found = []
     tasks = {run.task for run in runs}

@@ -42,7 +42,7 @@ TRAINING = {
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedRun:
     """A run's folder that cannot be read, and the reason."""
 
     folder: Path
@@ -153,7 +153,7 @@ class RunRecord:
         return float(values[-1]) if values is not None else math.nan
 
 
-def find(paths: Sequence[str | Path]) -> list[Path]:
+def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """Find the run folders among these folders and below them, in the order of their names.
 
     Raises:
@@ -175,13 +175,13 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def read(folders: Iterable[Path]) -> tuple[list[RunRecord], list[Damaged]]:
+def read_runs(folders: Iterable[Path]) -> tuple[list[RunRecord], list[DamagedRun]]:
     """Read the runs in these folders; returns them, and the folders that cannot be read."""
     records = [read_run(folder) for folder in folders]
-    return [r for r in records if isinstance(r, RunRecord)], [r for r in records if isinstance(r, Damaged)]
+    return [r for r in records if isinstance(r, RunRecord)], [r for r in records if isinstance(r, DamagedRun)]
 
 
-def read_run(folder: Path) -> RunRecord | Damaged:
+def read_run(folder: Path) -> RunRecord | DamagedRun:
     """Read one run in any state."""
     locked = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
     try:
@@ -189,7 +189,7 @@ def read_run(folder: Path) -> RunRecord | Damaged:
         settings = _checked(config)
         records = {name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)}
     except (OSError, ValueError) as error:
-        return Damaged(folder, f"config.json: {_line(error)}")
+        return DamagedRun(folder, f"config.json: {_line(error)}")
     problems: list[str] = []
     summary: dict[str, Any] = {}
     if (folder / "summary.json").exists():

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from floq.analysis.metrics import SUCCESS, Metric, curve, judged_by, last
-from floq.analysis.report.groups import Group, grouped
-from floq.analysis.report.runs import Damaged, RunRecord
+from floq.analysis.metrics import SUCCESS, Metric, curve, last, primary_metric
+from floq.analysis.report.groups import RunGroup, group_runs
+from floq.analysis.report.runs import DamagedRun, RunRecord
 from floq.analysis.statistics import (
     UNKNOWN,
     Estimate,
@@ -48,7 +48,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskScores:
     """A task, the metric of its runs, and its groups by name."""
 
     name: str
@@ -73,9 +73,9 @@ class Report:
     """Contents of a report on some runs."""
 
     runs: tuple[RunRecord, ...]
-    damaged: tuple[Damaged, ...]
-    groups: tuple[Group, ...]
-    tasks: tuple[Task, ...]
+    damaged: tuple[DamagedRun, ...]
+    groups: tuple[RunGroup, ...]
+    tasks: tuple[TaskScores, ...]
     reference: str
     """The group that all others are compared with if there are more than `MANY`."""
 
@@ -119,7 +119,7 @@ class Report:
         """Runs that are not counted, since their seed has another one."""
         return {run for task in self.tasks for cell in task.cells.values() for run in cell.repeated}
 
-    def scores(self, group: str, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    def scores(self, group: str, tasks: Sequence[TaskScores]) -> dict[str, np.ndarray]:
         """Return the scores of a group's finished runs by task; tasks without such runs are left out."""
         cells = {task.name: task.cells.get(group) for task in tasks}
         return {name: cell.values for name, cell in cells.items() if cell is not None and len(cell.values)}
@@ -128,7 +128,7 @@ class Report:
 MANY = 6  # groups, up to which every pair is compared
 
 
-def assemble(runs: Sequence[RunRecord], damaged: Sequence[Damaged], reference: str | None = None) -> Report:
+def assemble(runs: Sequence[RunRecord], damaged: Sequence[DamagedRun], reference: str | None = None) -> Report:
     """Assemble the report of these runs.
 
     Args:
@@ -139,7 +139,7 @@ def assemble(runs: Sequence[RunRecord], damaged: Sequence[Damaged], reference: s
     Raises:
         UserError: there is no such group.
     """
-    groups = grouped(runs)
+    groups = group_runs(runs)
     names = [group.name for group in groups]
     if reference is not None and reference not in names:
         raise UserError(f"--reference={reference}: choose one of {'; '.join(names)}{nearest(reference, names)}")
@@ -148,9 +148,9 @@ def assemble(runs: Sequence[RunRecord], damaged: Sequence[Damaged], reference: s
         by_task[run.task].append(run)
     tasks = []
     for name, members in by_task.items():
-        metric = judged_by(members)
+        metric = primary_metric(members)
         cells = {g.name: _cell([run for run in g.runs if run.task == name], metric) for g in groups if name in g.tasks}
-        tasks.append(Task(name, members[0].family, metric, cells))
+        tasks.append(TaskScores(name, members[0].family, metric, cells))
     if reference is None and groups:
         finished = {group.name: sum(run.ends for run in group.runs) for group in groups}
         reference = max(names, key=lambda name: finished[name])

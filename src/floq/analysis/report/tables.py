@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 import numpy as np
 
-from floq.analysis.health import complaints
+from floq.analysis.health import run_problems
 from floq.analysis.metrics import SUCCESS, last
 from floq.analysis.report import published
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.runs import RunRecord
-from floq.analysis.report.scores import FEW, MANY, Cell, Report, Task, interval
+from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
 from floq.analysis.statistics import Estimate
 
 # --- Results ---
@@ -55,7 +55,7 @@ def with_interval(estimate: Estimate, shown: Callable[[float], str]) -> str:
     return f"{shown(value)} [{shown(low)}, {shown(high)}]" if math.isfinite(low) else shown(value)
 
 
-def listed(names: Sequence[str], most: int = 12, comma: str = ", ") -> str:
+def join_names(names: Sequence[str], most: int = 12, comma: str = ", ") -> str:
     """Join the first `most` names, and count the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return comma.join(names[:most]) + more
@@ -74,7 +74,7 @@ def link(run: str, folder: Path) -> str:
 NO_WIDTH = "An interval without width: these runs agree, which does not tell that others would."
 
 
-def results(report: Report, tasks: Sequence[Task]) -> list[Table]:
+def results(report: Report, tasks: Sequence[TaskScores]) -> list[Table]:
     """Return tables of the last values of these tasks, which share one metric: a table for each family of tasks, with a
     row for each group and a column for each task. The notes of the last table explain all."""
     seen: set[str] = set()
@@ -88,7 +88,7 @@ def results(report: Report, tasks: Sequence[Task]) -> list[Table]:
     ]
 
 
-def _family_rows(report: Report, tasks: Sequence[Task], seen: set[str]) -> list[list[Text | str]]:
+def _family_rows(report: Report, tasks: Sequence[TaskScores], seen: set[str]) -> list[list[Text | str]]:
     found = []
     for group in report.groups:
         cells = [task.cells.get(group.name) for task in tasks]
@@ -98,7 +98,7 @@ def _family_rows(report: Report, tasks: Sequence[Task], seen: set[str]) -> list[
     return found
 
 
-def _explanations(tasks: Sequence[Task], seen: set[str]) -> list[str]:
+def _explanations(tasks: Sequence[TaskScores], seen: set[str]) -> list[str]:
     """Explain the cells of these tasks; `seen` holds the kinds of cell that occur."""
     metric = tasks[0].metric
     notes = [f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are."]
@@ -125,7 +125,7 @@ def _explanations(tasks: Sequence[Task], seen: set[str]) -> list[str]:
     return notes
 
 
-def _cell(task: Task, cell: Cell, seen: set[str]) -> Text:
+def _cell(task: TaskScores, cell: Cell, seen: set[str]) -> Text:
     if not len(cell.values):
         return _so_far(task, cell.unfinished, seen)
     seen.add(cell.over)
@@ -134,7 +134,7 @@ def _cell(task: Task, cell: Cell, seen: set[str]) -> Text:
     return Text(f"{shown} ({len(cell.values)}{waiting})")
 
 
-def _so_far(task: Task, runs: Sequence[RunRecord], seen: set[str]) -> Text:
+def _so_far(task: TaskScores, runs: Sequence[RunRecord], seen: set[str]) -> Text:
     known = [run for run in runs if math.isfinite(last(run, task.metric))]
     if not known:
         return Text(f"no evaluation yet ({len(runs)} {'run' if len(runs) == 1 else 'runs'})", faint=True)
@@ -158,7 +158,7 @@ def beside_published(report: Report) -> Table | None:
             notes += [f"{group.name} is not compared on {family}: {reason}." for reason in reasons]
             kept = [run for run in kept if math.isfinite(last(run, SUCCESS))]
             if kept:
-                differs = "; ".join(published.differences(kept)) or "none"
+                differs = "; ".join(published.protocol_differences(kept)) or "none"
                 own.append([family, f"{group.name}, here", with_interval(_over_tasks(kept), "{:.0f}".format), differs])
         if own:
             rows += own
@@ -245,13 +245,13 @@ def overview(report: Report) -> Table:
     steps = sorted({(run.settings["offline_steps"], run.settings["online_steps"]) for run in runs})
     rows = {
         "runs": ", ".join(f"{count} {state}" for state, count in report.state_counts.items()),
-        "tasks": listed([task.name for task in report.tasks]),
-        "critics": listed(sorted({run.settings["agent.critic"] for run in runs})),
-        "actors": listed(sorted({run.settings["agent.actor"] for run in runs})),
-        "seeds": listed(list(map(str, seeds)), 20),
+        "tasks": join_names([task.name for task in report.tasks]),
+        "critics": join_names(sorted({run.settings["agent.critic"] for run in runs})),
+        "actors": join_names(sorted({run.settings["agent.actor"] for run in runs})),
+        "seeds": join_names(list(map(str, seeds)), 20),
         "steps": "; ".join(_phases(*both) for both in steps),
         "protocol": "; ".join(sorted({str(run.records.get("protocol", "not recorded")) for run in runs})),
-        "data": listed(
+        "data": join_names(
             sorted({str(run.records.get("data", {}).get("provenance", "not recorded")) for run in runs}), 6, "; "
         ),
         "versions": ", ".join(versions),
@@ -294,7 +294,7 @@ def health(report: Report) -> Table | None:
     ]
     for group in report.groups:
         for run in group.runs:
-            found = complaints(run)
+            found = run_problems(run)
             if found:
                 rows.append(
                     (
@@ -306,7 +306,7 @@ def health(report: Report) -> Table | None:
     return table(("run", "group", "what is wrong"), rows, numbers=False) if rows else None
 
 
-def differences(report: Report) -> Table | None:
+def settings_table(report: Report) -> Table | None:
     """Return the settings in which groups differ; None with one group."""
     if len(report.groups) < 2:
         return None
@@ -322,7 +322,7 @@ def runs(report: Report) -> Table:
     metrics = {task.name: task.metric for task in report.tasks}
     for group in report.groups:
         for run in sorted(group.runs, key=lambda run: (run.task, run.seed, run.folder.name)):
-            metric, problems = metrics[run.task], complaints(run)
+            metric, problems = metrics[run.task], run_problems(run)
             score = Text(f"{metric.shown(last(run, metric))} {metric.name}".strip(), faint=not run.ends)
             state = "diverged" if run.diverged_at is not None else run.state
             done = f"{short_count(run.step)} of {short_count(run.total_steps)}"

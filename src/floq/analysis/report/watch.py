@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from floq.analysis.metrics import Metric, judged_by, last
-from floq.analysis.report.groups import grouped, short_count
-from floq.analysis.report.runs import Damaged, RunRecord, find, read_run
+from floq.analysis.metrics import Metric, last, primary_metric
+from floq.analysis.report.groups import group_runs, short_count
+from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_run
 from floq.analysis.report.tables import short_task
 from floq.utils.files import is_held
 from floq.utils.untrusted import printable
@@ -30,7 +30,7 @@ STYLES = {
 
 MAX_DAMAGED = 5  # damaged folders that are listed by name
 
-Read = dict[Path, RunRecord | Damaged]
+Read = dict[Path, RunRecord | DamagedRun]
 
 
 class Watcher:
@@ -48,7 +48,7 @@ class Watcher:
             UserError: there is none.
         """
         now: Read = {}
-        for folder in find(self._paths):
+        for folder in find_runs(self._paths):
             stamp, before = tuple(_stamp(folder / name) for name in FILES), self._found.get(folder)
             if isinstance(before, RunRecord) and self._stamps.get(folder) == stamp:
                 locked = not before.ends and is_held(folder)  # no file shows whether it still runs
@@ -92,9 +92,9 @@ def watch(
     console.print(screen(found, console.width))
 
 
-def state(run: RunRecord | Damaged) -> str:
+def state(run: RunRecord | DamagedRun) -> str:
     """Return the state of a run, a key of `STYLES`."""
-    if isinstance(run, Damaged):
+    if isinstance(run, DamagedRun):
         return "damaged"
     if run.diverged_at is not None:
         return "diverged"
@@ -105,8 +105,8 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
     """Render runs by task and group, those that train first, for a terminal of this size. Runs that do not fit are
     counted."""
     runs = [run for run in found.values() if isinstance(run, RunRecord)]
-    damaged = [run for run in found.values() if isinstance(run, Damaged)]
-    metrics = {task: judged_by([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
+    damaged = [run for run in found.values() if isinstance(run, DamagedRun)]
+    metrics = {task: primary_metric([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
     names = {short_name(metric) for metric in metrics.values()}
     header = names.pop() if len(names) == 1 else "score"
     counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
@@ -140,7 +140,7 @@ def _sections(runs: Sequence[RunRecord]) -> list[tuple[tuple[str, str], list[Run
     """Sort runs into sections by task and group, in the order of their states; sections with a running run first."""
     rank = {run: list(STYLES).index(state(run)) for run in runs}
     sections: dict[tuple[str, str], list[RunRecord]] = {}
-    for group in grouped(runs):
+    for group in group_runs(runs):
         for run in sorted(group.runs, key=lambda run: (run.task, rank[run], run.seed, run.folder.name)):
             sections.setdefault((run.task, group.name), []).append(run)
     return sorted(sections.items(), key=lambda item: min(rank[run] for run in item[1]))
@@ -207,8 +207,8 @@ def _one_line(text: str, style: str) -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _is_over(run: RunRecord | Damaged) -> bool:
-    return isinstance(run, Damaged) or run.state != "running"
+def _is_over(run: RunRecord | DamagedRun) -> bool:
+    return isinstance(run, DamagedRun) or run.state != "running"
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from floq.analysis.health import complaints
+from floq.analysis.health import run_problems
 from floq.analysis.metrics import METRICS, last
 from floq.analysis.report import tables
 from floq.analysis.report.runs import RunRecord
@@ -32,7 +32,7 @@ def markdown(report: Report, folder: Path) -> str:
         ("Probability of improvement", tables.improvements(report)),
         ("Cost", tables.costs(report)),
         ("Health", tables.health(report)),
-        ("Settings in which groups differ", tables.differences(report)),
+        ("Settings in which groups differ", tables.settings_table(report)),
         ("Runs", tables.runs(report)),
     ]
     return "\n".join(
@@ -81,7 +81,7 @@ def run_rows(report: Report) -> list[dict[str, Any]]:
                     name: run.summary.get(name)
                     for name in ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
                 },
-                "health": "; ".join(complaints(run)),
+                "health": "; ".join(run_problems(run)),
                 "folder": str(run.folder),
             }
             rows.append(row | run.settings)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
-from floq.envs.environments import checked, make
+from floq.envs.environments import check_step, make
 
 STREAM = 3  # keeps these seeds apart from those of evaluations and of exploring
 PIECE_SECONDS = 0.5  # a call plays for so long, so that one that hangs is told from a long one
@@ -33,7 +33,7 @@ class RandomPlay:
         while self._done < self._steps and time.monotonic() < until:
             if self._over:
                 first = self._env.reset_with((self._seed, len(self._episodes), 0, STREAM))
-                obs, _ = checked(first, 0.0, self._env.observation_space.shape)
+                obs, _ = check_step(first, 0.0, self._env.observation_space.shape)
                 self._episodes.append({"observations": [obs], "actions": [], "rewards": [], "terminations": False})
             self._step(self._episodes[-1])
         return self._done
@@ -47,7 +47,7 @@ class RandomPlay:
     def _step(self, episode: dict[str, Any]) -> None:
         act = self._rng.uniform(-1, 1, self._env.action_space.shape or ()).astype(np.float32)
         next_obs, reward, episode["terminations"], truncated, _ = self._env.step(act)
-        obs, _ = checked(next_obs, reward, self._env.observation_space.shape)
+        obs, _ = check_step(next_obs, reward, self._env.observation_space.shape)
         for name, value in (("observations", obs), ("actions", act), ("rewards", float(reward))):
             episode[name].append(value)
         self._over, self._done = bool(episode["terminations"] or truncated), self._done + 1

@@ -119,7 +119,7 @@ NO_RECORD = "not collected here"
 Fetch = Callable[[str, Path], object]
 
 
-def load(env_name: str, directory: Path, label_timing: str = "pre", fetch: Fetch = download) -> Splits:
+def load_splits(env_name: str, directory: Path, label_timing: str = "pre", fetch: Fetch = download) -> Splits:
     """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
 
     Args:
@@ -142,7 +142,7 @@ def load_tasks(
     actions are read once and lie on the device once, for all of them together; only rewards and masks differ.
 
     Raises:
-        UserError: as `load`; or the tasks do not share a dataset.
+        UserError: as `load_splits`; or the tasks do not share a dataset.
     """
     for env_name in env_names:
         environments.check_task(env_name)  # before the data, since a wrong name is the commoner mistake
@@ -150,7 +150,7 @@ def load_tasks(
     if len(names) != 1:
         raise UserError(f"these tasks do not share one dataset: {', '.join(names)}")
     task = environments.make(env_names[0])
-    files = find(names[0], directory, fetch)
+    files = find_files(names[0], directory, fetch)
     rows = [read_rows(path) for path in files]
     origin = provenance(names[0], directory)
     loaded: list[Splits] = []
@@ -166,7 +166,7 @@ def load_tasks(
     return loaded
 
 
-def find(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:
+def find_files(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:
     """The files of a dataset such as `cube-single-play-v0`, for training and for validation; fetched if missing.
 
     Raises:
@@ -238,10 +238,10 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
     """
-    return checked(open_npz(path, KEYS), str(path))
+    return check_layout(open_npz(path, KEYS), str(path))
 
 
-def checked(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+def check_layout(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
     """The same arrays, if they are those of an OGBench file.
 
     Raises:

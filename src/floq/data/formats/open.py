@@ -30,7 +30,7 @@ class Opened(NamedTuple):
     file: Path | None = None
 
 
-class Task:
+class RewardTask:
     """An OGBench single task that gives rewards to files that have none. Its environment is made when first needed."""
 
     def __init__(self, name: str, label_timing: str = "pre"):
@@ -46,7 +46,9 @@ class Task:
         return ogbench.label(rows, self.name, self.env, self._label_timing, source)
 
 
-def open_dataset(name: str, dataset_dir: str, task: Task | None = None, fetch: ogbench.Fetch | None = None) -> Opened:
+def open_dataset(
+    name: str, dataset_dir: str, task: RewardTask | None = None, fetch: ogbench.Fetch | None = None
+) -> Opened:
     """Read a dataset from wherever its name points.
 
     Args:
@@ -75,8 +77,8 @@ def open_dataset(name: str, dataset_dir: str, task: Task | None = None, fetch: o
         raise UserError(f"{path} {what}: give such a file, a folder of them, or a name")
     if environments.is_ogbench(name):
         if environments.is_singletask(name):
-            task = task or Task(name)
-        file, _ = ogbench.find(environments.dataset_name(name), user_path(dataset_dir), fetch or _complain)
+            task = task or RewardTask(name)
+        file, _ = ogbench.find_files(environments.dataset_name(name), user_path(dataset_dir), fetch or _complain)
         return _open_npz(file, task)
     return Opened(minari.read(minari.stored(name)), True, name)
 
@@ -106,7 +108,7 @@ def open_splits(
             f"--dataset={name} has the rewards of one task and --env_name={env_name} is another: give "
             f"--dataset={environments.dataset_name(name)}"
         )
-    task = Task(tasks[0], label_timing) if tasks else None
+    task = RewardTask(tasks[0], label_timing) if tasks else None
     # The environment before the data, since a wrong name is found sooner.
     sizes = None if env_name is None else environments.sizes(task.env if task else environments.make(env_name))
     opened = open_dataset(name, dataset_dir, task, fetch)
@@ -147,12 +149,12 @@ def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> N
     check_widths(arrays, sizes or {}, opened.source, str(whose))
 
 
-def _open_npz(path: Path, task: Task | None) -> Opened:
+def _open_npz(path: Path, task: RewardTask | None) -> Opened:
     """An npz in OGBench's layout, or one with a row for each transition."""
     arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS))
     if "rewards" in arrays and not ("masks" in arrays and not {"timeouts", "next_observations"} & arrays.keys()):
         return Opened(_flat(arrays, str(path)), True, str(path), path)
-    rows = ogbench.checked(arrays, str(path))
+    rows = ogbench.check_layout(arrays, str(path))
     if "masks" in rows:
         return Opened(ogbench.trajectories(rows), True, str(path), path)
     if task is not None:
@@ -180,7 +182,7 @@ def _validation_file(train: Path | None) -> Path | None:
     return beside if os.path.exists(beside) else None
 
 
-def _origin(opened: Opened, task: Task | None) -> str:
+def _origin(opened: Opened, task: RewardTask | None) -> str:
     """Where the data comes from; of a collection, what the record beside it says."""
     record = opened.file and ogbench.provenance(opened.file.stem, opened.file.parent)
     if not record or record.endswith(ogbench.NO_RECORD):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float, PyTree
 
 from floq.networks.kernels.plan import TILE, Plan
-from floq.networks.mlp import PlainBody, SplitLinear, folded
+from floq.networks.mlp import PlainBody, SplitLinear, fold_layer_norm
 
 
 class Settings(NamedTuple):
@@ -132,7 +132,7 @@ def _pack(
     weights, biases = [tiled(entry.weight_y), tiled(entry.weight_x)], [entry.bias]
     for activation, linear in zip(body.activations, body.linears, strict=True):
         assert activation.norm is not None, "checked with the settings"
-        without_norm = folded(activation.norm, linear)
+        without_norm = fold_layer_norm(activation.norm, linear)
         weights.append(without_norm.weight)
         biases.append(without_norm.bias)
     head, head_bias = weights.pop()[:, 0] * scale, biases.pop()[0] * scale

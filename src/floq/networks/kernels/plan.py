@@ -96,7 +96,7 @@ class Plan:
         Raises:
             UserError: the inputs do not fit shared memory.
         """
-        stage = 2 * TILE * slab_of(width)
+        stage = 2 * TILE * slab_width(width)
         check_inputs(inputs, max_inputs=((SHARED_BYTES - MIN_STAGES * stage) // TILE_BYTES - 1) * TILE)
         input_tiles, blocks = -(-inputs // TILE), runs * members * -(-rows // TILE)
         activations = TILE_BYTES * max(width // TILE, 1 + input_tiles)
@@ -108,7 +108,7 @@ class Plan:
     @property
     def slab(self) -> int:
         """Columns of a layer that are computed together."""
-        return slab_of(self.width)
+        return slab_width(self.width)
 
     @property
     def slabs(self) -> int:
@@ -137,6 +137,6 @@ class Plan:
         return TILE * self.warpgroups
 
 
-def slab_of(width: int) -> int:
+def slab_width(width: int) -> int:
     """Return the number of columns of a layer that are computed together."""
     return max(columns for columns in range(TILE, MAX_SLAB + 1, TILE) if width % columns == 0)
