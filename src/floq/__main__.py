@@ -14,7 +14,7 @@ def main() -> None:
         code = 130
     try:
         sys.stdout.flush()
-    except OSError:  # whoever read it is gone; Python would complain of that once more at its end
+    except OSError:  # the reader is gone; Python would complain again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

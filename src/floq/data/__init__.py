@@ -1,1 +1,1 @@
-"""Datasets: trajectories on the device, readers of each format, checks, collection."""
+"""Datasets: trajectories on the device, readers of all formats, checks, collection."""

@@ -1,4 +1,4 @@
-"""Checks of data before anything is computed from it, with errors that a person can act on."""
+"""Validation of data before it is used, with messages that say how to correct it."""
 
 from collections.abc import Mapping
 
@@ -13,18 +13,18 @@ VECTORS = (
     "terminations",
     "timeouts",
     "ends",
-)  # one number per row; all else has several
+)  # arrays with one number per row; all others have several
 
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
     """Check arrays that hold one row per state.
 
     Args:
-        arrays: by key. Keys in `VECTORS` must have one number per row, the others a fixed number of them.
+        arrays: by key. Those in `VECTORS` must have shape (rows,), the others (rows, size).
         source: where they come from, for the message.
 
     Raises:
-        UserError: something is not numeric, has the wrong number of dimensions, is not equally long, or not finite.
+        UserError: an array is not numeric, has the wrong number of dimensions or another length, or is not finite.
     """
     for key, x in arrays.items():
         if x.dtype.kind not in "biuf":
@@ -47,7 +47,7 @@ def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") ->
 
 
 def check_widths(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, int], source: str, task: str) -> None:
-    """Check that each array named in `wanted` is there, and has that many numbers per row, as `task` needs.
+    """Check that each array in `wanted` exists, and has that many numbers per row, as `task` needs.
 
     Raises:
         UserError: one is missing, or has another number.

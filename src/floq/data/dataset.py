@@ -1,4 +1,4 @@
-"""The dataset as it lies on the device: every observation once, and transitions that point into them."""
+"""Datasets on the device: every observation is stored once, and transitions are indices into them."""
 
 import zlib
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 
 
 class PriorData(NamedTuple):
-    """The first part of a dataset, which is of another origin: its rows, the transitions that start there, and how
-    much of a batch is drawn from them."""
+    """First part of a dataset, of another origin: number of rows, number of transitions, and share of a batch that is
+    drawn from it."""
 
     rows: int
     starts: int
@@ -28,14 +28,14 @@ class PriorData(NamedTuple):
 
 
 class Dataset(eqx.Module):
-    """Trajectories laid end to end, one row per state.
+    """Concatenated trajectories, one row per state.
 
     A transition starts at any row but the last of its trajectory, and its next observation is the row after it. The
     last row of a trajectory carries only an observation; its action, reward and mask are never read. With a `stride`
-    above 1 so many trajectories lie beside each other: the row after one is `stride` rows on, and after the last
-    rows come the first again.
+    above 1, that many trajectories are interleaved: the next row of a trajectory is `stride` rows further, and the
+    first rows follow the last.
 
-    In a dataset `for_chunks(h)` a transition takes h actions at once, which lie end to end in one vector.
+    In a dataset `for_chunks(h)` a transition has h actions, concatenated in one vector.
     """
 
     observations: Float[Array, "rows obs"]
@@ -44,14 +44,14 @@ class Dataset(eqx.Module):
     masks: Float[Array, " rows"]
     ends: Bool[Array, " rows"]  # the last row of a trajectory
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
-    num_starts: Int[Array, ""] | None = None  # how many of `starts` count, where the others fill it up
-    action_chunk: int = eqx.field(static=True, default=1)  # the actions of a transition
-    old: "PriorData | None" = eqx.field(static=True, default=None)  # where older data comes first, which part that is
-    stride: int = eqx.field(static=True, default=1)  # how many rows on the row after one is
+    num_starts: Int[Array, ""] | None = None  # how many of `starts` are valid, where the rest is padding
+    action_chunk: int = eqx.field(static=True, default=1)  # actions per transition
+    old: "PriorData | None" = eqx.field(static=True, default=None)  # the first part, if it is older data
+    stride: int = eqx.field(static=True, default=1)  # rows from one state of a trajectory to the next
 
     @classmethod
     def from_rows(cls, observations: Any, actions: Any, rewards: Any, masks: Any, ends: Any) -> "Dataset":
-        """From arrays with one row per state, where `ends` marks the last state of each trajectory.
+        """Make a dataset from arrays with one row per state, where `ends` marks the last state of each trajectory.
 
         Raises:
             UserError: shapes or lengths are wrong, a number is not finite, or there is no transition.
@@ -61,7 +61,7 @@ class Dataset(eqx.Module):
         check_rows(given)
         with np.errstate(over="ignore"):
             host = {key: x.astype(bool if key == "ends" else np.float32, copy=False) for key, x in given.items()}
-        check_rows(host, "the dataset, as 32-bit floats")  # again: a number may be finite and too large for these
+        check_rows(host, "the dataset, as 32-bit floats")  # again: a finite number may overflow float32
         host["ends"] = host["ends"].copy()
         host["ends"][-1:] = True
         starts = np.flatnonzero(~host["ends"]).astype(np.int32)
@@ -80,40 +80,40 @@ class Dataset(eqx.Module):
         timeouts: Any = None,
         next_observations: Any = None,
     ) -> "Dataset":
-        """From flat arrays with one row per transition, as `floq.data.arrays.from_arrays` explains them."""
+        """Make a dataset from flat arrays with one row per transition, see `floq.data.arrays.from_arrays`."""
         return cls.from_rows(*from_arrays(observations, actions, rewards, terminals, timeouts, next_observations))
 
     @classmethod
     def from_episodes(cls, episodes: Iterable[Mapping[str, Any]]) -> "Dataset":
-        """From one mapping per episode, as `floq.data.arrays.from_episodes` explains them."""
+        """Make a dataset from one mapping per episode, see `floq.data.arrays.from_episodes`."""
         return cls.from_rows(*from_episodes(episodes))
 
     def relabelled(self, rewards: Any, masks: Any) -> "Dataset":
-        """The same trajectories with the rewards and masks of another task, one per row. Observations and actions are
-        shared with this dataset: on the device they lie once, however many tasks there are.
+        """Return the same trajectories with the rewards and masks of another task, one per row. Observations and
+        actions are shared with this dataset: they are on the device once for all tasks.
 
         Raises:
-            UserError: there are not as many as rows, or one is not finite.
+            UserError: their number is not that of the rows, or one is not finite.
         """
         labels = {"rewards": np.asarray(rewards, np.float32), "masks": np.asarray(masks, np.float32)}
         check_rows(labels | {"ends": np.asarray(self.ends)})
         labelled = self.with_labels(**{key: jnp.asarray(x) for key, x in labels.items()})
-        return labelled if self.action_chunk == 1 else labelled._starting_for(self.action_chunk)
+        return labelled if self.action_chunk == 1 else labelled._with_chunk_starts(self.action_chunk)
 
     def with_labels(self, rewards: Float[Array, " rows"], masks: Float[Array, " rows"]) -> "Dataset":
-        """The same, unchecked, for arrays on the device; transitions start where they did."""
+        """Replace rewards and masks, without checks, by arrays on the device. Transitions start at the same rows."""
         return replace(self, rewards=rewards, masks=masks)
 
     def for_chunks(self, action_chunk: int) -> "Dataset":
-        """The same data with transitions of `action_chunk` actions: those start where so many lie within the
-        trajectory, or where it truly terminates (mask 0) before. Everything else is shared with this dataset.
+        """Return the same data with transitions of `action_chunk` actions: they start where the trajectory
+        has that many left, or truly terminates (mask 0) before. Everything else is shared with this dataset.
 
         Raises:
             UserError: there is no such row.
         """
-        return self if action_chunk == self.action_chunk else self._starting_for(action_chunk)
+        return self if action_chunk == self.action_chunk else self._with_chunk_starts(action_chunk)
 
-    def _starting_for(self, action_chunk: int) -> "Dataset":
+    def _with_chunk_starts(self, action_chunk: int) -> "Dataset":
         starts = chunk_starts(np.asarray(self.masks), np.asarray(self.ends), action_chunk)
         if not len(starts):
             raise UserError(f"no trajectory is as long as --agent.action_chunk={action_chunk}: give a smaller one")
@@ -121,7 +121,7 @@ class Dataset(eqx.Module):
         return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk, old=old)
 
     def mix_with(self, old: "Dataset", share: float) -> "Dataset":
-        """This data after some older data, of which so large a share of every batch is drawn.
+        """Append this data to older data. A fraction `share` of every batch is drawn from the older.
 
         Raises:
             UserError: observations or actions have other sizes.
@@ -149,14 +149,14 @@ class Dataset(eqx.Module):
         td_lambda: float = 1.0,
         action_chunk: int = 1,
     ) -> Batch:
-        """`batch_size` transitions, uniformly with replacement. Consumes `key`; works inside jit.
+        """Draw `batch_size` transitions uniformly with replacement. Consumes `key`; works inside jit.
 
-        With an `action_chunk` above 1, which the dataset must be made `for_chunks` of, `actions` holds so many actions
-        laid end to end, and `n_step` counts chunks.
+        With an `action_chunk` above 1, which must be that of `for_chunks`, `actions` holds that many actions
+        concatenated, and `n_step` counts chunks.
 
         With `td_lambda` below 1 each transition draws its number of steps: m with probability (1 - lambda)
-        lambda^(m-1) for m < `n_step`, and `n_step` with what is left. The expected m-step target is the lambda-return,
-        truncated after `n_step` steps.
+        lambda^(m-1) for m < `n_step`, and `n_step` with the remaining probability. The expected m-step target is the
+        lambda-return, truncated after `n_step` steps.
 
         Raises:
             UserError: the dataset's transitions do not have `action_chunk` actions.
@@ -171,12 +171,12 @@ class Dataset(eqx.Module):
         return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(rows, steps)
 
     def _draw(self, key: PRNGKeyArray, batch_size: int) -> Int[Array, " {batch_size}"]:
-        """Which of the transitions make up a batch."""
+        """Draw the indices of a batch's transitions. Consumes `key`."""
         count = len(self) if self.num_starts is None else self.num_starts
         if self.old is None:
             return jax.random.randint(key, (batch_size,), 0, count)
-        is_old = jnp.arange(batch_size) < round(self.old.share * batch_size)
-        low, high = jnp.where(is_old, 0, self.old.starts), jnp.where(is_old, self.old.starts, count)
+        is_prior = jnp.arange(batch_size) < round(self.old.share * batch_size)
+        low, high = jnp.where(is_prior, 0, self.old.starts), jnp.where(is_prior, self.old.starts, count)
         return jax.random.randint(key, (batch_size,), low, high)
 
     def transition(
@@ -186,28 +186,28 @@ class Dataset(eqx.Module):
         discount: float | Float[Array, ""],
         steps: Int[Array, ""] | None = None,
     ) -> dict[str, Array]:
-        """The n-step transition that starts at `row`, with the published keys and `next_actions`; `steps`, if given,
-        are how many of the n it takes. In a dataset for chunks of h actions both count chunks.
+        """Return the n-step transition that starts at `row`, with the published keys and `next_actions`; `steps`, if
+        given, is the number of steps to take, at most n. In a dataset for chunks of h actions both count chunks.
 
-        It walks up to `n_step` rows on and stops early at a true termination (mask 0) and at the end of its
-        trajectory. After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks`
-        = discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step target. With
-        `n_step` 1 this is the plain transition. `terminals` is 1 if the walk reached the end of its trajectory.
+        It takes up to `n_step` steps and stops early at a true termination (mask 0) and at the end of its trajectory.
+        After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks` =
+        discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step target. With
+        `n_step` 1 this is the ordinary transition. `terminals` is 1 if the end of the trajectory was reached.
 
-        `next_actions` is what the data did in s_m. It means nothing where the walk reached the end of its trajectory
-        (`terminals` 1) or a true termination (`masks` 0). A chunk goes on over a termination inside it, since no
-        reward from there counts, and where it reaches beyond its trajectory the last action repeats.
+        `next_actions` is the data's action in s_m. It is undefined at the end of the trajectory (`terminals` 1) and at
+        a true termination (`masks` 0). The actions of a chunk continue after a termination inside it, since no reward
+        from there on counts; beyond the end of the trajectory the last action repeats.
         """
         length = n_step * self.action_chunk
-        rows = self._rows_on(row, jnp.arange(length))
+        rows = self._rows_ahead(row, jnp.arange(length))
         masks = self.masks[rows]
-        goes_on = masks * ~self.ends[self._rows_on(rows, 1)]  # whether the walk may take another step after this one
-        taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(goes_on)[:-1]])  # whether it takes this one at all
+        continues = masks * ~self.ends[self._rows_ahead(rows, 1)]  # whether another step may follow this one
+        taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(continues)[:-1]])  # whether this step is taken
         if steps is not None:
             taken = taken * (jnp.arange(length) < steps * self.action_chunk)
         powers = discount ** jnp.arange(length)
         last = jnp.sum(taken).astype(jnp.int32) - 1
-        reached = self._rows_on(row, last + 1)
+        reached = self._rows_ahead(row, last + 1)
         return {
             "observations": self.observations[row],
             "actions": self._actions_from(row),
@@ -218,36 +218,36 @@ class Dataset(eqx.Module):
             "terminals": self.ends[reached].astype(jnp.float32),
         }
 
-    def _rows_on(self, row: Int[Array, "*rows"], count: Int[Array, "*counts"] | int) -> Int[Array, "..."]:
-        """The rows that lie `count` rows on. Beyond the last row that is some row of another trajectory: a walk ends
-        before it gets there."""
+    def _rows_ahead(self, row: Int[Array, "*rows"], count: Int[Array, "*counts"] | int) -> Int[Array, "..."]:
+        """Return the rows of the states `count` steps later. Beyond the last row this wraps around to another
+        trajectory, which no transition reaches."""
         return (row + self.stride * count) % self.ends.shape[0]
 
     def _actions_from(self, row: Int[Array, ""]) -> Float[Array, " chunk"]:
-        """The actions of a chunk that starts at `row`, end to end; at a last row, which has none, that before it."""
+        """Concatenate the actions of the chunk that starts at `row`; a last row has none and gives the one before."""
         offsets = jnp.arange(self.action_chunk)
-        gone = self.ends[self._rows_on(row, offsets)]
-        there = jnp.sum(jnp.cumprod(~gone)).astype(jnp.int32)  # how many actions the trajectory still has
-        return self.actions[self._rows_on(row, jnp.minimum(offsets, there - 1))].reshape(-1)
+        past_end = self.ends[self._rows_ahead(row, offsets)]
+        num_left = jnp.sum(jnp.cumprod(~past_end)).astype(jnp.int32)  # number of actions that the trajectory still has
+        return self.actions[self._rows_ahead(row, jnp.minimum(offsets, num_left - 1))].reshape(-1)
 
     def on_host(self) -> Trajectories:
-        """The trajectories as NumPy arrays."""
+        """Return the trajectories as NumPy arrays."""
         return Trajectories(*(np.asarray(getattr(self, key)) for key in Trajectories._fields))
 
     def reward_range(self) -> tuple[float, float]:
-        """Smallest and largest reward of all transitions."""
+        """Return the smallest and largest reward of all transitions."""
         rewards = np.asarray(self.rewards)[~np.asarray(self.ends)]
         return float(rewards.min()), float(rewards.max())
 
     def fingerprint(self) -> str:
-        """Tells datasets apart: the number of transitions, and a checksum of all arrays."""
+        """Return an identifier of the data: the number of transitions, and a checksum of all arrays."""
         checksum = 0
         for array in (self.observations, self.actions, self.rewards, self.masks, self.ends):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return f"{int((~np.asarray(self.ends)).sum())}-{checksum:08x}"
 
     def obs_stats(self) -> tuple[Float[Array, " obs"], Float[Array, " obs"]]:
-        """Mean and standard deviation of the observations; a constant column gets standard deviation 1."""
+        """Compute mean and standard deviation of the observations; a constant column gets standard deviation 1."""
         std = jnp.std(self.observations, axis=0)
         return jnp.mean(self.observations, axis=0), jnp.where(std < 1e-6, 1.0, std)
 
@@ -255,18 +255,18 @@ class Dataset(eqx.Module):
 def chunk_starts(
     masks: Float[np.ndarray, " rows"], ends: Bool[np.ndarray, " rows"], action_chunk: int
 ) -> Int[np.ndarray, " transitions"]:
-    """The rows from which `action_chunk` steps lie within the trajectory, or fewer up to a true termination."""
+    """Return the rows from which `action_chunk` steps lie within the trajectory, or fewer up to a true termination."""
     rows = np.arange(len(ends), dtype=np.int32)
     following = lambda marked: np.minimum.accumulate(np.where(marked, rows, len(ends))[::-1])[::-1]  # noqa: E731
-    last, terminated = following(ends), following((masks == 0) & ~ends)  # the next such row, this one or a later one
+    last, terminated = following(ends), following((masks == 0) & ~ends)  # the next such row, from this one on
     return rows[~ends & ((rows + action_chunk <= last) | (terminated < last))]
 
 
 def divide_key(
     key: PRNGKeyArray, batch_size: int, n_step: int, td_lambda: float
 ) -> tuple[PRNGKeyArray, int, Int[Array, " {batch_size}"] | None]:
-    """For a batch as `Dataset.sample` explains it: the key to draw transitions with, the steps that a target takes at
-    most, and how many each takes, or None where all take these. Consumes `key`."""
+    """Divide the key of a batch, see `Dataset.sample`. Returns the key to draw transitions with, the maximum number of
+    steps of a target, and the number of each target, or None if all take the maximum. Consumes `key`."""
     if td_lambda == 0:
         n_step = 1
     if td_lambda == 1 or n_step == 1:
@@ -276,14 +276,14 @@ def divide_key(
 
 
 def draw_steps(key: PRNGKeyArray, count: int, n_step: int, td_lambda: float) -> Int[Array, " {count}"]:
-    """How many steps each of `count` targets takes for TD(lambda): more than m with probability lambda^m, and at most
-    `n_step`. Consumes `key`."""
+    """Draw the number of steps of each of `count` TD(lambda) targets: more than m with probability lambda^m, and at
+    most `n_step`. Consumes `key`."""
     longer = td_lambda ** jnp.arange(1, n_step)
     return 1 + jax.vmap(lambda u: jnp.sum(u < longer))(jax.random.uniform(key, (count,)))
 
 
 class Splits(NamedTuple):
-    """A run's training and validation data, and one line on where it came from."""
+    """Training and validation data of a run, and one line on their origin."""
 
     train: Dataset
     validation: Dataset
@@ -291,11 +291,12 @@ class Splits(NamedTuple):
 
     @classmethod
     def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":
-        """From trajectories on the host."""
+        """Make splits from trajectories on the host."""
         return cls(Dataset.from_rows(*train), Dataset.from_rows(*validation), provenance)
 
     def for_chunks(self, action_chunk: int) -> "Splits":
-        """The same data with transitions of so many actions. Raises UserError as `Dataset.for_chunks` does."""
+        """Return the same data with transitions of `action_chunk` actions. Raises UserError as `Dataset.for_chunks`
+        does."""
         return self._replace(
             train=self.train.for_chunks(action_chunk), validation=self.validation.for_chunks(action_chunk)
         )

@@ -1,4 +1,4 @@
-"""What is in a dataset, in numbers, and what in it would hurt training."""
+"""Summary statistics of a dataset, and warnings about what would hurt training."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ import numpy as np
 from floq.data.arrays import Trajectories, bounds, memory
 from floq.data.returns import ReturnRange, discounted_returns
 
-AT_LIMIT = 1 - 1e-3  # an action component this large counts as clipped
+CLIP_THRESHOLD = 1 - 1e-3  # an action component this large counts as clipped
 SOURCE_COVERAGE = 0.1  # published share of the value range that source noise covers
 
 
 class EpisodeStats(NamedTuple):
-    """Per episode: number of transitions, sum of rewards, and whether it ends in, or passes through, a termination."""
+    """Per episode: number of transitions, sum of rewards, and whether it contains a termination."""
 
     lengths: np.ndarray
     returns: np.ndarray
@@ -20,7 +20,7 @@ class EpisodeStats(NamedTuple):
 
 
 class DatasetDescription(NamedTuple):
-    """Numbers for a table, by name; what would hurt training, one line each; and the episodes."""
+    """Table of statistics by name; warnings of what would hurt training, one line each; and the episodes."""
 
     table: dict[str, str]
     warnings: list[str]
@@ -32,7 +32,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
 
     Args:
         data: one row per state.
-        has_rewards: whether rewards and masks mean something; an OGBench file without a task has none.
+        has_rewards: whether rewards and masks are valid; those of an OGBench file without a task are not.
         discount: for the value range that floq derives from the rewards.
     """
     data = data._replace(observations=data.observations.astype(np.float32, copy=False))
@@ -40,12 +40,12 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
     starts = ~data.ends
     rewards, actions = data.rewards[starts], data.actions[starts]
     table = {
-        "episodes": f"{len(episodes.lengths):,}, {_range(episodes.lengths)} transitions each",
+        "episodes": f"{len(episodes.lengths):,}, {_format_range(episodes.lengths)} transitions each",
         "transitions": f"{starts.sum():,}",
         "observations": f"{data.observations.shape[1]} numbers, from {data.observations.min():.3g} to "
         f"{data.observations.max():.3g}",
         "actions": f"{actions.shape[1]} numbers, from {actions.min():.3g} to {actions.max():.3g}; "
-        f"{np.mean(np.abs(actions) >= AT_LIMIT):.1%} at the limits",
+        f"{np.mean(np.abs(actions) >= CLIP_THRESHOLD):.1%} at the limits",
         "memory": memory(len(data.ends), int(starts.sum()), data.observations.shape[1], data.actions.shape[1]),
     }
     complaint = None
@@ -53,11 +53,11 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         values = ReturnRange.of((float(rewards.min()), float(rewards.max())), discount, SOURCE_COVERAGE)
         returns = discounted_returns(data, discount)[starts]
         table |= {
-            "rewards": f"{_range(rewards)}, mean {rewards.mean():.3g}",
-            "returns": f"{_range(episodes.returns)}, mean {episodes.returns.mean():.3g}, undiscounted",
+            "rewards": f"{_format_range(rewards)}, mean {rewards.mean():.3g}",
+            "returns": f"{_format_range(episodes.returns)}, mean {episodes.returns.mean():.3g}, undiscounted",
             "terminations": f"{int((data.masks[starts] == 0).sum()):,} transitions, in "
             f"{int(episodes.terminated.sum()):,} episodes ({episodes.terminated.mean():.1%})",
-            "discounted": f"{_range(returns)}, returns from each state on, at discount {discount}",
+            "discounted": f"{_format_range(returns)}, returns from each state on, at discount {discount}",
             "values": str(values),
         }
         complaint = values.complaint(returns)
@@ -66,7 +66,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
 
 
 def summarise_episodes(data: Trajectories) -> EpisodeStats:
-    """Length, return and termination of each episode that has a transition."""
+    """Compute length, return and termination of each episode that has a transition."""
     first, last = bounds(data)
     counted = np.where(data.ends, 0.0, data.rewards)
     finished = np.where(data.ends, False, data.masks == 0)
@@ -76,7 +76,7 @@ def summarise_episodes(data: Trajectories) -> EpisodeStats:
 
 
 def reward_over_time(data: Trajectories) -> np.ndarray:
-    """Mean reward at each time within an episode, over the episodes that last so long."""
+    """Compute the mean reward at each time step, over the episodes that reach it."""
     first, last = bounds(data)
     time = np.arange(len(data.ends)) - np.repeat(first, last - first + 1)
     starts = ~data.ends
@@ -102,16 +102,16 @@ def _warnings(data: Trajectories, episodes: EpisodeStats, has_rewards: bool):
         yield f"{outside.sum():,} actions lie outside [-1, 1]: rescale them as the environment's are"
     constant = np.flatnonzero(np.ptp(data.observations, axis=0) == 0)
     if len(constant):
-        yield f"observation columns that never change: {_listed(constant)}"
-    twins = _twins(data.observations)
-    if twins:
-        yield f"observation columns that are equal: {_listed(f'{a} and {b}' for a, b in twins)}"
+        yield f"observation columns that never change: {_join(constant)}"
+    duplicates = _duplicate_columns(data.observations)
+    if duplicates:
+        yield f"observation columns that are equal: {_join(f'{a} and {b}' for a, b in duplicates)}"
     if (episodes.lengths == 1).any():
         yield f"{int((episodes.lengths == 1).sum()):,} episodes have a single transition"
 
 
-def _twins(observations: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of equal, changing columns; a sample of rows finds the candidates."""
+def _duplicate_columns(observations: np.ndarray) -> list[tuple[int, int]]:
+    """Find pairs of equal columns that are not constant; a sample of rows selects the candidates."""
     sample = observations[:: max(1, len(observations) // 1000)]
     changing = [i for i in range(observations.shape[1]) if np.ptp(observations[:, i]) > 0]
     return [
@@ -122,11 +122,11 @@ def _twins(observations: np.ndarray) -> list[tuple[int, int]]:
     ]
 
 
-def _range(values: np.ndarray) -> str:
+def _format_range(values: np.ndarray) -> str:
     low, high = values.min(), values.max()
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _listed(items) -> str:
+def _join(items) -> str:
     shown = [str(item) for item in items]
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")

@@ -1,10 +1,9 @@
-"""New experience as it lies on the device, and batches of data and new experience together.
+"""Replay buffers on the device, and batches that mix a dataset with new experience.
 
-A replay is a ring of ticks. In each tick every environment of every run writes one row: its state, at first as the end
-of its trajectory, since nobody knows yet what comes next. The step from there fills in action, reward and mask, and
-makes the row the start of a transition. An environment whose episode is over spends a tick on its reset: the row of its
-last state stays an end. So the state after a row's is always one tick on, and rows are overwritten in the order in
-which they were written.
+A replay is a ring buffer of ticks. In each tick every environment of every run writes one row: its state, at first
+marked as the end of its trajectory. The step from there fills in action, reward and mask, and makes the row the start
+of a transition. An environment whose episode is over spends a tick on its reset: the row of its last state stays an
+end. So a row's next state is always one tick later, and rows are overwritten in the order in which they were written.
 """
 
 from collections.abc import Iterator
@@ -21,25 +20,25 @@ from floq.data.dataset import Batch, Dataset, divide_key
 
 
 class Experience(NamedTuple):
-    """What one tick brought to the environments of several runs. `stepped` is false where an environment was reset
-    instead: then only its observation counts, the first of an episode."""
+    """Experience of one tick, of the environments of several runs. `stepped` is false where an environment was reset
+    instead: then only its observation is valid, the first of an episode."""
 
     actions: Float[Any, "runs envs act"]
     rewards: Float[Any, "runs envs"]
     masks: Float[Any, "runs envs"]  # 0 at a true termination
     stepped: Bool[Any, "runs envs"]
-    observations: Float[Any, "runs envs obs"]  # the states that it led to
+    observations: Float[Any, "runs envs obs"]  # the states after the step
 
     @classmethod
     def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], act_size: int) -> "Experience":
-        """Every environment shows the first observation of an episode."""
+        """Make the experience of a tick in which every environment was reset."""
         shape = observations.shape[:2]
         zeros = lambda *size: np.zeros((*shape, *size), np.float32)  # noqa: E731
         return cls(zeros(act_size), zeros(), zeros(), np.zeros(shape, bool), observations)
 
 
 class ReplaySnapshot(NamedTuple):
-    """The replay of one run on the host: one entry per tick, the oldest first."""
+    """Replay of one run on the host: one entry per tick, the oldest first."""
 
     observations: Float[np.ndarray, "ticks envs obs"]
     actions: Float[np.ndarray, "ticks envs act"]
@@ -49,12 +48,12 @@ class ReplaySnapshot(NamedTuple):
 
     @classmethod
     def empty(cls, num_envs: int, obs_size: int, act_size: int) -> "ReplaySnapshot":
-        """Before the first tick."""
+        """Make the snapshot before the first tick."""
         empty = lambda *size: np.zeros((0, num_envs, *size), np.float32)  # noqa: E731
         return cls(empty(obs_size), empty(act_size), empty(), empty(), np.zeros((0, num_envs), bool))
 
     def append(self, experience: Experience, run: int) -> "ReplaySnapshot":
-        """With what a tick brought to one run at the end."""
+        """Return the snapshot with one run's experience of a tick appended."""
         act, rew, masks, stepped, obs = (np.asarray(x)[run] for x in experience)
         known = {"actions": act, "rewards": rew, "masks": masks, "ends": ~stepped}
         values = {"observations": np.concatenate([self.observations, obs[None]])}
@@ -66,21 +65,21 @@ class ReplaySnapshot(NamedTuple):
 
 
 class Replay(eqx.Module):
-    """The new experience of several runs, those of one device, with as many environments each.
+    """Replay buffer of the runs of one device, with equally many environments each.
 
     Row `(tick % ticks) * stride + run * envs + env` of `data` is the state of an environment at a tick. The starts of
-    transitions are one queue for each run, of `len(data) // runs` places, since the oldest are overwritten first.
+    transitions are one queue per run, of `len(data) // runs` places, since the oldest are overwritten first.
     """
 
     data: Dataset
-    tick: Int[Array, " runs"]  # how many there were, the same for all runs
+    tick: Int[Array, " runs"]  # number of ticks so far, the same for all runs
     oldest: Int[Array, " runs"]  # the place in a run's queue of its oldest start
-    count: Int[Array, " runs"]  # its starts
+    count: Int[Array, " runs"]  # the number of a run's starts
 
     @classmethod
     def of(cls, recorded: list[ReplaySnapshot], ticks: int) -> "Replay":
-        """A ring of so many ticks that holds what each run has recorded, or the newest part of it. Room for rows is
-        taken once and for all."""
+        """Make a ring buffer of `ticks` ticks from what each run has recorded, or the newest part of it. Its
+        memory is allocated once."""
         runs, (_, envs, obs_size), act_size = (
             len(recorded),
             recorded[0].observations.shape,
@@ -107,12 +106,12 @@ class Replay(eqx.Module):
 
     @property
     def ticks(self) -> int:
-        """How many fit in."""
+        """Capacity in ticks."""
         return self.data.ends.shape[0] // self.data.stride
 
     def add(self, new: Experience) -> "Replay":
-        """With what a tick brought. The states that it led to are the last of their trajectories for now, so that no
-        walk goes on from there to the oldest rows."""
+        """Return the replay with the experience of a tick added. The new states are marked as the last of their
+        trajectories, so that no n-step transition continues from there to the oldest rows."""
         runs, envs = new.stepped.shape
         data, stride, places = self.data, self.data.stride, self.ticks * envs
         head, following = (tick % self.ticks * stride for tick in (self.tick[0], self.tick[0] + 1))
@@ -126,7 +125,7 @@ class Replay(eqx.Module):
 
         place = oldest[:, None] + count[:, None] + jnp.cumsum(new.stepped, axis=1, dtype=jnp.int32) - 1
         place = place % places + places * jnp.arange(runs, dtype=jnp.int32)[:, None]
-        place = jnp.where(new.stepped, place, jnp.int32(data.starts.shape[0]))  # beyond the last: dropped
+        place = jnp.where(new.stepped, place, jnp.int32(data.starts.shape[0]))  # out of range: dropped
         starts = data.starts.at[place.reshape(-1)].set(head + jnp.arange(stride, dtype=jnp.int32), mode="drop")
         ends = write(data.ends, head, ~new.stepped)
         rows = replace(
@@ -141,12 +140,12 @@ class Replay(eqx.Module):
         return Replay(rows, self.tick + 1, oldest, count + jnp.sum(new.stepped, axis=1, dtype=jnp.int32))
 
     def start(self, run: Int[Array, ""], index: Int[Array, "*some"]) -> Int[Array, "*some"]:
-        """The rows at which a run's transitions start, by their number from the oldest."""
+        """Return the rows at which a run's transitions start; `index` counts from the oldest."""
         places = self.data.starts.shape[0] // self.count.shape[0]
         return self.data.starts[run * places + (self.oldest[run] + index) % places]
 
     def recorded(self) -> Iterator[ReplaySnapshot]:
-        """That of each run on the host, one after another."""
+        """Yield the replay of each run on the host, one after another."""
         runs, last = self.count.shape[0], int(self.tick[0])
         used = np.arange(max(0, last + 1 - self.ticks), last + 1) % self.ticks
         flat = [np.asarray(getattr(self.data, name)) for name in ReplaySnapshot._fields]
@@ -156,17 +155,17 @@ class Replay(eqx.Module):
 
 
 def window(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:
-    """From how many transitions a batch is drawn at most, beside data of `old` ones: see `Mixture`."""
+    """Return the number of newest transitions that a batch is drawn from, with `old` in the data; see `Mixture`."""
     return jnp.int32(buffer_size) if balanced else jnp.maximum(buffer_size, old + 1)
 
 
 class Mixture(eqx.Module):
-    """What a run draws its batches from online: its data, and its part of a replay.
+    """Source of a run's online batches: its data, and its part of a replay.
 
-    Unless `balanced`, all transitions are drawn alike, as if new experience were added to the data, and where there are
-    more than `buffer_size` of both, the oldest do not count, the data's first; but all of the data and one more fit in
-    (as published). `balanced` takes the first half of a batch from the data and the second from new experience, the
-    newest `buffer_size` of it; all from the data while there is nothing new (RLPD, arXiv 2302.02948).
+    Unless `balanced`, all transitions are drawn with equal probability, as if new experience were appended to the data.
+    Of more than `buffer_size`, the oldest are left out, beginning with the data's; the limit is at least the size of
+    the data plus one (as published). `balanced` draws the first half of a batch from the data and the second from the
+    newest `buffer_size` transitions of new experience; all from the data while there is none (RLPD, arXiv 2302.02948).
     """
 
     data: Dataset
@@ -184,7 +183,7 @@ class Mixture(eqx.Module):
         td_lambda: float = 1.0,
         action_chunk: int = 1,
     ) -> Batch:
-        """A batch, as `Dataset.sample` explains it, of single actions. Consumes `key`."""
+        """Draw a batch of single actions, as `Dataset.sample` does. Consumes `key`."""
         assert action_chunk == self.data.action_chunk == 1
         key, n_step, steps = divide_key(key, batch_size, n_step, td_lambda)
         is_new, index = self._choose(key, batch_size)
@@ -197,7 +196,8 @@ class Mixture(eqx.Module):
         return jax.vmap(transition)(is_new, index, steps)
 
     def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
-        """For each transition of a batch whether it is new, and its number among those or in the data."""
+        """Draw for each transition of a batch whether it is new, and its index in the replay or in the data. Consumes
+        `key`."""
         old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
         new = self.replay.count[self.run]
         limit = window(old, self.buffer_size, self.balanced)

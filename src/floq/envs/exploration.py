@@ -51,7 +51,7 @@ class ExploringEnvs:
 
     Args:
         sites: the environments.
-        success_timing: see `envs.make`.
+        success_timing: see `environments.make`.
         restart: replace an environment that failed by a new one; its episode is dropped.
     """
 

@@ -128,19 +128,19 @@ class Workers:
         waiting = iter(enumerate(items))
         busy: dict[Any, tuple[int, int]] = {}
 
-        def give(worker: int) -> None:
+        def assign(worker: int) -> None:
             for index, item in waiting:
                 self._send(worker, method, (item,))
                 busy[self._pipes[worker]] = (worker, index)
                 return
 
         for worker in range(len(self)):
-            give(worker)
+            assign(worker)
         while busy:
             for pipe in multiprocessing.connection.wait(list(busy)):
                 worker, index = busy.pop(pipe)
                 result = self._receive(worker)
-                give(worker)
+                assign(worker)
                 yield index, result
 
     def kill(self) -> None:

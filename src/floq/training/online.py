@@ -277,7 +277,7 @@ class Online:
 
         Raises:
             Failed: an environment failed and is not to be restarted, or fails again and again. What the others did in
-                that tick is lost; the tick counts, so that whoever goes on makes no update twice.
+                that tick is lost; the tick counts, so that a resumed run makes no update twice.
         """
         for _ in range(num_ticks):
             # Who is late sets the order: late devices get their next updates at once, to be made when the actions are

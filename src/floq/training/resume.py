@@ -56,7 +56,7 @@ class Found(NamedTuple):
 def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Found]:
     """For each run the checkpoint of the newest step that all of them have and that can be read; of step 0 for all if
     one has none yet, and starts anew. They differ where a fleet was killed while it saved. A checkpoint that is damaged
-    is renamed, not deleted. For whoever holds the folders of the runs.
+    is renamed, not deleted. The caller must have locked the folders of the runs.
 
     Args:
         runs: in their folders, as they are configured there.

@@ -1,1 +1,1 @@
-"""Make datasets with experts or random actions. No JAX: worker processes import these files."""
+"""Collection of datasets with experts or random actions. No JAX: worker processes import these files."""

@@ -1,7 +1,7 @@
 """Collect a dataset with the benchmark's experts, in OGBench's file format.
 
-The result depends on the seed and the number of episodes, not on how many workers share the work. Every finished
-episode is a file of its own until all are there, so a collection that was stopped, or killed, goes on where it was.
+The result depends on the seed and the number of episodes, not on the number of workers. Every finished episode is a
+file of its own until all are done, so a collection that was stopped, or killed, can be resumed.
 No JAX in here: worker processes import this file.
 """
 
@@ -36,12 +36,12 @@ def collect(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Collect the dataset `name` into `directory`: NAME.npz, NAME-val.npz, and NAME.json which says how it was made.
+    """Collect the dataset `name` into `directory`: NAME.npz, NAME-val.npz, and NAME.json with its settings.
 
     Args:
         name: an OGBench dataset name, without a task.
         directory: where the files go; made if missing.
-        episodes: fewer or more training episodes than the benchmark's; a tenth on top is for validation.
+        episodes: number of training episodes, by default the benchmark's; a tenth of it is added for validation.
         seed: together with `episodes` it determines the result.
         workers: processes; by default one per core.
         on_progress: called with (episodes done, all episodes).
@@ -63,11 +63,11 @@ def collect(
     train = directory / f"{name}.npz"
     if os.path.exists(train):
         raise UserError(f"{train} exists already: delete it to collect it anew, or give another --dataset_dir")
-    how = _how(made, seed)
+    how = _provenance(made, seed)
     parts = directory / f".{name}.seed{seed}.partial"
     _make_folder(parts)
     with exclusive(parts, f"another process is collecting {name} into {directory}: wait for it"):
-        _empty_if_made_otherwise(parts, how)
+        _discard_stale_parts(parts, how)
         _collect_parts(made, parts, seed, total, count, on_progress)
         _join_parts(parts, how, made, num_train, total)
         shutil.rmtree(parts)
@@ -77,7 +77,7 @@ def collect(
 def _collect_parts(
     made: Recipe, parts: Path, seed: int, total: int, workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
-    """Bring every episode that is missing into the folder of parts."""
+    """Collect every episode that is missing in the folder of parts."""
     missing = [number for number in range(total) if not _is_readable(_part(parts, number))]
     expert = functools.partial(made.expert, made.name, made.rows, seed, **made.settings)
     with Workers(expert, [()] * min(workers, len(missing))) as pool:
@@ -91,11 +91,11 @@ def _collect_parts(
 
 
 def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, total: int) -> None:
-    """Make the dataset's files from the parts, and move them to their final names."""
+    """Write the dataset's files from the parts, and move them to their final names."""
     name, directory = made.name, parts.parent
     files = {f"{name}-val.npz": range(num_train, total), f"{name}.npz": range(num_train)}
     for file_name, numbers in files.items():
-        _join([_part(parts, number) for number in numbers], parts / file_name)
+        _concatenate_parts([_part(parts, number) for number in numbers], parts / file_name)
     record = {
         "dataset": name,
         **how,
@@ -105,12 +105,12 @@ def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, 
         "sha256": {file_name: _sha256(parts / file_name) for file_name in files},
     }
     (parts / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    for file_name in (f"{name}.json", *files):  # the training file last: its presence means that all is complete
+    for file_name in (f"{name}.json", *files):  # the training file last: its presence marks a complete dataset
         (parts / file_name).replace(directory / file_name)
 
 
-def _how(made: Recipe, seed: int) -> dict[str, Any]:
-    """What determines an episode, beside its number."""
+def _provenance(made: Recipe, seed: int) -> dict[str, Any]:
+    """Return the settings that determine an episode, besides its number."""
     walker = {"walker": dict(Walker.load(made.settings["walker"]).about)} if "walker" in made.settings else {}
     return {
         "collected_by": "floq " + version("floq"),
@@ -129,8 +129,8 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"cannot write to the dataset folder {folder.parent}: {error.strerror}") from error
 
 
-def _empty_if_made_otherwise(parts: Path, how: dict[str, Any]) -> None:
-    """Parts that another version or procedure made are of no use."""
+def _discard_stale_parts(parts: Path, how: dict[str, Any]) -> None:
+    """Delete parts that were made by another version or procedure."""
     note, text = parts / "how.json", json.dumps(how)
     if not (note.exists() and note.read_text() == text):
         for path in parts.glob("*.npz"):
@@ -166,17 +166,17 @@ def _check_space(parts: Path, needed: int) -> None:
         )
 
 
-def _join(parts: Sequence[Path], path: Path) -> None:
+def _concatenate_parts(parts: Sequence[Path], path: Path) -> None:
     """Write the rows of all parts as one compressed npz, with no more than one of its arrays in memory."""
     with np.load(parts[0], allow_pickle=False) as first:
         keys = first.files
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for key in keys:
             with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.concatenate([_read(part, key) for part in parts]))
+                np.lib.format.write_array(file, np.concatenate([_read_array(part, key) for part in parts]))
 
 
-def _read(part: Path, key: str) -> np.ndarray:
+def _read_array(part: Path, key: str) -> np.ndarray:
     with np.load(part, allow_pickle=False) as rows:
         return rows[key]
 

@@ -1,4 +1,4 @@
-"""How the benchmark makes each dataset that floq has an expert for (METHOD: "Collecting the paper's data";
+"""Recipes of the benchmark's datasets for which floq has an expert (METHOD: "Collecting the paper's data";
 OGBench, arXiv 2410.20092, appendix)."""
 
 import re
@@ -17,7 +17,7 @@ MANIPULATION = {
     **dict.fromkeys(("cube-triple", "puzzle-4x5"), (3000, 1001)),
     **dict.fromkeys(("cube-quadruple", "puzzle-4x6"), (5000, 1001)),
 }
-"""Training episodes and rows of an episode."""
+"""Number of training episodes, and rows per episode."""
 
 STACKING = {
     "cube-single": (0.0, 0.0),
@@ -30,7 +30,7 @@ STACKING = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the benchmark makes the dataset `name`."""
+    """Settings with which the benchmark makes the dataset `name`."""
 
     name: str
     episodes: int
@@ -40,12 +40,12 @@ class Recipe:
 
 
 def with_validation(episodes: int) -> int:
-    """All episodes of a collection with this many for training: a tenth on top is for validation."""
+    """Return the total number of episodes for this many training episodes: a tenth is added for validation."""
     return episodes + max(1, episodes // 10)
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a dataset such as `pointmaze-medium-navigate-v0` or `cube-single-play-v0`.
+    """Return the recipe of a dataset such as `pointmaze-medium-navigate-v0` or `cube-single-play-v0`.
 
     Raises:
         UserError: no expert makes this dataset.

@@ -46,7 +46,7 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
 
 
 def check_target(target: str) -> None:
-    """Raises UserError if `convert` could not write there."""
+    """Raise UserError if `convert` could not write there."""
     if target.endswith(".npz"):
         return _check_free(user_path(target))
     is_path = looks_like_path(target)
@@ -81,8 +81,8 @@ def to_npz(data: Trajectories, path: Path) -> Path:
 
 
 def to_minari(data: Trajectories, target: str, source: str) -> Path:
-    """A Minari dataset, one episode for each trajectory. `terminations` is true wherever the mask is 0: in OGBench's
-    tasks that is each step that solves the task, the last or not."""
+    """Write a Minari dataset, one episode for each trajectory. `terminations` is true wherever the mask is 0: in
+    OGBench's tasks at each step that solves the task, the last or not."""
     try:
         import minari
         from minari.namespace import create_namespace, list_local_namespaces

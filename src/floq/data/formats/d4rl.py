@@ -1,4 +1,4 @@
-"""Old D4RL files (arXiv 2004.07219), read with h5py; the package d4rl is never imported."""
+"""D4RL files (arXiv 2004.07219), read with h5py; the package d4rl is never imported."""
 
 import re
 from pathlib import Path
@@ -17,9 +17,9 @@ OPTIONAL = ("timeouts", "next_observations")
 
 
 def read(path: Path) -> Trajectories:
-    """The trajectories of a D4RL HDF5 file.
+    """Read the trajectories of a D4RL HDF5 file.
 
-    Rewards of antmaze files, 0 and 1 there, become -1 and 0, as everybody who reports results on them has it.
+    Rewards of antmaze files, 0 and 1 there, become -1 and 0, as is usual in published results.
 
     Raises:
         UserError: h5py is missing, or the file is missing or damaged, lacks an array or holds wrong data.
@@ -27,7 +27,7 @@ def read(path: Path) -> Trajectories:
     check_exists(path)
     try:
         with open_hdf5(path) as file:
-            there = set(file)  # names alone: a link is not followed to see whether it leads anywhere
+            there = set(file)  # names only: links are not followed
             missing = [key for key in REQUIRED if key not in there]
             if missing:
                 raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL dataset")

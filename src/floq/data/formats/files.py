@@ -1,4 +1,4 @@
-"""Open npz files from strangers: never a pickle, never more than a limit, damage explained."""
+"""Read untrusted npz files: no pickles, a size limit, and damage explained."""
 
 import io
 import math
@@ -12,22 +12,22 @@ import numpy as np
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size
 
-ANEW = "delete it and fetch or collect it again"
+REFETCH = "delete it and fetch or collect it again"
 DIRECTORY_LIMIT = 2**20  # bytes of a zip's table of contents; that of a dataset has less than 1 kB
-STORED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # how NumPy stores arrays
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # how NumPy stores arrays
 HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
 
-def open_npz(path: Path, keys: Sequence[str], remedy: str = ANEW, held: int = 0) -> dict[str, np.ndarray]:
-    """The arrays of an npz file that are named in `keys`, as far as it has them.
+def open_npz(path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int = 0) -> dict[str, np.ndarray]:
+    """Read those of the arrays named in `keys` that an npz file has.
 
     Args:
         path: the file.
-        keys: which arrays; others are not looked at.
-        remedy: what the message for a damaged file ends in.
+        keys: names of the arrays; others are ignored.
+        remedy: the end of the message for a damaged file.
         held: bytes that other files of the same dataset have unpacked to.
 
     Raises:
@@ -36,20 +36,20 @@ def open_npz(path: Path, keys: Sequence[str], remedy: str = ANEW, held: int = 0)
     """
     check_exists(path)
     try:
-        with _Guarded(path) as raw, zipfile.ZipFile(raw) as archive:
+        with _LimitedFile(path) as raw, zipfile.ZipFile(raw) as archive:
             raw.opening = False
             wanted = {key: archive.NameToInfo.get(f"{key}.npy") for key in keys}
             entries = {key: entry for key, entry in wanted.items() if entry is not None}
             check_size(held + sum(entry.file_size for entry in entries.values()), path)
-            return {key: _array(archive, entry) for key, entry in entries.items()}
+            return {key: _read_array(archive, entry) for key, entry in entries.items()}
     except UserError:
         raise
     except Exception as error:  # a damaged zip or header raises nearly anything: zlib.error, TokenError, TypeError, ...
         raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
 
 
-class _Guarded(io.FileIO):
-    """A file of which, while a zip is being opened, nothing is read at once that is longer than a table of contents."""
+class _LimitedFile(io.FileIO):
+    """A file that, while a zip is being opened, refuses to read more at once than `DIRECTORY_LIMIT` bytes."""
 
     opening = True
 
@@ -59,10 +59,10 @@ class _Guarded(io.FileIO):
         return super().read(size) or b""
 
 
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """One array, if it is as long as it says. NumPy would make room for whatever it says before it reads any of it."""
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array, if its data has the declared size, which NumPy would allocate before it reads anything."""
     name = entry.filename
-    if entry.compress_type not in STORED:
+    if entry.compress_type not in COMPRESSIONS:
         raise ValueError(f"{name} is compressed in a way that NumPy does not write")
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)  # pyright: ignore[reportArgumentType]
@@ -78,6 +78,6 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
 
 
 def check_exists(path: Path) -> None:
-    """Raises UserError if there is no such file."""
+    """Raise UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")

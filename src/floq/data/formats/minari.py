@@ -1,5 +1,5 @@
-"""Minari datasets, by id from the local store or by path. Minari says what their spaces are; the arrays are read here,
-those that floq needs and no others, and nothing that the metadata name is imported."""
+"""Minari datasets, by id from the local store or by path. Minari parses their spaces; the arrays that floq needs are
+read here, and nothing that the metadata name is imported."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size, parse_json, read_json
 
 METADATA, EPISODES = "data/metadata.json", "data/main_data.hdf5"
-ANEW = "fetch it again"
-LARGEST_SPACE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
+REFETCH = "fetch it again"
+MAX_SPACE_SIZE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder holds a Minari dataset."""
+    """Return whether a folder holds a Minari dataset."""
     return (folder / METADATA).is_file()
 
 
 def stored(name: str) -> Path:
-    """The folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`.
+    """Return the folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`.
 
     Raises:
         UserError: Minari is missing, or there is no such dataset.
@@ -46,19 +46,19 @@ def stored(name: str) -> Path:
 
 
 def read(folder: Path) -> Trajectories:
-    """The trajectories of the Minari dataset in `folder`. Observations that are dictionaries or tuples are laid end to
-    end in the order of their space, and actions are mapped from its limits to [-1, 1], as
+    """Read the trajectories of the Minari dataset in `folder`. Observations that are dictionaries or tuples are
+    concatenated in the order of their space, and actions are mapped from its limits to [-1, 1], as
     `floq.envs.environments.make` does.
 
     Raises:
         UserError: Minari is missing, or the dataset is damaged, asks for too much or holds wrong data.
     """
     try:
-        count, observed, acted = _metadata(folder)
-        low, high = _limits(acted, folder)
+        count, obs_space, act_space = _metadata(folder)
+        low, high = _action_limits(act_space, folder)
         with open_hdf5(folder / EPISODES) as file:
-            groups = [_part(file, f"episode_{number}", folder) for number in range(min(count, len(file)))]
-            arrays = [_Episode(group, observed, acted, folder) for group in groups]
+            groups = [_subgroup(file, f"episode_{number}", folder) for number in range(min(count, len(file)))]
+            arrays = [_Episode(group, obs_space, act_space, folder) for group in groups]
             check_size(sum(episode.size for episode in arrays), folder)
             return from_episodes((episode.read(low, high) for episode in arrays), str(folder))
     except ImportError as error:
@@ -66,33 +66,33 @@ def read(folder: Path) -> Trajectories:
 
 
 def _metadata(folder: Path) -> tuple[int, Any, Any]:
-    """How many episodes there are, and the spaces of observations and actions. Where the metadata lack a space, Minari
-    would make the environment that they name, and so call whatever function a stranger wrote there."""
+    """Return the number of episodes, and the spaces of observations and actions. A space must not be missing: Minari
+    would make the environment that the metadata name, and so call any function that an untrusted file names."""
     from minari.serialization import deserialize_space
 
     try:
         metadata = read_json(folder / METADATA)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / METADATA} cannot be read ({error}): {ANEW}") from error
+        raise UserError(f"{folder / METADATA} cannot be read ({error}): {REFETCH}") from error
     written = [metadata.get(key) for key in ("observation_space", "action_space")]
     if not all(isinstance(space, str) for space in written):
         raise UserError(f"{folder}: its metadata lack the spaces of observations and actions, it is not read")
     if (form := metadata.get("data_format", "hdf5")) != "hdf5":
         raise UserError(f"{folder} is stored as {form!r}, floq reads Minari's hdf5: convert it, or download that")
     if type(count := metadata.get("total_episodes")) is not int or count < 1:
-        raise UserError(f"{folder} says that it has {count!r} episodes: {ANEW}")
+        raise UserError(f"{folder} says that it has {count!r} episodes: {REFETCH}")
     try:
         described = [parse_json(str(space), infinite=True) for space in written]
         for space in described:
             _check_space(space)
-        observed, acted = map(deserialize_space, described)
+        obs_space, act_space = map(deserialize_space, described)
     except Exception as error:  # wrong spaces raise nearly anything, Gymnasium's assertions among it
-        raise UserError(f"{folder}: its spaces are damaged ({' '.join(str(error).split())}): {ANEW}") from error
-    return count, observed, acted
+        raise UserError(f"{folder}: its spaces are damaged ({' '.join(str(error).split())}): {REFETCH}") from error
+    return count, obs_space, act_space
 
 
 def _check_space(space: Any) -> None:
-    """Raises ValueError if Gymnasium would make large arrays of a short description, or hold what is no number."""
+    """Raise ValueError if Gymnasium would make large arrays of a short description, or a space is not numeric."""
     if not isinstance(space, dict):
         raise ValueError("a space is no JSON object")
     match space.get("type"):
@@ -102,11 +102,11 @@ def _check_space(space: Any) -> None:
             inner = space.get("subspaces", [])
         case "Box":
             sizes, inner = space.get("shape", []), []
-            if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > LARGEST_SPACE:
+            if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > MAX_SPACE_SIZE:
                 raise ValueError(f"a Box of shape {sizes}")
         case "Discrete":
             inner = []
-            if type(space.get("n")) is not int or not 0 < space["n"] <= LARGEST_SPACE:
+            if type(space.get("n")) is not int or not 0 < space["n"] <= MAX_SPACE_SIZE:
                 raise ValueError(f"a Discrete space of {space.get('n')}")
         case other:
             raise ValueError(f"{other!r} is no space that floq reads")
@@ -115,37 +115,38 @@ def _check_space(space: Any) -> None:
 
 
 class _Episode:
-    """What is needed of one episode, found and checked but not read; `size` is what it unpacks to."""
+    """The arrays of one episode, found and checked but not read; `size` is the bytes they unpack to."""
 
-    def __init__(self, group: Any, observed: Any, acted: Any, folder: Path):
-        self._observed, self._folder = observed, folder
-        self._observations = self._find(group, "observations", observed)
+    def __init__(self, group: Any, obs_space: Any, act_space: Any, folder: Path):
+        self._obs_space, self._folder = obs_space, folder
+        self._observations = self._find(group, "observations", obs_space)
         self._others = {key: numbers(group, key, folder) for key in ("actions", "rewards", "terminations")}
         self.size += sum(map(bytes_of, self._others.values()))
 
     size = 0
 
     def _find(self, group: Any, key: str, space: Any) -> Any:
-        """The arrays of a space: one, or a dictionary or tuple of what its parts are."""
+        """Return the arrays of a space: one, or a dictionary or tuple of those of its parts."""
         from gymnasium import spaces
 
         if isinstance(space, spaces.Dict):
-            within = _part(group, key, self._folder)
+            within = _subgroup(group, key, self._folder)
             return {name: self._find(within, name, part) for name, part in space.spaces.items()}
         if isinstance(space, spaces.Tuple):
-            within = _part(group, key, self._folder)
+            within = _subgroup(group, key, self._folder)
             return tuple(self._find(within, f"_index_{i}", part) for i, part in enumerate(space.spaces))
         found = numbers(group, key, self._folder)
         self.size += 4 * int(space.n) * found.size if isinstance(space, spaces.Discrete) else bytes_of(found)
         return found
 
     def read(self, low: np.ndarray, high: np.ndarray) -> Mapping[str, Any]:
+        """Read the arrays, with actions mapped from [low, high] to [-1, 1]."""
         actions, rewards, terminations = (array[()] for array in self._others.values())
         if not (low == -1).all() or not (high == 1).all():
             if actions.ndim != 2 or actions.shape[1:] != low.shape:
                 raise UserError(f"{self._folder}: actions have the shape {actions.shape}, their space {low.shape}")
             actions = 2 * (actions - low) / (high - low) - 1
-        observations = _flat(self._observed, _read(self._observations), self._folder)
+        observations = _flat(self._obs_space, _read(self._observations), self._folder)
         return {
             "observations": observations,
             "actions": actions,
@@ -154,13 +155,13 @@ class _Episode:
         }
 
 
-def _part(group: Any, name: str, folder: Path) -> Any:
-    """The group of this name within another."""
+def _subgroup(group: Any, name: str, folder: Path) -> Any:
+    """Return the group of this name within another."""
     import h5py
 
     hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
     if not hard or not isinstance(found := group[name], h5py.Group):
-        raise UserError(f"{folder}: {group.name.rstrip('/')}/{name} is missing, or no group: {ANEW}")
+        raise UserError(f"{folder}: {group.name.rstrip('/')}/{name} is missing, or no group: {REFETCH}")
     return found
 
 
@@ -170,8 +171,8 @@ def _read(arrays: Any) -> Any:
     return tuple(map(_read, arrays)) if isinstance(arrays, tuple) else np.asarray(arrays)
 
 
-def _limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The limits of the actions; -1 and 1 where the space does not bound them, so that they are left as they are."""
+def _action_limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the limits of the actions; -1 and 1 where the space does not bound them, which leaves them unchanged."""
     from gymnasium.spaces import Box
 
     if not (isinstance(space, Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)):
@@ -182,14 +183,14 @@ def _limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _flat(space: Any, observations: Any, source: object = "the dataset") -> np.ndarray:
-    """Observations as (rows, size), in the order in which Gymnasium flattens their space."""
+    """Return observations as (rows, size), in the order in which Gymnasium flattens their space."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        return _beside([_flat(part, observations[key], source) for key, part in space.spaces.items()], source)
+        return _concatenate([_flat(part, observations[key], source) for key, part in space.spaces.items()], source)
     if isinstance(space, spaces.Tuple):
         parts = zip(space.spaces, observations, strict=True)
-        return _beside([_flat(part, values, source) for part, values in parts], source)
+        return _concatenate([_flat(part, values, source) for part, values in parts], source)
     array = np.asarray(observations)
     if array.ndim == 0:
         raise UserError(f"{source}: observations are a single number")
@@ -201,7 +202,7 @@ def _flat(space: Any, observations: Any, source: object = "the dataset") -> np.n
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
-def _beside(parts: list[np.ndarray], source: object) -> np.ndarray:
+def _concatenate(parts: list[np.ndarray], source: object) -> np.ndarray:
     if len({len(part) for part in parts}) != 1:
         raise UserError(f"{source}: the parts of an observation are not equally long")
     return np.concatenate(parts, axis=1)

@@ -1,4 +1,4 @@
-"""OGBench datasets: find the file, read it, label it with the rewards of a task."""
+"""OGBench datasets: download their files, read them, and label them with the rewards of a task."""
 
 import contextlib
 import http.client
@@ -26,25 +26,36 @@ from floq.utils.errors import UserError
 from floq.utils.files import check_writable, exclusive, remove_empty
 from floq.utils.untrusted import read_json
 
-# --- Fetch an OGBench dataset from the benchmark's server or a mirror of it ---
+# --- Constants and types ---
 
+ROW_KEYS = ("observations", "actions", "terminals")
+STATE_KEYS = ("qpos", "button_states")  # rewards are computed from these; not every dataset has both
+REWARD_KEYS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
+KEYS = (*ROW_KEYS, *STATE_KEYS, *REWARD_KEYS)
+
+NO_RECORD = "not collected here"
 DOWNLOAD_TIMEOUT_S = 30.0  # seconds without a byte after which a server counts as gone
-CHUNK = 2**20
+CHUNK_BYTES = 2**20
 SCHEMES = ("https", "http", "file")
 
-
 Bar: TypeAlias = Callable[[str, int], contextlib.AbstractContextManager[Callable[..., object]]]
-"""A progress bar for one file: called with its name and its size in MB, a context that yields `update(done)`."""
+"""Progress bar of one file: called with its name and its size in MB; a context that yields `update(done)`."""
+
+Fetch = Callable[[str, Path], object]
+"""Function that fetches a missing dataset: called with its name and the directory."""
+
+
+# --- Download ---
 
 
 def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | None = None) -> None:
-    """Fetch `name`.npz and `name`-val.npz into `directory`. They get their names only when both are complete.
+    """Download `name`.npz and `name`-val.npz into `directory`. They get their names only when both are complete.
 
     Args:
         name: a dataset such as `cube-single-play-v0`.
-        directory: where they go; made if missing.
+        directory: where they go; created if missing.
         mirror: the address of a folder with the files (https, http or file); by default OGBench's own server.
-        bar: shows how far each file is.
+        bar: shows the progress of each file.
 
     Raises:
         UserError: the server does not answer, lacks a file or breaks off, or the disk is too small.
@@ -54,7 +65,7 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
     if urllib.parse.urlsplit(address).scheme not in SCHEMES:
         raise UserError(f"--dataset_mirror={mirror}: give an address that begins with {', '.join(SCHEMES[:2])} or file")
     missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
-    files = (f"{name}-val.npz", f"{name}.npz")  # the training file last: its presence means that both are complete
+    files = (f"{name}-val.npz", f"{name}.npz")  # the training file last: its presence marks a complete dataset
     parts = directory / f".{name}.download"
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -64,7 +75,7 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
                     _fetch(f"{address}/{file}", parts / file, bar or _no_bar)
                 for file in files:
                     (parts / file).replace(directory / file)
-                (directory / f"{name}.json").unlink(missing_ok=True)  # it spoke of files that were here before
+                (directory / f"{name}.json").unlink(missing_ok=True)  # the record of files that were here before
             finally:
                 shutil.rmtree(parts)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -81,10 +92,10 @@ def _fetch(url: str, path: Path, bar: Bar) -> None:
         total, free = int(response.headers.get("Content-Length") or 0), shutil.disk_usage(path.parent).free
         if total > free:
             raise OSError(f"it has {total / 1e9:.1f} GB, the disk {free / 1e9:.1f} GB left")
-        with (bar if total else _no_bar)(path.name, total // CHUNK) as update:
+        with (bar if total else _no_bar)(path.name, total // CHUNK_BYTES) as update:
             for chunk in _chunks(response):
                 file.write(chunk)
-                update(file.tell() // CHUNK)
+                update(file.tell() // CHUNK_BYTES)
         if total and file.tell() != total:
             raise OSError(f"the server broke off after {file.tell():,} of {total:,} bytes")
         file.flush()
@@ -97,7 +108,7 @@ def _no_bar(name: str, total: int) -> Iterator[Callable[..., object]]:
 
 
 def _chunks(response) -> Iterator[bytes]:
-    while chunk := response.read(CHUNK):
+    while chunk := response.read(CHUNK_BYTES):
         yield chunk
 
 
@@ -108,26 +119,18 @@ def _remedy(name: str) -> str:
     return "name a --dataset_mirror, or fetch it on a machine with access; floq has no expert that could make it here"
 
 
-ROW_KEYS = ("observations", "actions", "terminals")
-LABEL_KEYS = ("qpos", "button_states")  # what rewards are computed from; not every dataset has both
-OWN_LABELS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
-
-KEYS = (*ROW_KEYS, *LABEL_KEYS, *OWN_LABELS)
-
-NO_RECORD = "not collected here"
-
-Fetch = Callable[[str, Path], object]
+# --- Tasks ---
 
 
 def load_splits(env_name: str, directory: Path, label_timing: str = "pre", fetch: Fetch = download) -> Splits:
-    """The data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
+    """Read the data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
 
     Args:
         env_name: an OGBench single-task id.
         directory: where the files are.
         label_timing: a transition's reward and mask come from the state before the action ("pre", as in every OGBench
             version and the published runs) or after it ("post").
-        fetch: brings a missing dataset, called with its name and the directory; by default it is downloaded.
+        fetch: called with a missing dataset's name and the directory; by default it is downloaded.
 
     Raises:
         UserError: the id is no such task, or its file is missing and cannot be fetched, or is not a dataset.
@@ -138,14 +141,14 @@ def load_splits(env_name: str, directory: Path, label_timing: str = "pre", fetch
 def load_tasks(
     env_names: Sequence[str], directory: Path, label_timing: str = "pre", fetch: Fetch = download
 ) -> list[Splits]:
-    """The data of several tasks over the same trajectories, such as task1 to task5 of an environment. Observations and
-    actions are read once and lie on the device once, for all of them together; only rewards and masks differ.
+    """Read the data of several tasks over the same trajectories, such as task1 to task5 of an environment. Observations
+    and actions are read once and shared on the device; only rewards and masks differ.
 
     Raises:
         UserError: as `load_splits`; or the tasks do not share a dataset.
     """
     for env_name in env_names:
-        environments.check_task(env_name)  # before the data, since a wrong name is the commoner mistake
+        environments.check_task(env_name)  # before the data, since a wrong name is the more common mistake
     names = list(dict.fromkeys(environments.dataset_name(env_name) for env_name in env_names))
     if len(names) != 1:
         raise UserError(f"these tasks do not share one dataset: {', '.join(names)}")
@@ -166,13 +169,25 @@ def load_tasks(
     return loaded
 
 
+def read_task(path: Path, env_name: str, label_timing: str = "pre") -> Trajectories:
+    """Read an OGBench npz with the rewards and masks of a task.
+
+    Raises:
+        UserError: as `read_rows`, or the file is not that of the task.
+    """
+    return label(read_rows(path), env_name, environments.make(env_name), label_timing, str(path))
+
+
+# --- Files ---
+
+
 def find_files(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:
-    """The files of a dataset such as `cube-single-play-v0`, for training and for validation; fetched if missing.
+    """Return the files of a dataset such as `cube-single-play-v0`, for training and for validation; fetch missing ones.
 
     Raises:
         UserError: they cannot be fetched, or only one of the two is there.
     """
-    if not re.fullmatch(r"\w[-.\w]*", name):  # it becomes a file's name
+    if not re.fullmatch(r"\w[-.\w]*", name):  # it becomes part of a file name
         raise UserError(f"{name!r} is no name of a dataset, as cube-single-play-v0 is")
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
     if not os.path.exists(train):
@@ -183,7 +198,7 @@ def find_files(name: str, directory: Path, fetch: Fetch = download) -> tuple[Pat
 
 
 def provenance(name: str, directory: Path) -> str:
-    """Where a dataset came from, as far as the record says that `floq data collect` leaves beside it."""
+    """Return where a dataset came from, according to the record that `floq data collect` writes in its folder."""
     try:
         record = read_json(directory / f"{name}.json")
         made, published, seed = (int(record[key]) for key in ("episodes", "published_episodes", "seed"))
@@ -193,47 +208,11 @@ def provenance(name: str, directory: Path) -> str:
     return f"{name}: {made}{share} episodes, collected here with seed {seed}"
 
 
-def read_task(path: Path, env_name: str, label_timing: str = "pre") -> Trajectories:
-    """An OGBench npz with the rewards and masks of a task.
-
-    Raises:
-        UserError: as `read_rows`, or the file is not that of the task.
-    """
-    return label(read_rows(path), env_name, environments.make(env_name), label_timing, str(path))
-
-
-def label(
-    rows: dict[str, np.ndarray], env_name: str, task: environments.SeededEnv, label_timing: str, source: str
-) -> Trajectories:
-    """The rows of an OGBench file with the rewards and masks of a task.
-
-    Raises:
-        UserError: the rows are not those of the task.
-    """
-    check_widths(rows, widths(task), source, env_name)
-    labelled = dict(rows)
-    relabel_dataset(env_name, task, labelled)  # adds `rewards` and `masks` for every row, from that row's own state
-    if label_timing == "post":
-        labelled |= {key: np.roll(labelled[key], -1) for key in OWN_LABELS}  # a trajectory's last row is never read
-    return trajectories(labelled)
-
-
-def trajectories(rows: dict[str, np.ndarray]) -> Trajectories:
-    """Rows that have rewards and masks. The last row ends a trajectory, whether it says so or not."""
-    ends = rows["terminals"].astype(bool)
-    ends[-1:] = True
-    return Trajectories(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], ends)
-
-
-def widths(task: environments.SeededEnv) -> dict[str, int]:
-    """How many numbers per row an OGBench task expects, by key."""
-    base: Any = task.unwrapped
-    sizes = environments.sizes(task) | {"qpos": base.model.nq}
-    return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})
+# --- Rows ---
 
 
 def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an OGBench npz, one row per state.
+    """Read the arrays of an OGBench npz, one row per state.
 
     Raises:
         UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
@@ -242,7 +221,7 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_layout(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """The same arrays, if they are those of an OGBench file.
+    """Check and return the arrays of an OGBench file.
 
     Raises:
         UserError: as `read_rows`.
@@ -252,3 +231,33 @@ def check_layout(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarr
         raise UserError(f"{source} lacks {', '.join(missing)}: it is not an OGBench dataset")
     check_rows(rows, source)
     return rows
+
+
+def label(
+    rows: dict[str, np.ndarray], env_name: str, task: environments.SeededEnv, label_timing: str, source: str
+) -> Trajectories:
+    """Label the rows of an OGBench file with the rewards and masks of a task.
+
+    Raises:
+        UserError: the rows are not those of the task.
+    """
+    check_widths(rows, widths(task), source, env_name)
+    labelled = dict(rows)
+    relabel_dataset(env_name, task, labelled)  # adds `rewards` and `masks` for every row, from that row's own state
+    if label_timing == "post":
+        labelled |= {key: np.roll(labelled[key], -1) for key in REWARD_KEYS}  # a trajectory's last row is never read
+    return trajectories(labelled)
+
+
+def trajectories(rows: dict[str, np.ndarray]) -> Trajectories:
+    """Convert rows with rewards and masks. The last row always ends a trajectory."""
+    ends = rows["terminals"].astype(bool)
+    ends[-1:] = True
+    return Trajectories(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], ends)
+
+
+def widths(task: environments.SeededEnv) -> dict[str, int]:
+    """Return the numbers per row that an OGBench task expects, by key."""
+    base: Any = task.unwrapped
+    sizes = environments.sizes(task) | {"qpos": base.model.nq}
+    return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})

@@ -17,12 +17,12 @@ from floq.utils.errors import UserError
 from floq.utils.files import looks_like_path, user_path
 
 FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-GIVEN = "given from Python"  # how the provenance of data without a file begins
+GIVEN = "given from Python"  # start of the provenance of data without a file
 
 
 class Opened(NamedTuple):
-    """A dataset, whether its rewards and masks mean something (an OGBench file without a task has none), where it comes
-    from in words, and its file if it is an npz."""
+    """A dataset; whether its rewards and masks are valid (not in an OGBench file without a task); a description of its
+    source; and its file if it is an npz."""
 
     data: Trajectories
     has_rewards: bool
@@ -42,14 +42,14 @@ class RewardTask:
         return environments.make(self.name)
 
     def label(self, rows: dict[str, np.ndarray], source: str) -> Trajectories:
-        """The rows of an OGBench file with this task's rewards and masks."""
+        """Label the rows of an OGBench file with this task's rewards and masks."""
         return ogbench.label(rows, self.name, self.env, self._label_timing, source)
 
 
 def open_dataset(
     name: str, dataset_dir: str, task: RewardTask | None = None, fetch: ogbench.Fetch | None = None
 ) -> Opened:
-    """Read a dataset from wherever its name points.
+    """Read a dataset from a file, a folder or a local store, depending on its name.
 
     Args:
         name: an OGBench dataset (`cube-single-play-v0`) or task (`cube-single-play-singletask-task2-v0`: with that
@@ -58,10 +58,10 @@ def open_dataset(
             a Minari id.
         dataset_dir: where OGBench's files are.
         task: gives rewards to a file of OGBench that has none; if `name` is a task, that does.
-        fetch: brings an OGBench dataset that is missing; by default that is an error.
+        fetch: fetches a missing OGBench dataset; by default that is an error.
 
     Raises:
-        UserError: nothing is there, or it cannot be read.
+        UserError: the dataset does not exist, or cannot be read.
     """
     path = user_path(name)
     if path.suffix in (".hdf5", ".h5"):
@@ -78,7 +78,7 @@ def open_dataset(
     if environments.is_ogbench(name):
         if environments.is_singletask(name):
             task = task or RewardTask(name)
-        file, _ = ogbench.find_files(environments.dataset_name(name), user_path(dataset_dir), fetch or _complain)
+        file, _ = ogbench.find_files(environments.dataset_name(name), user_path(dataset_dir), fetch or _raise_missing)
         return _open_npz(file, task)
     return Opened(minari.read(minari.stored(name)), True, name)
 
@@ -90,13 +90,15 @@ def open_splits(
     label_timing: str = "pre",
     fetch: ogbench.Fetch | None = None,
 ) -> Splits:
-    """A dataset as a run trains on it. An npz `NAME.npz` is validated on `NAME-val.npz` if that lies beside it; of any
+    """Open a dataset and split it. An npz `NAME.npz` is validated on `NAME-val.npz` in the same folder; of any
     other dataset a part is held out.
 
     Args:
-        name, dataset_dir, fetch: see `open_dataset`.
+        name: see `open_dataset`.
+        dataset_dir: see `open_dataset`.
         env_name: the environment of the run, if it has one: it must fit the data, and an OGBench single task gives
             rewards to a file that has none.
+        fetch: see `open_dataset`.
         label_timing: see `ogbench.load`.
 
     Raises:
@@ -113,22 +115,22 @@ def open_splits(
     sizes = None if env_name is None else environments.sizes(task.env if task else environments.make(env_name))
     opened = open_dataset(name, dataset_dir, task, fetch)
     _check(opened, sizes, env_name)
-    beside = _validation_file(opened.file)
-    if beside is not None:
-        held_out = _open_npz(beside, task)
+    val_file = _validation_file(opened.file)
+    if val_file is not None:
+        held_out = _open_npz(val_file, task)
         own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
         _check(held_out, own, opened.source)
-        train, validation, how = opened.data, held_out.data, f"validated on {beside.name}"
+        train, validation, how = opened.data, held_out.data, f"validated on {val_file.name}"
     else:
         train, validation, how = hold_out(opened.data, opened.source)
     return Splits.of(train, validation, f"{_origin(opened, task)}; {how}")
 
 
 def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
-    """Data that came from no file, as a run trains on it: a part is held out.
+    """Split data given from Python: a part is held out.
 
     Raises:
-        UserError: it is not that of the environment.
+        UserError: it does not fit the environment.
     """
     sizes = None if env_name is None else environments.sizes(environments.make(env_name))
     _check(Opened(data, True, "the given data"), sizes, env_name)
@@ -137,7 +139,7 @@ def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
 
 
 def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> None:
-    """Raises UserError if data cannot be trained on, or its observations or actions have other sizes than those of
+    """Raise UserError if data cannot be trained on, or its observations or actions have other sizes than those of
     `whose`."""
     if not opened.has_rewards:
         raise UserError(
@@ -150,7 +152,7 @@ def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> N
 
 
 def _open_npz(path: Path, task: RewardTask | None) -> Opened:
-    """An npz in OGBench's layout, or one with a row for each transition."""
+    """Open an npz in OGBench's layout, or with a row for each transition."""
     arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS))
     if "rewards" in arrays and not ("masks" in arrays and not {"timeouts", "next_observations"} & arrays.keys()):
         return Opened(_flat(arrays, str(path)), True, str(path), path)
@@ -164,8 +166,8 @@ def _open_npz(path: Path, task: RewardTask | None) -> Opened:
 
 
 def _flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
-    """A row for each transition. Where there are `masks`, they tell true terminations, and `terminals` marks every end
-    of a trajectory, as in the arrays that OGBench's loader returns."""
+    """Convert arrays with a row for each transition. If there are `masks`, they mark true terminations, and `terminals`
+    every end of a trajectory, as in the arrays that OGBench's loader returns."""
     missing = [key for key in FLAT_KEYS[:4] if key not in arrays]
     if missing:
         raise UserError(f"{source} has rewards but lacks {', '.join(missing)}: see floq.Dataset.from_arrays")
@@ -178,17 +180,17 @@ def _flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
 def _validation_file(train: Path | None) -> Path | None:
     if train is None or train.stem.endswith("-val"):
         return None
-    beside = train.with_name(f"{train.stem}-val.npz")
-    return beside if os.path.exists(beside) else None
+    val_file = train.with_name(f"{train.stem}-val.npz")
+    return val_file if os.path.exists(val_file) else None
 
 
 def _origin(opened: Opened, task: RewardTask | None) -> str:
-    """Where the data comes from; of a collection, what the record beside it says."""
+    """Return where the data comes from; for a collection, according to its record."""
     record = opened.file and ogbench.provenance(opened.file.stem, opened.file.parent)
     if not record or record.endswith(ogbench.NO_RECORD):
         return opened.source
     return f"{record}, rewards of {task.name}" if task else record
 
 
-def _complain(name: str, directory: Path) -> None:
+def _raise_missing(name: str, directory: Path) -> None:
     raise UserError(f"{directory / name}.npz is missing: collect it with `floq data collect {name}`, or fetch it")

@@ -1,6 +1,6 @@
-"""OGBench's experts, one episode at a time, by the benchmark's published procedures.
+"""OGBench's experts, which collect one episode per call, by the benchmark's published procedures.
 
-An episode depends on the seed and its number alone. No JAX in here: worker processes import these files.
+An episode depends on the seed and its number only. No JAX in here: worker processes import these files.
 """
 
 from floq.data.collection.experts.episode import Rows

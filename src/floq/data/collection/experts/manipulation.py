@@ -1,4 +1,4 @@
-"""A robot arm's expert: OGBench's scripted oracles, by the benchmark's published procedure. No JAX in here."""
+"""Expert of a robot arm: OGBench's scripted oracles, by the benchmark's published procedure. No JAX in here."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # action noise on position, 
 
 
 class ManipulationExpert:
-    """A robot arm that moves cubes, presses buttons, and opens and shuts a drawer and a window, one random errand after
+    """Expert that moves cubes, presses buttons, and opens and closes a drawer and a window, one random subtask after
     another.
 
     Args:
         name: the dataset, such as `cube-single-play-v0`.
         rows: the length of an episode.
         seed: with an episode's number, determines it.
-        oracle: `plan` follows a smooth plan made at the start of an errand, `markov` decides anew at each step.
+        oracle: `plan` follows a smooth plan made at the start of a subtask, `markov` decides at each step.
         oracle_settings: of OGBench's oracle.
         action_noise: noise on actions of standard deviation xi * (1, 1, 1, 3, 10) where each episode draws xi ~
             U[0, action_noise].
@@ -47,7 +47,7 @@ class ManipulationExpert:
         self._base: Any = self._env.unwrapped
         self._oracles: dict[str, Any] = {}
         for task in ("cube", "button", "drawer", "window"):
-            # Only now, since these modules import MuJoCo's renderer, for which other processes have no use.
+            # Imported here, since these modules import MuJoCo's renderer, which other processes do not need.
             module = importlib.import_module(f"ogbench.manipspace.oracles.{oracle}.{task}_{oracle}")
             kind = getattr(module, f"{task}_{oracle}_oracle".title().replace("_", ""))
             # On the puzzles there is nothing to grasp, and the gripper stays closed.
@@ -55,7 +55,7 @@ class ManipulationExpert:
             self._oracles[task] = kind(env=self._env, **oracle_settings, **closed)
 
     def episode(self, number: int) -> Rows:
-        """All rows of episode `number`, the last one marked terminal. A scene that loses its cube is redone."""
+        """Collect all rows of episode `number`, the last one marked terminal. A scene that loses its cube is redone."""
         attempt = 0
         while True:
             rows = as_episode(list(self._steps((self._seed, number, attempt))))
@@ -68,7 +68,7 @@ class ManipulationExpert:
         stacking = random.uniform(*self._stacking)
         noise = random.uniform(0.0, self._action_noise) * NOISE_SHAPE
         obs, info = self._env.reset_with(seed), self._base.get_reset_info()
-        oracle = self._begin_errand(obs, info)
+        oracle = self._next_oracle(obs, info)
         for _ in range(self._rows):
             if random.uniform() < self._random_action:
                 action = random.uniform(-1.0, 1.0, len(NOISE_SHAPE))
@@ -77,15 +77,15 @@ class ManipulationExpert:
             action = np.clip(action, -1.0, 1.0)
             next_obs, _, _, _, info = self._env.step(action)
             if oracle.done:
-                oracle = self._begin_errand(*self._base.set_new_target(p_stack=stacking))
+                oracle = self._next_oracle(*self._base.set_new_target(p_stack=stacking))
             row = {"observations": obs, "actions": action, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]}
             if "prev_button_states" in info:
                 row["button_states"] = info["prev_button_states"]
             yield row
             obs = next_obs
 
-    def _begin_errand(self, obs: np.ndarray, info: dict[str, Any]) -> Any:
-        """The oracle for the environment's current errand, ready to start."""
+    def _next_oracle(self, obs: np.ndarray, info: dict[str, Any]) -> Any:
+        """Return the oracle for the environment's current subtask, ready to start."""
         oracle = self._oracles[info["privileged/target_task"]]
         with self._env.own_global_state():  # oracles draw their plans from NumPy's global generator
             oracle.reset(obs, info)
@@ -93,7 +93,7 @@ class ManipulationExpert:
 
 
 def _cube_in_sight(xyz: np.ndarray) -> bool:
-    """OGBench's health check for scenes: the cube never goes too far right, nor too far left except in the drawer."""
+    """Return whether the cube never is too far right, or too far left except in the drawer (OGBench's health check)."""
     _, y, z = xyz.T
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return not bool(((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any())

@@ -1,4 +1,4 @@
-"""Experts for OGBench's mazes: its oracle says where to go next, and a point or an ant goes there. No JAX in here."""
+"""Experts for OGBench's mazes: its oracle gives the next subgoal, and a point or an ant moves there. No JAX in here."""
 
 import abc
 from typing import Any
@@ -11,15 +11,15 @@ from floq.envs import environments
 
 
 class MazeExpert(abc.ABC):
-    """Something that follows the shortest path through a maze with noisy actions.
+    """Expert that follows the shortest path through a maze with noisy actions.
 
     Args:
         name: the dataset, such as `pointmaze-medium-navigate-v0`.
         rows: the length of an episode.
         seed: with an episode's number, determines it.
-        action_noise: standard deviation of the noise on each number of an action.
-        goal_cells: keep the one goal, this many cells from the start (stitch); None: a new goal, anywhere, whenever
-            one is reached (navigate).
+        action_noise: standard deviation of the noise on each component of an action.
+        goal_cells: distance in cells of the only goal from the start (stitch); None: a new random goal whenever one is
+            reached (navigate).
     """
 
     def __init__(self, name: str, rows: int, seed: int, *, action_noise: float, goal_cells: int | None):
@@ -32,7 +32,7 @@ class MazeExpert(abc.ABC):
         self.goals_reached = 0  # in the last episode
 
     def episode(self, number: int) -> Rows:
-        """All rows of episode `number`, the last one marked terminal."""
+        """Collect all rows of episode `number`, the last one marked terminal."""
         random = np.random.default_rng([self._seed, number])
         start, goal = self._draw(random, self._free), self._draw(random, self._goals)
         if self._goal_cells is not None:
@@ -44,7 +44,7 @@ class MazeExpert(abc.ABC):
         self.goals_reached, was_there = 0, False
         for _ in range(self._rows):
             direction = self._subgoal() - self._maze.get_xy()
-            action = self._towards(direction / (np.linalg.norm(direction) + 1e-6), obs)
+            action = self._action_towards(direction / (np.linalg.norm(direction) + 1e-6), obs)
             action = np.clip(action + random.normal(0.0, self._noise, action.shape), -1.0, 1.0)
             next_obs, _, _, _, info = self._env.step(action)
             is_there = bool(info["success"])
@@ -57,12 +57,12 @@ class MazeExpert(abc.ABC):
         return as_episode(rows)
 
     @abc.abstractmethod
-    def _towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        """The action that leads in a direction, of length 1, in the plane."""
+    def _action_towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
+        """Return the action that moves in a direction of length 1 in the plane."""
 
     def _subgoal(self) -> np.ndarray:
-        """The centre of the next cell on the way to the goal. OGBench searches the maze anew at each step; the answer
-        depends on two cells only, so it is kept."""
+        """Return the centre of the next cell on the way to the goal. OGBench searches the maze at each step; the result
+        depends on two cells only, so it is cached."""
         here, goal = self._maze.get_xy(), self._maze.cur_goal_xy
         cells = self._maze.xy_to_ij(here), self._maze.xy_to_ij(goal)
         if cells not in self._subgoals:
@@ -70,14 +70,15 @@ class MazeExpert(abc.ABC):
         return self._subgoals[cells]
 
     def _is_hallway(self, cell: tuple[int, int]) -> bool:
-        """A cell with walls on two opposite sides and none on the other two: never a goal of a navigate episode."""
+        """Return whether a cell has walls on two opposite sides and none on the others: never a goal of a navigate
+        episode."""
         i, j = cell
         wall = self._maze.maze_map == 1
         up, down, left, right = wall[i - 1, j], wall[i + 1, j], wall[i, j - 1], wall[i, j + 1]
         return bool((left and right and not up and not down) or (up and down and not left and not right))
 
     def _cells_at(self, start: tuple[int, int], distance: int) -> list[tuple[int, int]]:
-        """The free cells whose shortest path from `start` has `distance` steps."""
+        """List the free cells whose shortest path from `start` has `distance` steps."""
         _, steps = self._maze.get_oracle_subgoal(self._maze.ij_to_xy(start), self._maze.ij_to_xy(start))
         return [cell for cell in self._free if steps[cell] == distance]
 
@@ -91,18 +92,18 @@ class MazeExpert(abc.ABC):
 
 
 class PointMazeExpert(MazeExpert):
-    """A point, whose action is its direction."""
+    """Expert for a point, whose action is its direction."""
 
-    def _towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
+    def _action_towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
         return direction
 
 
 class AntMazeExpert(MazeExpert):
-    """An ant, which a trained policy, the `walker` of that name or file, makes walk in a direction."""
+    """Expert for an ant, which a trained policy, the `walker` of that name or file, makes walk in a direction."""
 
     def __init__(self, name: str, rows: int, seed: int, *, walker: str, **settings: Any):
         super().__init__(name, rows, seed, **settings)
         self._walker = Walker.load(walker)
 
-    def _towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        return self._walker.act(np.concatenate([obs[2:], direction]))  # where it is does not matter to how it walks
+    def _action_towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
+        return self._walker.act(np.concatenate([obs[2:], direction]))  # without its position

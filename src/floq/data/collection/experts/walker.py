@@ -1,7 +1,7 @@
-"""A policy that walks in a given direction, as it is shipped with floq. No JAX in here: worker processes import it.
+"""Policies, shipped with floq, that walk in a given direction. No JAX in here: worker processes import it.
 
-It is the actor of a run on OGBench's directed task (`floq train --env_name=online-ant-xy-v0`), a squashed Gaussian, of
-which the mode is taken; `benchmarks/walker.py` measures one, and writes the file.
+They are actors of runs on OGBench's directed task (`floq train --env_name=online-ant-xy-v0`): squashed Gaussians, of
+which the mode is taken. `benchmarks/walker.py` evaluates one, and writes the file.
 """
 
 import itertools
@@ -17,14 +17,15 @@ from floq.utils.untrusted import read_tensors
 
 
 class Walker(NamedTuple):
-    """tanh of a network's first half of outputs; GELU between its layers. Each layer is a matrix and a bias."""
+    """Network with GELU between its layers; an action is tanh of the first half of the outputs. Each layer is a matrix
+    and a bias."""
 
     layers: Sequence[tuple[np.ndarray, np.ndarray]]
     about: Mapping[str, str]  # how it was made
 
     @classmethod
     def load(cls, name: str) -> "Walker":
-        """The one in a file that `save` has written, or that floq brings along under this name. Raises UserError if it
+        """Load a walker from a file that `save` has written, or the one shipped under this name. Raises UserError if it
         is no such file."""
         path = Path(name) if name.endswith(".safetensors") else Path(__file__).with_name(f"{name}.safetensors")
         try:
@@ -41,14 +42,14 @@ class Walker(NamedTuple):
         return cls(layers, about)
 
     def save(self, path: Path) -> None:
-        """Write it to a file, with how it was made in the file's header."""
+        """Write the network to a file, with `about` in the file's header."""
         arrays = {}
         for i, (weight, bias) in enumerate(self.layers):
             arrays |= {f"weight{i}": np.ascontiguousarray(weight), f"bias{i}": np.ascontiguousarray(bias)}
         save_file(arrays, path, dict(self.about))
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """An action in [-1, 1] for an observation that ends in the direction to walk in, (x, y) of length 1."""
+        """Return an action in [-1, 1]; the observation ends in the direction to walk in, (x, y) of length 1."""
         x = obs.astype(np.float32)
         *hidden, (weight, bias) = self.layers
         for matrix, shift in hidden:
@@ -58,5 +59,5 @@ class Walker(NamedTuple):
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    """In its tanh form, as in training."""
+    """Compute GELU in its tanh form, as in training."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3)))
