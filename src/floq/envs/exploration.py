@@ -19,7 +19,7 @@ MAX_FAILURES = 3  # of an environment without a step between them, after which i
 
 
 class EnvSpec(NamedTuple):
-    """One environment of a run: the run's number and its own, the task, and the run's seed."""
+    """Specification of one environment: the index of its run and its own, the task, and the run's seed."""
 
     slot: Slot
     env_name: str

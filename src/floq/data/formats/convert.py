@@ -25,7 +25,7 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
 
     Args:
         data: what `open_dataset` returns.
-        has_rewards: whether its rewards and masks mean something; otherwise there is nothing to convert.
+        has_rewards: whether its rewards and masks are valid; otherwise there is nothing to convert.
         target: FILE.npz; a Minari id such as `lab/robot-v0`, for the local store; or the path of a new Minari folder,
             which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`.
         source: where the data comes from, for Minari's description.
@@ -34,7 +34,7 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
         The file or folder that was written.
 
     Raises:
-        UserError: the data has no rewards, the target is there already or is no such name, or Minari is missing.
+        UserError: the data has no rewards, the target exists already or is not of these forms, or Minari is missing.
     """
     check_target(target)
     if not has_rewards:
@@ -46,7 +46,7 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
 
 
 def check_target(target: str) -> None:
-    """Raise UserError if `convert` could not write there."""
+    """Raise UserError if `convert` could not write to `target`."""
     if target.endswith(".npz"):
         return _check_free(user_path(target))
     is_path = looks_like_path(target)
@@ -60,8 +60,8 @@ def check_target(target: str) -> None:
 
 
 def to_npz(data: Trajectories, path: Path) -> Path:
-    """OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and masks are added,
-    which the benchmark's files do not have and its loader does not read; floq reads them back."""
+    """Write an npz in OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and
+    masks are added, which the benchmark's files do not have and its loader ignores; floq reads them."""
     _check_free(path)
     arrays = dict(zip(("observations", "actions", "rewards", "masks", "terminals"), data, strict=True))
     single: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in arrays.items()}
@@ -100,8 +100,8 @@ def to_minari(data: Trajectories, target: str, source: str) -> Path:
     infinite = gymnasium.spaces.Box(-np.inf, np.inf, data.observations.shape[1:], np.float32)
     box = gymnasium.spaces.Box(-1, 1, data.actions.shape[1:], np.float32)
     try:
-        with _store(partial), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what the description leaves out
+        with _minari_store(partial), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that is not given
             minari.create_dataset_from_buffers(
                 name,
                 _episodes(data),  # pyright: ignore[reportArgumentType]
@@ -122,8 +122,8 @@ def to_minari(data: Trajectories, target: str, source: str) -> Path:
 
 
 @contextlib.contextmanager
-def _store(folder: Path) -> Iterator[None]:
-    """Within it, Minari keeps its datasets in `folder`."""
+def _minari_store(folder: Path) -> Iterator[None]:
+    """Make Minari keep its datasets in `folder` within the context."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     try:
