@@ -16,7 +16,7 @@ from floq.data.collection.experts.manipulation import _cube_in_sight
 from floq.data.collection.recipes import recipe
 from floq.envs import environments
 from floq.utils.errors import UserError
-from floq.utils.files import exclusive
+from floq.utils.files import lock_folder
 
 NAME = "pointmaze-medium-navigate-v0"
 
@@ -161,7 +161,7 @@ def test_parts_of_another_procedure_are_not_used(short_maze, tmp_path):
 def test_two_collections_of_one_dataset_do_not_meet(short_maze, tmp_path):
     partial = tmp_path / f".{NAME}.seed0.partial"
     partial.mkdir(parents=True)
-    with exclusive(partial, "busy"), pytest.raises(UserError, match="another process is collecting"):
+    with lock_folder(partial, "busy"), pytest.raises(UserError, match="another process is collecting"):
         collect(NAME, tmp_path, episodes=1, workers=1)
 
 

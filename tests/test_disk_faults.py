@@ -54,7 +54,7 @@ def stopped(held_out_runs, tmp_path):
 
 
 def resumed(folders) -> int:
-    return cli.run(["train", "--resume", *map(str, files)])
+    return cli.run(["train", "--resume", *map(str, folders)])
 
 
 def full(name: str, path: Path) -> None:
@@ -302,19 +302,19 @@ def test_the_second_process_is_refused_and_the_first_is_not_disturbed(held_out_r
 def test_a_lock_dies_with_its_process(tmp_path, how):
     """By SIGKILL, which leaves no time to unlock anything."""
     script = (
-        "import sys, time; from floq.utils.files import exclusive\n"
-        "with exclusive(sys.argv[1], ''): print('', flush=True); time.sleep(60)"
+        "import sys, time; from floq.utils.files import lock_folder\n"
+        "with lock_folder(sys.argv[1], ''): print('', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
     try:
-        assert files.is_held(tmp_path)
+        assert files.is_locked(tmp_path)
         if how == "held":
-            with pytest.raises(UserError, match="busy"), files.exclusive(tmp_path, "busy"):
+            with pytest.raises(UserError, match="busy"), files.lock_folder(tmp_path, "busy"):
                 pass
     finally:
         process.kill()
         process.communicate()
-    with files.exclusive(tmp_path, "busy"):
+    with files.lock_folder(tmp_path, "busy"):
         pass

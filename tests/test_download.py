@@ -12,7 +12,7 @@ from floq import cli
 from floq.data.formats import ogbench as download_module
 from floq.data.formats.ogbench import download, load_splits
 from floq.utils.errors import UserError
-from floq.utils.files import exclusive
+from floq.utils.files import lock_folder
 
 NAME = "cube-single-play-v0"
 
@@ -92,7 +92,7 @@ def test_one_process_at_a_time_downloads_a_dataset(mirror, tmp_path):
     fill(handler)
     (tmp_path / f".{NAME}.download").mkdir()
     with (
-        exclusive(tmp_path / f".{NAME}.download", "never"),
+        lock_folder(tmp_path / f".{NAME}.download", "never"),
         pytest.raises(UserError, match=f"another process is downloading {NAME} into"),
     ):
         download(NAME, tmp_path, address)

@@ -106,9 +106,9 @@ def test_players_evaluated_together_get_what_each_gets_alone(chunk):
     fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(SCALAR, action_chunk=chunk)).policy  # noqa: E731
     rollouts = [Rollout(fresh(number), number, 5, "Pendulum-v1") for number in range(3)]
     with Evaluator("Pendulum-v1", None, EPISODES, 2, chunk, rollouts=3) as together:
-        found = returns(together.play(rollouts))
+        found = returns(together.rollout(rollouts))
         assert together.groups(rollouts) == [rollouts]
-        assert returns(together.play(rollouts[1:])) == found[1:]
+        assert returns(together.rollout(rollouts[1:])) == found[1:]
         assert found == returns(together(policy, seed, step) for policy, seed, step, _ in rollouts)
     with Evaluator("Pendulum-v1", None, EPISODES, 1, chunk) as alone:
         assert alone.groups(rollouts) == [[player] for player in rollouts]

@@ -153,7 +153,8 @@ def test_nothing_is_written_unless_the_actions_agree(run_dir, tmp_path, monkeypa
     """Neither a folder nor a part of one; and what was there before is there again."""
     out = tmp_path / "policy"
     assert export(run_dir, "--out", out, "--step=4") == 0
-    monkeypatch.setattr(export_run, "load_exported", lambda form, folder: lambda obs, noise: np.full(2, 0.123, np.float32))
+    wrong = lambda obs, noise: np.full(2, 0.123, np.float32)  # noqa: E731
+    monkeypatch.setattr(export_run, "load_exported", lambda form, folder: wrong)
     assert export(run_dir, "--out", out, "--overwrite") == 1
     assert "give --tolerance if that is near enough" in capsys.readouterr().err
     assert load_policy(out).about["step"] == 4

@@ -10,7 +10,7 @@ from online_runs import FLAGS, config, params
 
 from floq import cli
 from floq.data.collection import random_play
-from floq.data.collection.random_play import RandomPlay, play_randomly
+from floq.data.collection.random_play import RandomRollout, collect_random
 from floq.runs import run_data
 from floq.runs.run import Run
 from floq.training.resume import resume
@@ -44,7 +44,7 @@ def test_a_fleet_from_scratch_has_the_random_steps_of_its_runs(tmp_path):
 
 
 def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
-    one, other, third = (play_randomly("probe_envs:Choice-v0", None, seed, 7) for seed in (3, 3, 4))
+    one, other, third = (collect_random("probe_envs:Choice-v0", None, seed, 7) for seed in (3, 3, 4))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(one.actions, third.actions)
@@ -54,10 +54,10 @@ def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
 
 
 def test_random_play_is_the_same_in_one_piece_and_in_many(monkeypatch):
-    whole = play_randomly("Pendulum-v1", None, 0, 6)
+    whole = collect_random("Pendulum-v1", None, 0, 6)
     clock = itertools.count()
     monkeypatch.setattr(random_play, "time", SimpleNamespace(monotonic=lambda: next(clock) / 4))
-    play, pieces = RandomPlay("Pendulum-v1", None, 0, 6), []
+    play, pieces = RandomRollout("Pendulum-v1", None, 0, 6), []
     while not pieces or pieces[-1] < 6:
         pieces.append(play.go_on())
     assert pieces == [1, 2, 3, 4, 5, 6]
@@ -99,7 +99,7 @@ def test_a_run_keeps_its_random_play_since_not_every_environment_makes_it_again(
     ],
 )
 def test_random_play_that_fails_is_told_in_one_line(tmp_path, capsys, monkeypatch, name, code, words):
-    monkeypatch.setattr(run_data, "START_SECONDS", 0.0)  # its first call is the one that hangs
+    monkeypatch.setattr(run_data, "START_TIMEOUT_S", 0.0)  # its first call is the one that hangs
     flags = [f"--env_name={name}", f"--save_dir={tmp_path}", "--offline_steps=0", "--online_steps=4"]
     timeout = "--env_timeout=1" if "hangs" in name else "--env_timeout=60"
     assert cli.run(["train", *FLAGS, *flags, timeout]) == code

@@ -17,7 +17,7 @@ from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_col
 from floq.analysis.report.scores import assemble, mean
 from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.utils.errors import UserError
-from floq.utils.files import exclusive, is_held
+from floq.utils.files import is_locked, lock_folder
 
 
 def record(folder) -> RunRecord:
@@ -66,21 +66,21 @@ def test_states_and_the_lock(tmp_path):
     """Who holds a folder is not noticed by looking, and looking turns nobody away."""
     folder = make_run(tmp_path, finished=False)
     assert record(folder).state == "stopped"
-    with exclusive(folder, "busy"):
-        assert is_held(folder)
+    with lock_folder(folder, "busy"):
+        assert is_locked(folder)
         assert record(folder).state == "running"
-        with pytest.raises(UserError, match="busy"), exclusive(folder, "busy"):
+        with pytest.raises(UserError, match="busy"), lock_folder(folder, "busy"):
             pass
-    assert not is_held(folder)
-    assert not is_held(folder / "nothing")
+    assert not is_locked(folder)
+    assert not is_locked(folder / "nothing")
 
 
 def test_who_begins_while_somebody_looks_is_not_turned_away(tmp_path, monkeypatch):
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_SH)
     monkeypatch.setattr("floq.utils.files.time.sleep", lambda _: os.close(handle))  # the look ends
-    with exclusive(tmp_path, "busy"):
-        assert is_held(tmp_path)
+    with lock_folder(tmp_path, "busy"):
+        assert is_locked(tmp_path)
 
 
 def test_a_row_that_is_being_written_is_left_out(tmp_path):

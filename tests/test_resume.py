@@ -50,7 +50,7 @@ def stopped_during(what: str, number: int, signum: signal.Signals):
     """A signal arrives during the call number `number` (from 1) of: update, evaluate, save, show (after the save)."""
     places = {
         "update": (Fleet, "advance"),
-        "evaluate": (Evaluator, "play"),
+        "evaluate": (Evaluator, "rollout"),
         "save": (checkpoint, "save"),
         "show": (loop.Loop, "_state"),
     }
@@ -228,7 +228,7 @@ def test_restore_path_starts_a_new_run_from_weights(dataset_dir, tmp_path):
     assert float(agent.hypers.lr) == pytest.approx(1e-30)
     # Two steps of the average take the target towards those weights: (1 - tau)^2 of the distance is left.
     left = (1 - new.config.agent.tau) ** 2
-    trees = agent.target, weights.target, weights.params.critic.tracked()
+    trees = agent.target, weights.target, weights.params.critic.target_network()
     for after, before, fast in zip(*(jax.tree.leaves(tree) for tree in trees), strict=True):
         np.testing.assert_allclose(after, fast + left * (before - fast), rtol=1e-4, atol=1e-6)
     assert new.config.restore_path == str(old.folder)

@@ -224,7 +224,8 @@ def test_a_signal_ends_the_sweep(words, monkeypatch, capsys, tmp_path):
 
 def test_missing_data_is_collected_as_the_budget_says(place, words, monkeypatch, tmp_path):
     collected = []
-    monkeypatch.setattr(sweep, "collect_with_progress", lambda name, folder, episodes, _: collected.append((name, episodes)))
+    collect = lambda name, folder, episodes, _: collected.append((name, episodes))  # noqa: E731
+    monkeypatch.setattr(sweep, "collect_with_progress", collect)
     monkeypatch.setattr(jobs, "train_job", lambda configs, show: None)
     own = [f"--dataset_dir={tmp_path / 'data'}", f"--save_dir={tmp_path}", f"--out={tmp_path}"]
     assert cli.run([*words, *own, "--dry_run"]) == 0

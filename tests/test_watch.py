@@ -9,7 +9,7 @@ from run_folders import TASK, make_run
 
 from floq import cli
 from floq.analysis.report import watch
-from floq.utils.files import exclusive
+from floq.utils.files import lock_folder
 
 
 def shown(found, width=80, height=None) -> list[str]:
@@ -63,7 +63,7 @@ def test_many_runs_in_a_small_window(tmp_path):
 
 def test_a_run_that_trains(tmp_path):
     folder = make_run(tmp_path, finished=False, offline_steps=10_000)
-    with exclusive(folder, "busy"):
+    with lock_folder(folder, "busy"):
         lines = shown(watch.Watcher([tmp_path]).look())
     assert re.search(r"0 +200 / 10k +0\.60 +-10 +1 +100 +98s +running", lines[-1])
     assert lines[0].startswith("1 running")
@@ -72,7 +72,7 @@ def test_a_run_that_trains(tmp_path):
 def test_what_changes_is_read_again(tmp_path):
     folder = make_run(tmp_path, finished=False, offline_steps=10_000)
     watcher = watch.Watcher([tmp_path])
-    with exclusive(folder, "busy"):
+    with lock_folder(folder, "busy"):
         (running,) = watcher.look().values()
         assert (watch.state(running), running.step) == ("running", 200)  # type: ignore
         with open(folder / "eval.csv", "a") as file:
@@ -94,7 +94,7 @@ def test_it_ends_when_all_runs_have(tmp_path, monkeypatch):
 
     monkeypatch.setattr(watch.time, "sleep", sleep)
     console = Console(force_terminal=True, width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with exclusive(folder, "busy"), console.file:
+    with lock_folder(folder, "busy"), console.file:
         watch.watch([tmp_path], seconds=3.0, console=console)
     assert looks == [3.0, 3.0]
     assert "1 finished" in console.export_text()
@@ -107,6 +107,6 @@ def test_ctrl_c_ends_the_looking(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", interrupt)
-    with exclusive(folder, "busy"):
+    with lock_folder(folder, "busy"):
         assert cli.run(["watch", str(tmp_path)]) == 0
     assert "1 running" in capsys.readouterr().out

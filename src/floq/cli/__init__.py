@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from floq.utils.errors import Failed, Interrupted, UserError, nearest
-from floq.utils.signals import number_of, raise_signals
+from floq.utils.signals import raise_signals, signal_of
 from floq.utils.untrusted import printable
 
 USAGE = """\
@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
     except Failed as error:
         return _exit_code(1, error)
     except KeyboardInterrupt as stop:
-        return _exit_code(128 + number_of(stop), f"stopped by {number_of(stop).name}")
+        return _exit_code(128 + signal_of(stop), f"stopped by {signal_of(stop).name}")
     except Interrupted as error:
         return _exit_code(128 + error.signum, error)
 

@@ -154,7 +154,7 @@ class Replay(eqx.Module):
             yield ReplaySnapshot(*(x[used, run] for x in rows))
 
 
-def window(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:
+def window_size(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:
     """Return the number of newest transitions that a batch is drawn from, with `old` in the data; see `Mixture`."""
     return jnp.int32(buffer_size) if balanced else jnp.maximum(buffer_size, old + 1)
 
@@ -200,7 +200,7 @@ class Mixture(eqx.Module):
         `key`."""
         old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
         new = self.replay.count[self.run]
-        limit = window(old, self.buffer_size, self.balanced)
+        limit = window_size(old, self.buffer_size, self.balanced)
         too_old = jnp.maximum(new - limit, 0)  # of the new ones
         if self.balanced:
             old_key, new_key = jax.random.split(key)

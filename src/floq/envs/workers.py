@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from floq.utils.errors import Failed, UserError, in_one_line
-from floq.utils.signals import ENDING
+from floq.utils.signals import TERMINATION_SIGNALS
 
-START_SECONDS = 300.0  # allowed for a worker to make its environments
+START_TIMEOUT_S = 300.0  # allowed for a worker to make its environments
 CLOSE_TIMEOUT_S = 5.0  # allowed for all workers together to end by themselves
 
 
-class Raised(NamedTuple):
+class RemoteException(NamedTuple):
     """Exception of a worker's object, as its process reports it."""
 
     line: str
@@ -177,7 +177,7 @@ class Workers:
             result = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._died(worker) from error
-        if isinstance(result, Raised):
+        if isinstance(result, RemoteException):
             raise WorkerError(f"worker {worker} failed:\n{result.traceback}", result.line, result.is_users)
         return result
 
@@ -198,7 +198,7 @@ def _start(factory: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any
 
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    for signum in ENDING:
+    for signum in TERMINATION_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)  # they may reach the whole process group; the parent handles them
     _answer(pipe, factory, args)
 
@@ -223,8 +223,8 @@ def _answer(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...]) -> No
             pipe.send(answer)
 
 
-def _describe_error(error: Exception) -> Raised:
-    return Raised(in_one_line(error), traceback.format_exc(), isinstance(error, UserError))
+def _describe_error(error: Exception) -> RemoteException:
+    return RemoteException(in_one_line(error), traceback.format_exc(), isinstance(error, UserError))
 
 
 @contextlib.contextmanager

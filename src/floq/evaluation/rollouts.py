@@ -20,7 +20,7 @@ import numpy as np
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
 from floq.envs.environments import EnvSlots, EpisodeResult, index_of, is_heavy
-from floq.envs.workers import START_SECONDS, WorkerDied, WorkerError, Workers
+from floq.envs.workers import START_TIMEOUT_S, WorkerDied, WorkerError, Workers
 from floq.utils.machine import cores, worker_count
 
 ROWS = 64  # of a policy's batch
@@ -75,7 +75,7 @@ class Evaluator:
         timeout: float | None = None,
     ):
         self._env_name, self._num_episodes, self._action_chunk = env_name, num_episodes, action_chunk
-        self._timeout, self._start_timeout = timeout, timeout and max(START_SECONDS, timeout)
+        self._timeout, self._start_timeout = timeout, timeout and max(START_TIMEOUT_S, timeout)
         self._num_slots = min(num_episodes, max(MIN_SLOTS, cores()), ROWS)
         self._group_size = 1 if is_heavy(env_name) else _even_size(rollouts, max(1, MAX_ENVS // self._num_slots))
         slots = [(rollout, slot) for rollout in range(self._group_size) for slot in range(self._num_slots)]

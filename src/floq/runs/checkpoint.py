@@ -23,7 +23,7 @@ from floq.runs.config import Config
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import replace_folder, sync
-from floq.utils.untrusted import Kind, Unfit, read_json, read_tensors
+from floq.utils.untrusted import TensorMismatch, TensorSpec, read_json, read_tensors
 
 FORMAT, PREVIOUS_FORMAT = 3, 2  # they differ only in what residual critics compute
 MANIFEST = "manifest.json"
@@ -345,7 +345,7 @@ def _manifest(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _tensors(
-    path: Path, digests: Mapping[str, str], remedy: str, expected: Mapping[str, Kind] | None = None
+    path: Path, digests: Mapping[str, str], remedy: str, expected: Mapping[str, TensorSpec] | None = None
 ) -> dict[str, np.ndarray]:
     """Read the arrays of a file after checking its digest against the manifest's."""
     try:
@@ -354,7 +354,7 @@ def _tensors(
                 if hashlib.file_digest(file, "sha256").hexdigest() != digests[path.name]:
                     raise DamagedCheckpoint(f"{path} is damaged (its checksum differs): {remedy}")
         return read_tensors(path, expected)[0]
-    except Unfit as error:
+    except TensorMismatch as error:
         raise UserError(f"{path} does not fit its configuration: {error}") from error
     except OSError as error:
         raise _unreadable(path, error, remedy) from error

@@ -12,7 +12,7 @@ from floq.agent.config import AgentConfig, settings_type
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import DATA_FILES, looks_like_path
-from floq.utils.schema import check_names, check_ranges, typed
+from floq.utils.schema import check_names, check_ranges, convert_to_type
 
 RANDOM_STEPS = 5_000
 
@@ -198,8 +198,10 @@ class Config:
             if name not in types:
                 raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
         # `from_flat` rejects settings that neither critic nor actor has.
-        agent = {name: typed(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
-        run = {name: typed(name, x, types[name]) for name, x in values.items() if name != "agent"}
+        agent = {
+            name: convert_to_type(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()
+        }
+        run = {name: convert_to_type(name, x, types[name]) for name, x in values.items() if name != "agent"}
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:

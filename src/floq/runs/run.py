@@ -22,7 +22,7 @@ from floq.runs.config import Config
 from floq.runs.loggers import cut_csv, read_csv
 from floq.utils import files
 from floq.utils.errors import Failed, UserError
-from floq.utils.files import exclusive, make_folder, user_path
+from floq.utils.files import lock_folder, make_folder, user_path
 from floq.utils.machine import version
 from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, parse_json, read_json, read_text
 
@@ -87,7 +87,7 @@ class Run:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Lock the run's folder for this process. Raises UserError if another process holds the lock."""
-        return exclusive(self.folder, f"another process is at work in {self.folder}: wait for it, or stop it")
+        return lock_folder(self.folder, f"another process is at work in {self.folder}: wait for it, or stop it")
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":

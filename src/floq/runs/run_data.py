@@ -14,16 +14,16 @@ from floq.agent.agent import Agent
 from floq.data.arrays import Trajectories, hold_out, memory
 from floq.data.checks import check_rows
 from floq.data.collection.collect import collect
-from floq.data.collection.random_play import PIECE_SECONDS, RandomPlay
+from floq.data.collection.random_play import PIECE_SECONDS, RandomRollout
 from floq.data.collection.recipes import with_validation
 from floq.data.dataset import Dataset, Splits
 from floq.data.formats import ogbench
 from floq.data.formats.files import open_npz
 from floq.data.formats.ogbench import download
-from floq.data.formats.open import GIVEN, given_splits, open_splits
+from floq.data.formats.open import IN_MEMORY, given_splits, open_splits
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.envs import environments
-from floq.envs.workers import START_SECONDS, WorkerError, Workers
+from floq.envs.workers import START_TIMEOUT_S, WorkerError, Workers
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.utils import files
@@ -179,7 +179,7 @@ def check_fingerprint(run: Run, data: Splits) -> None:
 
 def check_in_memory_data(run: Run, given: Dataset | None) -> None:
     """Raise UserError if the run was given its data from Python, but `given` is None."""
-    if given is None and run.records["data"].get("provenance", "").startswith(GIVEN):
+    if given is None and run.records["data"].get("provenance", "").startswith(IN_MEMORY):
         raise UserError(f"{run.folder} was given its data from Python: do so again, as in floq.resume(run_dir, data)")
 
 
@@ -283,7 +283,7 @@ def _collect_random(configs: Sequence[Config], display: Display) -> list[Splits]
 def _collect_group(configs: Sequence[Config], on_progress: Callable[[int], None]) -> list[Trajectories]:
     """Collect random rollouts for these runs at the same time."""
     arguments = [(c.env_name or "", c.success_timing, c.seed, c.random_steps) for c in configs]
-    with Workers(RandomPlay, arguments) as workers:
+    with Workers(RandomRollout, arguments) as workers:
 
         def call(method: str, timeout: float) -> list[Any]:
             answers = workers.try_call(method, [()] * len(configs), timeout)
@@ -293,7 +293,7 @@ def _collect_group(configs: Sequence[Config], on_progress: Callable[[int], None]
             return answers
 
         timeout = configs[0].env_timeout + PIECE_SECONDS
-        done = call("go_on", max(START_SECONDS, timeout))
+        done = call("go_on", max(START_TIMEOUT_S, timeout))
         while done != [config.random_steps for config in configs]:
             on_progress(sum(done))
             done = call("go_on", timeout)

@@ -21,7 +21,7 @@ from floq.runs.config import Config
 from floq.runs.presets import configure, family
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import user_path
-from floq.utils.schema import SEEDS, check_keys, list_of, read_toml, typed, value_of
+from floq.utils.schema import SEEDS, check_keys, convert_to_type, list_of, read_toml, value_of
 from floq.utils.untrusted import check_environment, printable
 
 PROJECT = "sweep"
@@ -209,7 +209,7 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
         for written, value in layer.settings.items():
             name = aliases.get(written, written)
             if name in types_of:
-                flat[name.removeprefix("agent.")] = typed(f"{layer.where}: {written}", value, types_of[name])
+                flat[name.removeprefix("agent.")] = convert_to_type(f"{layer.where}: {written}", value, types_of[name])
             elif layer is layers[-1]:
                 raise UserError(f"{whose}: {written}: {_unknown(written, f'agent {group.agent!r}', types_of)}")
     if flat.get("eval_interval") == 0:

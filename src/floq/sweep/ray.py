@@ -28,7 +28,7 @@ from floq.sweep.board import ATTEMPTS, Board
 from floq.sweep.jobs import Job, Outcome, try_job
 from floq.sweep.plan import runs_of
 from floq.utils.errors import Failed, Interrupted, UserError, in_one_line
-from floq.utils.files import is_held, user_path
+from floq.utils.files import is_locked, user_path
 from floq.utils.machine import CORES, cores, enable_compilation_cache
 from floq.utils.signals import catch_signals
 
@@ -297,5 +297,5 @@ def _await_predecessor(job: Job) -> None:
     connection to Ray. Give up after `PREDECESSOR_TIMEOUT_S`."""
     folders = [run.folder for config in job.configs for run in runs_of(config)]
     end = time.monotonic() + PREDECESSOR_TIMEOUT_S
-    while any(map(is_held, folders)) and time.monotonic() < end:
+    while any(map(is_locked, folders)) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)

@@ -23,10 +23,10 @@ from floq.agent.finite import ACTION, OK
 from floq.agent.policy import Policy
 from floq.agent.state import Keys, ValueRange
 from floq.critics import CRITICS
-from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot, window
+from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot, window_size
 from floq.envs.environments import EpisodeResult, index_of
 from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs, Failure, VectorStep
-from floq.envs.workers import START_SECONDS, WorkerError, WorkerLate, Workers
+from floq.envs.workers import START_TIMEOUT_S, WorkerError, WorkerLate, Workers
 from floq.runs.config import Config
 from floq.training.fleet import Fleet, FleetData, RunKeys, train_steps
 from floq.training.sharding import Layout, for_each_run, on_each_device
@@ -240,14 +240,14 @@ class Online:
         self._shares = [sites[i::count] for i in range(count)]
         arguments = [(tuple(share), c.success_timing, c.restart_failed_envs) for share in self._shares]
         self._workers = Workers(ExploringEnvs, arguments)
-        self._start_timeout = max(START_SECONDS, c.env_timeout)
+        self._start_timeout = max(START_TIMEOUT_S, c.env_timeout)
         self._deaths = [0] * count  # of each worker since its last answer
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
         last = explored or [{} for _ in configs]
         self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
         before = [run or ReplaySnapshot.empty(c.num_envs, *sizes) for run in recorded]
         balanced = bool(c.balanced_sampling)
-        drawn_from = int(window(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
+        drawn_from = int(window_size(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
         ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
         keys = [Keys.of(config.seed).exploration for config in configs]
         self._fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)

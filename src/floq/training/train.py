@@ -31,7 +31,7 @@ from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable
 from floq.utils.machine import be_deterministic, clear_jit_cache, use_all_cores
 from floq.utils.progress import Display
-from floq.utils.signals import Stopped, catch_signals, number_of
+from floq.utils.signals import Stopped, catch_signals, signal_of
 
 T = TypeVar("T")
 
@@ -288,9 +288,9 @@ def run_to_completion(
                 pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train)
             runs[number].write_json("summary.json", summary)
     except KeyboardInterrupt as stop:
-        left = f"stopped by {number_of(stop).name} when all was trained; the rest comes with floq train --resume"
+        left = f"stopped by {signal_of(stop).name} when all was trained; the rest comes with floq train --resume"
         folders = " ".join(str(runs[number].folder) for number in ended)
-        raise Interrupted(f"{left} {folders}", number_of(stop)) from stop
+        raise Interrupted(f"{left} {folders}", signal_of(stop)) from stop
     if ended:
         show_result([runs[number] for number in ended], display)
     if loop.diverged:

@@ -15,7 +15,7 @@ except ImportError:  # Windows has no such locks; runs there are not guarded
     fcntl = None
 
 DATA_FILES = (".npz", ".hdf5", ".h5")
-LOCK_RETRY_S = 0.05  # seconds; `is_held` takes far less
+LOCK_RETRY_S = 0.05  # seconds; `is_locked` takes far less
 
 # --- Paths ---
 
@@ -141,7 +141,7 @@ def _with_path(error: OSError, path: Path) -> OSError:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, busy: str) -> Iterator[None]:
+def lock_folder(folder: Path, busy: str) -> Iterator[None]:
     """Lock the folder for this process. Raises UserError with the message `busy` if another process has locked it. The
     lock ends with the process, however it ends."""
     if fcntl is None:
@@ -151,7 +151,7 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
     try:
         try:
             if not _try_lock(handle, fcntl.LOCK_EX):
-                time.sleep(LOCK_RETRY_S)  # `is_held` of another process may have had it for a moment
+                time.sleep(LOCK_RETRY_S)  # `is_locked` of another process may have had it for a moment
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(busy) from error
@@ -160,9 +160,9 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
         os.close(handle)
 
 
-def is_held(folder: Path) -> bool:
-    """Return whether a process has locked the folder (see `exclusive`), without disturbing it. False where there are no
-    such locks, as on Windows, and for a folder that cannot be read."""
+def is_locked(folder: Path) -> bool:
+    """Return whether a process has locked the folder (see `lock_folder`), without disturbing it. False where there are
+    no such locks, as on Windows, and for a folder that cannot be read."""
     if fcntl is None:
         return False
     try:

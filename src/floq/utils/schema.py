@@ -62,7 +62,7 @@ def list_of(path: Path, name: str, values: Any, kind: type) -> list[Any]:
 # --- Types ---
 
 
-def typed(where: str, value: Any, hint: Any) -> Any:
+def convert_to_type(where: str, value: Any, hint: Any) -> Any:
     """Convert a value read from a file to a setting's type `hint`; None only where the type allows it. Raises UserError
     for a value of another type."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -73,7 +73,7 @@ def typed(where: str, value: Any, hint: Any) -> Any:
         if get_origin(kind) is Literal and value in get_args(kind) and not isinstance(value, bool):
             return value
         if get_origin(kind) is tuple and isinstance(value, list | tuple):  # a file has lists, `to_json` tuples
-            return tuple(typed(where, member, get_args(kind)[0]) for member in value)
+            return tuple(convert_to_type(where, member, get_args(kind)[0]) for member in value)
         if kind is float and type(value) is int:
             return float(value)  # or the same run would have two digests
         if kind in names and type(value) is kind:

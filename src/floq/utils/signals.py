@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+TERMINATION_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 RETRY_S = 0.05  # seconds after which a signal that could not be raised is sent again
 
 
@@ -20,7 +20,7 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
-def number_of(stop: KeyboardInterrupt) -> signal.Signals:
+def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
     """Return the signal that raised this."""
     return signal.Signals(stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
 
@@ -29,7 +29,7 @@ def number_of(stop: KeyboardInterrupt) -> signal.Signals:
 def catch_signals() -> Iterator[list[int]]:
     """Append received SIGINT, SIGTERM and SIGHUP to the list that is yielded, instead of ending the process at once."""
     received: list[int] = []
-    with _install_handler(ENDING, lambda signum, _: received.append(signum)):
+    with _install_handler(TERMINATION_SIGNALS, lambda signum, _: received.append(signum)):
         yield received
 
 
@@ -44,7 +44,7 @@ def raise_signals() -> Iterator[None]:
         else:
             raise Stopped(signum)
 
-    ours = [s for s in ENDING if s != signal.SIGINT or signal.getsignal(s) == signal.default_int_handler]
+    ours = [s for s in TERMINATION_SIGNALS if s != signal.SIGINT or signal.getsignal(s) == signal.default_int_handler]
     with _install_handler(ours, stop):
         yield
 

@@ -136,16 +136,16 @@ def _parse_int(text: str) -> int:
 DTYPES = {"BOOL": "bool", "U8": "uint8", "I32": "int32", "U32": "uint32", "I64": "int64", "F32": "float32"}
 """The types that floq stores, by their names in the file."""
 
-Kind = tuple[tuple[int, ...], str]
+TensorSpec = tuple[tuple[int, ...], str]
 """The shape of a tensor and its type: `((256, 4), "float32")`."""
 
 
-class Unfit(ValueError):
+class TensorMismatch(ValueError):
     """A tensor is missing, extra, or of another shape or type than expected."""
 
 
 def read_tensors(
-    path: Path, expected: Mapping[str, Kind] | None = None
+    path: Path, expected: Mapping[str, TensorSpec] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the tensors of a file by name, and the texts in its header.
 
@@ -183,14 +183,14 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header says that it has {length:,} bytes")
 
 
-def _check_kinds(found: Mapping[str, Kind], expected: Mapping[str, Kind] | None) -> None:
+def _check_kinds(found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec] | None) -> None:
     if odd := [name for name, (_, dtype) in found.items() if dtype not in DTYPES.values()]:
         raise ValueError(f"{odd[0]} holds {found[odd[0]][1]}, which floq never stores")
     if expected is None:
         return
     wrong = sorted(expected.keys() ^ found.keys()) or [name for name in expected if expected[name] != found[name]]
     if wrong:
-        raise Unfit(f"{wrong[0]} is missing, extra or of another shape")
+        raise TensorMismatch(f"{wrong[0]} is missing, extra or of another shape")
 
 
 # --- Names and links ---

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from floq.utils.errors import UserError
-from floq.utils.files import is_held, user_path
+from floq.utils.files import is_locked, user_path
 from floq.utils.untrusted import (
     CSV_LIMIT,
     JSON_LIMIT,
@@ -183,7 +183,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunRecord], list[DamagedRun
 
 def read_run(folder: Path) -> RunRecord | DamagedRun:
     """Read one run in any state."""
-    locked = is_held(folder)  # before its files are read: a run that ends meanwhile has a summary by then
+    locked = is_locked(folder)  # before its files are read: a run that ends meanwhile has a summary by then
     try:
         config = all_printable(read_json(folder / "config.json"))
         settings = _checked(config)

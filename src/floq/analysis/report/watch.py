@@ -15,7 +15,7 @@ from floq.analysis.metrics import Metric, last, primary_metric
 from floq.analysis.report.groups import group_runs, short_count
 from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_run
 from floq.analysis.report.tables import short_task
-from floq.utils.files import is_held
+from floq.utils.files import is_locked
 from floq.utils.untrusted import printable
 
 FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
@@ -51,7 +51,7 @@ class Watcher:
         for folder in find_runs(self._paths):
             stamp, before = tuple(_stamp(folder / name) for name in FILES), self._found.get(folder)
             if isinstance(before, RunRecord) and self._stamps.get(folder) == stamp:
-                locked = not before.ends and is_held(folder)  # no file shows whether it still runs
+                locked = not before.ends and is_locked(folder)  # no file shows whether it still runs
                 now[folder] = before if before.ends else replace(before, state="running" if locked else "stopped")
             else:
                 now[folder] = read_run(folder)

@@ -23,7 +23,7 @@ from floq.data.collection.experts.walker import Walker
 from floq.data.collection.recipes import Recipe, recipe, with_validation
 from floq.envs.workers import Workers
 from floq.utils.errors import UserError
-from floq.utils.files import exclusive
+from floq.utils.files import lock_folder
 from floq.utils.machine import version, worker_count
 
 
@@ -66,7 +66,7 @@ def collect(
     how = _provenance(made, seed)
     parts = directory / f".{name}.seed{seed}.partial"
     _make_folder(parts)
-    with exclusive(parts, f"another process is collecting {name} into {directory}: wait for it"):
+    with lock_folder(parts, f"another process is collecting {name} into {directory}: wait for it"):
         _discard_stale_parts(parts, how)
         _collect_parts(made, parts, seed, total, count, on_progress)
         _join_parts(parts, how, made, num_train, total)

@@ -12,7 +12,7 @@ STREAM = 3  # distinguishes these seeds from those of evaluation and exploration
 PIECE_SECONDS = 0.5  # duration of one call, so that a call that hangs can be detected
 
 
-class RandomPlay:
+class RandomRollout:
     """Rollout of `steps` environment steps with actions drawn uniformly from [-1, 1]; the last episode is truncated.
     The data depends on the seed, not on its division into pieces.
 
@@ -53,9 +53,9 @@ class RandomPlay:
         self._needs_reset, self._num_steps = bool(episode["terminations"] or truncated), self._num_steps + 1
 
 
-def play_randomly(env_name: str, success_timing: str | None, seed: int, steps: int) -> Trajectories:
-    """Run `RandomPlay` to completion in this process."""
-    play = RandomPlay(env_name, success_timing, seed, steps)
+def collect_random(env_name: str, success_timing: str | None, seed: int, steps: int) -> Trajectories:
+    """Run `RandomRollout` to completion in this process."""
+    play = RandomRollout(env_name, success_timing, seed, steps)
     while play.go_on() < steps:
         pass
     return play.trajectories()

@@ -8,7 +8,7 @@ import numpy as np
 
 from floq.data.arrays import Trajectories, from_arrays
 from floq.data.formats.files import check_exists
-from floq.data.formats.hdf5 import bytes_of, numbers, open_hdf5
+from floq.data.formats.hdf5 import numeric_array, open_hdf5, unpacked_bytes
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size
 
@@ -31,8 +31,10 @@ def read(path: Path) -> Trajectories:
             missing = [key for key in REQUIRED if key not in there]
             if missing:
                 raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL dataset")
-            found: dict[str, Any] = {key: numbers(file, key, path) for key in (*REQUIRED, *OPTIONAL) if key in there}
-            check_size(sum(map(bytes_of, found.values())), path)
+            found: dict[str, Any] = {
+                key: numeric_array(file, key, path) for key in (*REQUIRED, *OPTIONAL) if key in there
+            }
+            check_size(sum(map(unpacked_bytes, found.values())), path)
             arrays = {key: np.asarray(x) for key, x in found.items()}
     except ImportError as error:
         raise UserError(f"{path}: reading HDF5 files needs h5py: pip install 'floq[d4rl]'") from error

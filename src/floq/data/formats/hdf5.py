@@ -32,7 +32,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again") from error
 
 
-def numbers(group: Any, key: str, source: object) -> Any:
+def numeric_array(group: Any, key: str, source: object) -> Any:
     """Return the array of this name without reading it.
 
     Raises:
@@ -61,12 +61,14 @@ def numbers(group: Any, key: str, source: object) -> Any:
     most = MAX_EXPANSION * stored if packed else stored
     if packed and (chunk := _largest_chunk(array)) * MAX_EXPANSION > limit:
         raise UserError(f"{where} has a packed piece of {chunk:,} bytes, which could unpack to anything: repack it")
-    if bytes_of(array) > most:
-        raise UserError(f"{where} says that it has {bytes_of(array):,} bytes, of which {stored:,} are there: repack it")
+    if unpacked_bytes(array) > most:
+        raise UserError(
+            f"{where} says that it has {unpacked_bytes(array):,} bytes, of which {stored:,} are there: repack it"
+        )
     return array
 
 
-def bytes_of(array: Any) -> int:
+def unpacked_bytes(array: Any) -> int:
     """Return the bytes that an array unpacks to."""
     return array.size * array.dtype.itemsize
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
-from floq.data.formats.hdf5 import bytes_of, numbers, open_hdf5
+from floq.data.formats.hdf5 import numeric_array, open_hdf5, unpacked_bytes
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size, parse_json, read_json
 
@@ -23,7 +23,7 @@ def is_dataset(folder: Path) -> bool:
     return (folder / METADATA).is_file()
 
 
-def stored(name: str) -> Path:
+def local_folder(name: str) -> Path:
     """Return the folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`.
 
     Raises:
@@ -120,8 +120,8 @@ class _Episode:
     def __init__(self, group: Any, obs_space: Any, act_space: Any, folder: Path):
         self._obs_space, self._folder = obs_space, folder
         self._observations = self._find(group, "observations", obs_space)
-        self._others = {key: numbers(group, key, folder) for key in ("actions", "rewards", "terminations")}
-        self.size += sum(map(bytes_of, self._others.values()))
+        self._others = {key: numeric_array(group, key, folder) for key in ("actions", "rewards", "terminations")}
+        self.size += sum(map(unpacked_bytes, self._others.values()))
 
     size = 0
 
@@ -135,8 +135,8 @@ class _Episode:
         if isinstance(space, spaces.Tuple):
             within = _subgroup(group, key, self._folder)
             return tuple(self._find(within, f"_index_{i}", part) for i, part in enumerate(space.spaces))
-        found = numbers(group, key, self._folder)
-        self.size += 4 * int(space.n) * found.size if isinstance(space, spaces.Discrete) else bytes_of(found)
+        found = numeric_array(group, key, self._folder)
+        self.size += 4 * int(space.n) * found.size if isinstance(space, spaces.Discrete) else unpacked_bytes(found)
         return found
 
     def read(self, low: np.ndarray, high: np.ndarray) -> Mapping[str, Any]:

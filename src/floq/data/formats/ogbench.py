@@ -23,7 +23,7 @@ from floq.data.dataset import Splits
 from floq.data.formats.files import open_npz
 from floq.envs import environments
 from floq.utils.errors import UserError
-from floq.utils.files import check_writable, exclusive, remove_empty
+from floq.utils.files import check_writable, lock_folder, remove_empty
 from floq.utils.untrusted import read_json
 
 # --- Constants and types ---
@@ -69,7 +69,7 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
     parts = directory / f".{name}.download"
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        with exclusive(parts, f"another process is downloading {name} into {directory}: wait for it"):
+        with lock_folder(parts, f"another process is downloading {name} into {directory}: wait for it"):
             try:
                 for file in files:
                     _fetch(f"{address}/{file}", parts / file, bar or _no_bar)
@@ -167,15 +167,6 @@ def load_tasks(
         else:
             loaded.append(Splits.of(*parts, provenance=origin))
     return loaded
-
-
-def read_task(path: Path, env_name: str, label_timing: str = "pre") -> Trajectories:
-    """Read an OGBench npz with the rewards and masks of a task.
-
-    Raises:
-        UserError: as `read_rows`, or the file is not that of the task.
-    """
-    return label(read_rows(path), env_name, environments.make(env_name), label_timing, str(path))
 
 
 # --- Files ---

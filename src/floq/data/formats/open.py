@@ -17,10 +17,10 @@ from floq.utils.errors import UserError
 from floq.utils.files import looks_like_path, user_path
 
 FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-GIVEN = "given from Python"  # start of the provenance of data without a file
+IN_MEMORY = "given from Python"  # start of the provenance of data without a file
 
 
-class Opened(NamedTuple):
+class OpenedDataset(NamedTuple):
     """A dataset; whether its rewards and masks are valid (not in an OGBench file without a task); a description of its
     source; and its file if it is an npz."""
 
@@ -48,7 +48,7 @@ class RewardTask:
 
 def open_dataset(
     name: str, dataset_dir: str, task: RewardTask | None = None, fetch: ogbench.Fetch | None = None
-) -> Opened:
+) -> OpenedDataset:
     """Read a dataset from a file, a folder or a local store, depending on its name.
 
     Args:
@@ -65,13 +65,13 @@ def open_dataset(
     """
     path = user_path(name)
     if path.suffix in (".hdf5", ".h5"):
-        return Opened(d4rl.read(path), True, str(path))
+        return OpenedDataset(d4rl.read(path), True, str(path))
     if path.suffix == ".npz":
         return _open_npz(path, task)
     if minari.is_dataset(path):
-        return Opened(minari.read(path), True, str(path))
+        return OpenedDataset(minari.read(path), True, str(path))
     if os.path.isdir(path):
-        return Opened(read_folder(path), True, str(path))
+        return OpenedDataset(read_folder(path), True, str(path))
     if looks_like_path(name) or os.path.exists(path):
         what = "is no .npz, .hdf5 or .h5 file" if os.path.exists(path) else "is not there"
         raise UserError(f"{path} {what}: give such a file, a folder of them, or a name")
@@ -80,7 +80,7 @@ def open_dataset(
             task = task or RewardTask(name)
         file, _ = ogbench.find_files(environments.dataset_name(name), user_path(dataset_dir), fetch or _raise_missing)
         return _open_npz(file, task)
-    return Opened(minari.read(minari.stored(name)), True, name)
+    return OpenedDataset(minari.read(minari.local_folder(name)), True, name)
 
 
 def open_splits(
@@ -133,12 +133,12 @@ def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
         UserError: it does not fit the environment.
     """
     sizes = None if env_name is None else environments.sizes(environments.make(env_name))
-    _check(Opened(data, True, "the given data"), sizes, env_name)
+    _check(OpenedDataset(data, True, "the given data"), sizes, env_name)
     train, validation, how = hold_out(data)
-    return Splits.of(train, validation, f"{GIVEN}; {how}")
+    return Splits.of(train, validation, f"{IN_MEMORY}; {how}")
 
 
-def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> None:
+def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | None) -> None:
     """Raise UserError if data cannot be trained on, or its observations or actions have other sizes than those of
     `whose`."""
     if not opened.has_rewards:
@@ -151,18 +151,18 @@ def _check(opened: Opened, sizes: dict[str, int] | None, whose: str | None) -> N
     check_widths(arrays, sizes or {}, opened.source, str(whose))
 
 
-def _open_npz(path: Path, task: RewardTask | None) -> Opened:
+def _open_npz(path: Path, task: RewardTask | None) -> OpenedDataset:
     """Open an npz in OGBench's layout, or with a row for each transition."""
     arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS))
     if "rewards" in arrays and not ("masks" in arrays and not {"timeouts", "next_observations"} & arrays.keys()):
-        return Opened(_flat(arrays, str(path)), True, str(path), path)
+        return OpenedDataset(_flat(arrays, str(path)), True, str(path), path)
     rows = ogbench.check_layout(arrays, str(path))
     if "masks" in rows:
-        return Opened(ogbench.trajectories(rows), True, str(path), path)
+        return OpenedDataset(ogbench.trajectories(rows), True, str(path), path)
     if task is not None:
-        return Opened(task.label(rows, str(path)), True, f"{path}, rewards of {task.name}", path)
+        return OpenedDataset(task.label(rows, str(path)), True, f"{path}, rewards of {task.name}", path)
     zeros = np.zeros(len(rows["terminals"]), np.float32)
-    return Opened(ogbench.trajectories(rows | {"rewards": zeros, "masks": 1 - zeros}), False, str(path), path)
+    return OpenedDataset(ogbench.trajectories(rows | {"rewards": zeros, "masks": 1 - zeros}), False, str(path), path)
 
 
 def _flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
@@ -184,7 +184,7 @@ def _validation_file(train: Path | None) -> Path | None:
     return val_file if os.path.exists(val_file) else None
 
 
-def _origin(opened: Opened, task: RewardTask | None) -> str:
+def _origin(opened: OpenedDataset, task: RewardTask | None) -> str:
     """Return where the data comes from; for a collection, according to its record."""
     record = opened.file and ogbench.provenance(opened.file.stem, opened.file.parent)
     if not record or record.endswith(ogbench.NO_RECORD):
