@@ -1,4 +1,4 @@
-"""Fuzz the readers of files from strangers with Atheris, which keeps the inputs that reach new lines of code:
+"""Fuzz the readers of untrusted files with Atheris, which keeps the inputs that reach new lines of code:
 
     pip install atheris && python benchmarks/fuzz.py --seconds 60
     python benchmarks/fuzz.py --only tensors --seconds 600 --keep corpus

@@ -1,4 +1,4 @@
-"""The readers of files from strangers as functions of bytes: what `tests/test_fuzz.py` tries with random changes to
+"""The readers of untrusted files as functions of bytes: what `tests/test_fuzz.py` tries with random changes to
 good files, and `benchmarks/fuzz.py` with whatever reaches new lines of code. Each may return, or raise UserError."""
 
 import contextlib

@@ -75,7 +75,7 @@ def test_the_same_number_again_and_on_from_there(finished, capsys):
     after = floq.Run.open(finished).evaluations()
     assert after["step"] == [1, 4, 6, 8]
     assert after["evaluation/td_error"][:3] == before["evaluation/td_error"]
-    assert "in the critic's opinion" in " ".join(capsys.readouterr().out.split())
+    assert "according to the critic" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_said_is_what_the_agent_computes():

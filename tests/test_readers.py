@@ -282,7 +282,7 @@ def test_d4rl_files_that_are_none(tmp_path):
 def test_a_folder_of_episodes_that_is_none(tmp_path):
     folder = write_folder(tmp_path / "episodes", make_episodes([(3, True), (2, False)]))
     (folder / "000.npz").write_bytes(b"not a zip file")
-    with pytest.raises(UserError, match=r"000\.npz cannot be read .*: mend it, or take it out of the folder"):
+    with pytest.raises(UserError, match=r"000\.npz cannot be read .*: repair it, or take it out of the folder"):
         read_folder(folder)
     with pytest.raises(UserError, match=r"holds no \.npz files"):
         read_folder(tmp_path / "none")

@@ -35,7 +35,7 @@ def summary_rows(config: Config, evaluation: Mapping[str, float]) -> dict[str, s
     if "initial_value" in found:
         return {
             "TD error": f"{found['td_error']:.4g}, mean over held-out transitions",
-            "policy": f"worth {found['initial_value']:.4g} where held-out episodes start, in the critic's opinion",
+            "policy": f"worth {found['initial_value']:.4g} where held-out episodes start, according to the critic",
             "data": f"earned {found['data_return']:.4g} from there, discounted",
             "protocol": f"{protocol(config)}, so nothing here is measured success",
         }

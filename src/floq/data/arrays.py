@@ -187,7 +187,7 @@ def read_folder(folder: Path) -> Trajectories:
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise UserError(f"{folder} holds no .npz files")
-    keys, remedy = (*EPISODE_KEYS, *TERMINATION_ALIASES), "mend it, or take it out of the folder"
+    keys, remedy = (*EPISODE_KEYS, *TERMINATION_ALIASES), "repair it, or take it out of the folder"
     return from_episodes(_open_all(files, keys, remedy), str(folder))
 
 

@@ -77,7 +77,7 @@ def read_csv(path: Path) -> dict[str, list[float]]:
     try:
         columns = {name: [float(row[place]) for row in rows] for place, name in enumerate(header)}
     except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error}): mend it, or move it away to do without it") from error
+        raise UserError(f"{path} is damaged ({error}): repair it, or move it away to do without it") from error
     return columns if rows else {}
 
 
@@ -85,7 +85,7 @@ def _rows(path: Path) -> list[list[str]]:
     try:
         return [row for row in csv.reader(io.StringIO(read_text(path, CSV_LIMIT), newline="")) if row]
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is damaged ({error}): mend it, or move it away to do without it") from error
+        raise UserError(f"{path} is damaged ({error}): repair it, or move it away to do without it") from error
 
 
 def _encoded(rows: Iterable[Sequence[Any]]) -> bytes:

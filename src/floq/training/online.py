@@ -213,7 +213,7 @@ class Online:
         sizes: how many numbers an observation and an action have.
         steps: the environment steps that every run has behind it.
         recorded: for each run its replay, or None before the first step.
-        display: where it says what it mends.
+        display: shows what it repairs.
         explored: for each run what the last row of its log says, if there is one.
 
     Raises:
@@ -357,7 +357,7 @@ class Online:
     def _note(self, failure: Failure) -> None:
         if not failure.goes_on:
             raise self._end(failure.what, MAX_FAILURES)
-        self._display.note(f"note    {failure.what}; it is made anew")
+        self._display.note(f"note    {failure.what}; it is replaced")
 
     def _end(self, what: str, times: int) -> Failed:
         """Return the error that ends the run, after so many failures in a row."""
@@ -374,7 +374,7 @@ class Online:
             self._deaths[worker] += 1
             if not self._config.restart_failed_envs or self._deaths[worker] >= MAX_FAILURES:
                 raise self._end(what, self._deaths[worker])
-            self._display.note(f"note    {what}; it is started anew")
+            self._display.note(f"note    {what}; it is restarted")
             self._workers.restart(worker)
             zeros = np.zeros((len(self._shares[worker]), self._act_size), np.float32)
             try:

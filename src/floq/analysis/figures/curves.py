@@ -102,7 +102,7 @@ def held_out_curve(
     data from the same states, and the TD error of held-out transitions."""
     with figure(path, 8.0, 3.8, 1, 2) as (fig, (left, right)):
         fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
-        left.plot(steps, values, "o-", color=BLUE, markersize=4, label="policy, in the critic's opinion")
+        left.plot(steps, values, "o-", color=BLUE, markersize=4, label="policy, according to the critic")
         left.plot(steps, data_returns, "--", color=ORANGE, label="data, discounted return")
         left.set(xlabel="gradient steps", ylabel="value of held-out initial states")
         left.legend(fontsize=8)
