@@ -37,7 +37,7 @@ def words(tmp_path_factory):
 
 
 def serial(words, save_dir):
-    """The same sweep without Ray, on one core as each job has: XLA's older loops, which tests use, depend on threads."""
+    """The same sweep without Ray, on one core as each job has: XLA's older loops, which tests use, see the threads."""
     command = [sys.executable, "-m", "floq", "sweep", *words, f"--save_dir={save_dir}"]
     subprocess.run(command, env=os.environ | {"FLOQ_CORES": "1", "NPROC": "1"}, check=True, capture_output=True)
     return save_dir
