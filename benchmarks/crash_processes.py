@@ -105,8 +105,10 @@ class Forks:
 
     def __exit__(self, *_: object) -> None:
         assert self._server.stdin
+        assert self._server.stdout
         self._server.stdin.close()
         self._server.wait(PATIENCE)
+        self._server.stdout.close()
 
     def start(self, words: Sequence[str], output: Path, point: str | None = None, number: int = 0) -> Forked:
         """Run floq with these words, with the end at a point of `crash_inside` prepared."""
