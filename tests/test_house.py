@@ -49,4 +49,5 @@ def test_modules_that_users_name_keep_their_names():
     for alias, name in floq._ALIASES.items():
         assert importlib.import_module(alias) is importlib.import_module(name)
         assert importlib.import_module(name).__spec__.name == name
+    assert importlib.import_module("floq.config").LearningSettings
     assert callable(floq.train)

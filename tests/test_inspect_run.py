@@ -225,7 +225,7 @@ def test_a_run_without_an_environment(held_out_runs, tmp_path, capsys):
     made = inspect_run(run, out=str(tmp_path / "out"))
     assert {p.name for p in made} == {"members.png", "diagnosis.png"}
     printed = capsys.readouterr().out
-    assert "a scalar critic is looked up: no flow, no K, no source noise to draw" in printed
+    assert "a scalar critic has no flow: no K, no source noise to draw" in printed
     assert "no environment: no episodes, and no film" in printed
     with pytest.raises(UserError, match="no environment to film"):
         inspect_run(run, video=True, show=False)

@@ -84,7 +84,7 @@ def test_a_checkpoint_that_cannot_be_read_today_is_not_damaged(copy, capsys, mon
 
     monkeypatch.setattr(checkpoint.hashlib, "file_digest", refuse)
     assert cli.run(["train", f"--resume={copy}", "--offline_steps=13"]) == 2
-    assert "cannot be read (Permission denied): see to that, and try again" in capsys.readouterr().err
+    assert "cannot be read (Permission denied): fix this, and try again" in capsys.readouterr().err
     assert steps(copy / "checkpoints") == [5, 10, LAST]
 
 

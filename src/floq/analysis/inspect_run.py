@@ -199,7 +199,7 @@ class RunInspection:
             self._add("steps.png", integration.settling(self._path("steps.png"), counts, values, trained))
             self._noise(probes)
             return
-        self._display.note(f"a {agent.static.critic_name} critic is looked up: no flow, no K, no source noise to draw")
+        self._display.note(f"a {agent.static.critic_name} critic has no flow: no K, no source noise to draw")
         members = probing.members(agent, probes)
         title = (
             f"The {members.shape[1]} networks of the {agent.static.critic_name} critic at {len(members)} state-actions"

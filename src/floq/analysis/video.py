@@ -1,8 +1,7 @@
 """Videos of episodes: a separate process repeats the recorded actions and renders them. No JAX in here.
 
-Elsewhere MuJoCo is imported without a renderer (see `envs`), and its renderer is fixed at import. So the recorder is a
-worker process, whose environment variables name the renderer before anything is imported.
-"""
+Elsewhere MuJoCo is imported without a renderer (see `floq.envs.environments`), and its renderer is fixed at import. So
+the recorder is a worker process, whose environment variables name the renderer before anything is imported."""
 
 import contextlib
 import os

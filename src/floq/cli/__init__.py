@@ -13,14 +13,14 @@ floq: reinforcement learning with a Q-function that is integrated, not looked up
 
   floq train               train an agent; with no arguments, the demonstration
   floq eval RUN_DIR        evaluate a checkpoint again
-  floq inspect RUN_DIR     pictures of what a run's critic has learned, and of how; with --video a film
-  floq export RUN_DIR      its policy as a folder that acts with NumPy alone; also for ONNX and StableHLO
-  floq bench               what K and a fleet cost on this machine
-  floq sweep FILE          train what an experiment file compares, and draw what came of it; with --address on Ray
-  floq watch RUNS          how runs are getting on, live
-  floq report RUNS         what runs came to: a page with tables and curves, or files for a paper
+  floq inspect RUN_DIR     pictures of a run's critic; with --video a film of its episodes
+  floq export RUN_DIR      its policy as a folder that needs NumPy only; also ONNX and StableHLO
+  floq bench               cost of K and of a fleet on this machine
+  floq sweep FILE          train the runs of an experiment file and plot the results; with --address on Ray
+  floq watch RUNS          progress of runs, live
+  floq report RUNS         results of runs: a page with tables and curves, or files for a paper
   floq data collect NAME   make an OGBench dataset with an expert
-  floq data inspect NAME   what is in a dataset: a table, a picture, and what would hurt training
+  floq data inspect NAME   describe a dataset: a table, a picture, and warnings
   floq data convert A B    write a dataset as an OGBench npz or for Minari
 
 Each command explains its options with --help.

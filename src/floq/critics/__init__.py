@@ -1,6 +1,6 @@
 """Critics by name. To add one, implement `base.Critic` in a new file and register it here."""
 
-from floq.critics.base import Critic, Policy, ReturnScale
+from floq.critics.base import Critic, PolicyFn, ReturnScale
 from floq.critics.categorical import CategoricalConfig, CategoricalCritic
 from floq.critics.floq import FloqConfig, FloqCritic
 from floq.critics.quantile import QuantileConfig, QuantileCritic
@@ -20,7 +20,7 @@ __all__ = [
     "Critic",
     "FloqConfig",
     "FloqCritic",
-    "Policy",
+    "PolicyFn",
     "QuantileConfig",
     "QuantileCritic",
     "ReturnScale",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
-Policy: TypeAlias = Callable[[Float[Array, " obs"], PRNGKeyArray], Float[Array, " act"]]
+PolicyFn: TypeAlias = Callable[[Float[Array, " obs"], PRNGKeyArray], Float[Array, " act"]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
 
 
@@ -17,7 +17,8 @@ class ReturnScale(NamedTuple):
     """Scale of returns. It comes from the data and the hyperparameters, so it is an argument and never a module field:
     a field would be trained, and could not vary within a fleet.
 
-    r_min, r_max: smallest and largest reward, both widened to contain 0 (METHOD.md says why). discount: per step.
+    r_min, r_max: smallest and largest reward, both widened to contain 0, since returns near the end of an
+    episode are near 0. discount: per step.
     noise_coverage: share of the return range that source noise covers.
     """
 
@@ -61,7 +62,7 @@ class Critic(eqx.Module):
         reward: Float[Array, ""],
         bootstrap: Float[Array, ""],
         next_obs: Float[Array, " obs"],
-        policy: Policy,
+        policy: PolicyFn,
         scale: ReturnScale,
         key: PRNGKeyArray,
     ) -> Float[Array, "*y"]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from floq.critics.base import Aggregation, Critic, Policy, ReturnScale, aggregate
+from floq.critics.base import Aggregation, Critic, PolicyFn, ReturnScale, aggregate
 from floq.networks.mlp import MLP
 
 
@@ -44,7 +44,7 @@ class EnsembleCritic(Critic):
     def target_network(self) -> "EnsembleCritic":
         return self
 
-    def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
+    def target(self, reward, bootstrap, next_obs, policy: PolicyFn, scale: ReturnScale, key):
         """Compute y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy."""
         values = self.members(next_obs, policy(next_obs, key), scale)
         return reward + bootstrap * aggregate(values, self.config.q_agg, self.config.rho)
@@ -65,4 +65,4 @@ class EnsembleCritic(Critic):
 def check_no_num_steps(num_steps: int | None) -> None:
     """Raise ValueError if `num_steps` is given to a critic without integration."""
     if num_steps is not None:
-        raise ValueError("this critic is looked up, not integrated: num_steps does not apply")
+        raise ValueError("this critic is not integrated: num_steps does not apply")

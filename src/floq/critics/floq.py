@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Aggregation, Critic, Info, Policy, ReturnScale, aggregate, td_errors
+from floq.critics.base import Aggregation, Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
 from floq.flow import NoiseScheme, Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import kernels
 from floq.networks.embeddings import TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
@@ -217,7 +217,7 @@ class FloqCritic(Critic):
     def target_network(self) -> "FloqCritic":
         return FloqCritic(self.velocity, None, self.config)
 
-    def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
+    def target(self, reward, bootstrap, next_obs, policy: PolicyFn, scale: ReturnScale, key):
         """Compute `target_at` with random source noise and one action of the policy for each source sample."""
         act_key, noise_key = jax.random.split(key)
         samples = self.config.target_noise_samples or self.config.noise_samples

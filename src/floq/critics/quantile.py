@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Critic, Info, Policy, ReturnScale, aggregate, td_errors
+from floq.critics.base import Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
 from floq.critics.ensemble import EnsembleConfig, check_no_num_steps
 from floq.networks.mlp import MLP, ensemble
 
@@ -52,7 +52,7 @@ class QuantileCritic(Critic):
     def target_network(self) -> "QuantileCritic":
         return self
 
-    def target(self, reward, bootstrap, next_obs, policy: Policy, scale: ReturnScale, key):
+    def target(self, reward, bootstrap, next_obs, policy: PolicyFn, scale: ReturnScale, key):
         """Compute `target_at` with M random quantiles and one action of the policy for each."""
         act_key, tau_key = jax.random.split(key)
         next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, self.config.num_tau_samples))

@@ -11,7 +11,7 @@ MIN_FILL = 0.05  # returns that fill less of the value range than this are hard 
 
 class ReturnRange(NamedTuple):
     """Range of the returns that rewards, widened to contain 0, allow; the interval of floq's source noise; and the
-    margin of its histogram (METHOD, "Critic"). `floq.critics.ReturnScale` is the same for a critic."""
+    margin of its histogram (`reward_offset`). `floq.critics.ReturnScale` is the same for a critic."""
 
     low: float
     high: float

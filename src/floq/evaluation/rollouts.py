@@ -56,7 +56,7 @@ class Evaluator:
 
     Args:
         env_name: initial task; rollouts may use other tasks of the same environment.
-        success_timing: see `envs.make`.
+        success_timing: see `floq.envs.environments.make`.
         num_episodes: episodes per evaluation.
         workers: number of processes; by default one per core.
         action_chunk: actions per call of a policy.

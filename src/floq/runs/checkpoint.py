@@ -191,7 +191,7 @@ def _unreadable(path: Path, error: OSError, remedy: str) -> UserError:
     """Return the exception for a file that cannot be read: Damaged if the file is at fault, UserError otherwise."""
     if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
         return DamagedCheckpoint(f"{path} is damaged ({error.strerror}): {remedy}")
-    return UserError(f"{path} cannot be read ({error.strerror}): see to that, and try again")
+    return UserError(f"{path} cannot be read ({error.strerror}): fix this, and try again")
 
 
 # --- Folder ---

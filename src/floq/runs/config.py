@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from floq.agent.config import AgentConfig, settings_type
+from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import DATA_FILES, looks_like_path

@@ -262,7 +262,7 @@ def _message(error: OSError, folders: Sequence[Path]) -> str:
         return f"{deleted}; the others go on with {command}" if left else f"{deleted}: start it again"
     saved = min((steps(folder / "checkpoints") or [0])[-1] for folder in folders)
     kept = f"the checkpoint of step {saved} is whole" if saved else "there was no checkpoint yet"
-    remedy = "see to that"
+    remedy = "fix this"
     if error.errno in SPACE_ERRORS:
         remedy = SPACE_ERRORS[error.errno]
     elif error.errno in PERMISSION_ERRORS:

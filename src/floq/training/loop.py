@@ -82,20 +82,20 @@ class Loop:
 
         Raises:
             Interrupted: a signal appeared in `received`; a checkpoint is written before.
-            Failed: an environment failed; likewise, as before whatever else is raised. Runs that diverged raise
+            Failed: an environment failed. A checkpoint is written before any error is raised. Runs that diverged raise
                 nothing; see `diverged`.
         """
-        due, first, last = self._schedule, self._step, self._schedule.last_step
+        schedule, first, last = self._schedule, self._step, self._schedule.last_step
         with contextlib.ExitStack() as workers, self._saved_if_it_fails():
             self._evaluations.begin_again(pending)
-            if first and due.evaluation_due(first):
+            if first and schedule.evaluation_due(first):
                 self._evaluations.complete(first, self._active, received)
             with self._display.bar("train", last, start=first) as update_bar:
                 while self._step < last and self._active and not received:
-                    if due.is_online(self._step):  # environment steps, with gradient steps beside them
+                    if schedule.is_online(self._step):  # environment steps, with gradient steps beside them
                         infos = self._advance_online(workers, received)
                     else:  # gradient steps on the data
-                        stop = due.next_stop(self._step, self._clocks.updates.per_call())
+                        stop = schedule.next_stop(self._step, self._clocks.updates.per_call())
                         with self._clocks.timed(self._clocks.updates, stop - self._step):
                             infos = self.fleet.advance(stop - self._step)
                         self._step = stop
@@ -103,9 +103,11 @@ class Loop:
                     self._log_and_evaluate(infos, received)
                     self._evaluations.take()
                     self._evaluations.wait(MAX_PENDING * len(self.loggers), received)
-                    if due.save_due(self._step) or self._save_is_late or received:
+                    if schedule.save_due(self._step) or self._save_is_late or received:
                         self._save()
-                    update_bar(self._step, line=due.due(self._step, self._config.eval_interval), **self._state(infos))
+                    update_bar(
+                        self._step, line=schedule.due(self._step, self._config.eval_interval), **self._state(infos)
+                    )
             waiting = len(self._evaluations.pending)
             self._evaluations.wait(0, received)
             if self._saved_step != self._step or waiting != len(self._evaluations.pending):

@@ -132,7 +132,7 @@ def assemble(runs: Sequence[RunRecord], damaged: Sequence[DamagedRun], reference
     """Assemble the report of these runs.
 
     Args:
-        runs: as `runs.read` returns them.
+        runs: as `report.runs.read_runs` returns them.
         damaged: likewise.
         reference: the name of a group; by default the first of those with the most results.
 

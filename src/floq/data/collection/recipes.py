@@ -1,4 +1,4 @@
-"""Recipes of the benchmark's datasets for which floq has an expert (METHOD: "Collecting the paper's data";
+"""Recipes of the benchmark's datasets for which floq has an expert (
 OGBench, arXiv 2410.20092, appendix)."""
 
 import re
