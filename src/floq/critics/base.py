@@ -80,8 +80,8 @@ class Critic(eqx.Module):
         scale: ReturnScale,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Info]:
-        """Compute the loss and the scalars to log: at least `critic_loss`, `q` and `td_errors`. No gradient flows to
-        `target`. Consumes `key`."""
+        """Compute the loss and the scalars to log: at least `critic_loss`, `q` and those of `td_errors`. No gradient
+        flows to `target`. Consumes `key`."""
 
     @abc.abstractmethod
     def read_out(
