@@ -283,7 +283,7 @@ assert len(jax.devices()) == 2
 
     def in_a_process(*commands):
         script = code.format(commands=[list(words) for words in commands])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FLOQ_ENV_MODULES": "probe_envs"}
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment
         )
