@@ -22,7 +22,7 @@ from floq.training.fleet import Fleet
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.progress import Display
-from floq.utils.signals import catch_signals
+from floq.utils.signals import Stopped, catch_signals, raise_signals
 
 SAME = SCENARIOS[0]  # what has to be the same bit by bit until the end
 
@@ -261,6 +261,20 @@ def test_a_signal_while_jax_is_being_loaded_ends_it_in_one_line(name, code):
     script = [sys.executable, "-c", WHILE_JAX_BEGINS.replace("{signal}", name)]
     done = subprocess.run(script, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, f"floq: stopped by {name}\n")
+
+
+def test_a_signal_whose_exception_is_ignored_is_sent_again():
+    class Fragile:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def drop_and_wait():
+        Fragile()
+        time.sleep(20)
+
+    with pytest.raises(Stopped) as stop, raise_signals():
+        drop_and_wait()
+    assert stop.value.signum == signal.SIGTERM
 
 
 def test_under_nohup_the_end_of_the_terminal_ends_nothing():

@@ -32,12 +32,17 @@ def old_run(tmp_path, no_pictures, monkeypatch):
     return copy
 
 
-def test_a_finished_run(old_run, tmp_path, capsys):
+def test_a_finished_run_is_evaluated_and_reported(old_run, tmp_path, capsys):
     folder = old_run("offline")
     assert cli.run(["eval", str(folder)]) == 0
     assert "worth 0.1303" in capsys.readouterr().out  # as version 0.1 said when it had trained it
     assert cli.run(["report", str(folder), f"--out={tmp_path / 'report.md'}"]) == 0
     assert "choice" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on(old_run):
+    folder = old_run("offline")
     assert cli.run(["train", "--resume", str(folder), "--offline_steps=12"]) == 0
     assert Run.open(folder).evaluations()["step"] == [1, 5, 10, 12]
 

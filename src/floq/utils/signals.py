@@ -3,10 +3,12 @@
 import _thread
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
+from typing import Any
 
 TERMINATION_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 RETRY_S = 0.05  # seconds after which a signal that could not be raised is sent again
@@ -36,17 +38,32 @@ def catch_signals() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def raise_signals() -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP raise `Stopped`, instead of ending the process without a message and leaving its
-    workers running. Where SIGINT is ignored, or has a handler, that stays."""
+    workers running. Where SIGINT is ignored, or has a handler, that stays. A signal is sent again if it cannot be
+    raised where it arrives, or if Python ignores the exception, as in a `__del__`."""
+
+    def send_again(signum: int) -> None:
+        threading.Timer(RETRY_S, _thread.interrupt_main, [signum]).start()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if _is_loading_extension(frame):  # some of JAX's abort the process if an exception is raised here
-            threading.Timer(RETRY_S, _thread.interrupt_main, [signum]).start()
+            send_again(signum)
         else:
             raise Stopped(signum)
 
+    def on_ignored(ignored: Any) -> None:
+        if isinstance(ignored.exc_value, Stopped):
+            send_again(ignored.exc_value.signum)
+        else:
+            before(ignored)
+
     ours = [s for s in TERMINATION_SIGNALS if s != signal.SIGINT or signal.getsignal(s) == signal.default_int_handler]
+    before = sys.unraisablehook
     with _install_handler(ours, stop):
-        yield
+        sys.unraisablehook = on_ignored
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
 
 def _is_loading_extension(frame: FrameType | None) -> bool:
