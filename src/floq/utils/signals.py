@@ -42,7 +42,7 @@ def raise_signals() -> Iterator[None]:
     raised where it arrives, or if Python ignores the exception, as in a `__del__`."""
 
     def send_again(signum: int) -> None:
-        threading.Timer(RETRY_S, _thread.interrupt_main, [signum]).start()
+        threading.Timer(RETRY_S, _interrupt_main_thread, [signum]).start()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         if _is_loading_extension(frame):  # some of JAX's abort the process if an exception is raised here
@@ -64,6 +64,14 @@ def raise_signals() -> Iterator[None]:
             yield
         finally:
             sys.unraisablehook = before
+
+
+def _interrupt_main_thread(signum: int) -> None:
+    """Send a signal to the main thread, whose system calls it interrupts where threads can be sent signals."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+    else:
+        _thread.interrupt_main(signal.Signals(signum))
 
 
 def _is_loading_extension(frame: FrameType | None) -> bool:
