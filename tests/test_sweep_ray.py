@@ -86,7 +86,8 @@ def test_workers_and_nodes_are_killed_and_every_cell_ends_as_in_a_serial_sweep(w
 def test_ctrl_c_writes_checkpoints_and_the_same_command_goes_on(words, tmp_path, capsys):
     own = [word for word in words if word not in ("3", "4")]
     expected = serial(own, tmp_path / "serial")
-    there = ["sweep", *own, f"--save_dir={tmp_path / 'ray'}", "--address=local", "--cores_per_cell=1"]
+    there = ["sweep", *own, f"--save_dir={tmp_path / 'ray'}", "--address=local"]
+    there += ["--cores_per_cell=1", "--fleet_size=2"]
 
     def interrupt():
         while not saved(tmp_path / "ray"):
