@@ -5,6 +5,7 @@ run; what trains through the command line computes the same without.
 """
 
 import contextlib
+import gc
 import os
 import platform
 import resource
@@ -17,8 +18,9 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = os.environ.get("FLOQ_TEST_PLATFORM", "cpu")
 # Compiling is most of the suite's time, and tests compute little: hardly any optimisation, none where nothing learns,
 # and where JAX still has it the older of XLA's ways to write loops, which takes half the time. With fused multiply-adds
-# the last bits of such loops depend on where buffers lie; AVX has none.
+# the last bits of such loops depend on where buffers lie; AVX has none. A program is one piece of code, not thirty-two.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 if version("jax").startswith("0.8.") and platform.machine() == "x86_64":
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
 # Programs are compiled once for all tests, their subprocesses and the next run.
@@ -34,6 +36,7 @@ install_import_hook([f"floq.{name}" for name in CHECKED], "beartype.beartype")  
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 50, 100)  # what is traced are many small objects, and all are looked at again and again
 
 import filelock  # noqa: E402
 import gymnasium  # noqa: E402

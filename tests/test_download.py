@@ -139,10 +139,10 @@ def no_server(monkeypatch):
 
 def test_a_missing_dataset_is_one_line_and_leaves_nothing_behind(no_server, tmp_path, capsys):
     folders = [f"--dataset_dir={tmp_path}/a/data", f"--save_dir={tmp_path}/exp"]
-    assert cli.run(["train", "--env_name=cube-single-play-singletask-v0", *folders]) == 2
+    assert cli.run(["train", "--env_name=pointmaze-large-navigate-singletask-v0", *folders]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path}/a/data/cube-single-play-v0.npz is missing" in line
-    assert "make it here with `floq data collect cube-single-play-v0`, or name a --dataset_mirror" in line
+    assert f"{tmp_path}/a/data/pointmaze-large-navigate-v0.npz is missing" in line
+    assert "make it here with `floq data collect pointmaze-large-navigate-v0`, or name a --dataset_mirror" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ def rehearse(out, *steps):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_step_writes_its_log_and_results(tmp_path):
     assert "--- kernels: done" in rehearse(tmp_path, "kernels")
     assert "--agent.integration=fused: " in (tmp_path / "kernels.log").read_text()  # refused: no GPU, or another JAX

@@ -114,11 +114,13 @@ def test_floqs_preset_is_that_of_its_published_commands(agent):
     for line in COMMANDS:
         flags = flags_of(line)
         if flags["agent"] == "agents/floq.py" and "online_steps" not in flags:
-            best = {"critic_flow_steps", "noise_coverage"} & {flag.removeprefix("agent.") for flag in flags}
+            best = bool({"critic_flow_steps", "noise_coverage"} & {flag.removeprefix("agent.") for flag in flags})
+            if agent is None and (family(flags["env_name"]), best) in seen:
+                continue  # one command a family; all of them in the slow run
             argv = [f"--env_name={flags['env_name']}", *([f"--agent={agent}"] if agent else [])]
             ours = parse_train([*argv, *(["--preset=best"] if best else [])]).configs
             assert ours == parse_train(shlex.split(line)).configs
-            seen.add((family(flags["env_name"]), bool(best)))
+            seen.add((family(flags["env_name"]), best))
     assert len(seen) == 12  # ten families, two of them also with their best settings
 
 
