@@ -135,8 +135,9 @@ def change(**arrays):
         (change(actions=np.zeros((5, 1))), "episode 1 has 4 observations for 5 actions: it needs 6"),
         (
             change(actions=np.full((3, 1), 1.5)),
-            r"episode 1: actions lie outside \[-1, 1\] in 3 of 3 rows.*row 0 \(1.5\)",
+            r"episode 1: actions lie outside \[-1, 1\] in 3 of 3 rows.*row 0 \(1.5\), .*or rescale them",
         ),
+        (change(actions=np.full((3, 1), 1.000002)), r"row 0 \(1.000002\), the largest 1.000002: clip them$"),
         (change(actions=np.zeros((3, 1), int)), "episode 1: actions holds int64; floq needs continuous actions"),
         (change(actions=np.zeros((3, 2))), "actions have 1 numbers in episode 0 and 2 in episode 1"),
         (

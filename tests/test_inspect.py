@@ -6,6 +6,7 @@ import pytest
 from floq import cli
 from floq.data.arrays import from_episodes
 from floq.data.description import inspect, reward_over_time, summarise_episodes
+from floq.utils.errors import UserError
 
 MAZE = "pointmaze-medium-navigate-v0"
 
@@ -58,6 +59,7 @@ def test_memory_is_about_half_of_pairs_for_wide_observations():
             {"observations": lambda n: np.arange(2.0 * n + 2).reshape(-1, 2)[:, [0, 1, 0]]},
             "columns that are equal: 0 and 2",
         ),
+        ({"actions": lambda n: np.sign(np.arange(n)[:, None] - 2.5)}, "action columns that take two values, as a"),
     ],
 )
 def test_what_would_hurt_training_is_pointed_at(changes, warning):
@@ -74,6 +76,16 @@ def test_single_transitions_and_actions_outside_are_counted():
     found = inspect(data._replace(actions=data.actions * 2))
     assert any("1 episodes have a single transition" in line for line in found.warnings)
     assert any("actions lie outside [-1, 1]" in line for line in found.warnings)
+
+
+def test_many_columns_and_small_floats():
+    wide = {"observations": np.tile(np.random.default_rng(0).normal(size=(4, 2500)), 2)}  # each column twice
+    found = inspect(from_episodes([wide | {"actions": np.zeros((3, 1)), "rewards": np.full(3, 60_000, np.float16)}]))
+    assert any("columns that are equal: 0 and 2500, 1 and 2501" in line for line in found.warnings)
+    assert found.table["returns"] == "1.8e+05, mean 1.8e+05, undiscounted"
+    huge = np.array([[1e300], [0], [0], [0]])
+    with pytest.raises(UserError, match="the dataset, as 32-bit floats: observations is not finite in 1 of 4 rows"):
+        inspect(from_episodes([{"observations": huge, "actions": np.zeros((3, 1)), "rewards": np.zeros(3)}]))
 
 
 def test_the_command_on_every_kind_of_source(dataset_dir, tmp_path, capsys):

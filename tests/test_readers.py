@@ -6,6 +6,8 @@ import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
+import gymnasium
+import minari as package
 import numpy as np
 import pytest
 from conftest import MAZE_DATA
@@ -20,13 +22,17 @@ from episodes import (
     write_hdf5,
     write_minari,
 )
+from gymnasium import spaces
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 from hypothesis import given, settings
+from minari.data_collector import EpisodeBuffer
 
 from floq import cli
 from floq.data.arrays import from_episodes, read_folder
-from floq.data.formats import d4rl, minari
+from floq.data.formats import d4rl
 from floq.data.formats.convert import convert
 from floq.data.formats.open import open_dataset, open_splits
+from floq.envs import environments
 from floq.utils import untrusted
 from floq.utils.errors import UserError
 
@@ -57,7 +63,7 @@ def test_every_format_gives_the_same_transitions(structure):
             write_minari("test/wide-v0", episodes, limit=4.0),
         ]
         for source in sources:
-            data, has_rewards, _, _ = open_dataset(str(source), folder)
+            data, has_rewards, *_ = open_dataset(str(source), folder)
             assert has_rewards
             same(transitions(data), expected(episodes))
         whole = from_episodes(episodes)
@@ -88,29 +94,121 @@ def test_minari_dictionaries_are_laid_end_to_end_in_the_order_of_their_keys(stor
         assert (data.observations[:, 1] == -data.observations[:, 0]).all()
 
 
-def test_a_space_is_flattened_as_gymnasium_flattens_it():
-    """Also where its keys are not sorted, and where it holds numbers of a few."""
-    import gymnasium
-    from gymnasium.spaces import Box, Dict, Discrete, Tuple
+PARTS = {
+    "goal": Box(-9, 9, (2,)),
+    "buttons": MultiBinary(3),
+    "arm": Tuple((Discrete(3, start=1), Box(-1, 1, (1, 2)), MultiDiscrete([2, 3]))),
+    "deep": Dict({"z": Box(0, 1, (1,)), "a": Box(0, 255, (2, 2), np.uint8)}),
+}
+LAYOUTS = {
+    "mapping": lambda: Dict(PARTS),
+    "keywords": lambda: Dict(**PARTS),
+    "ordered": lambda: Dict(OrderedDict(PARTS)),
+    "pairs": lambda: Dict(list(PARTS.items())),
+}
 
-    space = Dict(OrderedDict(z=Box(-1, 1, (2,)), a=Tuple((Discrete(3, start=1), Box(-1, 1, (1, 2))))))
-    space.seed(0)
-    steps = [space.sample() for _ in range(5)]
-    columns = {
-        "z": np.stack([s["z"] for s in steps]),
-        "a": tuple(np.stack([s["a"][i] for s in steps]) for i in range(2)),
-    }
-    wanted = np.stack([gymnasium.spaces.flatten(space, s) for s in steps])
-    np.testing.assert_array_equal(minari._flat(space, columns), wanted)
+
+class Written(gymnasium.Env):
+    """Observations in a space that is written down in different ways."""
+
+    action_space = Box(-1, 1, (1,))
+
+    def __init__(self, layout):
+        self.observation_space = LAYOUTS[layout]()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.observation_space.sample(), 0.0, False, self.time == 3, {}
+
+
+@pytest.fixture
+def written():
+    for layout in LAYOUTS:
+        gymnasium.register(f"Written-{layout}-v0", "test_readers:Written", kwargs={"layout": layout})
+    yield
+    for layout in LAYOUTS:
+        del gymnasium.registry[f"Written-{layout}-v0"]
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up")  # Minari leaves its folders to the garbage collector
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_observations_with_names_have_one_order(store, tmp_path, written, layout):
+    """However their space was written: in data collected with Minari, converted, and in the environment."""
+    name = f"Written-{layout}-v0"
+    recorder = package.DataCollector(gymnasium.make(name), jpeg_encoding=False)
+    seen = []
+    for seed in range(2):
+        seen.append(recorder.reset(seed=seed)[0])
+        over = False
+        while not over:
+            obs, _, _, over, _ = recorder.step(np.zeros(1, np.float32))
+            seen.append(obs)
+    recorder.create_dataset("lab/written-v0", author="a", author_email="b", code_permalink="c", algorithm_name="d")
+    recorder._tmp_dir.cleanup()
+    wanted = [spaces.flatten(Dict(PARTS), obs) for obs in seen]  # Gymnasium sorts a mapping
+
+    assert cli.run(["data", "convert", "lab/written-v0", str(tmp_path / "copy.npz")]) == 0
+    env = environments.make(name)
+    for source in ("lab/written-v0", str(tmp_path / "copy.npz")):
+        found = open_splits(source, "none", name)
+        assert found.parts == env.parts
+        np.testing.assert_allclose(open_dataset(source, "none").data.observations, wanted, rtol=1e-6)
+    np.testing.assert_allclose(env.reset(seed=7)[0], spaces.flatten(Dict(PARTS), Written(layout).reset(seed=7)[0]))
+    assert env.parts == ("arm/0 (3)", "arm/1 (2)", "arm/2 (5)", "buttons (3)", "deep/a (4)", "deep/z (1)", "goal (2)")
+
+
+def test_a_faulty_file_of_a_folder_is_named(tmp_path):
+    for number in range(12):
+        obs = np.zeros((3, 1)) if number != 10 else np.full((3, 1), np.nan)
+        np.savez(tmp_path / f"{number}.npz", observations=obs, actions=np.zeros((2, 1)), rewards=np.zeros(2))
+    with pytest.raises(UserError, match=r", 10\.npz: observations is not finite in 3 of 3 rows"):
+        read_folder(tmp_path)
+
+
+def test_other_names_of_the_same_sizes_are_refused(tmp_path, written):
+    data = from_episodes([{"observations": np.zeros((3, 20)), "actions": np.zeros((2, 1)), "rewards": np.zeros(2)}] * 2)
+    env = environments.make("Written-pairs-v0")
+    convert(data, True, str(tmp_path / "a.npz"), "here", [*env.parts[:-1], "aim (2)"])
+    with pytest.raises(UserError, match=r"observations are arm/0 \(3\), .*aim \(2\); those of Written-pairs-v0 are"):
+        open_splits(str(tmp_path / "a.npz"), "none", "Written-pairs-v0")
+
+
+@pytest.mark.parametrize(
+    ("space", "values", "reason"),
+    [
+        (Box(0, 255, (4, 4, 3), np.uint8), np.zeros((3, 50), np.uint8), r"uint8 of shape \(50,\).*JPEG.*jpeg_encoding"),
+        (Box(-1, 1, (2,)), np.zeros((3, 3)), r"float64 of shape \(3,\), their space says float32 of shape \(2,\)"),
+        (MultiBinary(2), np.full((3, 2), 0.5), r"float64 of shape \(2,\), their space says int8"),
+        (
+            Dict(cam=Box(0, 255, (2, 2, 3), np.uint8)),
+            {"cam": np.zeros((3, 9), np.uint8)},
+            r"observations/cam are uint8",
+        ),
+        (Dict(mission=Text(5)), {"mission": np.zeros((3, 1))}, r"observations/mission are of the space 'Text'"),
+        (
+            Box(0, 255, (160, 160, 3), np.uint8),
+            np.zeros((3, 160, 160, 3), np.uint8),
+            r"floq reads up to 65,536 numbers",
+        ),
+    ],
+)
+def test_arrays_are_what_their_space_says(store, space, values, reason):
+    arrays = dict(actions=np.zeros((2, 1), np.float32), rewards=[0, 0], terminations=[0, 0], truncations=[0, 1])
+    buffer = EpisodeBuffer(observations=values, **arrays)
+    package.create_dataset_from_buffers("test/odd-v0", [buffer], observation_space=space, action_space=Box(-1, 1, (1,)))
+    with pytest.raises(UserError, match=reason) as error:
+        open_dataset("test/odd-v0", "none")
+    assert "fetch it again" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["discrete", "dictionary"])
 def test_minari_actions_that_are_no_vector(store, kind):
-    import gymnasium
-    import minari as package
-    from minari.data_collector import EpisodeBuffer
-
-    spaces = gymnasium.spaces
     space = spaces.Discrete(2) if kind == "discrete" else spaces.Dict({"a": spaces.Box(-1, 1, (1,))})
     actions = np.zeros(2, int) if kind == "discrete" else {"a": np.zeros((2, 1), np.float32)}
     buffer = EpisodeBuffer(observations=np.zeros((3, 1)), actions=actions, rewards=[0, 0], terminations=[False, True],

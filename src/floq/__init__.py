@@ -56,6 +56,7 @@ _ALIASES = {
     "floq.config": "floq.runs.config",
     "floq.inspect_run": "floq.analysis.inspect_run",
     "floq.data.ogbench": "floq.data.formats.ogbench",
+    "floq.data.open": "floq.data.formats.open",
 }
 
 

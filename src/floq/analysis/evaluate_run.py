@@ -7,6 +7,8 @@ from floq.agent.policy import Policy
 from floq.analysis.results import summary_rows
 from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
+from floq.envs import environments
+from floq.envs.spaces import check_same_parts
 from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
 from floq.runs import checkpoint, run_data
@@ -54,6 +56,9 @@ def evaluate_run(
         run_data.check_fingerprint(run, splits)
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
+        if parts := run.records["data"].get("observation_parts"):
+            now = environments.make(config.env_name).parts
+            check_same_parts(now, parts, config.env_name, f"the data of {run.folder}")
         with (
             Evaluator(
                 config.env_name,

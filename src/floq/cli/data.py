@@ -88,10 +88,12 @@ def inspect_command(argv: list[str]) -> None:
 
     picture = user_path(options.out or f"{user_path(options.name).absolute().stem}-inspected.png")
     check_writable(picture.parent, "give another --out")
-    data, has_rewards, source, _ = open_dataset(options.name, options.dataset_dir)
+    data, has_rewards, source, _, parts = open_dataset(options.name, options.dataset_dir)
     found = inspect(data, has_rewards)
     display = Display()
     display.table(source, found.table)
+    if parts:
+        display.note(f"  observations are, in this order: {', '.join(parts)}")
     if not has_rewards:
         display.note("  no rewards: name a task, as in cube-single-play-singletask-v0, to see them")
     for warning in found.warnings:
@@ -129,6 +131,6 @@ def convert_command(argv: list[str]) -> None:
     from floq.utils.progress import Display
 
     check_target(options.target)
-    data, has_rewards, source, _ = open_dataset(options.source, options.dataset_dir)
-    path = convert(data, has_rewards, options.target, source)
+    data, has_rewards, source, _, parts = open_dataset(options.source, options.dataset_dir)
+    path = convert(data, has_rewards, options.target, source, parts)
     Display().note(f"wrote {path}: {int((~data.ends).sum()):,} transitions in {int(data.ends.sum()):,} trajectories")

@@ -97,7 +97,9 @@ def from_arrays(
     return _check_transitions(data, source)
 
 
-def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the dataset") -> Trajectories:
+def from_episodes(
+    episodes: Iterable[Mapping[str, Any]], source: str = "the dataset", names: Sequence[str] = ()
+) -> Trajectories:
     """Build trajectories from one mapping per episode of T transitions.
 
     Args:
@@ -106,13 +108,14 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
             `rewards` (T,); and `terminations`, one bool or (T,), true where a transition ends in a true termination.
             Without `terminations`, episodes are assumed to be truncated.
         source: where they come from, for messages.
+        names: those of the episodes, such as their files; by default their numbers.
 
     Raises:
         UserError: as `from_arrays`, naming the episode; or an episode is empty, or lacks an array.
     """
     parts: list[Trajectories] = []
     for number, episode in enumerate(episodes):
-        name = f"{source}, episode {number}"
+        name = f"{source}, {names[number] if names else f'episode {number}'}"
         missing = [key for key in EPISODE_KEYS[:3] if key not in episode]
         if missing:
             raise UserError(f"{name} lacks {', '.join(missing)}")
@@ -140,9 +143,8 @@ def from_episodes(episodes: Iterable[Mapping[str, Any]], source: str = "the data
         widths = [getattr(part, what).shape[1] for part in parts]
         if len(set(widths)) > 1:
             odd = next(i for i, width in enumerate(widths) if width != widths[0])
-            raise UserError(
-                f"{source}: {what} have {widths[0]} numbers in episode 0 and {widths[odd]} in episode {odd}"
-            )
+            first, other = (names[i] if names else f"episode {i}" for i in (0, odd))
+            raise UserError(f"{source}: {what} have {widths[0]} numbers in {first} and {widths[odd]} in {other}")
     data = Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     return _check_transitions(data, source)
 
@@ -172,6 +174,13 @@ def _to_float32(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float32, copy=False)
 
 
+def as_float32(data: Trajectories, source: str) -> Trajectories:
+    """Return trajectories as 32-bit floats. Raises UserError if a number is not finite as one."""
+    data = Trajectories(*(x if x.dtype == bool else _to_float32(x) for x in data))
+    check_rows(data._asdict(), f"{source}, as 32-bit floats")
+    return data
+
+
 def _check_transitions(data: Trajectories, source: str) -> Trajectories:
     if data.ends.all():
         raise UserError(f"{source} has no transition whose next state is known: give the last states of episodes too")
@@ -188,7 +197,7 @@ def read_folder(folder: Path) -> Trajectories:
     if not files:
         raise UserError(f"{folder} holds no .npz files")
     keys, remedy = (*EPISODE_KEYS, *TERMINATION_ALIASES), "repair it, or take it out of the folder"
-    return from_episodes(_open_all(files, keys, remedy), str(folder))
+    return from_episodes(_open_all(files, keys, remedy), str(folder), [file.name for file in files])
 
 
 def _open_all(files: Sequence[Path], keys: Sequence[str], remedy: str) -> Iterator[dict[str, np.ndarray]]:

@@ -15,6 +15,8 @@ VECTORS = (
     "ends",
 )  # arrays with one number per row; all others have several
 
+CLIPPABLE = 1.01  # actions up to here can only be rounded or noisy ones of [-1, 1]
+
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
     """Check arrays that hold one row per state.
@@ -69,8 +71,9 @@ def check_actions(actions: np.ndarray, source: str) -> None:
         raise UserError(f"{source}: actions holds {actions.dtype}; floq needs continuous actions, as floats in [-1, 1]")
     outside = (np.abs(actions) > 1 + 1e-6).any(axis=1)
     if outside.any():
-        row = outside.argmax()
+        row, most = outside.argmax(), np.abs(actions).max()
+        remedy = "clip them" if most < CLIPPABLE else "clip them if that is noise, or rescale them as the environment's"
         raise UserError(
             f"{source}: actions lie outside [-1, 1] in {outside.sum()} of {len(actions)} rows, the first is row {row} "
-            f"({np.abs(actions[row]).max():.3g}): rescale them as the environment's are"
+            f"({np.abs(actions[row]).max():.7g}), the largest {most:.7g}: {remedy}"
         )

@@ -283,11 +283,13 @@ def draw_steps(key: PRNGKeyArray, count: int, n_step: int, td_lambda: float) -> 
 
 
 class Splits(NamedTuple):
-    """Training and validation data of a run, and one line on their origin."""
+    """Training and validation data of a run, one line on their origin, and the parts of their observations, where they
+    have names."""
 
     train: Dataset
     validation: Dataset
     provenance: str
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":

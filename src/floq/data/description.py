@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from floq.data.arrays import Trajectories, bounds, memory
+from floq.data.arrays import Trajectories, as_float32, bounds, memory
 from floq.data.returns import ReturnRange, discounted_returns
 
 CLIP_THRESHOLD = 1 - 1e-3  # an action component this large counts as clipped
@@ -34,8 +34,11 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         data: one row per state.
         has_rewards: whether rewards and masks are valid; those of an OGBench file without a task are not.
         discount: for the value range that floq derives from the rewards.
+
+    Raises:
+        UserError: a number is not finite as a 32-bit float.
     """
-    data = data._replace(observations=data.observations.astype(np.float32, copy=False))
+    data = as_float32(data, "the dataset")._replace(rewards=data.rewards.astype(np.float64))
     episodes = summarise_episodes(data)
     starts = ~data.ends
     rewards, actions = data.rewards[starts], data.actions[starts]
@@ -100,6 +103,9 @@ def _warnings(data: Trajectories, episodes: EpisodeStats, has_rewards: bool):
     outside = (np.abs(data.actions[starts]) > 1 + 1e-6).any(axis=1)
     if outside.any():
         yield f"{outside.sum():,} actions lie outside [-1, 1]: rescale them as the environment's are"
+    binary = [i for i, column in enumerate(data.actions[starts].T) if _takes_two_values(column)]
+    if binary:
+        yield f"action columns that take two values, as a gripper's may: {_join(binary)}; floq's actions are continuous"
     constant = np.flatnonzero(np.ptp(data.observations, axis=0) == 0)
     if len(constant):
         yield f"observation columns that never change: {_join(constant)}"
@@ -111,15 +117,23 @@ def _warnings(data: Trajectories, episodes: EpisodeStats, has_rewards: bool):
 
 
 def _duplicate_columns(observations: np.ndarray) -> list[tuple[int, int]]:
-    """Find pairs of equal columns that are not constant; a sample of rows selects the candidates."""
-    sample = observations[:: max(1, len(observations) // 1000)]
-    changing = [i for i in range(observations.shape[1]) if np.ptp(observations[:, i]) > 0]
-    return [
-        (a, b)
-        for place, a in enumerate(changing)
-        for b in changing[place + 1 :]
-        if (sample[:, a] == sample[:, b]).all() and (observations[:, a] == observations[:, b]).all()
-    ]
+    """Find columns that equal an earlier one and are not constant. Those with equal hashes are compared."""
+    first: dict[int, list[int]] = {}
+    found = []
+    for i in np.flatnonzero(np.ptp(observations, axis=0) > 0):
+        column = observations[:, i] + 0.0  # -0 is 0
+        same = first.setdefault(hash(column.tobytes()), [])
+        twin = next((j for j in same if (observations[:, j] == column).all()), None)
+        if twin is None:
+            same.append(int(i))
+        else:
+            found.append((twin, int(i)))
+    return found
+
+
+def _takes_two_values(column: np.ndarray) -> bool:
+    low, high = column.min(), column.max()
+    return bool(low < high and ((column == low) | (column == high)).all())
 
 
 def _format_range(values: np.ndarray) -> str:

@@ -1,1 +1,3 @@
 """Environments: creation by name, seeding, stepping in worker processes. No JAX at import."""
+
+from floq.envs.environments import make as make

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import gymnasium
 import numpy as np
 
+from floq.envs.spaces import FlatObservation, part_names
 from floq.utils.errors import UserError, nearest
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
@@ -66,11 +67,13 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
             ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
         **kwargs: passed to the environment's constructor.
 
-    Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are concatenated in the order of
-    their space. An environment without a time limit gets one of `TIME_LIMIT` steps, so that every evaluation ends.
+    Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are laid end to end in the order of
+    their names (`floq.envs.spaces`). An environment without a time limit gets one of `TIME_LIMIT` steps, so that every
+    evaluation ends.
 
     Raises:
-        UserError: the id is unknown, or its actions are not a bounded box.
+        UserError: the id is unknown, its actions are not a bounded box, or a part of its observations is not
+            numeric.
     """
     if success_timing is not None and is_singletask(env_name):
         kwargs["success_timing"] = success_timing
@@ -96,13 +99,14 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
             raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
         if env.spec is None or env.spec.max_episode_steps is None:
             env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
-        if isinstance(env.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-            env = gymnasium.wrappers.FlattenObservation(env)
+        parts = part_names(env.observation_space, env_name)
+        if parts:
+            env = FlatObservation(env, env_name)
         if len(env.observation_space.shape or ()) != 1:
             raise UserError(f"{env_name}: floq needs a vector of observations, this one has {env.observation_space}")
         if (space.low != -1).any() or (space.high != 1).any():
             env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-        return SeededEnv(env, env_name, success_timing)
+        return SeededEnv(env, env_name, success_timing, parts)
 
 
 def check_task(env_name: str) -> None:
@@ -166,10 +170,14 @@ def _ogbench_names() -> Iterator[str]:
 
 
 class SeededEnv(gymnasium.Wrapper):
-    """An environment whose random draws are all determined by the seed of its last reset."""
+    """An environment whose random draws are all determined by the seed of its last reset. `parts` names those of its
+    observations, if they have any."""
 
-    def __init__(self, env: gymnasium.Env, task: str = "", success_timing: str | None = None):
+    def __init__(
+        self, env: gymnasium.Env, task: str = "", success_timing: str | None = None, parts: tuple[str, ...] = ()
+    ):
         super().__init__(env)
+        self.parts = parts
         self.task, self.success_timing = task, success_timing
         self.known_tasks: dict[str, int | None] = {}  # by name, tasks that were set before
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)

@@ -23,6 +23,7 @@ from floq.data.formats.ogbench import download
 from floq.data.formats.open import IN_MEMORY, given_splits, open_splits
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.envs import environments
+from floq.envs.spaces import check_same_parts
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, Workers
 from floq.runs.config import Config
 from floq.runs.run import Run
@@ -123,7 +124,7 @@ def load_fleet_data(
     for name in names[1:]:  # tasks share one copy of observations and actions
         pairs = zip((data.train, data.validation), tasks[name][:2], strict=True)
         train, validation = (shared.with_labels(own.rewards, own.masks) for shared, own in pairs)
-        tasks[name] = Splits(train, validation, tasks[name].provenance)
+        tasks[name] = tasks[name]._replace(train=train, validation=validation)
     if config.old_data_share:
         tasks = {name: _mix_with_prior(task, config, display) for name, task in tasks.items()}
     tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
@@ -134,6 +135,9 @@ def load_fleet_data(
         f"        {len(data.train):,} + {len(data.validation):,} transitions, "
         f"{memory(data.train.observations.shape[0], len(data.train), *sizes)}"
     )
+    rewards = np.asarray(data.train.rewards)[np.asarray(data.train.starts)]
+    if rewards.min() == rewards.max():
+        display.note("warning all rewards are the same: there is nothing to learn")
     if config.env_name is None:
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
@@ -148,7 +152,8 @@ def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
     prior = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
     check_fingerprint(run, prior)
     train = new.train.mix_with(prior.train, config.old_data_share)
-    return Splits(train, new.validation, f"{new.provenance}; beside old data: {prior.provenance}")
+    check_same_parts(new.parts, prior.parts, "the new data", "the old ones")
+    return new._replace(train=train, provenance=f"{new.provenance}; beside old data: {prior.provenance}")
 
 
 # --- Checks and records ---
@@ -204,9 +209,11 @@ def _value_notes(agent: Agent, data: Splits) -> Iterator[str]:
 
 
 def data_records(data: Splits) -> dict[str, Any]:
-    """Return the record of a run's data in `config.json`: provenance and fingerprint."""
+    """Return the record of a run's data in `config.json`: provenance, fingerprint, and the parts of
+    observations, where they have names."""
     fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
-    return {"provenance": data.provenance, "fingerprint": fingerprint}
+    parts = {"observation_parts": list(data.parts)} if data.parts else {}
+    return {"provenance": data.provenance, "fingerprint": fingerprint} | parts
 
 
 # --- Data of runs from scratch ---

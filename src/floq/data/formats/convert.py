@@ -5,22 +5,22 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from floq.data.arrays import Trajectories, bounds
-from floq.data.checks import check_rows
+from floq.data.arrays import Trajectories, as_float32, bounds
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, looks_like_path, remove_empty, user_path
 from floq.utils.machine import version
 
+PARTS_KEY = "observation_parts"  # in an npz, the names of what the observations consist of
 MINARI_ID = r"([-\w]+/)*[-\w]+-v\d+"
 
 
-def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> Path:
+def convert(data: Trajectories, has_rewards: bool, target: str, source: str, parts: Sequence[str] = ()) -> Path:
     """Write trajectories to `target`, whole or not at all.
 
     Args:
@@ -29,6 +29,7 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
         target: FILE.npz; a Minari id such as `lab/robot-v0`, for the local store; or the path of a new Minari folder,
             which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`.
         source: where the data comes from, for Minari's description.
+        parts: the names of what its observations consist of, which an npz keeps.
 
     Returns:
         The file or folder that was written.
@@ -39,10 +40,8 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str) -> 
     check_target(target)
     if not has_rewards:
         raise UserError(f"{source} has no rewards to convert: name a task, as in cube-single-play-singletask-v0")
-    with np.errstate(over="ignore"):
-        data = Trajectories(*(x if x.dtype == bool else x.astype(np.float32, copy=False) for x in data))
-    check_rows(data._asdict(), f"{source}, as 32-bit floats")
-    return to_npz(data, user_path(target)) if target.endswith(".npz") else to_minari(data, target, source)
+    data = as_float32(data, source)
+    return to_npz(data, user_path(target), parts) if target.endswith(".npz") else to_minari(data, target, source)
 
 
 def check_target(target: str) -> None:
@@ -59,12 +58,14 @@ def check_target(target: str) -> None:
         _check_free(user_path(target))
 
 
-def to_npz(data: Trajectories, path: Path) -> Path:
+def to_npz(data: Trajectories, path: Path, parts: Sequence[str] = ()) -> Path:
     """Write an npz in OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and
     masks are added, which the benchmark's files do not have and its loader ignores; floq reads them."""
     _check_free(path)
     arrays = dict(zip(("observations", "actions", "rewards", "masks", "terminals"), data, strict=True))
     single: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in arrays.items()}
+    if parts:
+        single[PARTS_KEY] = np.array(parts)
     partial = path.with_name(f".{path.name}.partial")
     missing = [folder for folder in path.parents if not os.path.exists(folder)]
     try:

@@ -32,8 +32,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again") from error
 
 
-def numeric_array(group: Any, key: str, source: object) -> Any:
-    """Return the array of this name without reading it.
+def numeric_array(group: Any, key: str, source: object, remedy: str = "") -> Any:
+    """Return the array of this name without reading it. `remedy` ends the message if it is not numeric.
 
     Raises:
         UserError: it lies in another file, is not numeric, or declares more bytes than its stored data can unpack to.
@@ -47,7 +47,7 @@ def numeric_array(group: Any, key: str, source: object) -> Any:
     if not isinstance(array, h5py.Dataset):
         raise UserError(f"{where} is not an array")
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{where} holds {array.dtype}, not numbers")
+        raise UserError(f"{where} holds {array.dtype}, not numbers{remedy}")
     if array.external or array.is_virtual:
         raise UserError(f"{where} lies in other files, which are not read: copy the array into the file")
     plan = array.id.get_create_plist()

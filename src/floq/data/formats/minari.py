@@ -10,6 +10,7 @@ import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
 from floq.data.formats.hdf5 import numeric_array, open_hdf5, unpacked_bytes
+from floq.envs import spaces
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size, parse_json, read_json
 
@@ -45,10 +46,9 @@ def local_folder(name: str) -> Path:
     return folder
 
 
-def read(folder: Path) -> Trajectories:
-    """Read the trajectories of the Minari dataset in `folder`. Observations that are dictionaries or tuples are
-    concatenated in the order of their space, and actions are mapped from its limits to [-1, 1], as
-    `floq.envs.environments.make` does.
+def read(folder: Path) -> tuple[Trajectories, tuple[str, ...]]:
+    """Read the trajectories of the Minari dataset in `folder`, and the names of its observations' parts. Parts are laid
+    end to end, and actions are mapped from their limits to [-1, 1], as `floq.envs.environments.make` does.
 
     Raises:
         UserError: Minari is missing, or the dataset is damaged, asks for too much or holds wrong data.
@@ -60,7 +60,8 @@ def read(folder: Path) -> Trajectories:
             groups = [_subgroup(file, f"episode_{number}", folder) for number in range(min(count, len(file)))]
             arrays = [_Episode(group, obs_space, act_space, folder) for group in groups]
             check_size(sum(episode.size for episode in arrays), folder)
-            return from_episodes((episode.read(low, high) for episode in arrays), str(folder))
+            data = from_episodes((episode.read(low, high) for episode in arrays), str(folder))
+            return data, spaces.part_names(obs_space, folder)
     except ImportError as error:
         raise UserError(f"{folder}: reading Minari datasets needs Minari: pip install 'floq[minari]'") from error
 
@@ -83,35 +84,45 @@ def _metadata(folder: Path) -> tuple[int, Any, Any]:
         raise UserError(f"{folder} says that it has {count!r} episodes: {REFETCH}")
     try:
         described = [parse_json(str(space), infinite=True) for space in written]
-        for space in described:
-            _check_space(space)
+        for name, space in zip(("observations", "actions"), described, strict=True):
+            _check_space(space, f"{folder}: {name}")
         obs_space, act_space = map(deserialize_space, described)
+    except UserError:
+        raise
     except Exception as error:  # wrong spaces raise nearly anything, Gymnasium's assertions among it
         raise UserError(f"{folder}: its spaces are damaged ({' '.join(str(error).split())}): {REFETCH}") from error
     return count, obs_space, act_space
 
 
-def _check_space(space: Any) -> None:
-    """Raise ValueError if Gymnasium would make large arrays of a short description, or a space is not numeric."""
+def _check_space(space: Any, where: str) -> None:
+    """Raise ValueError if Gymnasium would make large arrays of a short description, UserError if it is not numeric."""
     if not isinstance(space, dict):
         raise ValueError("a space is no JSON object")
+    sizes: list[Any] = [1]
     match space.get("type"):
         case "Dict":
-            inner = space.get("subspaces", {}).values()
+            for name, part in space.get("subspaces", {}).items():
+                _check_space(part, f"{where}/{name}")
         case "Tuple":
-            inner = space.get("subspaces", [])
+            for number, part in enumerate(space.get("subspaces", [])):
+                _check_space(part, f"{where}/{number}")
         case "Box":
-            sizes, inner = space.get("shape", []), []
-            if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > MAX_SPACE_SIZE:
-                raise ValueError(f"a Box of shape {sizes}")
+            sizes = space.get("shape", [])
         case "Discrete":
-            inner = []
-            if type(space.get("n")) is not int or not 0 < space["n"] <= MAX_SPACE_SIZE:
-                raise ValueError(f"a Discrete space of {space.get('n')}")
+            sizes = [space.get("n")]
+        case "MultiBinary":
+            sizes = space["n"] if isinstance(space.get("n"), list) else [space.get("n")]
+        case "MultiDiscrete":
+            sizes = [sum(space["nvec"])]
         case other:
-            raise ValueError(f"{other!r} is no space that floq reads")
-    for one in inner:
-        _check_space(one)
+            raise UserError(
+                f"{where} are of the space {other!r}, which floq does not read: it reads Box, Discrete, MultiDiscrete "
+                "and MultiBinary, and Dict and Tuple of these; leave that part out"
+            )
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"a {space['type']} of {sizes}")
+    if math.prod(sizes) > MAX_SPACE_SIZE:
+        raise UserError(f"{where} are a {space['type']} of sizes {sizes}, floq reads up to {MAX_SPACE_SIZE:,} numbers")
 
 
 class _Episode:
@@ -119,36 +130,33 @@ class _Episode:
 
     def __init__(self, group: Any, obs_space: Any, act_space: Any, folder: Path):
         self._obs_space, self._folder = obs_space, folder
-        self._observations = self._find(group, "observations", obs_space)
+        self._parts = {path: self._find(group, path, part) for path, part in spaces.leaves(obs_space, folder)}
         self._others = {key: numeric_array(group, key, folder) for key in ("actions", "rewards", "terminations")}
+        where = f"{folder}: actions"
+        spaces.check_array(act_space, self._others["actions"].shape, self._others["actions"].dtype, where)
+        bytes_of = {path: 4 * spaces.size(part) for path, part in spaces.leaves(obs_space, folder)}
+        self.size = sum(max(unpacked_bytes(x), len(x) * bytes_of[path]) for path, x in self._parts.items())
         self.size += sum(map(unpacked_bytes, self._others.values()))
 
-    size = 0
-
-    def _find(self, group: Any, key: str, space: Any) -> Any:
-        """Return the arrays of a space: one, or a dictionary or tuple of those of its parts."""
-        from gymnasium import spaces
-
-        if isinstance(space, spaces.Dict):
-            within = _subgroup(group, key, self._folder)
-            return {name: self._find(within, name, part) for name, part in space.spaces.items()}
-        if isinstance(space, spaces.Tuple):
-            within = _subgroup(group, key, self._folder)
-            return tuple(self._find(within, f"_index_{i}", part) for i, part in enumerate(space.spaces))
-        found = numeric_array(group, key, self._folder)
-        self.size += 4 * int(space.n) * found.size if isinstance(space, spaces.Discrete) else unpacked_bytes(found)
+    def _find(self, group: Any, path: spaces.Path, space: Any) -> Any:
+        """Return the array of a part, which is named as its space."""
+        *folders, name = ["observations", *(f"_index_{x}" if isinstance(x, int) else x for x in path)]
+        for folder in folders:
+            group = _subgroup(group, folder, self._folder)
+        where = spaces.named(path)
+        found = numeric_array(group, name, f"{self._folder}: {where}", spaces.picture_remedy(space))
+        if not found.ndim:
+            raise UserError(f"{self._folder}: {where} are a single number")
+        spaces.check_array(space, found.shape, found.dtype, f"{self._folder}: {where}")
         return found
 
     def read(self, low: np.ndarray, high: np.ndarray) -> Mapping[str, Any]:
         """Read the arrays, with actions mapped from [low, high] to [-1, 1]."""
         actions, rewards, terminations = (array[()] for array in self._others.values())
         if not (low == -1).all() or not (high == 1).all():
-            if actions.ndim != 2 or actions.shape[1:] != low.shape:
-                raise UserError(f"{self._folder}: actions have the shape {actions.shape}, their space {low.shape}")
             actions = 2 * (actions - low) / (high - low) - 1
-        observations = _flat(self._obs_space, _read(self._observations), self._folder)
         return {
-            "observations": observations,
+            "observations": spaces.flatten(self._obs_space, lambda path: self._parts[path][()], self._folder),
             "actions": actions,
             "rewards": rewards,
             "terminations": terminations,
@@ -165,12 +173,6 @@ def _subgroup(group: Any, name: str, folder: Path) -> Any:
     return found
 
 
-def _read(arrays: Any) -> Any:
-    if isinstance(arrays, dict):
-        return {name: _read(part) for name, part in arrays.items()}
-    return tuple(map(_read, arrays)) if isinstance(arrays, tuple) else np.asarray(arrays)
-
-
 def _action_limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the limits of the actions; -1 and 1 where the space does not bound them, which leaves them unchanged."""
     from gymnasium.spaces import Box
@@ -180,29 +182,3 @@ def _action_limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
     return np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-
-
-def _flat(space: Any, observations: Any, source: object = "the dataset") -> np.ndarray:
-    """Return observations as (rows, size), in the order in which Gymnasium flattens their space."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict):
-        return _concatenate([_flat(part, observations[key], source) for key, part in space.spaces.items()], source)
-    if isinstance(space, spaces.Tuple):
-        parts = zip(space.spaces, observations, strict=True)
-        return _concatenate([_flat(part, values, source) for part, values in parts], source)
-    array = np.asarray(observations)
-    if array.ndim == 0:
-        raise UserError(f"{source}: observations are a single number")
-    if isinstance(space, spaces.Discrete):
-        places = array.astype(int).ravel() - int(space.start)
-        if array.ndim != 1 or ((places < 0) | (places >= space.n)).any():
-            raise UserError(f"{source}: observations are not within their space, {space}")
-        return (places[:, None] == np.arange(int(space.n))).astype(np.float32)
-    return array.reshape(len(array), math.prod(array.shape[1:]))
-
-
-def _concatenate(parts: list[np.ndarray], source: object) -> np.ndarray:
-    if len({len(part) for part in parts}) != 1:
-        raise UserError(f"{source}: the parts of an observation are not equally long")
-    return np.concatenate(parts, axis=1)

@@ -11,8 +11,10 @@ from floq.data.arrays import Trajectories, from_arrays, hold_out, read_folder
 from floq.data.checks import check_actions, check_widths
 from floq.data.dataset import Splits
 from floq.data.formats import d4rl, minari, ogbench
+from floq.data.formats.convert import PARTS_KEY
 from floq.data.formats.files import open_npz
 from floq.envs import environments
+from floq.envs.spaces import check_same_parts
 from floq.utils.errors import UserError
 from floq.utils.files import looks_like_path, user_path
 
@@ -22,12 +24,13 @@ IN_MEMORY = "given from Python"  # start of the provenance of data without a fil
 
 class OpenedDataset(NamedTuple):
     """A dataset; whether its rewards and masks are valid (not in an OGBench file without a task); a description of its
-    source; and its file if it is an npz."""
+    source; its file if it is an npz; and the parts of its observations, where they have names."""
 
     data: Trajectories
     has_rewards: bool
     source: str
     file: Path | None = None
+    parts: tuple[str, ...] = ()
 
 
 class RewardTask:
@@ -69,7 +72,7 @@ def open_dataset(
     if path.suffix == ".npz":
         return _open_npz(path, task)
     if minari.is_dataset(path):
-        return OpenedDataset(minari.read(path), True, str(path))
+        return _open_minari(path, str(path))
     if os.path.isdir(path):
         return OpenedDataset(read_folder(path), True, str(path))
     if looks_like_path(name) or os.path.exists(path):
@@ -80,7 +83,12 @@ def open_dataset(
             task = task or RewardTask(name)
         file, _ = ogbench.find_files(environments.dataset_name(name), user_path(dataset_dir), fetch or _raise_missing)
         return _open_npz(file, task)
-    return OpenedDataset(minari.read(minari.local_folder(name)), True, name)
+    return _open_minari(minari.local_folder(name), name)
+
+
+def _open_minari(folder: Path, name: str) -> OpenedDataset:
+    data, parts = minari.read(folder)
+    return OpenedDataset(data, True, name, parts=parts)
 
 
 def open_splits(
@@ -112,18 +120,21 @@ def open_splits(
         )
     task = RewardTask(tasks[0], label_timing) if tasks else None
     # The environment before the data, since a wrong name is found sooner.
-    sizes = None if env_name is None else environments.sizes(task.env if task else environments.make(env_name))
+    env = None if env_name is None else task.env if task else environments.make(env_name)
+    sizes = env and environments.sizes(env)
     opened = open_dataset(name, dataset_dir, task, fetch)
     _check(opened, sizes, env_name)
+    check_same_parts(opened.parts, env.parts if env else (), opened.source, env_name)
     val_file = _validation_file(opened.file)
     if val_file is not None:
         held_out = _open_npz(val_file, task)
         own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
         _check(held_out, own, opened.source)
+        check_same_parts(held_out.parts, opened.parts, held_out.source, opened.source)
         train, validation, how = opened.data, held_out.data, f"validated on {val_file.name}"
     else:
         train, validation, how = hold_out(opened.data, opened.source)
-    return Splits.of(train, validation, f"{_origin(opened, task)}; {how}")
+    return Splits.of(train, validation, f"{_origin(opened, task)}; {how}")._replace(parts=opened.parts)
 
 
 def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
@@ -153,16 +164,25 @@ def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | Non
 
 def _open_npz(path: Path, task: RewardTask | None) -> OpenedDataset:
     """Open an npz in OGBench's layout, or with a row for each transition."""
-    arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS))
+    arrays = open_npz(path, (*FLAT_KEYS, *ogbench.KEYS, PARTS_KEY))
+    parts = _part_names(arrays.pop(PARTS_KEY, None), path)
     if "rewards" in arrays and not ("masks" in arrays and not {"timeouts", "next_observations"} & arrays.keys()):
-        return OpenedDataset(_flat(arrays, str(path)), True, str(path), path)
+        return OpenedDataset(_flat(arrays, str(path)), True, str(path), path, parts)
     rows = ogbench.check_layout(arrays, str(path))
     if "masks" in rows:
-        return OpenedDataset(ogbench.trajectories(rows), True, str(path), path)
+        return OpenedDataset(ogbench.trajectories(rows), True, str(path), path, parts)
     if task is not None:
         return OpenedDataset(task.label(rows, str(path)), True, f"{path}, rewards of {task.name}", path)
     zeros = np.zeros(len(rows["terminals"]), np.float32)
     return OpenedDataset(ogbench.trajectories(rows | {"rewards": zeros, "masks": 1 - zeros}), False, str(path), path)
+
+
+def _part_names(names: np.ndarray | None, path: Path) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise UserError(f"{path}: {PARTS_KEY} is no list of names, as `floq data convert` writes it: take it out")
+    return tuple(map(str, names))
 
 
 def _flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:

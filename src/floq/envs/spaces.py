@@ -1,0 +1,140 @@
+"""Spaces of observations as vectors: named parts in one order, in data and in environments alike.
+
+Gymnasium keeps the order in which a Dict was written, or sorts it, depending on how it was written; Minari's files sort
+it. Here the parts of a Dict are in the order of their names, whoever wrote it, and those of a Tuple in their own.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from floq.utils.errors import UserError
+
+Path = tuple[str | int, ...]
+"""Names and numbers that lead to a part of an observation; empty if the observation has no parts."""
+
+
+def leaves(space: spaces.Space, source: object, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    """Yield the parts of a space in the order in which they lie in a vector.
+
+    Raises:
+        UserError: a part is no vector of numbers, such as a text.
+    """
+    if isinstance(space, spaces.Dict):
+        for name in sorted(space.spaces):
+            yield from leaves(space.spaces[name], source, (*path, name))
+    elif isinstance(space, spaces.Tuple):
+        for number, part in enumerate(space.spaces):
+            yield from leaves(part, source, (*path, number))
+    elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
+        yield path, space
+    else:
+        raise UserError(
+            f"{source}: {named(path)} is {space}, which floq does not read: it reads Box, Discrete, MultiDiscrete and "
+            "MultiBinary, and Dict and Tuple of these; leave it out"
+        )
+
+
+def named(path: Path) -> str:
+    """Name a part in messages: `observations/goal`."""
+    return "/".join(map(str, ("observations", *path)))
+
+
+def size(space: spaces.Space) -> int:
+    """Return how many numbers of a vector a part takes; choices are one-hot."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return math.prod(space.shape or ())
+
+
+def part_names(space: spaces.Space, source: object) -> tuple[str, ...]:
+    """Return the parts as `goal (2)`, with their sizes; none if the observation is a single array."""
+    return tuple(f"{'/'.join(map(str, path))} ({size(part)})" for path, part in leaves(space, source) if path)
+
+
+def check_same_parts(ours: Sequence[str], theirs: Sequence[str], source: object, whose: object) -> None:
+    """Raise UserError if both sides name the parts of their observations, and differ."""
+    if ours and theirs and list(ours) != list(theirs):
+        raise UserError(
+            f"{source}: observations are {', '.join(ours)}; those of {whose} are {', '.join(theirs)}: a policy would "
+            "take one for the other"
+        )
+
+
+def flatten(space: spaces.Space, part_of: Callable[[Path], Any], source: object) -> np.ndarray:
+    """Lay the parts of observations end to end.
+
+    Args:
+        space: of one observation.
+        part_of: returns the array of a part, with one row for each observation.
+        source: where they come from, for messages.
+
+    Returns:
+        An array of shape (rows, size).
+
+    Raises:
+        UserError: an array contradicts its space in shape or type, or rows differ in number.
+    """
+    columns = [_rows(part, part_of(path), f"{source}: {named(path)}") for path, part in leaves(space, source)]
+    if len({len(column) for column in columns}) != 1:
+        raise UserError(f"{source}: the parts of an observation are not equally long")
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def check_array(space: spaces.Space, shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
+    """Raise UserError if rows of this shape and type are not what their space says."""
+    wanted, kind = space.shape or (), np.dtype(space.dtype)
+    is_single = wanted == () and shape[1:] == (1,)
+    if (shape[1:] == wanted or is_single) and (kind.kind == "f" or dtype.kind in "biu"):
+        return
+    remedy = picture_remedy(space) or ": mend one of them"
+    raise UserError(f"{where} are {dtype} of shape {shape[1:]}, their space says {kind} of shape {wanted}{remedy}")
+
+
+def picture_remedy(space: spaces.Space) -> str:
+    """Return the end of a message about a part that is a picture, empty if it is none."""
+    is_picture = space.dtype == np.uint8 and len(space.shape or ()) > 1
+    return ": pictures stored as JPEG are not read; collect them with jpeg_encoding=False" if is_picture else ""
+
+
+def _rows(space: spaces.Space, values: Any, where: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim == 0:
+        raise UserError(f"{where} are a single number")
+    check_array(space, array.shape, array.dtype, where)
+    array = array.reshape(len(array), -1)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        start, counts = np.ravel(space.start), np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        places = array.astype(int) - start
+        if ((places < 0) | (places >= counts)).any():
+            raise UserError(f"{where} are not within their space, {space}")
+        hot = [places[:, [n]] == np.arange(count) for n, count in enumerate(counts)]
+        return np.concatenate(hot, axis=1).astype(np.float32)
+    return array
+
+
+class FlatObservation(gymnasium.ObservationWrapper):
+    """An environment whose observations are vectors, laid end to end as `flatten` does."""
+
+    def __init__(self, env: gymnasium.Env, source: str):
+        super().__init__(env)
+        self._space, self._source = env.observation_space, source
+        sizes = [size(part) for _, part in leaves(self._space, source)]
+        self.observation_space = spaces.Box(-np.inf, np.inf, (sum(sizes),), np.float64)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """Return one observation as a vector."""
+
+        def part_of(path: Path) -> Any:
+            found = observation
+            for name in path:
+                found = found[name]
+            return np.asarray(found)[None]
+
+        return flatten(self._space, part_of, self._source)[0]
