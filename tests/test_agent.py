@@ -13,6 +13,7 @@ from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_
 
 from floq.actors import BestOfNConfig, DeterministicConfig
 from floq.agent.agent import ACTION_LIMIT, Agent
+from floq.agent.config import REMOVED, AgentConfig
 from floq.agent.policy import ObsStats
 from floq.agent.state import Params
 from floq.runs.config import UserError
@@ -221,8 +222,7 @@ def test_settings_that_only_scale_share_one_program():
     [
         ({"discount": 1.0}, "discount=1.0"),
         ({"tau": 1.5}, "tau=1.5"),
-        ({"td_lambda": 1.5}, "td_lambda=1.5: must be between 0 and 1"),
-        ({"td_lambda": -0.1}, "td_lambda=-0.1"),
+        ({"tau": -0.1}, "tau=-0.1: must be between 0 and 1"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -232,6 +232,14 @@ def test_settings_that_only_scale_share_one_program():
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         agent_config(**settings)
+
+
+def test_settings_that_were_removed_are_read_at_the_value_that_remains():
+    """Runs of the old layout, which the fixtures hold, have them at these values."""
+    assert AgentConfig.from_flat("floq", "fql", dict(REMOVED)) == AgentConfig()
+    for name, value in {"td_lambda": 0.5, "distill_flow_steps": 2}.items():
+        with pytest.raises(UserError, match=rf"agent.{name}={value}: this setting was removed, only"):
+            AgentConfig.from_flat("floq", "fql", {name: value})
 
 
 # --- actors that want more of the agent ---

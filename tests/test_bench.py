@@ -57,7 +57,6 @@ def test_the_table_and_the_file(quick, tmp_path, capsys):
         (["--ks", "one"], "--ks"),
         (["--seconds=nan"], "must be greater than 0, and finite"),
         (["--agent.critic_flow_steps=3"], "name them with --ks"),
-        (["--distributed=auto"], "leave it out"),
         (["--batch_devices=64"], "give at most as many"),
         (["--p_aug=0.5"], "pixel tasks are not built yet"),
     ],

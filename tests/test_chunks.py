@@ -17,7 +17,7 @@ from floq.analysis.inspect_run import inspect_run
 from floq.data.dataset import Dataset
 from floq.evaluation.rollouts import Evaluation
 
-CHUNKS = ["--agent.action_chunk=3", "--agent.td_lambda=0.5", "--agent.n_step=3"]
+CHUNKS = ["--agent.action_chunk=3", "--agent.n_step=3"]
 SMALL = [*TINY, "--agent=fql", *CHUNKS, "--eval_episodes=2"]
 
 

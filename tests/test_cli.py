@@ -106,7 +106,6 @@ WRONG = [
     (["train", "--batch_devices=3"], "--batch_devices=3: does not divide --agent.batch_size=128"),
     (["train", "--agent.integration=fused"], "give --precision=bf16"),
     (["train", "--agent.integration=folded", "--agent.layer_norm=False"], "use plain"),
-    (["train", "--distributed=here"], "ADDRESS:PORT/HOSTS/NUMBER"),
     (["data", "colect"], "did you mean 'data collect'?"),
     (["data", "collect", "cube-single-v0"], "experts make {pointmaze,antmaze}-MAZE"),
     (["data", "collect", "humanoidmaze-large-navigate-v0"], "floq brings no expert for that"),

@@ -102,7 +102,7 @@ def test_a_run_is_given_what_was_found(capsys, monkeypatch):
     given = {}
     module = importlib.import_module("floq.training.train")
     monkeypatch.setattr(module, "train_fleet", lambda configs, **options: given.update(options, configs=configs))
-    monkeypatch.setattr("floq.cli.train.start_jax", lambda *_: None)
+    monkeypatch.setattr("floq.utils.machine.enable_compilation_cache", lambda: None)
     assert cli.run(["train", *WORDS]) == 0
     (config,) = given["configs"]
     assert config.agent.critic.value_hidden_dims == (103,)

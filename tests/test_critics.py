@@ -457,14 +457,6 @@ def test_without_a_distilled_critic_the_loss_is_that_of_the_flow():
     assert float(total) == float(info["floq_loss"]) == float(info["critic_loss"])
 
 
-def test_the_distilled_values_integration_may_have_its_own_number_of_steps():
-    critic = floq_critic(distill_flow_steps=2)
-    obs, act, z_0, t = uniform(OBS), uniform(ACT), jnp.array([-9.0, -4.0, -0.5]), jnp.array([0.1, 0.9, 0.4])
-    q = loss_at(critic, obs, act, jnp.float32(-40.0), scale(), z_0, t, z_0)[1]["flow_q"]
-    values = [oracle.integrate(critic.velocity, e, obs, act, float(z), 2, LOW, HIGH) for e in range(2) for z in z_0]
-    assert float(q) == pytest.approx(np.mean(values), rel=2e-4)
-
-
 def test_what_a_flow_shows_about_itself_against_the_oracle():
     critic = floq_critic(noise_scheme="midpoint")
     obs, act = uniform(OBS), uniform(ACT)

@@ -90,7 +90,7 @@ def test_a_fleet_equals_its_runs_one_by_one(tasks, critic, batched):
         assert held_out[number] == pytest.approx(alone.validate()[0], rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"action_chunk": 3, "td_lambda": 0.5}], ids=["plain", "chunks"])
+@pytest.mark.parametrize("settings", [{}, {"action_chunk": 3}], ids=["plain", "chunks"])
 def test_a_fleet_draws_the_batches_of_its_runs(tasks, settings):
     """Bit for bit: keys are folded by the step, whatever else is in the program. Chunks start in other rows of each
     task, since they may where it terminates."""

@@ -1,8 +1,6 @@
-"""Several devices, several hosts, and programs that are kept: each in processes of its own, as JAX wants it."""
+"""Several devices, and programs that are kept: each in processes of its own, as JAX wants it."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -12,7 +10,6 @@ import pytest
 from conftest import TINY
 
 from floq import cli
-from floq.training.hosts import Hosts, meet
 from floq.training.sharding import Layout
 from floq.utils import machine
 from floq.utils.errors import UserError
@@ -68,50 +65,6 @@ def output_of(process):
     return out
 
 
-def outputs_of(*words, hosts):
-    """What several hosts print; none is left behind if one fails."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [in_a_process(*words, f"--distributed=localhost:{port}/{hosts}/{number}") for number in range(hosts)]
-    try:
-        return [output_of(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-MEET = """
-import sys, time
-from floq.training.hosts import meet
-
-def first():
-    if {seconds} < 0:
-        raise RuntimeError("no disk")
-    time.sleep({seconds})
-
-try:
-    hosts = meet(sys.argv[-1].partition("=")[2], first)
-    print("met", hosts.index, hosts.count)
-except Exception as error:
-    print(type(error).__name__, error)
-import jax
-print(jax.process_count(), len(jax.devices()), float(jax.jit(lambda x: x + 1)(1.0)))  # JAX goes on alone
-"""
-
-
-def test_hosts_wait_for_the_first_and_hear_if_it_fails():
-    assert outputs_of("-c", MEET.format(seconds=-1), hosts=2) == [
-        "RuntimeError no disk\n1 1 2.0\n",
-        "UserError the first host has failed: no disk\n1 1 2.0\n",
-    ]
-
-
-@pytest.mark.slow
-def test_hosts_wait_for_as_long_as_the_first_needs():
-    assert outputs_of("-c", MEET.format(seconds=45), hosts=2) == ["met 0 2\n1 1 2.0\n", "met 1 2\n1 1 2.0\n"]
-
-
 def test_cores_within_a_container(tmp_path, monkeypatch):
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr(machine, "CPU_QUOTA", quota)
@@ -134,31 +87,6 @@ def test_more_devices_than_there_are(dataset_dir, capsys):
     flags = [*TINY, f"--dataset_dir={dataset_dir}", "--batch_devices=3"]
     assert cli.run(["train", *flags]) == 2
     assert "--batch_devices=3: does not divide --agent.batch_size=8" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_hosts_divide_the_runs(dataset_dir, tmp_path):
-    flags = ["-m", "floq", "train", *TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}"]
-    flags += ["--seeds", "0", "1", "2", "--eval_episodes=1"]
-    shown = outputs_of(*flags, hosts=2)
-    for number, count in enumerate((1, 2)):
-        assert f"host    {number + 1} of 2: {count} of 3 runs" in shown[number]
-    runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("floq/debug/*/sd*/summary.json"))]
-    assert [run["runs_in_fleet"] for run in runs] == [1, 2, 2]
-    assert all(run["steps"] == 6 for run in runs)
-
-
-def test_every_run_has_one_host():
-    for count in (1, 2, 3, 5):
-        shares = [Hosts(index, count).share(range(4)) for index in range(count)]
-        assert [run for share in shares for run in share] == list(range(4))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-@pytest.mark.parametrize("where", ["here", "localhost/2/0", "localhost:1/2/2", "localhost:1/2"])
-def test_hosts_that_make_no_sense(where):
-    with pytest.raises(UserError, match="ADDRESS:PORT/HOSTS/NUMBER"):
-        meet(where)
 
 
 KEEP = """

@@ -115,8 +115,6 @@ def test_every_pair_has_its_flags(critic, actor, capsys):
         ({"acting_flow_steps": 0, "actor_climbs": "flow"}, "acting_flow_steps=0"),
         ({"acting_flow_steps": 4}, "give --agent.actor_climbs=flow"),
         ({"actor_noise_samples": 4}, "the distilled critic has no source samples"),
-        ({"distill_flow_steps": 4, "distill_target": "td"}, "nothing is distilled from an integration"),
-        ({"td_lambda": 0.5}, "give n_step above 1"),
         ({"rho": -1.0, "q_agg": "lcb"}, "rho=-1.0"),
         ({"rho": 1.0}, "only q_agg=lcb"),
     ],

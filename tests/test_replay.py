@@ -168,14 +168,3 @@ def test_balanced_batches_are_half_and_half():
     np.testing.assert_array_equal(np.unique(found[:1000]), range(10))
     np.testing.assert_array_equal(np.unique(found[1000:]), range(102, 113))
     np.testing.assert_array_equal(np.unique(rewards(filled(0), 11, balanced=True)), range(10))
-
-
-def test_lambda_returns_reach_over_new_experience_too():
-    """Each transition draws its number of steps; those from the newest rows end where nothing more is known."""
-    replay, lam = filled(30), 0.5
-    only_new = Mixture(data(), replay, jnp.int32(0), 21, True)
-    batch = only_new.sample(jax.random.key(1), 40_000, 3, 1.0, lam)
-    new = np.asarray(batch["rewards"])[20_000:]
-    lengths = np.select([new < 150, new < 300], [1, 2], 3)  # a step brings 100 to 129
-    wanted = np.array([0.5 + 0.5 / 21, 0.25, 0.25 - 0.5 / 21])
-    np.testing.assert_allclose(np.bincount(lengths)[1:] / len(new), wanted, atol=0.01)

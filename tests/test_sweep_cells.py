@@ -173,7 +173,6 @@ def test_the_board(words, copy):
         (["--seeds", "0", "--address=ray://x"], "give auto, local or HOST:PORT"),
         (["--budget=gpu", "--seeds", "0"], "--budget is about experiment files"),
         (["--dry_run", "steps.toml"], "needs its files before the flags: floq sweep steps.toml"),
-        (["--distributed=auto"], "leave it out"),
         (["--agent.alhpa=3"], "did you mean"),
         (["--env_name=pointmaze-mediun-navigate-singletask-v0"], "unknown environment"),
         (["--address=local", "--fleet_size=0"], "must be at least 1"),

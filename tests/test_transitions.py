@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floq.data.arrays import Trajectories
-from floq.data.dataset import Dataset, draw_steps
+from floq.data.dataset import Dataset
 from floq.utils.errors import UserError
 
 G, ROWS = 0.9, 80
@@ -41,7 +41,7 @@ def transitions(data, n_step):
     return jax.vmap(lambda row: data.transition(row, n_step, G))(data.starts)
 
 
-sample = jax.jit(Dataset.sample, static_argnums=(2, 3, 5, 6))
+sample = jax.jit(Dataset.sample, static_argnums=(2, 3, 5))
 
 
 def test_a_transition_never_crosses_the_end_of_a_trajectory():
@@ -122,53 +122,6 @@ def test_old_data_of_another_size_is_refused():
         dataset([3]).mix_with(wide, 0.5)
 
 
-def test_sampled_numbers_of_steps_have_the_weights_of_the_lambda_return():
-    """Far from any end: m steps with probability (1 - lambda) lambda^(m-1), the longest with what is left."""
-    draws, n_step, td_lambda = 40_000, 4, 0.7
-    batch = sample(dataset([3000]), jax.random.key(0), draws, n_step, G, td_lambda)
-    steps = np.asarray(batch["next_observations"] - batch["observations"])[:, 0]
-    inside = steps[np.asarray(batch["terminals"]) == 0].astype(int)
-    expected = [(1 - td_lambda) * td_lambda ** (m - 1) for m in range(1, n_step)] + [td_lambda ** (n_step - 1)]
-    np.testing.assert_allclose(np.bincount(inside)[1:] / len(inside), expected, atol=5 * 0.5 / draws**0.5)
-    np.testing.assert_allclose(batch["masks"], G ** (steps - 1), rtol=1e-5)
-
-
-def lambda_return(row, steps, td_lambda, data, values):
-    """The truncated lambda-return by its recursion, in plain Python."""
-    bootstrap = values[row + 1]
-    if steps > 1 and not data.ends[row + 1]:
-        bootstrap = (1 - td_lambda) * bootstrap + td_lambda * lambda_return(row + 1, steps - 1, td_lambda, data, values)
-    return data.rewards[row] + G * data.masks[row] * bootstrap
-
-
-@pytest.mark.parametrize("td_lambda", [0.3, 0.9])
-def test_the_expected_target_is_the_lambda_return(td_lambda):
-    """With trajectories that end within the five steps, cut off or terminated, also before their end."""
-    rng, lengths, n_step = np.random.default_rng(0), [7, 2, 4], 5
-    masks = np.ones(13)
-    masks[[3, 7]] = 0
-    data = dataset(lengths, rng.normal(size=13), masks)
-    values, host = rng.normal(size=13), data.on_host()
-    batch = sample(data, jax.random.key(1), 60_000, n_step, G, td_lambda)
-    starts, following = (np.asarray(batch[f"{key}observations"])[:, 0].astype(int) for key in ("", "next_"))
-    targets = np.asarray(batch["rewards"]) + G * np.asarray(batch["masks"]) * values[following]
-    for row in np.asarray(data.starts):
-        of_row = targets[starts == row]
-        expected = lambda_return(row, n_step, td_lambda, host, values)
-        error = of_row.std() / len(of_row) ** 0.5
-        assert of_row.mean() == pytest.approx(expected, abs=5 * error + 1e-4)
-
-
-def test_lambda_zero_is_one_step_and_lambda_one_is_n_steps():
-    data = dataset([5, 6, 3])
-    for td_lambda, n_step in ((0.0, 1), (1.0, 4)):
-        plain = sample(data, jax.random.key(0), 50, n_step, G)
-        batch = sample(data, jax.random.key(0), 50, 4, G, td_lambda)
-        for name, values in plain.items():
-            np.testing.assert_array_equal(batch[name], values)
-        np.testing.assert_array_equal(draw_steps(jax.random.key(0), 50, 4, td_lambda), n_step)
-
-
 # --- chunks of actions ---
 
 
@@ -231,15 +184,6 @@ def test_chunks_equal_a_walk_in_plain_python(action_chunk, n_step):
     columns = [batch[key] for key in ("observations", "actions", "rewards", "next_observations", "masks")]
     columns = [np.asarray(x).reshape(len(data), -1) for x in columns]
     np.testing.assert_allclose(np.concatenate(columns, axis=1), found, rtol=1e-4, atol=1e-5)
-
-
-def test_the_drawn_number_of_steps_counts_chunks():
-    data = dataset([3000]).for_chunks(3)
-    batch = sample(data, jax.random.key(0), 500, 2, G, 0.5, 3)
-    steps = np.asarray(batch["next_observations"] - batch["observations"])[:, 0]
-    inside = steps[np.asarray(batch["terminals"]) == 0]
-    assert set(inside) == {3, 6}
-    assert 0.4 < (inside == 3).mean() < 0.6
 
 
 def test_what_does_not_depend_on_chunks(short):

@@ -19,6 +19,8 @@ AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quanti
 _FQL_NAMES = {"flow_steps": "actor_flow_steps"}
 PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical": _FQL_NAMES}
 """By critic: the published names of settings that floq renamed."""
+REMOVED = {"td_lambda": 1.0, "distill_flow_steps": None}
+"""Settings that older runs have, with the only values at which such a run can still be read."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,6 @@ class LearningSettings:
     """Rate at which the target network follows."""
     n_step: int = 1
     """Steps of reward in a TD target; with action_chunk, the number of chunks."""
-    td_lambda: float = 1.0
-    """Below 1, each TD target draws its steps from 1 to n_step: on average it is the lambda-return; 0 is one step."""
     action_chunk: int = 1
     """Actions that the actor selects, the critic evaluates and the environment executes as one chunk (Q-chunking)."""
     reward_scale: float = 1.0
@@ -94,6 +94,10 @@ class AgentConfig(LearningSettings):
             UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
         """
         names = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
+        for name, value in REMOVED.items():
+            if name in settings and settings[name] != value:
+                raise UserError(f"agent.{name}={settings[name]}: this setting was removed, only {value} is known today")
+        settings = {name: value for name, value in settings.items() if name not in REMOVED}
         for name in settings:
             if name not in names:
                 raise UserError(

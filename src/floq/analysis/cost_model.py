@@ -58,7 +58,7 @@ class _Layers:
 def has_formula(config: AgentConfig) -> bool:
     """Return whether `update_cost` has a formula for such an agent."""
     c = config.critic
-    if isinstance(c, FloqConfig) and (c.solver, c.actor_climbs, c.distill_flow_steps) != ("euler", "distilled", None):
+    if isinstance(c, FloqConfig) and (c.solver, c.actor_climbs) != ("euler", "distilled"):
         return False
     return type(c) in _CRITICS and config.actor_name == "fql"
 

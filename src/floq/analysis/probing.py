@@ -79,7 +79,7 @@ def take_probes(agent: Agent, data: Dataset, key) -> Probes:
 def _probes(agent: Agent, data: Dataset, key):
     static, hypers = agent.static, agent.hypers
     batch_key, value_key, target_key = jax.random.split(key, 3)
-    batch = data.sample(batch_key, TRANSITIONS, static.n_step, hypers.discount, static.td_lambda, static.action_chunk)
+    batch = data.sample(batch_key, TRANSITIONS, static.n_step, hypers.discount, static.action_chunk)
     keys = jax.random.split(value_key, TRANSITIONS)
     q = jax.vmap(agent.value)(batch["observations"], batch["actions"], keys)
     order = jnp.argsort(q)

@@ -34,8 +34,6 @@ def bench_command(argv: list[str]) -> None:
     if "agent.critic_flow_steps" in flags.names():
         raise UserError("--agent.critic_flow_steps: floq bench goes through several K, name them with --ks")
     request = resolve_train(flags)
-    if request.distributed:
-        raise UserError("--distributed: floq bench measures one machine; leave it out")
     if len(request.configs) > 1:
         raise UserError("floq bench takes one value for each flag of floq train; --fleets says how many runs")
     if request.dry_run:

@@ -7,7 +7,6 @@ from typing import Literal
 from tyro.conf import Positional
 
 from floq.cli.flags import command_help, parse
-from floq.cli.train import start_jax
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ def eval_command(argv: list[str]) -> None:
     """Run `floq eval`."""
     options = parse(Eval, argv, "floq eval", command_help(Eval))
     from floq.analysis.evaluate_run import evaluate_run
+    from floq.utils.machine import enable_compilation_cache
 
-    start_jax()
+    enable_compilation_cache()
     evaluate_run(**dataclasses.asdict(options))

@@ -85,8 +85,6 @@ def _sweep_flags(flags: Flags) -> None:
         raise UserError(f"--{own[0]} is about experiment files, and none is given: leave it out")
     placement = _placement(_options(flags.split(("address", *RAY_FLAGS))))
     request = resolve_train(flags)
-    if request.distributed:
-        raise UserError("--distributed with floq sweep: --address divides the runs over machines; leave it out")
     from floq.envs.environments import check_task
 
     for config in request.configs:

@@ -5,7 +5,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,13 +27,14 @@ def train_command(argv: list[str]) -> None:
         return print_configs(request.configs)
     from floq.envs.environments import check_task
     from floq.training.train import train_fleet
+    from floq.utils.machine import enable_compilation_cache
 
     for config in request.configs:
         if config.dataset is None and not config.from_scratch:
             check_task(config.env_name)  # now, since a wrong name is the commonest mistake
 
-    hosts = start_jax(request.distributed, request.configs)
-    train_fleet(request.configs, notes=request.notes, hosts=hosts)
+    enable_compilation_cache()
+    train_fleet(request.configs, notes=request.notes)
 
 
 def _resume(argv: list[str]) -> None:
@@ -51,28 +52,13 @@ def _resume(argv: list[str]) -> None:
     options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", command_help(Resume))
     from floq.runs.run import Run
     from floq.training.resume import continued, resume_fleet
+    from floq.utils.machine import enable_compilation_cache
 
-    changes = {name: x for name, x in vars(options).items() if x is not None and name not in ("distributed", "dry_run")}
+    changes = {name: x for name, x in vars(options).items() if x is not None and name != "dry_run"}
     if options.dry_run:
         return print_configs([continued(Run.open(folder), changes) for folder in folders])
-    hosts = start_jax(options.distributed, runs=[Run.open(folder) for folder in folders])
-    resume_fleet(folders, hosts=hosts, **changes)
-
-
-def start_jax(distributed: str | None = None, configs: Sequence[Any] = (), runs: Sequence[Any] = ()) -> Any:
-    """Enable the compilation cache, and wait for the other hosts if there are any; the first of them downloads the data
-    of the configurations or runs. Returns this host's place among them."""
-    from floq.runs.run_data import fetch_missing
-    from floq.training.hosts import ALONE, meet
-    from floq.utils.machine import enable_compilation_cache
-    from floq.utils.progress import Display
-
     enable_compilation_cache()
-    if distributed is None:
-        return ALONE
-    display = Display()
-    configs = [*configs, *(run.config for run in runs)]
-    return meet(distributed, lambda: fetch_missing(configs, display, runs), display.note)
+    resume_fleet(folders, **changes)
 
 
 def print_configs(configs: list[Any]) -> None:
@@ -96,7 +82,6 @@ class TrainRequest(NamedTuple):
 
     configs: list[Any]
     dry_run: bool
-    distributed: str | None
     notes: list[str]
 
 
@@ -150,7 +135,6 @@ def _description() -> str:
         f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
         f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
         "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
-        "--distributed=auto (on Slurm and the like) or ADDRESS:PORT/HOSTS/NUMBER divides the runs over several hosts, "
         "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
         "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
         "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
@@ -170,8 +154,7 @@ def resolve_train(flags: Flags) -> TrainRequest:
     """Resolve flags: a configuration for each combination of values where a flag has several."""
     restored = _restored(flags)
     name, preset = flags.take("agent", "floq"), flags.take("preset", None)
-    dry_run, distributed = flags.take_switch("dry_run"), flags.take("distributed", None)
-    seeds, match = flags.take_seeds(), Match.taken_from(flags)
+    dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), Match.taken_from(flags)
     own = AgentFlags(name, preset, flags.take("agent.critic", None), flags.take("agent.actor", None), restored)
     if match:
         match.check(own.critic)
@@ -198,7 +181,7 @@ def resolve_train(flags: Flags) -> TrainRequest:
         # A preset that changes floq has its effect, if only on what is matched.
         changed = match and preset and missing_preset_note(config.task, "floq", preset) is None
         notes[missing_preset_note(config.task, name, None if changed else preset)] = None
-    return TrainRequest(configs, dry_run, distributed, [note for note in notes if note])
+    return TrainRequest(configs, dry_run, [note for note in notes if note])
 
 
 def _restored(flags: Flags) -> Any:
@@ -347,7 +330,5 @@ class Resume:
     """The newest checkpoints that are kept."""
     checkpoint_minutes: float | None = None
     """Write a checkpoint after so many minutes without one, too."""
-    distributed: str | None = None
-    """Divide the runs over several hosts, as in training."""
     dry_run: bool = False
     """Print the resolved configuration."""

@@ -60,8 +60,6 @@ class FloqConfig:
     """Euler steps per integration (K): determines the critic's capacity."""
     target_flow_steps: int | None = None
     """Euler steps of the TD target's integration; by default `critic_flow_steps`, as published."""
-    distill_flow_steps: int | None = None
-    """Euler steps to the value that is distilled; by default `critic_flow_steps`, as published."""
     acting_flow_steps: int | None = None
     """Euler steps where the actor climbs the flow or ranks actions by it; by default `critic_flow_steps`."""
     solver: Solver = "euler"
@@ -123,11 +121,6 @@ class FloqConfig:
             raise UserError(
                 f"--agent.actor_noise_samples={self.actor_noise_samples}: the distilled critic has no source samples; "
                 "give --agent.actor_climbs=flow or one_pass"
-            )
-        if self.distill_flow_steps is not None and (self.actor_climbs, self.distill_target) != ("distilled", "flow"):
-            raise UserError(
-                f"--agent.distill_flow_steps={self.distill_flow_steps}: nothing is distilled from an integration; "
-                "leave it out, or leave --agent.actor_climbs and --agent.distill_target as they are"
             )
         if self.integration == "fused" and self.solver != "euler":
             raise UserError(f"--agent.integration=fused makes Euler steps: not --agent.solver={self.solver}; use plain")
@@ -280,7 +273,7 @@ class FloqCritic(Critic):
         else:
             frozen = jax.lax.stop_gradient(self.target_network())  # the integration itself is never differentiated
             in_one_pass = distilled is None or c.distill_target == "one_pass"
-            steps, solver = (1, "euler") if in_one_pass else (c.distill_flow_steps, c.solver)
+            steps, solver = (1, "euler") if in_one_pass else (None, c.solver)
             values_from = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
             returns = jax.vmap(values_from)(distill_z_0)
             distill_target = flow_q = jnp.mean(returns)  # over (samples, members)

@@ -146,17 +146,12 @@ class Dataset(eqx.Module):
         batch_size: int,
         n_step: int = 1,
         discount: float | Float[Array, ""] = 1.0,
-        td_lambda: float = 1.0,
         action_chunk: int = 1,
     ) -> Batch:
         """Draw `batch_size` transitions uniformly with replacement. Consumes `key`; works inside jit.
 
         With an `action_chunk` above 1, which must be that of `for_chunks`, `actions` holds that many actions
         concatenated, and `n_step` counts chunks.
-
-        With `td_lambda` below 1 each transition draws its number of steps: m with probability (1 - lambda)
-        lambda^(m-1) for m < `n_step`, and `n_step` with the remaining probability. The expected m-step target is the
-        lambda-return, truncated after `n_step` steps.
 
         Raises:
             UserError: the dataset's transitions do not have `action_chunk` actions.
@@ -166,9 +161,8 @@ class Dataset(eqx.Module):
                 f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
                 f"sample from dataset.for_chunks({action_chunk})"
             )
-        key, n_step, steps = divide_key(key, batch_size, n_step, td_lambda)
         rows = self.starts[self._draw(key, batch_size)]
-        return jax.vmap(lambda row, m: self.transition(row, n_step, discount, m))(rows, steps)
+        return jax.vmap(lambda row: self.transition(row, n_step, discount))(rows)
 
     def _draw(self, key: PRNGKeyArray, batch_size: int) -> Int[Array, " {batch_size}"]:
         """Draw the indices of a batch's transitions. Consumes `key`."""
@@ -179,15 +173,9 @@ class Dataset(eqx.Module):
         low, high = jnp.where(is_prior, 0, self.old.starts), jnp.where(is_prior, self.old.starts, count)
         return jax.random.randint(key, (batch_size,), low, high)
 
-    def transition(
-        self,
-        row: Int[Array, ""],
-        n_step: int,
-        discount: float | Float[Array, ""],
-        steps: Int[Array, ""] | None = None,
-    ) -> dict[str, Array]:
-        """Return the n-step transition that starts at `row`, with the published keys and `next_actions`; `steps`, if
-        given, is the number of steps to take, at most n. In a dataset for chunks of h actions both count chunks.
+    def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
+        """Return the n-step transition that starts at `row`, with the published keys and `next_actions`. In a dataset
+        for chunks of h actions n counts chunks.
 
         It takes up to `n_step` steps and stops early at a true termination (mask 0) and at the end of its trajectory.
         After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks` =
@@ -203,8 +191,6 @@ class Dataset(eqx.Module):
         masks = self.masks[rows]
         continues = masks * ~self.ends[self._rows_ahead(rows, 1)]  # whether another step may follow this one
         taken = jnp.concatenate([jnp.ones(1), jnp.cumprod(continues)[:-1]])  # whether this step is taken
-        if steps is not None:
-            taken = taken * (jnp.arange(length) < steps * self.action_chunk)
         powers = discount ** jnp.arange(length)
         last = jnp.sum(taken).astype(jnp.int32) - 1
         reached = self._rows_ahead(row, last + 1)
@@ -260,26 +246,6 @@ def chunk_starts(
     following = lambda marked: np.minimum.accumulate(np.where(marked, rows, len(ends))[::-1])[::-1]  # noqa: E731
     last, terminated = following(ends), following((masks == 0) & ~ends)  # the next such row, from this one on
     return rows[~ends & ((rows + action_chunk <= last) | (terminated < last))]
-
-
-def divide_key(
-    key: PRNGKeyArray, batch_size: int, n_step: int, td_lambda: float
-) -> tuple[PRNGKeyArray, int, Int[Array, " {batch_size}"] | None]:
-    """Divide the key of a batch, see `Dataset.sample`. Returns the key to draw transitions with, the maximum number of
-    steps of a target, and the number of each target, or None if all take the maximum. Consumes `key`."""
-    if td_lambda == 0:
-        n_step = 1
-    if td_lambda == 1 or n_step == 1:
-        return key, n_step, None
-    index_key, steps_key = jax.random.split(key)
-    return index_key, n_step, draw_steps(steps_key, batch_size, n_step, td_lambda)
-
-
-def draw_steps(key: PRNGKeyArray, count: int, n_step: int, td_lambda: float) -> Int[Array, " {count}"]:
-    """Draw the number of steps of each of `count` TD(lambda) targets: more than m with probability lambda^m, and at
-    most `n_step`. Consumes `key`."""
-    longer = td_lambda ** jnp.arange(1, n_step)
-    return 1 + jax.vmap(lambda u: jnp.sum(u < longer))(jax.random.uniform(key, (count,)))
 
 
 class Splits(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from floq.data.dataset import Batch, Dataset, divide_key
+from floq.data.dataset import Batch, Dataset
 
 
 class Experience(NamedTuple):
@@ -180,20 +180,18 @@ class Mixture(eqx.Module):
         batch_size: int,
         n_step: int = 1,
         discount: float | Float[Array, ""] = 1.0,
-        td_lambda: float = 1.0,
         action_chunk: int = 1,
     ) -> Batch:
         """Draw a batch of single actions, as `Dataset.sample` does. Consumes `key`."""
         assert action_chunk == self.data.action_chunk == 1
-        key, n_step, steps = divide_key(key, batch_size, n_step, td_lambda)
         is_new, index = self._choose(key, batch_size)
 
-        def transition(is_new: Array, index: Array, m: Array | None) -> dict[str, Array]:
-            old = self.data.transition(self.data.starts[index], n_step, discount, m)
-            new = self.replay.data.transition(self.replay.start(self.run, index), n_step, discount, m)
+        def transition(is_new: Array, index: Array) -> dict[str, Array]:
+            old = self.data.transition(self.data.starts[index], n_step, discount)
+            new = self.replay.data.transition(self.replay.start(self.run, index), n_step, discount)
             return {name: jnp.where(is_new, new[name], old[name]) for name in old}
 
-        return jax.vmap(transition)(is_new, index, steps)
+        return jax.vmap(transition)(is_new, index)
 
     def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
         """Draw for each transition of a batch whether it is new, and its index in the replay or in the data. Consumes

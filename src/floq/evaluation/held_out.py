@@ -86,7 +86,7 @@ def _td_error(agent: Agent, data: Dataset, key):
     static = agent.static
     batch_key, loss_key = jax.random.split(key)
     sizes = static.batch_size, static.n_step
-    batch = data.sample(batch_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
+    batch = data.sample(batch_key, *sizes, agent.hypers.discount, static.action_chunk)
     return agent.evaluate_loss(batch, loss_key)["critic/abs_td_error"]
 
 

@@ -73,19 +73,27 @@ def _draw(equation: Any, inner: core.ClosedJaxpr, given: list[Any], visitor: Vis
 def _unroll(equation: Any, given: list[Any], visitor: Visitor) -> list[Any]:
     """Interpret a scan step by step."""
     p, body = equation.params, equation.params["jaxpr"]
-    fixed, carry = given[: p["num_consts"]], given[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-    rows = given[p["num_consts"] + p["num_carry"] :]
-    row_avals = [atom.aval for atom in equation.invars[p["num_consts"] + p["num_carry"] :]]
+    num_fixed, num_carry = _scan_sizes(p)
+    fixed, carry, rows = given[:num_fixed], given[num_fixed : num_fixed + num_carry], given[num_fixed + num_carry :]
+    row_avals = [atom.aval for atom in equation.invars[num_fixed + num_carry :]]
     made: dict[int, list[Any]] = {}
     for i in sorted(range(p["length"]), reverse=p["reverse"]):
         row = _inline(lambda *xs, i=i: [x[i] for x in xs], row_avals, rows, visitor)
         outputs = walk(body, [*fixed, *carry, *row], visitor)
-        carry, made[i] = outputs[: p["num_carry"]], outputs[p["num_carry"] :]
+        carry, made[i] = outputs[:num_carry], outputs[num_carry:]
     stacked = []
-    for place, aval in enumerate(body.out_avals[p["num_carry"] :]):
+    for place, aval in enumerate(body.out_avals[num_carry:]):
         parts = [made[i][place] for i in range(p["length"])]
         stacked += _inline(lambda *xs: jnp.stack(xs), [aval] * len(parts), parts, visitor)
     return [*carry, *stacked]
+
+
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """Return how many inputs of a scan are the same in each step, and how many are carried from step to step."""
+    if "num_consts" in params:  # before JAX 0.12
+        return params["num_consts"], params["num_carry"]
+    fixed, carry, _ = params["ft_in"].unpack()
+    return len(fixed), len(carry)
 
 
 def _inline(function: Callable[..., Any], avals: Sequence[Any], inputs: Sequence[Any], visitor: Visitor) -> list[Any]:

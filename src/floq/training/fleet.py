@@ -246,7 +246,7 @@ def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) ->
     static = agent.static
     step_key = jax.random.fold_in(key, agent.step)
     sizes = static.batch_size, static.n_step
-    return dataset.sample(step_key, *sizes, agent.hypers.discount, static.td_lambda, static.action_chunk)
+    return dataset.sample(step_key, *sizes, agent.hypers.discount, static.action_chunk)
 
 
 def _stacked(values: Sequence[PyTree]) -> PyTree:

@@ -22,7 +22,6 @@ from floq.runs.checkpoint import (
 from floq.runs.config import Config
 from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import ALWAYS, BEFORE_ONLINE, resume_checkpoint
-from floq.training.hosts import ALONE, Hosts
 from floq.training.sharding import Layout
 from floq.training.train import (
     check_built,
@@ -32,7 +31,6 @@ from floq.training.train import (
     lock_runs,
     run_records,
     run_to_completion,
-    share,
 )
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
@@ -161,18 +159,15 @@ def resume_fleet(
     *,
     show: bool = True,
     draw: bool = True,
-    hosts: Hosts = ALONE,
     **changes: Any,
 ) -> list[Run]:
-    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. With several
-    `hosts`, this holds for the share of each. Without `draw` there are no pictures.
+    """Continue several runs as one fleet. They must fit one program, and have stopped at the same step. Without
+    `draw` there are no pictures.
 
     Args, raises: see `resume`.
     """
     started, display = time.monotonic(), Display(show)
-    folders = share(list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs)), hosts, display)
-    if not folders:
-        return []
+    folders = list(dict.fromkeys(user_path(folder).resolve() for folder in run_dirs))
     old = [Run.open(folder) for folder in folders]
     if any(run.config.deterministic for run in old):
         be_deterministic()

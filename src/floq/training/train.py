@@ -23,7 +23,6 @@ from floq.runs.loggers import check_loggers
 from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import make_agent, network_sizes, restore, restored_checkpoint
 from floq.training.fleet import Fleet, FleetData
-from floq.training.hosts import ALONE, Hosts
 from floq.training.loop import Loop
 from floq.training.run_logger import RunLogger
 from floq.training.sharding import Layout
@@ -67,14 +66,13 @@ def train_fleet(
     show: bool = True,
     draw: bool = True,
     notes: Sequence[str] = (),
-    hosts: Hosts = ALONE,
 ) -> list[Run]:
     """Train several agents, those of one program together: they may differ in seed, in the task over one dataset, and
     in traced settings (alpha, discount, lr, tau, noise_coverage, reward_scale). Others follow one another. Each leaves
     the folder that it would have left alone.
 
-    Args, raises: see `train`. With several `hosts`, each trains its share. Without `draw` there are no pictures. Where
-    one program fails, the others are trained before that is raised.
+    Args, raises: see `train`. Without `draw` there are no pictures. Where one program fails, the others are trained
+    before that is raised.
 
     Returns:
         The finished runs, in the order of `configs`.
@@ -87,7 +85,7 @@ def train_fleet(
         check_writable(Run.parent(config), "choose another --save_dir")
     if any(config.deterministic for config in configs):
         be_deterministic()
-    configs = share(configs, hosts, display)
+    configs = list(configs)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
     configs = [resolve_paths(config) for config in configs]
@@ -179,14 +177,6 @@ def _train_group(
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.save_initial_data(run, split)
             return run_to_completion(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
-
-
-def share(items: Sequence[T], hosts: Hosts, display: Display) -> list[T]:
-    """Return this host's part of the runs."""
-    share = hosts.share(items)
-    if hosts.count > 1:
-        display.note(f"host    {hosts.index + 1} of {hosts.count}: {len(share)} of {len(items)} runs")
-    return share
 
 
 def resolve_paths(config: Config) -> Config:

@@ -101,7 +101,6 @@ POSITIVE = (
         "noise_samples",
         "target_noise_samples",
         "distill_noise_samples",
-        "distill_flow_steps",
         "acting_flow_steps",
         "actor_noise_samples",
         "actor_flow_steps",
@@ -175,14 +174,10 @@ def check_ranges(settings: dict[str, Any]) -> None:
     require("seed", lambda x: 0 <= x < SEEDS, f"at least 0 and less than {SEEDS}")
     require("keep_checkpoints", lambda x: x > 1, "at least 2: the one before is there if the newest is damaged")
     require("old_data_share", lambda x: 0 <= x < 1, "at least 0 and less than 1")
-    for name in ("tau", "td_lambda", "p_aug"):
+    for name in ("tau", "p_aug"):
         require(name, lambda x: 0 <= x <= 1, "between 0 and 1")
     require("num_bins", lambda x: x >= 3, "at least 3, these are the edges of the histogram")
     if settings.get("rho") and settings["q_agg"] != "lcb":
         raise UserError(f"rho={settings['rho']}: only q_agg=lcb subtracts deviations, give that too")
-    if settings.get("td_lambda", 1.0) < 1 and settings["n_step"] == 1:
-        raise UserError(
-            f"td_lambda={settings['td_lambda']}: it mixes targets of 1 to n_step steps, give n_step above 1"
-        )
     if settings.get("time_embedding") == "fourier":
         require("time_embed_dim", lambda x: x % 2 == 0, "even, a Fourier embedding pairs cosines with sines")
