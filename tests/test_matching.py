@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 
@@ -107,7 +106,7 @@ def test_what_cannot_be_matched(monkeypatch):
 
     @dataclass(frozen=True)
     class Table:
-        traced_settings: ClassVar[tuple[str, ...]] = ()
+        pass
 
     monkeypatch.setitem(CRITICS, "table", (Table, ScalarCritic))
     with pytest.raises(UserError, match="critic 'table' cannot be scaled by width"):

@@ -35,7 +35,7 @@ class Actor(eqx.Module):
     @abc.abstractmethod
     def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: Any = None) -> "Actor":
         """Initialise networks for observations and actions of these sizes. `config` holds this actor's settings, a
-        frozen dataclass whose `traced_settings` names the traced ones. Consumes `key`."""
+        frozen dataclass. Consumes `key`."""
 
     @abc.abstractmethod
     def act(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:

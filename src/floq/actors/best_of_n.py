@@ -13,23 +13,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value
 from floq.actors.behaviour import BehaviourFlow
+from floq.utils.schema import HiddenDims, Settings, Size
 
 
 @dataclass(frozen=True)
-class BestOfNConfig:
+class BestOfNConfig(Settings):
     """Settings of best-of-N sampling."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ()
-
-    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of the behaviour flow."""
     actor_layer_norm: bool = False
     """LayerNorm in it."""
-    actor_flow_steps: int = 10
+    actor_flow_steps: Size = 10
     """Euler steps of the behaviour flow."""
-    num_candidates: int = 32
+    num_candidates: Size = 32
     """Actions to choose from (N)."""
-    target_candidates: int | None = None
+    target_candidates: Size | None = None
     """Actions to choose from in TD targets; by default `num_candidates`. More of them overestimate more."""
 
 

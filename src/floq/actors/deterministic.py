@@ -7,7 +7,7 @@ over two critics in the target are settings of the critic; here the actor maximi
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -16,35 +16,34 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.networks.mlp import MLP
+from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Positive, Settings
 
 
 @dataclass(frozen=True)
-class DeterministicConfig:
+class DeterministicConfig(Settings):
     """Settings of the deterministic policy."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
-
-    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of the policy."""
     actor_layer_norm: bool = False
     """LayerNorm in it."""
-    alpha: float = 0.1
+    alpha: Annotated[NonNegativeFloat, Mark.TRACED] = 0.1
     """Weight of behaviour cloning in the actor's loss: the squared distance from the data's action."""
-    alpha_critic: float = 0.0
+    alpha_critic: NonNegativeFloat = 0.0
     """Weight of the same distance at the next state, which is subtracted from the TD target's value."""
     normalize_q_loss: bool = True
     """Divide the Q term by the batch's mean |Q|."""
-    actor_noise: float = 0.2
+    actor_noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the TD target's action."""
-    actor_noise_clip: float = 0.5
+    actor_noise_clip: NonNegativeFloat = 0.5
     """Largest magnitude of that noise."""
-    exploration_noise: float = 0.1
+    exploration_noise: NonNegativeFloat = 0.1
     """Standard deviation of the noise on actions that collect new experience."""
-    actor_freq: int = 2
+    actor_freq: Positive = 2
     """Updates of the critic per update of the actor and of the target networks."""
     target_actor: bool = True
     """TD targets act with a slow copy of the actor."""
-    actor_head_scale: float = 0.01
+    actor_head_scale: NonNegativeFloat = 0.01
     """Scale of the policy's last layer at the start."""
 
 

@@ -5,7 +5,7 @@ flow with the same noise n, and maximises Q. Only the one-step policy acts, so n
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -15,21 +15,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.actors.behaviour import BehaviourFlow
 from floq.networks.mlp import MLP
+from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Settings, Size
 
 
 @dataclass(frozen=True)
-class FQLConfig:
+class FQLConfig(Settings):
     """Settings of the one-step flow policy; the defaults are FQL's."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
-
-    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of the behaviour flow and of the one-step policy."""
     actor_layer_norm: bool = False
     """LayerNorm in both."""
-    alpha: float = 10.0
+    alpha: Annotated[NonNegativeFloat, Mark.TRACED] = 10.0
     """Weight of staying close to the behaviour flow. Set it per environment."""
-    actor_flow_steps: int = 10
+    actor_flow_steps: Size = 10
     """Euler steps of the behaviour flow."""
     normalize_q_loss: bool = False
     """Divide the Q term by the batch's mean |Q|."""

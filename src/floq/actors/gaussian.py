@@ -5,7 +5,7 @@ Source: SAC (arXiv 1812.05905) for the policy, the temperature and the soft valu
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -15,26 +15,25 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.networks.mlp import MLP
 from floq.utils.errors import UserError
+from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Settings
 
 LOG_STD_RANGE = (-5.0, 2.0)
 LIMIT = 1 - 1e-5  # actions are clipped to this before arctanh
 
 
 @dataclass(frozen=True)
-class GaussianConfig:
+class GaussianConfig(Settings):
     """Settings of the tanh-Gaussian policy. Offline, regularise with alpha; online, rather with entropy."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ("alpha",)
-
-    actor_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of the policy."""
     actor_layer_norm: bool = False
     """LayerNorm in it."""
-    alpha: float = 1.0
+    alpha: Annotated[NonNegativeFloat, Mark.TRACED] = 1.0
     """Weight of behaviour cloning, the negative log-likelihood of the data's action per action dimension."""
     normalize_q_loss: bool = False
     """Divide the Q term by the batch's mean |Q|."""
-    temperature: float = 0.0
+    temperature: NonNegativeFloat = 0.0
     """Weight of the policy's entropy; the initial value if it is learned."""
     learn_temperature: bool = False
     """Adapt the temperature such that the entropy stays at target_entropy."""
@@ -44,6 +43,7 @@ class GaussianConfig:
     """Count the entropy of the next action as reward in the TD target."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learn_temperature and self.temperature <= 0:
             raise UserError(f"--agent.temperature={self.temperature}: to learn it, start above 0, say at 1")
         if self.entropy_backup and self.temperature <= 0:

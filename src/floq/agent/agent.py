@@ -11,10 +11,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from floq.actors import ACTORS, Actor
-from floq.agent.config import AgentConfig
+from floq.agent.config import AgentConfig, Hypers
 from floq.agent.finite import OK, first_nonfinite
 from floq.agent.policy import ObsStats, Policy, select_action
-from floq.agent.state import ADAM, Hypers, OptStates, Params, ValueRange
+from floq.agent.state import ADAM, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.networks.mlp import effective_rank
 from floq.networks.precision import PUBLISHED, Precision, cast_for_compute, matmul_precision

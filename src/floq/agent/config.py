@@ -5,13 +5,18 @@ line and `config.json` have all of them on one level, under their published name
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, NamedTuple
+
+import jax.numpy as jnp
+from annotated_types import Gt, Interval, Le
+from jaxtyping import Array, Float
 
 from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
 from floq.utils.errors import UserError, nearest
-from floq.utils.schema import check_ranges
+from floq.utils.schema import Count, Mark, PositiveFloat, Settings, Share, check_settings, marked
 
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
@@ -24,24 +29,22 @@ REMOVED = {"td_lambda": 1.0, "distill_flow_steps": None}
 
 
 @dataclass(frozen=True)
-class LearningSettings:
+class LearningSettings(Settings):
     """Settings that all agents share, independent of critic and actor."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ("lr", "discount", "tau", "reward_scale")
-
-    lr: float = 3e-4
+    lr: Annotated[PositiveFloat, Mark.TRACED] = 3e-4
     """Adam's learning rate, for all networks."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Transitions per update."""
-    discount: float = 0.99
-    """Discount factor."""
-    tau: float = 0.005
+    discount: Annotated[float, Interval(ge=0, lt=1), Mark.TRACED] = 0.99
+    """Discount factor; below 1, since returns reach r / (1 - discount)."""
+    tau: Annotated[Share, Mark.TRACED] = 0.005
     """Rate at which the target network follows."""
-    n_step: int = 1
+    n_step: Count = 1
     """Steps of reward in a TD target; with action_chunk, the number of chunks."""
-    action_chunk: int = 1
+    action_chunk: Annotated[int, Gt(0), Le(2**10)] = 1
     """Actions that the actor selects, the critic evaluates and the environment executes as one chunk (Q-chunking)."""
-    reward_scale: float = 1.0
+    reward_scale: Annotated[PositiveFloat, Mark.TRACED] = 1.0
     """Multiplies every reward."""
     encoder: str | None = None
     """Image encoder, for pixel tasks: not built yet."""
@@ -57,7 +60,14 @@ class AgentConfig(LearningSettings):
     """Settings of the actor; their type selects the actor."""
 
     def __post_init__(self) -> None:
-        check_ranges(self.flat())
+        super().__post_init__()
+        for part in (self.critic, self.actor):
+            check_settings(part)  # which may be any dataclass
+            if unknown := set(marked(type(part), Mark.TRACED)) - set(Hypers._fields):
+                raise UserError(
+                    f"{type(part).__name__} marks {unknown.pop()} as traced, and no fleet can vary that, only "
+                    f"{', '.join(Hypers._fields)}: leave the mark out"
+                )
 
     @property
     def critic_name(self) -> str:
@@ -110,6 +120,24 @@ class AgentConfig(LearningSettings):
         return cls(**parts)
 
 
+class Hypers(NamedTuple):
+    """Scalars that may differ between the runs of a fleet. Traced, so that one compiled program serves them all. Those
+    that neither critic nor actor has are 0."""
+
+    alpha: Float[Array, ""]
+    discount: Float[Array, ""]
+    lr: Float[Array, ""]
+    tau: Float[Array, ""]
+    noise_coverage: Float[Array, ""]
+    reward_scale: Float[Array, ""]
+
+    @classmethod
+    def of(cls, config: AgentConfig) -> "Hypers":
+        """Extract the scalars from a configuration."""
+        settings = config.flat()
+        return cls(*(jnp.asarray(settings.get(name, 0.0), jnp.float32) for name in cls._fields))
+
+
 def settings_type(critic: str, actor: str) -> type:
     """Return a dataclass with the settings of this critic, this actor and the shared ones, under their flat names.
 
@@ -119,12 +147,17 @@ def settings_type(critic: str, actor: str) -> type:
     for kind, name, known in (("critic", critic, CRITICS), ("actor", actor, ACTORS)):
         if name not in known:
             raise UserError(f"--agent.{kind}={name}: choose {' or '.join(known)}{nearest(name, known)}")
-    bases = (ACTORS[actor][0], CRITICS[critic][0], LearningSettings)  # dataclasses collect fields from the last base on
+    return _joined(ACTORS[actor][0], CRITICS[critic][0], LearningSettings)  # fields are collected from the last one on
+
+
+@functools.cache
+def _joined(*bases: type) -> type:
     return dataclasses.make_dataclass("AgentSettings", [], bases=bases, frozen=True)
 
 
 def _untraced(settings: Any) -> Any:
-    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.name in settings.traced_settings}
+    traced = marked(type(settings), Mark.TRACED)
+    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.name in traced}
     return dataclasses.replace(settings, **defaults)
 
 

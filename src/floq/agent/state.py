@@ -1,4 +1,4 @@
-"""Structure of an agent's state: random streams, parameters, optimiser states, and the traced scalars."""
+"""Structure of an agent's state: random streams, parameters, optimiser states, and the range of rewards."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,6 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors import Actor
-from floq.agent.config import AgentConfig
 from floq.critics import Critic
 
 # --- Random streams ---
@@ -31,7 +30,7 @@ class Keys(NamedTuple):
         return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
 
 
-# --- Parameters and traced scalars ---
+# --- Parameters and scalars ---
 
 ADAM = optax.scale_by_adam()
 
@@ -55,24 +54,6 @@ class OptStates(NamedTuple):
         return cls(*(ADAM.init(part) for part in params))  # pyright: ignore[reportArgumentType]
 
 
-class Hypers(NamedTuple):
-    """Scalars that may differ between the runs of a fleet. Traced, so that one compiled program serves them all. Those
-    that neither critic nor actor has are 0."""
-
-    alpha: Float[Array, ""]
-    discount: Float[Array, ""]
-    lr: Float[Array, ""]
-    tau: Float[Array, ""]
-    noise_coverage: Float[Array, ""]
-    reward_scale: Float[Array, ""]
-
-    @classmethod
-    def of(cls, config: AgentConfig) -> "Hypers":
-        """Extract the scalars from a configuration."""
-        settings = config.flat()
-        return cls(*(_scalar(settings.get(name, 0.0)) for name in cls._fields))
-
-
 class ValueRange(NamedTuple):
     """Smallest and largest reward of the data, both widened to contain 0. From the data, so traced."""
 
@@ -82,8 +63,4 @@ class ValueRange(NamedTuple):
     @classmethod
     def of(cls, r_min: float, r_max: float) -> "ValueRange":
         """Return the range of data with rewards from `r_min` to `r_max`."""
-        return cls(_scalar(min(0.0, r_min)), _scalar(max(0.0, r_max)))
-
-
-def _scalar(x: float) -> Float[Array, ""]:
-    return jnp.asarray(x, jnp.float32)
+        return cls(*(jnp.asarray(r, jnp.float32) for r in (min(0.0, r_min), max(0.0, r_max))))

@@ -7,8 +7,9 @@ import inspect
 import io
 import itertools
 import re
+import types
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from floq.utils.errors import UserError, nearest
 
@@ -92,13 +93,13 @@ class Flags:
         """Return a set of flags for each combination of values of flags that have several: `--agent.alpha 100 300`, or
         `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. All words of
         a flag whose field is a tuple are one value."""
-        kinds = {name: str(field.type) for name, field in fields.items()}
+        allowed = {name: _types(field.type) for name, field in fields.items()}
         several: list[tuple[str, list[str]]] = []
         for name, words in dict(self._pairs).items():
-            kind = kinds.get((aliases or {}).get(name, name), "tuple")
-            if "int" in kind or "float" in kind:
+            kinds = allowed.get((aliases or {}).get(name, name), [tuple])
+            if int in kinds or float in kinds:
                 words = _numbers(words) or words
-            if len(words) > 1 and not kind.startswith("tuple"):
+            if len(words) > 1 and tuple not in kinds:
                 several.append((name, list(dict.fromkeys(words))))
         found = []
         for combination in itertools.product(*(words for _, words in several)):
@@ -120,13 +121,21 @@ class Flags:
             if name not in fields or name == "agent":
                 known = [f"--{field}" for field in fields if field != "agent"]
                 raise UserError(f"unknown flag --{name} for this agent{nearest(f'--{name}', known)}")
-            kind = fields[name].type
-            if kind is bool:
+            kinds = _types(fields[name].type)
+            if bool in kinds:
                 values = [{"true": "True", "false": "False"}.get(v.lower(), v) for v in values] or ["True"]
-            elif str(kind).startswith("tuple"):
+            elif tuple in kinds:
                 values = _numbers(values)
             words += [f"--{name}", *values]
         return words
+
+
+def _types(hint: Any) -> list[Any]:
+    """Return the types that an annotation allows, without their bounds and members."""
+    if get_origin(hint) in (Annotated, Union, types.UnionType):
+        alternatives = get_args(hint)[:1] if get_origin(hint) is Annotated else get_args(hint)
+        return [kind for alternative in alternatives for kind in _types(alternative)]
+    return [get_origin(hint) or hint]
 
 
 def _numbers(values: list[str]) -> list[str]:

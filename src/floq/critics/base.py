@@ -2,15 +2,34 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from floq.utils.errors import UserError
+from floq.utils.schema import NonNegativeFloat, Settings
+
 Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
 PolicyFn: TypeAlias = Callable[[Float[Array, " obs"], PRNGKeyArray], Float[Array, " act"]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class AggregationSettings(Settings):
+    """Settings of how an ensemble is combined."""
+
+    q_agg: Aggregation = "mean"
+    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb)."""
+    rho: NonNegativeFloat = 0.0
+    """Standard deviations that q_agg=lcb subtracts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rho and self.q_agg != "lcb":
+            raise UserError(f"rho={self.rho}: only q_agg=lcb subtracts deviations, give that too")
 
 
 class ReturnScale(NamedTuple):
@@ -50,7 +69,7 @@ class Critic(eqx.Module):
     @abc.abstractmethod
     def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: Any = None) -> "Critic":
         """Initialise networks for observations and actions of these sizes. `config` holds this critic's settings, a
-        frozen dataclass whose `traced_settings` names the traced ones. Consumes `key`."""
+        frozen dataclass. Consumes `key`."""
 
     @abc.abstractmethod
     def target_network(self) -> "Critic":

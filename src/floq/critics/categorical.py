@@ -14,21 +14,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
 from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
-from floq.networks.embeddings import histogram
+from floq.networks.embeddings import NumEdges, histogram
 from floq.networks.mlp import MLP, ensemble
+from floq.utils.schema import HiddenDims, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True)
 class CategoricalConfig(EnsembleConfig):
     """Settings of the categorical critic."""
 
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    value_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of each member."""
-    num_bins: int = 51
+    num_bins: NumEdges = 51
     """Edges of the histogram (one more than its bins)."""
-    sigma: float = 0.75
+    sigma: PositiveFloat = 0.75
     """Smoothing of the target, in bin widths; the default is that of HL-Gauss."""
-    support_margin: float = 0.05
+    support_margin: NonNegativeFloat = 0.05
     """Widens the support by this share of the return range on both sides: more than two bins, so that the extreme
     returns fit in with their smoothing."""
 

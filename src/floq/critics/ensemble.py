@@ -2,30 +2,25 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from floq.critics.base import Aggregation, Critic, PolicyFn, ReturnScale, aggregate
+from floq.critics.base import AggregationSettings, Critic, PolicyFn, ReturnScale, aggregate
 from floq.networks.mlp import MLP
+from floq.utils.schema import Count
 
 
 @dataclass(frozen=True)
-class EnsembleConfig:
+class EnsembleConfig(AggregationSettings):
     """Settings that these critics share; the defaults are FQL's."""
-
-    traced_settings: ClassVar[tuple[str, ...]] = ()
 
     layer_norm: bool = True
     """LayerNorm after each activation."""
-    q_agg: Aggregation = "mean"
-    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb)."""
-    rho: float = 0.0
-    """Standard deviations that q_agg=lcb subtracts."""
-    value_num_ensembles: int = 2
+    value_num_ensembles: Count = 2
     """Members of the ensemble."""
 
 

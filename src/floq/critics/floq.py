@@ -9,19 +9,20 @@ Source: arXiv 2509.06863, sections 4.1 to 4.3. Two networks:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Aggregation, Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
+from floq.critics.base import AggregationSettings, Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
 from floq.flow import NoiseScheme, Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import kernels
-from floq.networks.embeddings import TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
+from floq.networks.embeddings import NumEdges, TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
 from floq.networks.mlp import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
 from floq.utils.errors import UserError
+from floq.utils.schema import Count, Depth, HiddenDims, Mark, NonNegativeFloat, PositiveFloat, Size
 
 # --- Settings ---
 
@@ -29,45 +30,39 @@ Integration: TypeAlias = Literal["plain", "folded", "fused"]
 
 
 @dataclass(frozen=True)
-class FloqConfig:
+class FloqConfig(AggregationSettings):
     """Settings of the floq critic; the defaults are the published ones."""
 
-    traced_settings: ClassVar[tuple[str, ...]] = ("noise_coverage",)
-
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    value_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of the distilled critic."""
     layer_norm: bool = True
     """LayerNorm in the velocity field and in the distilled critic."""
-    q_agg: Aggregation = "mean"
-    """How the TD target combines the values of the ensemble: mean, min, or mean less rho standard deviations (lcb)."""
-    rho: float = 0.0
-    """Standard deviations that q_agg=lcb subtracts."""
-    flow_num_ensembles: int = 2
+    flow_num_ensembles: Count = 2
     """Velocity fields in the ensemble (E)."""
-    distill_num_ensembles: int = 2
+    distill_num_ensembles: Count = 2
     """Members of the distilled critic."""
-    noise_samples: int = 8
+    noise_samples: Size = 8
     """Source samples per transition in the loss, and by default wherever else noise is drawn (M)."""
-    target_noise_samples: int | None = None
+    target_noise_samples: Size | None = None
     """Source samples of the TD target, each with its own action; by default `noise_samples`."""
-    distill_noise_samples: int | None = None
+    distill_noise_samples: Size | None = None
     """Source samples of the value that is distilled; by default the samples of the loss, as published."""
-    noise_coverage: float = 0.1
+    noise_coverage: Annotated[NonNegativeFloat, Mark.TRACED] = 0.1
     """Share of the return range that source noise covers (c)."""
     noise_scheme: NoiseScheme = "iid"
     """How source noise is drawn. Published: iid."""
-    critic_flow_steps: int = 8
+    critic_flow_steps: Size = 8
     """Euler steps per integration (K): determines the critic's capacity."""
-    target_flow_steps: int | None = None
+    target_flow_steps: Size | None = None
     """Euler steps of the TD target's integration; by default `critic_flow_steps`, as published."""
-    acting_flow_steps: int | None = None
+    acting_flow_steps: Size | None = None
     """Euler steps where the actor climbs the flow or ranks actions by it; by default `critic_flow_steps`."""
     solver: Solver = "euler"
     """Integration method; midpoint evaluates the velocity twice per step."""
     actor_climbs: Literal["distilled", "flow", "one_pass"] = "distilled"
     """The value that the actor climbs: the distilled critic (published), the K-step flow itself, or its one-pass
     read-out z_0 + v(0, z_0). With the latter two there is no distilled critic."""
-    actor_noise_samples: int = 1
+    actor_noise_samples: Size = 1
     """Source samples of that value, if it is not the distilled critic's."""
     distill_target: Literal["flow", "one_pass", "td"] = "flow"
     """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
@@ -81,28 +76,33 @@ class FloqConfig:
     """Published switch: True feeds cos(t), False raw t. `time_embedding` overrides it."""
     time_embedding: TimeEmbedding | None = None
     """How t enters the velocity field; by default as `embed_time` says."""
-    time_embed_dim: int = 64
+    time_embed_dim: Size = 64
     """Size of the Fourier embedding of t."""
     use_prob_embed: bool = True
     """z enters as a smoothed histogram; otherwise as one number scaled to [0, 1]."""
-    num_bins: int = 51
+    num_bins: NumEdges = 51
     """Edges of that histogram (one more than its bins)."""
-    sigma: float = 16.0
+    sigma: PositiveFloat = 16.0
     """Its smoothing, in bin widths."""
-    reward_offset: float = 0.01
+    reward_offset: NonNegativeFloat = 0.01
     """Widens the histogram's support by this much reward on both sides."""
-    block_width: int = 512
+    block_width: Size = 512
     """Width of the velocity field."""
-    block_depth: int = 4
+    block_depth: Depth = 4
     """Its hidden layers; with `use_resnets`, hidden layers per residual block."""
     use_resnets: bool = False
     """Residual velocity field."""
-    num_transformations: int = 2
+    num_transformations: Depth = 2
     """Residual blocks."""
     activate_before_layernorm: bool = True
     """In residual fields: GELU before LayerNorm."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time_embedding == "fourier" and self.time_embed_dim % 2:
+            raise UserError(
+                f"time_embed_dim={self.time_embed_dim}: must be even, a Fourier embedding pairs cosines with sines"
+            )
         if self.integration == "fused":
             kernels.check_settings(
                 layer_norm=self.layer_norm,

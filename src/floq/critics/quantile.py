@@ -15,21 +15,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.critics.base import Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
 from floq.critics.ensemble import EnsembleConfig, check_no_num_steps
 from floq.networks.mlp import MLP, ensemble
+from floq.utils.schema import HiddenDims, PositiveFloat, Size
 
 
 @dataclass(frozen=True)
 class QuantileConfig(EnsembleConfig):
     """Settings of the implicit quantile critic; the defaults are the published ones."""
 
-    value_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    value_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of each member."""
-    num_tau_samples: int = 8
+    num_tau_samples: Size = 8
     """Quantiles per transition, of the target and of the current value alike (M)."""
-    kappa: float = 1.0
+    kappa: PositiveFloat = 1.0
     """Divides the loss."""
     embed_quantile: bool = True
     """tau enters as cosines; otherwise as itself."""
-    quantile_embed_dim: int = 64
+    quantile_embed_dim: Size = 64
     """Number of cosines."""
 
 

@@ -12,21 +12,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.critics.base import Info, ReturnScale, td_errors
 from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
 from floq.networks.mlp import MLP, Linear, ResidualBody, ensemble
+from floq.utils.schema import Depth, HiddenDims, Size
 
 
 @dataclass(frozen=True)
 class ScalarConfig(EnsembleConfig):
     """Settings of the scalar critic; the defaults are FQL's."""
 
-    value_hidden_dims: tuple[int, ...] | None = None
+    value_hidden_dims: HiddenDims | None = None
     """Hidden layers of each member of a plain network; by default `block_depth` of `block_width`, as published."""
     use_resnets: bool = False
     """Residual network: an entry layer, `num_transformations` blocks, a linear head; ignores `value_hidden_dims`."""
-    block_width: int = 512
+    block_width: Size = 512
     """Width of the network."""
-    block_depth: int = 4
+    block_depth: Depth = 4
     """Its hidden layers; with `use_resnets`, hidden layers per residual block."""
-    num_transformations: int = 2
+    num_transformations: Depth = 2
     """Residual blocks."""
     activate_before_layernorm: bool = True
     """In residual networks: GELU before LayerNorm."""

@@ -1,12 +1,16 @@
 """Embeddings of the scalars z and t: z as a smoothed histogram, t as itself, a cosine or Fourier features."""
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from jaxtyping import Array, Float
 
+from floq.utils.schema import MAX_SIZE
+
 TimeEmbedding: TypeAlias = Literal["cos", "raw", "fourier"]
+NumEdges: TypeAlias = Annotated[int, Ge(3), Le(MAX_SIZE)]  # of a histogram
 
 
 def histogram(

@@ -4,16 +4,17 @@ pickle. Each is a folder `checkpoints/<step>/` of the run's folder."""
 import errno
 import hashlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Gt, Le, Len
 from safetensors.numpy import save as serialised
 
 from floq.agent.agent import Agent
@@ -23,6 +24,7 @@ from floq.runs.config import Config
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import replace_folder, sync
+from floq.utils.schema import NonNegative, convert, from_table
 from floq.utils.untrusted import TensorMismatch, TensorSpec, read_json, read_tensors
 
 FORMAT, PREVIOUS_FORMAT = 3, 2  # they differ only in what residual critics compute
@@ -124,25 +126,26 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
         raise UserError(f"{folder} has no checkpoint of step {step}: choose one of {', '.join(map(str, available))}")
     step = available[-1] if step is None else step
     path, remedy = path_of(folder, step), _remedy(step, available)
+    manifest = _manifest(path, remedy)
+    if (version := manifest.get("format")) not in (PREVIOUS_FORMAT, FORMAT):
+        raise UserError(
+            f"{path} has checkpoint format {version}; this version of floq reads {PREVIOUS_FORMAT} and {FORMAT}"
+        )
     try:
-        manifest = _manifest(path, remedy)
-        if (version := manifest.get("format")) not in (PREVIOUS_FORMAT, FORMAT):
-            raise UserError(
-                f"{path} has checkpoint format {version}; this version of floq reads {PREVIOUS_FORMAT} and {FORMAT}"
-            )
-        config, sizes, clocks, pending_steps = Manifest.of(manifest)
-        if version == PREVIOUS_FORMAT and config.agent.flat().get("use_resnets"):
-            raise UserError(
-                f"{path} holds a residual critic from before their first layer was followed by GELU and LayerNorm, as "
-                "published: with its weights this version computes something else; train it again"
-            )
+        saved = Manifest.of(manifest)
+        config, sizes = saved.config, (saved.obs_size, saved.act_size)
         template = _template(config, sizes)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
+    if version == PREVIOUS_FORMAT and config.agent.flat().get("use_resnets"):
+        raise UserError(
+            f"{path} holds a residual critic from before their first layer was followed by GELU and LayerNorm, as "
+            "published: with its weights this version computes something else; train it again"
+        )
     digests = manifest.get(DIGESTS, {})
     agent = _read(template, path / TENSORS, digests, remedy)
-    pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in pending_steps}
-    return Checkpoint(agent, config, sizes, clocks, pending, step)
+    pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in saved.pending}
+    return Checkpoint(agent, config, sizes, saved.clocks, pending, step)
 
 
 def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
@@ -286,38 +289,22 @@ def _complete(folder: Path) -> dict[int, Path]:
 # --- Manifest ---
 
 
-class Manifest(NamedTuple):
+@dataclass(frozen=True)
+class Manifest:
     """Checked values of a manifest, from which the agent is rebuilt and the run continues; see `Checkpoint`."""
 
     config: Config
-    sizes: tuple[int, int]
-    clocks: dict[str, float]
-    pending: list[int]
+    obs_size: Annotated[int, Gt(0), Le(MAX_WIDTH)]
+    act_size: Annotated[int, Gt(0), Le(MAX_WIDTH)]
+    clocks: dict[str, float] = field(default_factory=dict)
+    pending: Annotated[tuple[NonNegative, ...], Len(0, MAX_PENDING)] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Manifest":
-        """Check the values of a JSON file. Raises ValueError if floq cannot have written one of them."""
-        for part, kind in (("config", dict), ("clocks", dict), ("pending", list)):
-            if not isinstance(values.get(part, kind()), kind):
-                raise ValueError(f"{part} is {values[part]!r}")
-        try:
-            config = Config.from_json(values.get("config", {}))
-        except UserError as error:
-            raise ValueError(f"config: {error}") from error
-        sizes = _count(values, "obs_size", MAX_WIDTH), _count(values, "act_size", MAX_WIDTH)
-        clocks, pending = values.get("clocks", {}), values.get("pending", [])
-        if invalid := [name for name, x in clocks.items() if type(x) not in (int, float) or not math.isfinite(x)]:
-            raise ValueError(f"the clock {invalid[0]} is {clocks[invalid[0]]!r}")
-        if len(pending) > MAX_PENDING or not all(type(step) is int and step >= 0 for step in pending):
-            raise ValueError("pending is no list of steps")
-        return cls(config, sizes, {name: float(x) for name, x in clocks.items()}, pending)
-
-
-def _count(values: Mapping[str, Any], name: str, maximum: int) -> int:
-    value = values.get(name)
-    if type(value) is not int or not 0 < value <= maximum:
-        raise ValueError(f"{name} is {value!r}")
-    return value
+        """Check the values of a JSON file. Raises UserError if floq cannot have written one of them."""
+        rest = dict(values)
+        config = Config.from_json(convert("config", rest.pop("config", {}), dict[str, Any]))
+        return from_table(cls, rest, "manifest", ("format", "step", DIGESTS), config=config)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

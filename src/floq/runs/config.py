@@ -4,21 +4,33 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Le
 
 from floq.agent.config import AgentConfig, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import DATA_FILES, looks_like_path
-from floq.utils.schema import check_names, check_ranges, convert_to_type
+from floq.utils.schema import (
+    Count,
+    Mark,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Settings,
+    Share,
+    convert,
+    hints_of,
+    marked,
+)
 
 RANDOM_STEPS = 5_000
-
-HASH_EXCLUDED = ("seed", "logger", "keep_checkpoints", "checkpoint_minutes")
-HASH_OPTIONAL = ("on_divergence", "deterministic")
 
 
 def task_name(env_name: str | None, dataset: str | None) -> str:
@@ -30,14 +42,14 @@ def task_name(env_name: str | None, dataset: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """A training run. The defaults are the published ones, on the demonstration task."""
 
     project_name: str = "floq"
     """First folder under `save_dir`."""
     run_group: str = "debug"
     """Second folder."""
-    seed: int = 0
+    seed: Annotated[Seed, Mark.NOT_HASHED] = 0
     """Determines everything random in the run."""
     env_name: str | None = "pointmaze-medium-navigate-singletask-v0"
     """OGBench single task, the bare id is the default task; with --dataset, any Gymnasium environment, or none."""
@@ -51,45 +63,45 @@ class Config:
     """Address of a folder from which missing OGBench datasets are fetched; by default the benchmark's server."""
     restore_path: str | None = None
     """Start from the weights of this run folder."""
-    restore_epoch: int | None = None
+    restore_epoch: NonNegative | None = None
     """Which of its checkpoints, by step; by default the newest."""
-    old_data_share: float = 0.0
+    old_data_share: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """With --restore_path, the part of each batch that comes from the data of that run, beside its new data."""
-    offline_steps: int = 2_000_000
+    offline_steps: Annotated[NonNegative, Mark.RESUMABLE] = 2_000_000
     """Gradient steps on the dataset."""
-    online_steps: int = 0
+    online_steps: Annotated[NonNegative, Mark.RESUMABLE] = 0
     """Environment steps after that, in which the agent goes on learning from its own experience."""
-    buffer_size: int = 2_000_000
+    buffer_size: Annotated[Positive, Mark.RESUMABLE_OFFLINE] = 2_000_000
     """Transitions that online batches are drawn from, data and new experience together; at least all of the data and
     one more. With balanced_sampling, new ones."""
-    balanced_sampling: Literal[0, 1] = 0
+    balanced_sampling: Annotated[Literal[0, 1], Mark.RESUMABLE_OFFLINE] = 0
     """Online, 1 takes half of each batch from the dataset and half from new experience; 0 draws from both alike."""
-    utd: float = 1.0
+    utd: Annotated[PositiveFloat, Mark.RESUMABLE_OFFLINE] = 1.0
     """Online, gradient steps for each environment step; below 1, several environments share one."""
-    num_envs: int = 1
+    num_envs: Annotated[int, Gt(0), Le(2**12), Mark.RESUMABLE_OFFLINE] = 1
     """Online, environments that are stepped at once."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[NonNegative, Mark.RESUMABLE_OFFLINE] = 0
     """Online, environment steps before gradient steps begin. From scratch, which is without data, these are made with
     random actions before the first step, and 0 means 5,000."""
-    restart_failed_envs: bool = False
+    restart_failed_envs: Annotated[bool, Mark.RESUMABLE] = False
     """Online, go on with a fresh environment where one raises, hangs or returns NaN; otherwise that ends the run."""
-    env_timeout: float = 60.0
+    env_timeout: Annotated[PositiveFloat, Mark.RESUMABLE] = 60.0
     """Seconds that a step of the environments may take, of all that a process steps at once."""
-    log_interval: int = 5_000
+    log_interval: Positive = 5_000
     """Steps between rows of train.csv."""
-    eval_interval: int = 20_000
+    eval_interval: NonNegative = 20_000
     """Steps between evaluations; the first comes after step 1. 0: no evaluations."""
-    save_interval: int = 200_000
+    save_interval: Positive = 200_000
     """Steps between checkpoints; the last step always gets one."""
-    eval_episodes: int = 50
+    eval_episodes: Count = 50
     """Episodes per evaluation."""
-    video_episodes: int = 0
+    video_episodes: Annotated[NonNegative, Le(2**10)] = 0
     """Episodes per evaluation that are filmed: not built yet."""
-    video_frame_skip: int = 3
+    video_frame_skip: Count = 3
     """Environment steps for each frame of a film."""
-    p_aug: float | None = None
+    p_aug: Share | None = None
     """Probability of image augmentation, for pixel tasks: not built yet."""
-    frame_stack: int | None = None
+    frame_stack: Positive | None = None
     """Frames per observation, for pixel tasks: not built yet."""
     success_timing: Literal["post", "pre"] = "post"
     """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
@@ -99,25 +111,26 @@ class Config:
     """Give observations mean 0 and standard deviation 1."""
     precision: Precision = PUBLISHED
     """Precision of updates: tf32 is float32 with products in TF32 on GPUs that have it (as published); f32; bf16."""
-    batch_devices: int = 1
+    batch_devices: Positive = 1
     """Devices that share the batch of each run; the others train other runs."""
-    on_divergence: Literal["stop", "rewind"] = "stop"
+    on_divergence: Annotated[Literal["stop", "rewind"], Mark.RESUMABLE, Mark.HASHED_IF_SET] = "stop"
     """Where a target, loss or gradient is not finite: stop that run at its last good state, or rewind, go back to the
     weights of its last checkpoint and on with other batches, up to three times between two checkpoints."""
-    keep_checkpoints: int | None = None
+    keep_checkpoints: Annotated[int, Ge(2), Mark.RESUMABLE, Mark.NOT_HASHED] | None = None
     """The newest checkpoints of a run that are kept, at least 2; by default all."""
-    checkpoint_minutes: float | None = None
+    checkpoint_minutes: Annotated[PositiveFloat, Mark.RESUMABLE, Mark.NOT_HASHED] | None = None
     """Also write a checkpoint after this many minutes without one: for preemptible machines."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, Mark.HASHED_IF_SET] = False
     """On a GPU, the same bits in every run of the same command, at a cost in speed; on a CPU it is so anyway."""
-    logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    logger: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Mark.RESUMABLE, Mark.NOT_HASHED] = ()
     """Write the rows of the CSV files to these as well; their packages are installed separately."""
     agent: AgentConfig = field(default_factory=AgentConfig)
     """The agent and its settings."""
 
     def __post_init__(self) -> None:
-        check_ranges({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "agent"})
-        check_names({"project_name": self.project_name, "run_group": self.run_group})
+        super().__post_init__()
+        for name in ("project_name", "run_group"):
+            _check_folder_name(name, getattr(self, name))
         if self.agent.batch_size % self.batch_devices:
             batch_size = self.agent.batch_size
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
@@ -192,24 +205,29 @@ class Config:
         given = values.get("agent")
         if not isinstance(given, dict):
             raise UserError("agent: give its settings, by name")
-        agent, types = dict(given), get_type_hints(cls)
+        agent, types = dict(given), hints_of(cls)
         critic, actor = (str(agent.pop(part, None)) for part in ("critic", "actor"))
-        known = get_type_hints(settings_type(critic, actor))
+        known = hints_of(settings_type(critic, actor))
         for name in values:
             if name not in types:
                 raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
         # `from_flat` rejects settings that neither critic nor actor has.
-        agent = {
-            name: convert_to_type(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()
-        }
-        run = {name: convert_to_type(name, x, types[name]) for name, x in values.items() if name != "agent"}
+        agent = {name: convert(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
+        run = {name: x for name, x in values.items() if name != "agent"}
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """Return a hash of 8 hexadecimal digits of all settings but `HASH_EXCLUDED`. Those in `HASH_OPTIONAL`, which
-        were added after the first release, count only if they are not at their defaults."""
-        values = {key: value for key, value in self.to_json().items() if key not in HASH_EXCLUDED}
-        for name in HASH_OPTIONAL:
-            if values[name] == getattr(Config, name):
-                del values[name]
+        """Return a hash of 8 hexadecimal digits of the settings, as their marks say."""
+        optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
+        excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
+        values = {name: value for name, value in self.to_json().items() if name not in excluded}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _check_folder_name(setting: str, value: str) -> None:
+    """Raise UserError if this name of a folder could lead out of its parent folder."""
+    parts = re.split(r"[/\\]", value)
+    if ".." in parts or not all(parts) or re.search(r"[\x00-\x1f\x7f:]", value):
+        raise UserError(
+            f"{setting}={value!r}: must be the name of a folder, without '..', colons or a slash at its ends"
+        )

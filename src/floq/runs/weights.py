@@ -15,11 +15,7 @@ from floq.runs.checkpoint import Checkpoint
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.utils.errors import UserError
-
-# Settings that may change when a run is resumed: always; and before its online phase.
-ALWAYS = ("offline_steps", "online_steps", "restart_failed_envs", "env_timeout", "logger")
-ALWAYS += ("on_divergence", "keep_checkpoints", "checkpoint_minutes")
-BEFORE_ONLINE = ("buffer_size", "balanced_sampling", "utd", "num_envs", "warmup_steps")
+from floq.utils.schema import Mark, marked
 
 
 def make_agent(config: Config, train_data: Dataset) -> Agent:
@@ -93,7 +89,7 @@ def resume_checkpoint(run: Run, step: int) -> Checkpoint:
     folder = run.folder / "checkpoints"
     saved = checkpoint.load(folder, step)
     here, there = (config.to_json() for config in (run.config, saved.config))
-    same = dict.fromkeys((*ALWAYS, *BEFORE_ONLINE))
+    same = dict.fromkeys(marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE))
     if differ := setting_differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
         raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
     return saved

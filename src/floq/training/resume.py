@@ -21,7 +21,7 @@ from floq.runs.checkpoint import (
 )
 from floq.runs.config import Config
 from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import ALWAYS, BEFORE_ONLINE, resume_checkpoint
+from floq.runs.weights import resume_checkpoint
 from floq.training.sharding import Layout
 from floq.training.train import (
     check_built,
@@ -36,6 +36,7 @@ from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import be_deterministic, use_all_cores
 from floq.utils.progress import Display
+from floq.utils.schema import Mark, marked
 
 # --- Where stopped runs go on from ---
 
@@ -244,7 +245,7 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
 def _check_steps(old: Config, new: Config, step: int) -> None:
     """Raise UserError if a run that is at this step cannot continue with the new settings."""
     online = step > old.offline_steps
-    for name in ("offline_steps", *BEFORE_ONLINE) if online else ():
+    for name in ("offline_steps", *marked(Config, Mark.RESUMABLE_OFFLINE)) if online else ():
         if (value := getattr(new, name)) != (before := getattr(old, name)):
             raise UserError(f"--{name}={value:g}: the run is online already, with {before:g}; leave it out")
     shortened = new.total_steps < step or (new.total_steps == step and old.total_steps != step)
@@ -256,6 +257,7 @@ def _check_steps(old: Config, new: Config, step: int) -> None:
 def continued(run: Run, changes: Mapping[str, Any]) -> Config:
     """Return the configuration with which `resume` continues."""
     for name in changes:
-        if name not in (*ALWAYS, *BEFORE_ONLINE):
-            raise UserError(f"{name}: a run goes on with its own settings, only {', '.join(ALWAYS)} may change")
+        if name not in marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE):
+            changeable = ", ".join(marked(Config, Mark.RESUMABLE))
+            raise UserError(f"{name}: a run goes on with its own settings, only {changeable} may change")
     return dataclasses.replace(run.config, **changes)
