@@ -187,4 +187,4 @@ def _first_sentence(box: str) -> str:
     if "╭" not in box and len(lines) > 1 and is_rule(lines[1]):
         lines = lines[2:]
     end = next((i for i, line in enumerate(lines) if is_rule(line)), len(lines))
-    return " ".join(lines[:end])
+    return " ".join(lines[:end]).split("  Got errors:")[0]  # of each type of a union

@@ -6,14 +6,14 @@ import json
 import re
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
-from floq.cli.flags import Flags, command_help, parse
+from floq.cli.flags import Flags, parse
 from floq.runs.config import Config
 from floq.runs.presets import PRESETS, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
+from floq.utils.schema import Mark, hints_of, marked
 
 
 def train_command(argv: list[str]) -> None:
@@ -40,22 +40,24 @@ def train_command(argv: list[str]) -> None:
 def _resume(argv: list[str]) -> None:
     flags = Flags(argv)
     folders = flags.take_list("resume")
-    types = {f.name: f for f in dataclasses.fields(Resume)}
+    dry_run, changeable = flags.take_switch("dry_run"), marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
     for name in flags.names():
-        if name not in types:
+        if name not in changeable:
             raise UserError(
                 f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
                 "and how it learns online may change"
             )
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
-    options = parse(Resume, flags.normalised(types), "floq train --resume RUN_DIR", command_help(Resume))
+    options = _resume_options()
+    words = flags.normalised({f.name: f for f in dataclasses.fields(options)})
+    given = vars(parse(options, words, "floq train --resume RUN_DIR", " ".join(RESUME.split())))
+    changes = {name: given[name] for name in changeable if given[name] is not None}
     from floq.runs.run import Run
     from floq.training.resume import continued, resume_fleet
     from floq.utils.machine import enable_compilation_cache
 
-    changes = {name: x for name, x in vars(options).items() if x is not None and name != "dry_run"}
-    if options.dry_run:
+    if dry_run:
         return print_configs([continued(Run.open(folder), changes) for folder in folders])
     enable_compilation_cache()
     resume_fleet(folders, **changes)
@@ -298,37 +300,19 @@ def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple
 # --- Flags with --resume ---
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts may change, and
-    how it learns online as long as it does not. With several folders, runs that stopped at the same step go on as one
-    fleet."""
+RESUME = """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts, which are
+new totals, may change, and how it learns online as long as it does not. With several folders, runs that stopped at the
+same step go on as one fleet. --dry_run prints the resolved configuration."""
 
-    offline_steps: int | None = None
-    """New total of gradient steps on the dataset; by default the run's own."""
-    online_steps: int | None = None
-    """New total of environment steps after that."""
-    restart_failed_envs: bool | None = None
-    """Go on with a fresh environment where one fails."""
-    env_timeout: float | None = None
-    """Seconds that a step of the environments may take, of all that a process steps at once."""
-    utd: float | None = None
-    """Gradient steps for each environment step."""
-    num_envs: int | None = None
-    """Environments that are stepped at once."""
-    warmup_steps: int | None = None
-    """Environment steps before gradient steps begin."""
-    buffer_size: int | None = None
-    """Transitions that online batches are drawn from."""
-    balanced_sampling: Literal[0, 1] | None = None
-    """1 takes half of each batch from the dataset and half from new experience."""
-    logger: tuple[Literal["tensorboard", "wandb"], ...] | None = None
-    """Where rows go besides the CSV files; by default where they went before."""
-    on_divergence: Literal["stop", "rewind"] | None = None
-    """Where a target, loss or gradient is not finite: stop the run, or go back to earlier weights."""
-    keep_checkpoints: int | None = None
-    """The newest checkpoints that are kept."""
-    checkpoint_minutes: float | None = None
-    """Write a checkpoint after so many minutes without one, too."""
-    dry_run: bool = False
-    """Print the resolved configuration."""
+
+def _resume_options() -> type:
+    """Return a dataclass with the settings that may change on resume, None where they are not given."""
+    from tyro.conf import Suppress
+
+    changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
+    fields = [
+        (name, hint | None if name in changeable else Annotated[Any, Suppress], dataclasses.field(default=None))
+        for name, hint in hints_of(Config).items()
+    ]
+    unchecked = {"__post_init__": lambda _: None}  # most are None
+    return dataclasses.make_dataclass("Resume", fields, bases=(Config,), frozen=True, namespace=unchecked)
