@@ -25,7 +25,7 @@ _FQL_NAMES = {"flow_steps": "actor_flow_steps"}
 PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical": _FQL_NAMES}
 """By critic: the published names of settings that floq renamed."""
 REMOVED = {"td_lambda": 1.0, "distill_flow_steps": None}
-"""Settings that older runs have, with the only values at which such a run can still be read."""
+"""Settings that older runs have, the latter those of floq critics, with the only values at which they can be read."""
 
 
 @dataclass(frozen=True)

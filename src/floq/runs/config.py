@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le
 
-from floq.agent.config import AgentConfig, settings_type
+from floq.agent.config import REMOVED, AgentConfig, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
@@ -217,10 +217,15 @@ class Config(Settings):
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """Return a hash of 8 hexadecimal digits of the settings, as their marks say."""
+        """Return a hash of 8 hexadecimal digits of the settings, as their marks say. Those that were removed still count,
+        so that the hash of a run stays."""
         optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
         excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
         values = {name: value for name, value in self.to_json().items() if name not in excluded}
+        removed = {
+            name: x for name, x in REMOVED.items() if name != "distill_flow_steps" or self.agent.critic_name == "floq"
+        }
+        values["agent"] |= removed
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
