@@ -217,7 +217,7 @@ class Config(Settings):
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """Return a hash of 8 hexadecimal digits of the settings, as their marks say. Those that were removed still count,
+        """Return a hash of 8 hexadecimal digits of the settings, as their marks say. Those that were removed count too,
         so that the hash of a run stays."""
         optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
         excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
