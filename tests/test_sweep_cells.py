@@ -176,7 +176,7 @@ def test_the_board(words, copy):
         (["--distributed=auto"], "leave it out"),
         (["--agent.alhpa=3"], "did you mean"),
         (["--env_name=pointmaze-mediun-navigate-singletask-v0"], "unknown environment"),
-        (["--address=local", "--fleet_size=0"], "must be at least 1"),
+        (["--address=local", "--fleet_size=0"], "fleet_size=0: must be greater than 0"),
         (["--address=local", "--gpus_per_cell=1.5"], "a part of one GPU"),
     ],
 )
