@@ -47,15 +47,15 @@ def test_the_table_and_the_file(quick, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--ks", "0"], "--ks: give whole numbers greater than 0"),
+        (["--ks", "0"], "ks=0: must be greater than 0"),
         (["--agent=fql"], "critic 'scalar' has none"),
         (["--seeds", "0", "1"], "one value for each flag"),
         (["--agent.alfa=3"], "did you mean '--agent.alpha'"),
         (["--out=/dev/null/x.csv"], "choose another --out"),
         (["--out=/tmp"], "this is a folder, name a file"),
-        (["--ks"], "--ks: give whole numbers"),
+        (["--ks"], "ks: give at least 1"),
         (["--ks", "one"], "--ks"),
-        (["--seconds=nan"], "must be greater than 0, and finite"),
+        (["--seconds=nan"], "seconds=nan: must be finite"),
         (["--agent.critic_flow_steps=3"], "name them with --ks"),
         (["--batch_devices=64"], "give at most as many"),
         (["--p_aug=0.5"], "pixel tasks are not built yet"),

@@ -175,7 +175,7 @@ def test_the_board(words, copy):
         (["--dry_run", "steps.toml"], "needs its files before the flags: floq sweep steps.toml"),
         (["--agent.alhpa=3"], "did you mean"),
         (["--env_name=pointmaze-mediun-navigate-singletask-v0"], "unknown environment"),
-        (["--address=local", "--fleet_size=0"], "must be at least 1"),
+        (["--address=local", "--fleet_size=0"], "fleet_size=0: must be greater than 0"),
         (["--address=local", "--gpus_per_cell=1.5"], "a part of one GPU"),
     ],
 )

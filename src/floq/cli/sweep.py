@@ -5,14 +5,17 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from floq.cli.flags import Flags, command_help, parse
 from floq.utils.errors import UserError
+from floq.utils.schema import NonNegativeFloat, Positive, Settings
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Settings):
     """Train the runs of experiment files, and write for each a table, a figure and two CSV files. Runs that have ended
     are not trained again, and a sweep that was stopped continues where it was. The files come first:
     floq sweep experiments/steps.toml --budget laptop. With --seeds 0 1 2, these seeds instead of those of the files.
@@ -33,13 +36,13 @@ class Sweep:
     """Draw figures and tables again, from the CSV files alone."""
     address: str | None = None
     """Train on Ray: auto is the cluster of this machine, local one of this machine alone, HOST:PORT another."""
-    gpus_per_cell: float | None = None
+    gpus_per_cell: NonNegativeFloat | None = None
     """On Ray, GPUs of each job (of runs that one process trains as one program); by default 1 if there are any."""
-    cores_per_cell: int | None = None
+    cores_per_cell: Positive | None = None
     """On Ray, cores of each job; by default a node's cores in proportion to the job's GPUs, or two."""
-    fleet_size: int | None = None
+    fleet_size: Positive | None = None
     """On Ray, most runs in a job; by default so many that all machines have work."""
-    max_retries: int | None = None
+    max_retries: Annotated[int, Ge(-1)] | None = None
     """On Ray, how many more times a job is tried whose process or node was lost; by default 20, -1 is no limit."""
 
 
@@ -112,10 +115,6 @@ def _placement(options: Sweep) -> Any:
         return None
     if not re.fullmatch(r"auto|local|[^/:]+:\d+", options.address):
         raise UserError(f"--address={options.address}: give auto, local or HOST:PORT")
-    least = {"gpus_per_cell": 0, "cores_per_cell": 1, "fleet_size": 1, "max_retries": -1}
-    for name, value in given.items():
-        if not value >= least[name]:
-            raise UserError(f"--{name}={value:g}: must be at least {least[name]}")
     if (gpus := options.gpus_per_cell) is not None and gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus_per_cell={gpus:g}: give a whole number, or a part of one GPU")
     if importlib.util.find_spec("ray") is None:

@@ -10,14 +10,16 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Len
 
 from floq.agent.config import AgentConfig, settings_type
 from floq.agent.policy import Policy
@@ -38,6 +40,7 @@ from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import cores, use_all_cores
 from floq.utils.progress import Display
+from floq.utils.schema import Positive, PositiveFloat, Settings, Size
 
 # --- How fast things are here ---
 
@@ -172,36 +175,37 @@ class Measured(NamedTuple):
     job_seconds: float
 
 
-def bench(
-    config: Config,
-    ks: Sequence[int] = (1, 4, 8, 16),
-    fleets: Sequence[int] = (1, 4, 8, 16),
-    seconds: float = 2.0,
-    evaluate: bool = True,
-    out: str | None = None,
-    show: bool = True,
-) -> list[Measured]:
+@dataclass(frozen=True)
+class BenchOptions(Settings):
+    """Measure what K and the size of a fleet cost on this machine, against the monolithic critic, on random data of a
+    task's sizes. The flags of floq train say what is measured: --env_name, --precision, --preset, --agent.block_width
+    and the others that floq train --help explains."""
+
+    ks: Annotated[tuple[Size, ...], Len(1)] = (1, 4, 8, 16)
+    """Numbers of integration steps."""
+    fleets: Annotated[tuple[Positive, ...], Len(1)] = (1, 4, 8, 16)
+    """Numbers of runs."""
+    seconds: PositiveFloat = 2.0
+    """Each of the three tries of a row takes about this long."""
+    evaluate: bool = True
+    """Measure evaluation as well."""
+    out: str | None = None
+    """Write the rows to this CSV file."""
+
+
+def bench(config: Config, options: BenchOptions, show: bool = True) -> list[Measured]:
     """Measure, and print the table.
 
     Args:
         config: of a floq agent; its task gives the sizes of observations and actions.
-        ks: the numbers of integration steps to measure.
-        fleets: the sizes of fleets to measure.
-        seconds: how long each of the three tries of a row takes, about.
-        evaluate: measure evaluation as well. It needs the task's environment; so do the sizes.
-        out: write the rows as CSV to this file.
+        options: what to measure.
         show: print.
 
     Raises:
-        UserError: the agent's critic has no K, an argument is out of range, the environment is missing, or the file
-            cannot be written.
+        UserError: the agent's critic has no K, the environment is missing, or the file cannot be written.
     """
+    ks, fleets, out = options.ks, options.fleets, options.out
     display, path = Display(show), user_path(out) if out else None
-    for name, numbers in (("ks", ks), ("fleets", fleets)):
-        if not numbers or min(numbers) < 1:
-            raise UserError(f"--{name}: give whole numbers greater than 0, as in --{name} 1 4 8 16")
-    if not 0 < seconds < np.inf:
-        raise UserError(f"--seconds={seconds}: must be greater than 0, and finite")
     if config.agent.critic_name != "floq":
         raise UserError(f"floq bench varies K, and critic {config.agent.critic_name!r} has none: leave out --agent")
     if config.env_name is None:
@@ -228,7 +232,7 @@ def bench(
         f"{_rate(peaks.layers)} at the shape of a hidden layer"
     )
     episodes = None
-    if evaluate:
+    if options.evaluate:
         episodes = evaluation_rates(config, make_agent(config, data).policy, env)
         ratio = episodes.batched / episodes.one_by_one
         display.note(
@@ -241,12 +245,12 @@ def bench(
         for runs in fleets:
             done = len(rows)
             prepared = lambda count, done=done, runs=runs: update_bar(done + count // 2, runs=runs)  # noqa: E731
-            rows += measure(config, ks, runs, data, peaks, episodes, seconds, prepared)
+            rows += measure(config, ks, runs, data, peaks, episodes, options.seconds, prepared)
             update_bar(len(rows), runs=runs)
             if path:
                 _write(path, rows)
     steps = f"job: {config.offline_steps:,} updates"
-    if evaluate:
+    if options.evaluate:
         steps += f", {config.eval_episodes} episodes every {config.eval_interval:,}"
     display.columns(f"{config.env_name}, {precision}; {steps}", HEADER, [_cells(row) for row in rows])
     return rows
