@@ -13,7 +13,7 @@ from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_
 
 from floq.actors import BestOfNConfig, DeterministicConfig
 from floq.agent.agent import ACTION_LIMIT, Agent
-from floq.agent.config import REMOVED, AgentConfig
+from floq.agent.config import AgentConfig, removed_settings
 from floq.agent.policy import ObsStats
 from floq.agent.state import Params
 from floq.runs.config import UserError
@@ -236,7 +236,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 def test_settings_that_were_removed_are_read_at_the_value_that_remains():
     """Runs of the old layout, which the fixtures hold, have them at these values."""
-    assert AgentConfig.from_flat("floq", "fql", dict(REMOVED)) == AgentConfig()
+    assert AgentConfig.from_flat("floq", "fql", removed_settings("floq")) == AgentConfig()
     for name, value in {"td_lambda": 0.5, "distill_flow_steps": 2}.items():
         with pytest.raises(UserError, match=rf"agent.{name}={value}: this setting was removed, only"):
             AgentConfig.from_flat("floq", "fql", {name: value})

@@ -10,7 +10,7 @@ from golden import FLOWS, NAMES, golden, replayed
 
 from floq.networks.embeddings import histogram
 
-CLOSE = {"rtol": 2e-5, "atol": 3e-6}
+CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 
 
 def vmapped(function, *arguments):

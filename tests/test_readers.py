@@ -190,7 +190,7 @@ def test_other_names_of_the_same_sizes_are_refused(tmp_path, written):
             {"cam": np.zeros((3, 9), np.uint8)},
             r"observations/cam are uint8",
         ),
-        (Dict(mission=Text(5)), {"mission": np.zeros((3, 1))}, r"observations/mission are of the space 'Text'"),
+        (Dict(mission=Text(5)), {"mission": np.zeros((3, 1))}, r"observations/mission is of the space 'Text'"),
         (
             Box(0, 255, (160, 160, 3), np.uint8),
             np.zeros((3, 160, 160, 3), np.uint8),

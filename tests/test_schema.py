@@ -47,6 +47,7 @@ def test_values_are_stored_as_annotated(value, hint, stored):
         (3, dict[str, int], "x = 3: must be a table"),
         ([8], str, "x = [8]: must be a text"),
         ("c", Literal["a", "b"], "x = 'c': must be one of 'a', 'b'"),
+        (True, Annotated[Literal[0, 1], Mark.TRACED], "x = True: must be one of 0, 1"),
         (0, Annotated[int, Gt(0), Le(5)], "x=0: must be greater than 0"),
         (6, Annotated[int, Gt(0), Le(5)], "x=6: must be at most 5"),
         (2, Annotated[int, Ge(3)] | None, "x=2: must be at least 3"),

@@ -527,7 +527,7 @@ BOX = {"type": "Box", "dtype": "float32", "low": [-1.0, -1.0], "high": [1.0, 1.0
     [
         ({"observation_space": json.dumps(BOX | {"shape": [10**6, 10**6], "low": 0.0, "high": 0.0})}, "a Box of sizes"),
         ({"observation_space": json.dumps({"type": "Discrete", "n": 10**12, "start": 0})}, "a Discrete of sizes"),
-        ({"observation_space": json.dumps({"type": "Graph"})}, "of the space 'Graph', which floq does not read"),
+        ({"observation_space": json.dumps({"type": "Graph"})}, "of the space 'Graph': floq reads Box"),
         ({"observation_space": nested(1000)}, "nested more than 32 deep"),
         ({"observation_space": "[]"}, "a space is no JSON object"),
         ({"total_episodes": 10**12}, None),  # there are two, whatever it says

@@ -24,8 +24,6 @@ AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quanti
 _FQL_NAMES = {"flow_steps": "actor_flow_steps"}
 PUBLISHED_ALIASES = {"scalar": _FQL_NAMES, "quantile": _FQL_NAMES, "categorical": _FQL_NAMES}
 """By critic: the published names of settings that floq renamed."""
-REMOVED = {"td_lambda": 1.0, "distill_flow_steps": None}
-"""Settings that older runs have, the latter those of floq critics, with the only values at which they can be read."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,11 @@ class AgentConfig(LearningSettings):
             UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
         """
         names = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
-        for name, value in REMOVED.items():
-            if name in settings and settings[name] != value:
+        removed = removed_settings(critic)
+        for name, value in removed.items():
+            if settings.get(name, value) != value:
                 raise UserError(f"agent.{name}={settings[name]}: this setting was removed, only {value} is known today")
-        settings = {name: value for name, value in settings.items() if name not in REMOVED}
+        settings = {name: value for name, value in settings.items() if name not in removed}
         for name in settings:
             if name not in names:
                 raise UserError(
@@ -136,6 +135,11 @@ class Hypers(NamedTuple):
         """Extract the scalars from a configuration."""
         settings = config.flat()
         return cls(*(jnp.asarray(settings.get(name, 0.0), jnp.float32) for name in cls._fields))
+
+
+def removed_settings(critic: str) -> dict[str, Any]:
+    """Return the settings that older runs with this critic have, with the only values at which they can be read."""
+    return {"td_lambda": 1.0} | ({"distill_flow_steps": None} if critic == "floq" else {})
 
 
 def settings_type(critic: str, actor: str) -> type:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import gymnasium
 import numpy as np
 
-from floq.envs.spaces import FlatObservation, part_names
+from floq.envs.spaces import ordered, part_names
 from floq.utils.errors import UserError, nearest
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
@@ -99,9 +99,12 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
             raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
         if env.spec is None or env.spec.max_episode_steps is None:
             env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
-        parts = part_names(env.observation_space, env_name)
+        parts = part_names(obs_space := ordered(env.observation_space), env_name)
         if parts:
-            env = FlatObservation(env, env_name)
+            flat = gymnasium.spaces.flatten_space(obs_space)
+            env = gymnasium.wrappers.TransformObservation(
+                env, functools.partial(gymnasium.spaces.flatten, obs_space), flat
+            )
         if len(env.observation_space.shape or ()) != 1:
             raise UserError(f"{env_name}: floq needs a vector of observations, this one has {env.observation_space}")
         if (space.low != -1).any() or (space.high != 1).any():

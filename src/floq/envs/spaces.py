@@ -4,58 +4,51 @@ Gymnasium keeps the order in which a Dict was written, or sorts it, depending on
 it. Here the parts of a Dict are in the order of their names, whoever wrote it, and those of a Tuple in their own.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from floq.utils.errors import UserError
 
-Path = tuple[str | int, ...]
+PartPath: TypeAlias = tuple[str | int, ...]
 """Names and numbers that lead to a part of an observation; empty if the observation has no parts."""
+READ = "floq reads Box, Discrete, MultiDiscrete and MultiBinary, and Dict and Tuple of these; leave that part out"
 
 
-def leaves(space: spaces.Space, source: object, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+def ordered(space: spaces.Space) -> spaces.Space:
+    """Return the same space with the parts of each Dict in the order of their names, however it was written."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(OrderedDict((name, ordered(space[name])) for name in sorted(space.spaces)))
+    return spaces.Tuple([ordered(part) for part in space]) if isinstance(space, spaces.Tuple) else space
+
+
+def leaves(space: spaces.Space, source: object, path: PartPath = ()) -> Iterator[tuple[PartPath, spaces.Space]]:
     """Yield the parts of a space in the order in which they lie in a vector.
 
     Raises:
         UserError: a part is no vector of numbers, such as a text.
     """
-    if isinstance(space, spaces.Dict):
-        for name in sorted(space.spaces):
-            yield from leaves(space.spaces[name], source, (*path, name))
-    elif isinstance(space, spaces.Tuple):
-        for number, part in enumerate(space.spaces):
-            yield from leaves(part, source, (*path, number))
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for name, part in named:
+            yield from leaves(part, source, (*path, name))
     elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
         yield path, space
     else:
-        raise UserError(
-            f"{source}: {named(path)} is {space}, which floq does not read: it reads Box, Discrete, MultiDiscrete and "
-            "MultiBinary, and Dict and Tuple of these; leave it out"
-        )
+        raise UserError(f"{source}: {describe(path)} is {space}: {READ}")
 
 
-def named(path: Path) -> str:
+def describe(path: PartPath) -> str:
     """Name a part in messages: `observations/goal`."""
     return "/".join(map(str, ("observations", *path)))
 
 
-def size(space: spaces.Space) -> int:
-    """Return how many numbers of a vector a part takes; choices are one-hot."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    return math.prod(space.shape or ())
-
-
 def part_names(space: spaces.Space, source: object) -> tuple[str, ...]:
     """Return the parts as `goal (2)`, with their sizes; none if the observation is a single array."""
-    return tuple(f"{'/'.join(map(str, path))} ({size(part)})" for path, part in leaves(space, source) if path)
+    return tuple(f"{'/'.join(map(str, path))} ({spaces.flatdim(part)})" for path, part in leaves(space, source) if path)
 
 
 def check_same_parts(ours: Sequence[str], theirs: Sequence[str], source: object, whose: object) -> None:
@@ -67,12 +60,12 @@ def check_same_parts(ours: Sequence[str], theirs: Sequence[str], source: object,
         )
 
 
-def flatten(space: spaces.Space, part_of: Callable[[Path], Any], source: object) -> np.ndarray:
-    """Lay the parts of observations end to end.
+def flatten(space: spaces.Space, arrays: Mapping[PartPath, Any], source: object) -> np.ndarray:
+    """Lay the parts of many observations end to end, as `gymnasium.spaces.flatten` does with one.
 
     Args:
         space: of one observation.
-        part_of: returns the array of a part, with one row for each observation.
+        arrays: those of the parts, with one row for each observation.
         source: where they come from, for messages.
 
     Returns:
@@ -81,7 +74,7 @@ def flatten(space: spaces.Space, part_of: Callable[[Path], Any], source: object)
     Raises:
         UserError: an array contradicts its space in shape or type, or rows differ in number.
     """
-    columns = [_rows(part, part_of(path), f"{source}: {named(path)}") for path, part in leaves(space, source)]
+    columns = [_rows(part, arrays[path], f"{source}: {describe(path)}") for path, part in leaves(space, source)]
     if len({len(column) for column in columns}) != 1:
         raise UserError(f"{source}: the parts of an observation are not equally long")
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
@@ -89,6 +82,8 @@ def flatten(space: spaces.Space, part_of: Callable[[Path], Any], source: object)
 
 def check_array(space: spaces.Space, shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
     """Raise UserError if rows of this shape and type are not what their space says."""
+    if not shape:
+        raise UserError(f"{where} are a single number")
     wanted, kind = space.shape or (), np.dtype(space.dtype)
     is_single = wanted == () and shape[1:] == (1,)
     if (shape[1:] == wanted or is_single) and (kind.kind == "f" or dtype.kind in "biu"):
@@ -103,10 +98,7 @@ def picture_remedy(space: spaces.Space) -> str:
     return ": pictures stored as JPEG are not read; collect them with jpeg_encoding=False" if is_picture else ""
 
 
-def _rows(space: spaces.Space, values: Any, where: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim == 0:
-        raise UserError(f"{where} are a single number")
+def _rows(space: spaces.Space, array: np.ndarray, where: str) -> np.ndarray:
     check_array(space, array.shape, array.dtype, where)
     array = array.reshape(len(array), -1)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
@@ -117,24 +109,3 @@ def _rows(space: spaces.Space, values: Any, where: str) -> np.ndarray:
         hot = [places[:, [n]] == np.arange(count) for n, count in enumerate(counts)]
         return np.concatenate(hot, axis=1).astype(np.float32)
     return array
-
-
-class FlatObservation(gymnasium.ObservationWrapper):
-    """An environment whose observations are vectors, laid end to end as `flatten` does."""
-
-    def __init__(self, env: gymnasium.Env, source: str):
-        super().__init__(env)
-        self._space, self._source = env.observation_space, source
-        sizes = [size(part) for _, part in leaves(self._space, source)]
-        self.observation_space = spaces.Box(-np.inf, np.inf, (sum(sizes),), np.float64)
-
-    def observation(self, observation: Any) -> np.ndarray:
-        """Return one observation as a vector."""
-
-        def part_of(path: Path) -> Any:
-            found = observation
-            for name in path:
-                found = found[name]
-            return np.asarray(found)[None]
-
-        return flatten(self._space, part_of, self._source)[0]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le
 
-from floq.agent.config import REMOVED, AgentConfig, settings_type
+from floq.agent.config import AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
@@ -222,10 +222,7 @@ class Config(Settings):
         optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
         excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
         values = {name: value for name, value in self.to_json().items() if name not in excluded}
-        removed = {
-            name: x for name, x in REMOVED.items() if name != "distill_flow_steps" or self.agent.critic_name == "floq"
-        }
-        values["agent"] |= removed
+        values["agent"] |= removed_settings(self.agent.critic_name)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

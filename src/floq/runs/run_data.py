@@ -137,7 +137,7 @@ def load_fleet_data(
     )
     rewards = np.asarray(data.train.rewards)[np.asarray(data.train.starts)]
     if rewards.min() == rewards.max():
-        display.note("warning all rewards are the same: there is nothing to learn")
+        display.note(f"warning all rewards are {rewards.min():.3g}: there is nothing to learn")
     if config.env_name is None:
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
@@ -151,8 +151,8 @@ def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
     display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
     prior = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
     check_fingerprint(run, prior)
-    train = new.train.mix_with(prior.train, config.old_data_share)
     check_same_parts(new.parts, prior.parts, "the new data", "the old ones")
+    train = new.train.mix_with(prior.train, config.old_data_share)
     return new._replace(train=train, provenance=f"{new.provenance}; beside old data: {prior.provenance}")
 
 

@@ -127,7 +127,11 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(hint).validate_python(tuple(value) if isinstance(value, list) else value)
+        found = _adapter(hint).validate_python(tuple(value) if isinstance(value, list) else value)
+        if isinstance(value, bool) and found is not value:  # True equals 1, and is none of 0 and 1
+            choices = [repr(part) for part in _parts(hint) if type(part) is int]
+            raise UserError(f"{name} = {value!r}: must be one of {', '.join(choices)}")
+        return found
     except ValidationError as error:
         raise UserError(_in_words(name, value, error.errors(include_url=False)[0], hint)) from None
 

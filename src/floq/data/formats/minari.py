@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import flatdim
 
 from floq.data.arrays import Trajectories, from_episodes
 from floq.data.formats.hdf5 import numeric_array, open_hdf5, unpacked_bytes
@@ -91,7 +92,7 @@ def _metadata(folder: Path) -> tuple[int, Any, Any]:
         raise
     except Exception as error:  # wrong spaces raise nearly anything, Gymnasium's assertions among it
         raise UserError(f"{folder}: its spaces are damaged ({' '.join(str(error).split())}): {REFETCH}") from error
-    return count, obs_space, act_space
+    return count, spaces.ordered(obs_space), act_space
 
 
 def _check_space(space: Any, where: str) -> None:
@@ -115,10 +116,7 @@ def _check_space(space: Any, where: str) -> None:
         case "MultiDiscrete":
             sizes = [sum(space["nvec"])]
         case other:
-            raise UserError(
-                f"{where} are of the space {other!r}, which floq does not read: it reads Box, Discrete, MultiDiscrete "
-                "and MultiBinary, and Dict and Tuple of these; leave that part out"
-            )
+            raise UserError(f"{where} is of the space {other!r}: {spaces.READ}")
     if not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"a {space['type']} of {sizes}")
     if math.prod(sizes) > MAX_SPACE_SIZE:
@@ -129,25 +127,24 @@ class _Episode:
     """The arrays of one episode, found and checked but not read; `size` is the bytes they unpack to."""
 
     def __init__(self, group: Any, obs_space: Any, act_space: Any, folder: Path):
-        self._obs_space, self._folder = obs_space, folder
-        self._parts = {path: self._find(group, path, part) for path, part in spaces.leaves(obs_space, folder)}
+        self._obs_space, self._folder, self.size = obs_space, folder, 0
+        self._parts = {}
+        for path, part in spaces.leaves(obs_space, folder):
+            self._parts[path] = found = self._find(group, path, part)
+            self.size += max(unpacked_bytes(found), 4 * len(found) * flatdim(part))  # choices become one-hot
         self._others = {key: numeric_array(group, key, folder) for key in ("actions", "rewards", "terminations")}
-        where = f"{folder}: actions"
-        spaces.check_array(act_space, self._others["actions"].shape, self._others["actions"].dtype, where)
-        bytes_of = {path: 4 * spaces.size(part) for path, part in spaces.leaves(obs_space, folder)}
-        self.size = sum(max(unpacked_bytes(x), len(x) * bytes_of[path]) for path, x in self._parts.items())
+        actions = self._others["actions"]
+        spaces.check_array(act_space, actions.shape, actions.dtype, f"{folder}: actions")
         self.size += sum(map(unpacked_bytes, self._others.values()))
 
-    def _find(self, group: Any, path: spaces.Path, space: Any) -> Any:
+    def _find(self, group: Any, path: spaces.PartPath, space: Any) -> Any:
         """Return the array of a part, which is named as its space."""
         *folders, name = ["observations", *(f"_index_{x}" if isinstance(x, int) else x for x in path)]
         for folder in folders:
             group = _subgroup(group, folder, self._folder)
-        where = spaces.named(path)
-        found = numeric_array(group, name, f"{self._folder}: {where}", spaces.picture_remedy(space))
-        if not found.ndim:
-            raise UserError(f"{self._folder}: {where} are a single number")
-        spaces.check_array(space, found.shape, found.dtype, f"{self._folder}: {where}")
+        where = f"{self._folder}: {spaces.describe(path)}"
+        found = numeric_array(group, name, where, spaces.picture_remedy(space))
+        spaces.check_array(space, found.shape, found.dtype, where)
         return found
 
     def read(self, low: np.ndarray, high: np.ndarray) -> Mapping[str, Any]:
@@ -156,7 +153,7 @@ class _Episode:
         if not (low == -1).all() or not (high == 1).all():
             actions = 2 * (actions - low) / (high - low) - 1
         return {
-            "observations": spaces.flatten(self._obs_space, lambda path: self._parts[path][()], self._folder),
+            "observations": spaces.flatten(self._obs_space, {p: x[()] for p, x in self._parts.items()}, self._folder),
             "actions": actions,
             "rewards": rewards,
             "terminations": terminations,
