@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from floq import cli
-from floq.runs.run import Run
+from floq.runs.config import Config
+from floq.runs.run import RECORDS, Run
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0.1"
 
@@ -30,6 +31,13 @@ def old_run(tmp_path, no_pictures, monkeypatch):
         return tmp_path / "old" / name
 
     return copy
+
+
+@pytest.mark.parametrize(("name", "digest"), [("offline", "7a6420ab"), ("online", "4f18cc71")])
+def test_the_hash_of_a_run_stays(name, digest):
+    """A sweep finds its runs by it. Some of their settings were removed since."""
+    values = json.loads((FIXTURES / name / "config.json").read_text())
+    assert Config.from_json({key: x for key, x in values.items() if key not in RECORDS}).digest() == digest
 
 
 def test_a_finished_run_is_evaluated_and_reported(old_run, tmp_path, capsys):

@@ -104,10 +104,7 @@ class AgentConfig(LearningSettings):
             UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
         """
         names = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
-        for name, value in REMOVED.items():
-            if name in settings and settings[name] != value:
-                raise UserError(f"agent.{name}={settings[name]}: this setting was removed, only {value} is known today")
-        settings = {name: value for name, value in settings.items() if name not in REMOVED}
+        settings = {name: value for name, value in settings.items() if not is_removed(name, value)}
         for name in settings:
             if name not in names:
                 raise UserError(
@@ -118,6 +115,14 @@ class AgentConfig(LearningSettings):
             given = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
             parts |= {key: part(**given)} if key else given
         return cls(**parts)
+
+
+def is_removed(name: str, value: Any) -> bool:
+    """Return whether this setting of an agent was removed. Raises UserError if so and it has another value than in
+    `REMOVED`."""
+    if name in REMOVED and value != REMOVED[name]:
+        raise UserError(f"agent.{name}={value}: this setting was removed, only {REMOVED[name]} is known today")
+    return name in REMOVED
 
 
 class Hypers(NamedTuple):
