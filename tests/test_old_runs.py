@@ -1,11 +1,11 @@
 """Runs that version 0.1 left (see `fixtures/v0.1`) are evaluated, reported and resumed."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from hostile import sign_manifest
 
 from floq import cli
 from floq.runs.config import Config
@@ -22,12 +22,9 @@ def old_run(tmp_path, no_pictures, monkeypatch):
     def copy(name: str) -> Path:
         shutil.copytree(FIXTURES, tmp_path / "old")
         for path in (tmp_path / "old" / name).rglob("*.json"):
-            values = json.loads(path.read_text().replace("FIXTURE", str(tmp_path / "old")))
+            path.write_text(path.read_text().replace("FIXTURE", str(tmp_path / "old")))
             if path.name == "manifest.json":
-                del values["sha256"][path.name]
-                digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-                values["sha256"][path.name] = digest
-            path.write_text(json.dumps(values))
+                sign_manifest(path)
         return tmp_path / "old" / name
 
     return copy

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from episodes import flat, make_episodes, write_hdf5, write_minari
-from hostile import edit_json, nested, npy, npz, safetensors
+from hostile import edit_json, nested, npy, npz, safetensors, sign_manifest
 from run_folders import make_run
 
 from floq import cli
@@ -257,12 +257,9 @@ def test_a_dataset_to_collect_cannot_be_named_like_a_path(tmp_path):
 
 
 def edited_manifest(stranger, **changes):
-    """Without checksums, which a stranger would leave out, or write anew."""
     path = stranger / "checkpoints" / "6" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest[checkpoint.DIGESTS]
-    path.write_text(json.dumps(manifest))
     edit_json(path, **changes)
+    sign_manifest(path)
     return stranger / "checkpoints"
 
 

@@ -251,7 +251,7 @@ def save_random_data(run: Run, data: Splits) -> None:
 def _kept(run: Run) -> Splits | None:
     """Read the random rollouts of a run from its folder, None if there are none."""
     path = run.folder / RANDOM_FILE
-    if not path.exists():  # a run of an older version, or one that was killed before they were saved
+    if not path.exists():  # the run was killed before they were saved
         return None
     names = [f"{part}_{name}" for part in PARTS for name in Trajectories._fields]
     remedy = "delete it and resume the run, and the random play is made again"
