@@ -1,11 +1,11 @@
-"""How the time of an update grows with K, M, E, width, batch and fleet size, beside what the model counts.
+"""How the time of an update grows with K, M, E, width, batch and fleet size, beside the operations that it takes.
 
     python benchmarks/cost_model.py [--seconds 0.5] [--sizes 37 5] [any setting of floq train]
     python benchmarks/cost_model.py --count      # measures nothing: what an update comes to at published sizes
 
 One dial at a time is turned from a middle setting (K = 4, M = 4, E = 2, width 256, batch 128, one run). Prints
-milliseconds per update of the fleet, GFLOP by formula, and what both come to: GFLOP/s. `time` and `work` are ratios to
-the middle setting, measured alternately with it: where they agree, operations are what is paid for.
+milliseconds per update of the fleet, GFLOP of the traced program, and what both come to: GFLOP/s. `time` and `work` are
+ratios to the middle setting, measured alternately with it: where they agree, operations are what is paid for.
 """
 
 import argparse
@@ -16,9 +16,10 @@ from datetime import date
 from typing import Any
 
 import jax
+from cost_formula import FLOAT, update_cost
 
 from floq.agent.config import AgentConfig
-from floq.analysis.cost_model import FLOAT, update_cost
+from floq.analysis.cost import cost_of
 from floq.cli.train import parse_train
 from floq.runs.config import Config
 from floq.runs.presets import configure
@@ -52,7 +53,7 @@ def settings(config: Config) -> Iterator[tuple[str, int, Config, int]]:
 
 
 def count(obs_size: int, act_size: int) -> None:
-    """Print operations and bytes of an update with published networks."""
+    """Print operations and bytes of an update with published networks, by formula."""
     agents = {f"floq, K = {k}": AgentConfig.from_flat("floq", "fql", {"critic_flow_steps": k}) for k in (1, 4, 8, 16)}
     agents["floq, K = 8, fast"] = configure("scene-play-singletask-v0", preset="fast").agent
     agents = {"fql": AgentConfig.from_flat("scalar", "fql", {})} | agents
@@ -78,7 +79,7 @@ def main() -> None:
     data = synthetic_data(*options.sizes)
 
     def work(config: Config, runs: int) -> float:
-        return runs * update_cost(config.agent, *options.sizes).flops
+        return runs * cost_of(config.agent, *options.sizes).update_flops
 
     middle = fleet_of(config, 1, data)
     middle.advance(1)

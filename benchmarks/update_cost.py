@@ -4,7 +4,7 @@
 
 Random data; network sizes and other settings of the task, but K = 8 and eight iid source samples in the first three
 rows. Prints milliseconds per update, the best of three tries, and each as a ratio to FQL, in time and in the
-operations that the formula counts; and what they come to, operations per second.
+operations of the traced program; and what they come to, operations per second.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import dataclasses
 import platform
 from datetime import date
 
-from floq.analysis.cost_model import update_cost
+from floq.analysis.cost import cost_of
 from floq.runs.presets import configure
 from floq.training.bench import best_in_turn, fleet_of, synthetic_data
 from floq.utils.machine import cores, use_all_cores
@@ -47,7 +47,7 @@ def main() -> None:
         fleet.advance(1)  # compile
     calls = {name: fleet.advance for name, fleet in fleets.items()}
     best = best_in_turn(calls, {name: options.steps for name in fleets})
-    work = {name: update_cost(config.agent, *options.sizes).flops for name, config in configs.items()}
+    work = {name: cost_of(config.agent, *options.sizes).update_flops for name, config in configs.items()}
     print(f"{date.today()}, {platform.machine()}, {cores()} cores, {options.env_name}, {options.runs} runs")
     print(f"{'agent':<16} {'K':>3} {'ms':>9} {'to fql':>7} {'GFLOP':>8} {'to fql':>7} {'GFLOP/s':>8}")
     for name, seconds in best.items():

@@ -1,5 +1,6 @@
 """Files as an attacker would make them, small and from code: for the tests of readers, and for `benchmarks/fuzz.py`."""
 
+import hashlib
 import io
 import json
 import struct
@@ -46,3 +47,12 @@ def edit_json(path: Path, **changes: Any) -> None:
         inner = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = values[name] | value if inner else value
     path.write_text(json.dumps(values))
+
+
+def sign_manifest(path: Path) -> None:
+    """Give the edited manifest of a checkpoint the checksum of its content, as whoever edits it would."""
+    values = json.loads(path.read_text())
+    digests = {name: x for name, x in values.pop("sha256").items() if name != path.name}
+    unsigned = json.dumps(values | {"sha256": digests}, sort_keys=True)
+    digests[path.name] = hashlib.sha256(unsigned.encode()).hexdigest()
+    path.write_text(json.dumps(values | {"sha256": digests}))

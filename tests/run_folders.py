@@ -18,13 +18,14 @@ def make_run(
     *,
     agent: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Sequence[float]] | None = None,
-    losses: Sequence[float] | None = None,
+    diverged: int | None = None,
     value: float = -10.0,
     finished: bool = True,
     **settings: Any,
 ) -> Path:
     """A run with an evaluation at step 1 and then every 100 steps, of these success rates or of what `evaluation` says,
-    and a row of train.csv for each of the `losses`. What is not `finished` has no summary and was meant to go on."""
+    and a row of train.csv for each; training `diverged` at that step. What is not `finished` has no summary and was
+    meant to go on."""
     agent = AGENT | dict(agent or {})
     columns = dict(evaluation or {"evaluation/success": success, "evaluation/episode.return": [-100.0] * len(success)})
     count = len(next(iter(columns.values())))
@@ -51,11 +52,11 @@ def make_run(
     (folder / "config.json").write_text(json.dumps(config))
     times = [10.0 * (number + 1) for number in range(count)]
     _write(folder / "eval.csv", {"step": steps, **columns, "time/total_time": times})
-    losses = [1.0] * count if losses is None else losses
-    train = {"step": range(50, 50 * len(losses) + 50, 50), "training/critic/critic_loss": losses}
-    train |= {"training/critic/q": [value] * len(losses), "training/actor/actor_loss": [2.0] * len(losses)}
-    train |= {"time/epoch_time": [0.01] * len(losses), "time/total_time": times[: len(losses)]}
+    train = {"step": range(50, 50 * count + 50, 50), "training/critic/critic_loss": [1.0] * count}
+    train |= {"training/critic/q": [value] * count, "time/epoch_time": [0.01] * count, "time/total_time": times}
     _write(folder / "train.csv", train)
+    if diverged is not None:
+        (folder / "diverged.json").write_text(json.dumps({"step": diverged, "term": "loss"}))
     if finished:
         (folder / "summary.json").write_text(json.dumps({"eval_episodes": 50, **SUMMARY, "steps": total}))
     return folder

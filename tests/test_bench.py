@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from floq import cli
-from floq.analysis.cost_model import update_cost
+from floq.analysis.cost import cost_of
 from floq.runs.presets import configure
 from floq.training import bench
 
@@ -32,8 +32,8 @@ def test_the_table_and_the_file(quick, tmp_path, capsys):
     ]
     networks = {"batch_size": 8, "value_hidden_dims": (8,), "actor_hidden_dims": (8,)}
     networks |= {"block_width": 8, "block_depth": 1, "critic_flow_steps": 3}
-    expected = update_cost(configure(agent="floq", **networks).agent, 2, 2).flops
-    assert int(rows[0]["flops"]) == int(rows[0]["traced_flops"]) == expected
+    expected = cost_of(configure(agent="floq", **networks).agent, 2, 2).update_flops
+    assert int(rows[0]["flops"]) == expected
     for row in rows:
         assert float(row["run_updates"]) == pytest.approx(2 * float(row["updates"]))
         assert int(row["memory"]) > 0

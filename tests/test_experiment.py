@@ -129,6 +129,11 @@ def test_a_dotted_name_without_quotation_marks_means_the_same(write):
     assert resolve(experiment, experiment.groups[0], MEDIUM).agent.lr == 1.0
 
 
+def test_a_removed_setting_may_have_its_default(write):
+    file = FILE.replace('"agent.batch_size" = 16', '"agent.td_lambda" = 1.0, "agent.batch_size" = 16')
+    assert write(file).groups == write().groups
+
+
 def resolve_all(read):
     experiment = read()
     return [resolve(experiment, group, MEDIUM) for group in experiment.groups]
@@ -172,6 +177,11 @@ FIRST = 'name = "one"'
         (FIRST, FIRST + "\nsettings = { seed = 3 }", "group 'one': settings: seed: the plan decides this"),
         ('"agent.flow_steps"', '"agent.num_bins"', "group 'two': agent.num_bins: no such setting of agent 'fql'"),
         ('"agent.batch_size" = 16', '"agent.batch_size" = "16"', "agent.batch_size = '16': must be a whole number"),
+        (
+            '"agent.batch_size" = 16',
+            '"agent.td_lambda" = 0.5',
+            "group 'two'.*agent.td_lambda=0.5: this setting was removed",
+        ),
         ('"agent.batch_size" = 16', '"agent.batch_size" = 0', "batch_size=0: must be greater than 0"),
         ('"agent.batch_size" = 16', '"agent.batch_size" = true', "agent.batch_size = True: must be a whole number"),
         ('"agent.batch_size" = 16', '"agent.layer_norm" = 1', "agent.layer_norm = 1: must be true or false"),

@@ -28,7 +28,7 @@ def exp(tmp_path_factory):
     make_run(
         root, None, evaluation={"evaluation/td_error": [3.0, 2.0, 1.0]}, dataset="/data/robot.npz", run_group="logs"
     )
-    make_run(root, seed=7, losses=[1.0, math.nan, math.nan], run_group="logs")
+    make_run(root, seed=7, diverged=100, run_group="logs")
     (make_run(root, seed=9) / "config.json").write_text("{")
     return root
 
@@ -59,7 +59,7 @@ def test_the_page_says_what_was_run(page):
         "second-hand",
         "74 (VINE)",
         "held-out TD error",
-        "diverged at step 100: no numbers from there on",
+        "diverged at step 100: the loss was not finite",
         "config.json: no JSON",
         "1 not ended",
     ):

@@ -11,7 +11,7 @@ from run_folders import TASK, make_run
 
 from floq.analysis.health import run_problems
 from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, primary_metric
-from floq.analysis.report import published
+from floq.analysis.report import tables
 from floq.analysis.report.groups import group_runs
 from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_columns, read_run, read_runs
 from floq.analysis.report.scores import assemble, mean
@@ -297,13 +297,9 @@ def test_the_mean_curve_is_over_runs_that_have_ended(tmp_path):
 
 def test_a_run_that_diverged(tmp_path):
     assert record(make_run(tmp_path)).diverged_at is None
-    assert record(make_run(tmp_path, losses=[1.0, math.nan, math.nan])).diverged_at == 100
-    assert record(make_run(tmp_path, losses=[math.inf])).diverged_at == 50
-    waits = {"offline_steps": 0, "online_steps": 200}
-    assert record(make_run(tmp_path, losses=[math.nan, 1.0], **waits)).diverged_at is None  # it has not learned yet
-    assert record(make_run(tmp_path, losses=[math.nan, 1.0, math.nan], **waits)).diverged_at == 150
-    (said,) = run_problems(record(make_run(tmp_path, losses=[math.nan])))
-    assert said == "diverged at step 50: no numbers from there on"
+    sick = record(make_run(tmp_path, diverged=100))
+    assert sick.diverged_at == 100
+    assert run_problems(sick) == ["diverged at step 100: the loss was not finite"]
 
 
 def test_values_that_cannot_be(tmp_path):
@@ -322,11 +318,11 @@ def test_values_that_cannot_be(tmp_path):
 def test_what_may_stand_beside_published_numbers(tmp_path):
     runs = [record(make_run(tmp_path, f"cube-double-play-singletask-task{n}-v0", s, offline_steps=2_000_000))
             for n in range(1, 6) for s in range(3)]  # fmt: skip
-    assert published.comparable(runs) == (runs, [])
-    assert published.protocol_differences(runs) == []
-    assert published.protocol_differences(runs[:6]) == ["2 of 5 tasks"]
+    assert tables.comparable(runs) == (runs, [])
+    assert tables.protocol_differences(runs) == []
+    assert tables.protocol_differences(runs[:6]) == ["2 of 5 tasks"]
     few = [record(make_run(tmp_path, seed=8, eval_episodes=5, offline_steps=1_000, data={"provenance": PART}))]
-    assert published.protocol_differences(few) == [
+    assert tables.protocol_differences(few) == [
         "1 of 5 tasks", "1 seeds", "5 episodes instead of 50", "1,000 gradient steps",
         "a part of the data, collected here",
     ]  # fmt: skip
@@ -335,7 +331,7 @@ def test_what_may_stand_beside_published_numbers(tmp_path):
         record(make_run(tmp_path, online_steps=10)),
         record(make_run(tmp_path, success_timing="pre")),
     ]
-    assert published.comparable(others) == (
+    assert tables.comparable(others) == (
         [], ["other data than the benchmark's", "an online phase", "success_timing=pre"]
     )  # fmt: skip
 

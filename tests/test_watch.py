@@ -23,7 +23,7 @@ def shown(found, width=80, height=None) -> list[str]:
 def exp(tmp_path):
     make_run(tmp_path, seed=0)
     make_run(tmp_path, seed=1, finished=False, offline_steps=200)
-    make_run(tmp_path, seed=2, losses=[1.0, float("nan")])
+    make_run(tmp_path, seed=2, diverged=100)
     (make_run(tmp_path, seed=3) / "config.json").write_text("{}")
     return tmp_path
 
@@ -34,7 +34,7 @@ def test_once(exp, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "1 diverged, 1 damaged, 1 stopped, 1 finished" in text
     assert re.search(r"1 +200 / 200 +0\.60 +-10 +1 +stopped", text)
-    assert re.search(r"2 +200 / 200 +0\.60 +-10 +- +diverged", text)
+    assert re.search(r"2 +200 / 200 +0\.60 +-10 +1 +diverged", text)
     assert "config.json: not the configuration of a run" in text
     assert cli.run(["watch", "--once"]) == 2
     assert cli.run(["watch", str(exp), "--seconds=0"]) == 2

@@ -102,11 +102,7 @@ class AgentConfig(LearningSettings):
             UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
         """
         names = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
-        removed = removed_settings(critic)
-        for name, value in removed.items():
-            if settings.get(name, value) != value:
-                raise UserError(f"agent.{name}={settings[name]}: this setting was removed, only {value} is known today")
-        settings = {name: value for name, value in settings.items() if name not in removed}
+        settings = {name: value for name, value in settings.items() if not is_removed(name, value)}
         for name in settings:
             if name not in names:
                 raise UserError(
@@ -140,6 +136,18 @@ class Hypers(NamedTuple):
 def removed_settings(critic: str) -> dict[str, Any]:
     """Return the settings that older runs with this critic have, with the only values at which they can be read."""
     return {"td_lambda": 1.0} | ({"distill_flow_steps": None} if critic == "floq" else {})
+
+
+def is_removed(name: str, value: Any) -> bool:
+    """Return whether this setting of an agent was removed.
+
+    Raises:
+        UserError: it was, and has another value than that in `removed_settings`.
+    """
+    removed = removed_settings("floq")
+    if name in removed and value != removed[name]:
+        raise UserError(f"agent.{name}={value}: this setting was removed, only {removed[name]} is known today")
+    return name in removed
 
 
 def settings_type(critic: str, actor: str) -> type:

@@ -2,11 +2,11 @@
 
 Nothing is computed or allocated, and no accelerator is started. Matrix products are counted, two operations for each
 multiplication and addition. A loop counts as often as it runs, a conditional at its most expensive branch. Custom calls
-are opaque: the matrix products inside the fused kernel of `floq.networks.kernels` are not counted.
-
-`analysis.cost_model` has the formula for the published agents, which shows where the operations are.
+are opaque, so the fused kernel of `floq.networks.kernels` is counted as the plain integration, whose products it makes.
+docs/cost.md says where the operations are.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -45,6 +45,8 @@ def cost_of(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
     Raises:
         ValueError: the program has a loop whose number of iterations is not known.
     """
+    if config.flat().get("integration") == "fused":
+        config = dataclasses.replace(config, critic=dataclasses.replace(config.critic, integration="plain"))
     agent, act_size = _untrained(config, obs_size, act_size)
     observations, actions, scalars = ((config.batch_size, *size) for size in ((obs_size,), (act_size,), ()))
     batch = {

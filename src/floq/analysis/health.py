@@ -58,8 +58,7 @@ def run_problems(run: RunRecord) -> list[str]:
     """Return a short description of each problem of a run; none for a healthy one."""
     found = list(run.problems)
     if run.diverged_at is not None:
-        why = f"the {run.diverged['term']} was not finite" if run.diverged else "no numbers from there on"
-        return [*found, f"diverged at step {run.diverged_at:,}: {why}"]
+        return [*found, f"diverged at step {run.diverged_at:,}: the {run.diverged['term']} was not finite"]
     low, high, margin = value_range(run)
     warnings = [outside_range(run.last("training/critic/q"), low, high, margin)]
     warnings.append(outside_histogram({name: run.last(name) for name in run.training}))

@@ -81,8 +81,6 @@ def scaled_setting(config: AgentConfig, by: By) -> str:
 def count(config: AgentConfig, obs_size: int, act_size: int, what: What) -> int:
     """Count the critic's parameters, or the operations of an update."""
     config = config.compiled()  # traced settings change no count: agents that differ only in those are counted once
-    if config.flat().get("integration") == "fused":  # same matrix products as "plain", but the kernel hides them
-        config = _with(config, {"integration": "plain"})
     if what == "params":
         return critic_parameters(config, obs_size, act_size)
     return cost_of(config, obs_size, act_size).update_flops

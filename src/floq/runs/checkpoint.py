@@ -27,7 +27,7 @@ from floq.utils.files import replace_folder, sync
 from floq.utils.schema import NonNegative, convert, from_table
 from floq.utils.untrusted import TensorMismatch, TensorSpec, read_json, read_tensors
 
-FORMAT, PREVIOUS_FORMAT = 3, 2  # they differ only in what residual critics compute
+FORMAT = 3  # as since version 0.1
 MANIFEST = "manifest.json"
 TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "replay.safetensors"
 DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
@@ -127,22 +127,13 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     step = available[-1] if step is None else step
     path, remedy = path_of(folder, step), _remedy(step, available)
     manifest = _manifest(path, remedy)
-    if (version := manifest.get("format")) not in (PREVIOUS_FORMAT, FORMAT):
-        raise UserError(
-            f"{path} has checkpoint format {version}; this version of floq reads {PREVIOUS_FORMAT} and {FORMAT}"
-        )
     try:
         saved = Manifest.of(manifest)
         config, sizes = saved.config, (saved.obs_size, saved.act_size)
         template = _template(config, sizes)
     except (ValueError, UserError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
-    if version == PREVIOUS_FORMAT and config.agent.flat().get("use_resnets"):
-        raise UserError(
-            f"{path} holds a residual critic from before their first layer was followed by GELU and LayerNorm, as "
-            "published: with its weights this version computes something else; train it again"
-        )
-    digests = manifest.get(DIGESTS, {})
+    digests = manifest[DIGESTS]
     agent = _read(template, path / TENSORS, digests, remedy)
     pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in saved.pending}
     return Checkpoint(agent, config, sizes, saved.clocks, pending, step)
@@ -159,7 +150,7 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     if not path.exists():
         return None
     remedy = _remedy(step, steps(folder))
-    stored = _tensors(path, _manifest(path.parent, remedy).get(DIGESTS, {}), remedy)
+    stored = _tensors(path, _manifest(path.parent, remedy)[DIGESTS], remedy)
     if stored.keys() != set(ReplaySnapshot._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
         raise DamagedCheckpoint(f"{path} is damaged (it lacks a part): {remedy}")
     kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
@@ -313,14 +304,15 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _manifest(path: Path, remedy: str) -> dict[str, Any]:
-    """Read the manifest of a checkpoint and check its digest. Checkpoints of older versions have no digests."""
+    """Read the manifest of a checkpoint and check its format and its digest."""
     try:
         manifest = read_json(path / MANIFEST)
-        if DIGESTS in manifest:
-            digests = dict(manifest[DIGESTS])
-            written = digests.pop(MANIFEST)
-            if _digest(manifest | {DIGESTS: digests}) != written:
-                raise ValueError("its checksum differs")
+        if (version := manifest["format"]) != FORMAT:
+            raise UserError(f"{path} has checkpoint format {version!r}; this version of floq reads {FORMAT}")
+        digests = dict(manifest[DIGESTS])
+        written = digests.pop(MANIFEST)
+        if _digest(manifest | {DIGESTS: digests}) != written:
+            raise ValueError("its checksum differs")
         return manifest
     except OSError as error:
         raise _unreadable(path / MANIFEST, error, remedy) from error
@@ -336,9 +328,9 @@ def _tensors(
 ) -> dict[str, np.ndarray]:
     """Read the arrays of a file after checking its digest against the manifest's."""
     try:
-        if path.name in digests and path.is_file():  # reading a pipe might never end
+        if path.is_file():  # reading a pipe might never end
             with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digests[path.name]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digests.get(path.name):
                     raise DamagedCheckpoint(f"{path} is damaged (its checksum differs): {remedy}")
         return read_tensors(path, expected)[0]
     except TensorMismatch as error:

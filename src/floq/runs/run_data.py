@@ -40,19 +40,15 @@ PARTS = ("train", "validation")
 # --- Missing datasets ---
 
 
-def fetch_missing(configs: Sequence[Config], display: Display, runs: Sequence[Run] = ()) -> None:
-    """Download or collect the OGBench datasets of these configurations that are not on disk, without reading any. For
-    the parameters see `load_fleet_data`."""
+def fetch_missing(configs: Sequence[Config], display: Display) -> None:
+    """Download or collect the OGBench datasets of these configurations that are not on disk, without reading any."""
     for config in configs:
         if config.from_scratch:
             continue
         named = config.dataset or config.env_name or ""
         if not looks_like_path(named) and environments.is_ogbench(named):
-            ogbench.find_files(
-                environments.dataset_name(named),
-                user_path(config.dataset_dir),
-                _fetcher(config, display, runs[0] if runs else None),
-            )
+            name, directory = environments.dataset_name(named), user_path(config.dataset_dir)
+            ogbench.find_files(name, directory, _fetcher(config, display))
 
 
 def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbench.Fetch:
@@ -255,7 +251,7 @@ def save_random_data(run: Run, data: Splits) -> None:
 def _kept(run: Run) -> Splits | None:
     """Read the random rollouts of a run from its folder, None if there are none."""
     path = run.folder / RANDOM_FILE
-    if not path.exists():  # a run of an older version, or one that was killed before they were saved
+    if not path.exists():  # the run was killed before they were saved
         return None
     names = [f"{part}_{name}" for part in PARTS for name in Trajectories._fields]
     remedy = "delete it and resume the run, and the random play is made again"

@@ -16,7 +16,7 @@ from annotated_types import Len
 from pydantic import AfterValidator, BeforeValidator
 
 from floq.actors import ACTORS
-from floq.agent.config import PUBLISHED_ALIASES, settings_type
+from floq.agent.config import PUBLISHED_ALIASES, is_removed, settings_type
 from floq.critics import CRITICS
 from floq.runs.config import Config
 from floq.runs.presets import configure, family
@@ -62,6 +62,10 @@ def _by_flag(settings: Any) -> Any:
     flat = dict(settings)
     inner = flat.pop("agent", {})
     flat |= {f"agent.{name}": x for name, x in inner.items()} if isinstance(inner, dict) else {"agent": inner}
+    try:
+        flat = {name: x for name, x in flat.items() if not is_removed(name.removeprefix("agent."), x)}
+    except UserError as error:
+        raise ValueError(error) from error
     if wrong := [name for name in flat if name not in _all_names()]:
         raise ValueError(f"{wrong[0]}: {_unknown(wrong[0], 'any agent', _all_names())}")
     return flat

@@ -25,7 +25,6 @@ from floq.agent.config import AgentConfig, settings_type
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
 from floq.analysis.cost import cost_of
-from floq.analysis.cost_model import has_formula, update_cost
 from floq.data.dataset import Dataset
 from floq.envs import environments
 from floq.evaluation.rollouts import Evaluator, on_cpu
@@ -158,8 +157,7 @@ ROWS = 100_000  # of random data
 
 class Measured(NamedTuple):
     """One row of the table: a fleet of `runs` agents with the same K. Rates are per second, sizes in bytes, of all
-    devices together. `flops` is by formula where there is one, else as traced; `traced_flops` does not see into the
-    fused kernel."""
+    devices together. `flops` are those of one update of one run."""
 
     agent: str
     k: int | None
@@ -168,7 +166,6 @@ class Measured(NamedTuple):
     run_updates: float
     to_fql: float
     flops: int
-    traced_flops: int
     share_of_peak: float
     memory: int
     compile_seconds: float
@@ -322,8 +319,7 @@ def measure(
     for (agent, k), one in configs.items():
         per_update = best[agent, k]
         sizes = data.observations.shape[1], data.actions.shape[1]
-        traced = cost_of(one.agent, *sizes).update_flops
-        flops = update_cost(one.agent, *sizes).flops if has_formula(one.agent) else traced
+        flops = cost_of(one.agent, *sizes).update_flops
         rows.append(
             Measured(
                 agent,
@@ -333,7 +329,6 @@ def measure(
                 runs / per_update,
                 per_update / best["fql", None],
                 flops,
-                traced,
                 runs * flops / per_update / peak,
                 memory[agent, k],
                 compiling[agent, k],

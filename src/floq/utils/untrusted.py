@@ -31,7 +31,7 @@ LARGEST = 2**63  # bound of whole numbers; floq writes none as large
 SIZE_LIMIT = 64 * 2**30  # bytes that one file may unpack to; the largest published state dataset has 3 GiB
 MEMORY_SHARE = 0.5  # of the memory that is free, that one file may unpack to: it is copied on its way to the device
 
-MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMORY = Path("/proc/meminfo")
 
 
 def check_size(declared: int, source: object) -> None:
@@ -50,20 +50,15 @@ def size_limit() -> int:
 
 
 def _free_memory() -> int:
-    """Return the bytes that this process can still allocate, by the machine's memory and its control group."""
+    """Return the bytes of the machine's memory that are free, or where it does not tell, all of its memory."""
     try:
         named = dict(re.findall(r"^(\w+): +(\d+) kB$", MEMORY.read_text(), re.MULTILINE))
-        free = 1024 * int(named["MemAvailable"])
+        return 1024 * int(named["MemAvailable"])
     except (OSError, KeyError):  # no Linux
         try:
-            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):  # no Unix
-            free = SIZE_LIMIT
-    try:
-        most, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no group, or one without a limit, which says "max"
-        return free
-    return min(free, max(0, most - used))
+            return SIZE_LIMIT
 
 
 # --- Text and JSON ---
@@ -222,12 +217,12 @@ def check_links(folder: Path) -> None:
 
 # --- Terminal output ---
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Escape, as in `\\x1b`, the characters of a text that would control a terminal, change the direction of writing or
-    fail to be encoded. Line breaks and tabs stay."""
+    """Escape, as in `\\x1b`, the characters of a text that would control a terminal or fail to be encoded. Line
+    breaks and tabs stay."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

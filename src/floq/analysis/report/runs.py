@@ -31,10 +31,9 @@ Columns = dict[str, np.ndarray]
 RECORDS = {"protocol": str, "versions": dict, "data": dict}  # entries of config.json that are no settings
 COUNTS = ("seed", "offline_steps", "online_steps")
 NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings used in calculations
-LOSSES = ("training/critic/critic_loss", "training/critic/q", "training/actor/actor_loss")
 TRAINING = {
     "step",
-    *LOSSES,
+    *("training/critic/critic_loss", "training/critic/q"),
     *("validation/critic/abs_td_error", "validation/critic/outside_histogram", "validation/critic/mass_at_ends"),
     *("time/epoch_time", "time/total_time"),
 }
@@ -125,22 +124,10 @@ class RunRecord:
         seconds = float(self.training["time/epoch_time"][-1])
         return 1 / seconds if seconds > 0 else math.nan
 
-    @cached_property
+    @property
     def diverged_at(self) -> int | None:
-        """Step at which training found a term that is not finite; without diverged.json (older runs, or environments
-        that return such numbers), the step of the first row whose loss or value is not finite. A run that is only
-        online logs NaN until it learns: there, only rows after the first finite one count."""
-        if self.diverged:
-            return int(self.diverged["step"])
-        for name in LOSSES:
-            if name not in self.training:
-                continue
-            finite = np.isfinite(self.training[name])
-            first = int(finite.argmax()) if finite.any() else len(finite)
-            learning = 0 if self.settings["offline_steps"] else first
-            if not finite[learning:].all():
-                return int(self.training["step"][learning + int((~finite[learning:]).argmax())])
-        return None
+        """Step at which training found a term that is not finite; None if it found none."""
+        return int(self.diverged["step"]) if self.diverged else None
 
     def summary_value(self, name: str) -> float:
         """Return a number of summary.json; NaN if there is none."""

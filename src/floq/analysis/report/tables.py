@@ -3,6 +3,7 @@ settings, cost, health and state."""
 
 import math
 import os
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import numpy as np
 
 from floq.analysis.health import run_problems
 from floq.analysis.metrics import SUCCESS, last
-from floq.analysis.report import published
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.runs import RunRecord
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
@@ -147,28 +147,34 @@ def _so_far(task: TaskScores, runs: Sequence[RunRecord], seen: set[str]) -> Text
     return Text(f"({' to '.join(ends)} at {' to '.join(at)}, {counted})", faint=True)
 
 
+# --- Beside published numbers ---
+
+PUBLISHED = Path(__file__).with_name("published.toml")
+TASKS, SEEDS, EPISODES = 5, 3, 50  # of an environment family, in the protocol of those numbers
+
+
 def beside_published(report: Report) -> Table | None:
     """Return success by environment family beside published numbers; None if no run is comparable."""
-    rows, notes = [], []
-    for family, numbers in published.SUCCESS.items():
+    rows, notes, published = [], [], tomllib.loads(PUBLISHED.read_text())
+    for family, numbers in published["success"].items():
         own = []
         for group in report.groups:
             ended = [run for run in group.runs if run.family == family and run.ends and run not in report.repeated]
-            kept, reasons = published.comparable(ended)
+            kept, reasons = comparable(ended)
             notes += [f"{group.name} is not compared on {family}: {reason}." for reason in reasons]
             kept = [run for run in kept if math.isfinite(last(run, SUCCESS))]
             if kept:
-                differs = "; ".join(published.protocol_differences(kept)) or "none"
+                differs = "; ".join(protocol_differences(kept)) or "none"
                 own.append([family, f"{group.name}, here", with_interval(_over_tasks(kept), "{:.0f}".format), differs])
         if own:
             rows += own
-            marked = [(name, x) for name, x in zip(published.METHODS, numbers, strict=True) if x]
+            marked = [(name, x) for name, x in zip(published["methods"], numbers, strict=True) if x]
             rows += [[Text(family, True), Text(f"{name}, published", True), Text(x, True), ""] for name, x in marked]
     if not rows:
         return None
     about = (
-        f"Published numbers are second-hand, from notes on the papers ({published.PROTOCOL}), and have not been "
-        "reproduced independently."
+        f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds), "
+        "and have not been reproduced independently."
     )
     header = ("environment", "method", "success, %", "differs from the published protocol in")
     return table(header, rows, [about, OURS, *notes])
@@ -176,6 +182,47 @@ def beside_published(report: Report) -> Table | None:
 
 OURS = "Ours: mean over the tasks of the mean over seeds, with the 95% Student's interval over seeds where at least "
 OURS += f"{FEW} have run all of these tasks."
+
+
+def comparable(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """Select those of a family's finished runs that are comparable to its published numbers, with reasons why others
+    are not: runs need the benchmark's own data, no online phase, and success as published, read after a step."""
+    kept, reasons = [], []
+    for run in runs:
+        if run.settings.get("dataset"):
+            reasons.append("other data than the benchmark's")
+        elif run.settings["online_steps"]:
+            reasons.append("an online phase")
+        elif run.settings.get("success_timing") != "post":
+            reasons.append(f"success_timing={run.settings.get('success_timing')}")
+        else:
+            kept.append(run)
+    return kept, list(dict.fromkeys(reasons))
+
+
+def protocol_differences(runs: Sequence[RunRecord]) -> list[str]:
+    """List the differences of comparable runs from the published protocol, to be shown beside their numbers."""
+    found, tasks = [], {run.task for run in runs}
+    if len(tasks) != TASKS:
+        found.append(f"{len(tasks)} of {TASKS} tasks")
+    seeds = {sum(run.task == task for run in runs) for task in tasks}
+    if seeds != {SEEDS}:
+        found.append(f"{_from_to(seeds)} seeds")
+    if (episodes := {run.settings.get("eval_episodes") or 0 for run in runs}) != {EPISODES}:
+        found.append(f"{_from_to(episodes)} episodes instead of {EPISODES}")
+    if (steps := {run.total_steps for run in runs}) - {1_000_000, 2_000_000}:
+        found.append(f"{_from_to(steps)} gradient steps")
+    data = {str(run.records.get("data", {}).get("provenance", "")) for run in runs}
+    if any(" of the published " in text for text in data):
+        found.append("a part of the data, collected here")
+    elif any("collected here" in text for text in data):
+        found.append("data collected here")
+    return found
+
+
+def _from_to(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _over_tasks(runs: Sequence[RunRecord]) -> Estimate:
