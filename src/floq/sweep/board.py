@@ -21,8 +21,8 @@ from rich.text import Text
 
 from floq.analysis.metrics import last, primary_metric
 from floq.analysis.report.groups import short_count
-from floq.analysis.report.runs import RunRecord
 from floq.analysis.report.watch import STYLES, Watcher, clock, short_name
+from floq.runs.record import RunRecord
 from floq.sweep.jobs import Job, Outcome
 from floq.sweep.plan import folders_of
 

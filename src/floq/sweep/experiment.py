@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast, get_type_hints
 
 from floq.actors import ACTORS
 from floq.agent.config import PUBLISHED_ALIASES, settings_type
-from floq.analysis.comparison import SCORES
+from floq.analysis.metrics import METRICS
 from floq.critics import CRITICS
 from floq.runs.config import Config
 from floq.runs.presets import configure, family
@@ -121,8 +121,9 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
     if reference not in names:
         raise UserError(f"{path}: reference = {reference!r} is not a group{nearest(reference, names)}")
     score = value_of(path, table, "score", str, "success")
-    if score not in SCORES:
-        raise UserError(f"{path}: score = {score!r}: choose {' or '.join(SCORES)}{nearest(score, SCORES)}")
+    scores = [name for name, metric in METRICS.items() if metric.more_is_better]
+    if score not in scores:
+        raise UserError(f"{path}: score = {score!r}: choose {' or '.join(scores)}{nearest(score, scores)}")
     for group in groups:
         if group.against not in (None, *names):
             raise UserError(

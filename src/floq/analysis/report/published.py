@@ -3,7 +3,7 @@ They are second-hand, from notes on the papers, and have not been reproduced ind
 
 from collections.abc import Sequence
 
-from floq.analysis.report.runs import RunRecord
+from floq.runs.record import RunRecord
 
 METHODS = ("ReBRAC", "FQL, 1M steps", "FQL, 2M steps", "floq, default", "floq, best", "best by anyone")
 TASKS = 5

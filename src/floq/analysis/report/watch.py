@@ -13,8 +13,8 @@ from rich.text import Text
 
 from floq.analysis.metrics import Metric, last, primary_metric
 from floq.analysis.report.groups import group_runs, short_count
-from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_run
 from floq.analysis.report.tables import short_task
+from floq.runs.record import DamagedRun, RunRecord, find_runs, read_run
 from floq.utils.files import is_locked
 from floq.utils.untrusted import printable
 
