@@ -9,11 +9,13 @@ what the last evaluations pooled say.
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from floq.analysis.figures.curves import compared_curves
+from floq.analysis.figures.style import COLOURS, figure
 from floq.analysis.statistics import mean_interval, wilson_interval
 from floq.runs.run import Run, protocol
 
@@ -30,6 +32,40 @@ def read_group(folder: Path) -> tuple[list[float], np.ndarray, list[Run]]:
     curves = [dict(zip(*(run.evaluations()[k] for k in ("step", "evaluation/success")), strict=True)) for run in runs]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return steps, np.array([[curve[step] for step in steps] for curve in curves]), runs
+
+
+def compared_curves(
+    path: Path, groups: Mapping[str, tuple[Sequence[float], np.ndarray]], title: str, protocol: str
+) -> None:
+    """Draw several groups of runs: each seed as a thin line, their mean as a thick one, and its 95% interval.
+
+    Args:
+        path: the picture's file.
+        groups: by name, gradient steps and success of shape (seeds, steps).
+        title: of the figure.
+        protocol: of the evaluation.
+    """
+    with figure(path, 7.2, 4.2) as (_, (ax,)):
+        for (name, (steps, success)), colour in zip(groups.items(), COLOURS, strict=False):
+            low, high = np.transpose([mean_interval(column) for column in success.T]).clip(0, 1)
+            ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+            ax.plot(steps, success.T, color=colour, alpha=0.35, linewidth=0.8)
+            mean = success.mean(axis=0)
+            ax.plot(
+                steps,
+                mean,
+                "o-",
+                color=colour,
+                markersize=4,
+                label=f"{name}: {mean[-1]:.0%} at the end, {len(success)} seeds",
+            )
+        ax.set(xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.05))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.set_title(title, pad=16 * len(groups) + 8)  # the legend lies between the title and the curves
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2)
+        note = f"thin: seeds; shaded: 95% interval of their mean; {protocol}"
+        ax.text(0.0, -0.19, note, transform=ax.transAxes, fontsize=8, color="#666666", va="top")
 
 
 def main() -> None:

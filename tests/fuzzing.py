@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 from episodes import flat, make_episodes, write_hdf5
 
-from floq.analysis.report import runs as report_runs
+from floq.analysis.report.groups import group_runs
 from floq.analysis.report.page import page
 from floq.analysis.report.scores import assemble
-from floq.analysis.report.written import evaluation_rows, markdown, run_rows, write_csv
+from floq.analysis.report.written import evaluation_rows, markdown, read_tables, run_rows, write_csv
 from floq.data.collection.experts.walker import Walker
 from floq.data.formats import d4rl
 from floq.data.formats.files import open_npz
 from floq.data.formats.open import open_dataset
+from floq.runs import record as report_runs
 from floq.runs.checkpoint import Manifest
 from floq.runs.config import Config
 from floq.runs.loggers import read_csv
@@ -96,17 +97,18 @@ def report(content: bytes) -> None:
     found = report_runs.read_run(folder() / "reported")
     runs = [found] if isinstance(found, report_runs.RunRecord) else []
     damaged = [found] if isinstance(found, report_runs.DamagedRun) else []
-    whole = assemble(runs, damaged)
+    whole = assemble(group_runs(runs), damaged)
     markdown(whole, folder())
     write_csv(folder() / "runs.csv", run_rows(whole))
     write_csv(folder() / "evaluations.csv", evaluation_rows(whole))
+    read_tables(folder() / "runs.csv", folder() / "evaluations.csv")
 
 
 def report_page(content: bytes) -> None:
     report(content)
     found = report_runs.read_run(folder() / "reported")
     if isinstance(found, report_runs.RunRecord):
-        page(assemble([found], []), folder())
+        page(assemble(group_runs([found])), folder())
 
 
 def table(content: bytes) -> None:

@@ -21,11 +21,11 @@ from floq.agent.agent import Agent
 from floq.agent.finite import ACTION, OK, TERMS, first_nonfinite
 from floq.agent.state import Keys
 from floq.analysis.health import health_warnings, run_problems
-from floq.analysis.report.runs import RunRecord, read_run
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.runs.loggers import read_csv
+from floq.runs.record import RunRecord, read_run
 from floq.runs.weights import make_agent
 from floq.training import divergence
 from floq.training.divergence import what_helps

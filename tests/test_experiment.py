@@ -155,7 +155,7 @@ FIRST = 'name = "one"'
         (
             'reference = "one"',
             'reference = "one"\nscore = "retrun"',
-            "score = 'retrun': must be one of 'success', 'return'",
+            "score: 'retrun' is none; choose success or return",
         ),
         (
             'name = "two"',

@@ -192,7 +192,7 @@ def test_a_fleet_goes_on_as_a_fleet_and_each_run_alone(fleet_dirs, capsys, no_pi
     assert cli.run(["train", "--resume", *folders, "--offline_steps=8"]) == 0
     printed = capsys.readouterr().out
     assert "resume  from step 6" in printed
-    for label in ("4 runs of", "default task, alpha 3.0", "task3, alpha 30.0"):
+    for label in ("4 runs of", "alpha=3, pointmaze-medium-navigate ", "alpha=30, pointmaze-medium-navigate-task3"):
         assert label in printed
     assert [floq.Run.open(folder).summary["steps"] for folder in folders] == [8] * 4
     shutil.rmtree(f"{folders[1]}/checkpoints/8")  # as if killed while the fleet was saved: all have step 6

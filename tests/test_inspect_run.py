@@ -311,7 +311,7 @@ def test_what_is_missing_or_damaged(run_dir, tmp_path, capsys):
     assert "is damaged" in said
     assert said.count("\n") == 1
     shutil.rmtree(copy / "checkpoints" / "6")
-    (copy / "train.csv").write_text("step,validation/critic/q\n2\n")
+    (copy / "train.csv").write_text("step,validation/critic/q\n2\n4,-1.0\n")
     assert cli.run(["inspect", str(copy)]) == 2
     assert "train.csv is damaged" in capsys.readouterr().err
     shutil.rmtree(copy / "checkpoints")

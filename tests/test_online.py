@@ -17,7 +17,7 @@ from online_runs import FLAGS, config, episodes, only_run, params, write_data
 from floq import cli
 from floq.actors import DeterministicConfig
 from floq.analysis import pictures
-from floq.analysis.figures.curves import return_curve
+from floq.analysis.figures.curves import learning_curve
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
 from floq.runs.loggers import CsvLogger, read_csv
@@ -182,7 +182,8 @@ def test_the_picture_has_both_phases_and_marks_the_boundary(tmp_path, monkeypatc
         evals.log(step, {"evaluation/success": np.nan, "evaluation/episode.return": step / 2})
         logs.log(step, {"a": 0.0} | ({"exploration/episode.return": 1.5} if step == 10 else {}))
     drawn = {}
-    monkeypatch.setattr(pictures, "return_curve", lambda *given: (drawn.update(given=given), return_curve(*given)))
+    drawing = lambda *given: (drawn.update(given=given), learning_curve(*given))  # noqa: E731
+    monkeypatch.setattr(pictures, "learning_curve", drawing)
     pictures.draw_learning_curve(run)
     *_, boundary, explored = drawn["given"]
     assert boundary == 4

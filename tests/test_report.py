@@ -105,7 +105,7 @@ def test_markdown(exp, tmp_path):
     assert cli.run(["report", str(exp), f"--out={tmp_path / 'r.md'}"]) == 0
     text = (tmp_path / "r.md").read_text()
     assert r"floq critic, fql actor" not in text
-    assert r"0.50 \[0.25, 0.75\] (3)" in text
+    assert "0.50 [0.25, 0.75] (3)" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert len(tables) > 8
     for table in tables:  # a bar in a name ends no cell

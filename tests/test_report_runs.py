@@ -13,9 +13,10 @@ from floq.analysis.health import run_problems
 from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, primary_metric
 from floq.analysis.report import tables
 from floq.analysis.report.groups import group_runs
-from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_columns, read_run, read_runs
 from floq.analysis.report.scores import assemble, mean
 from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.runs.loggers import read_csv
+from floq.runs.record import DamagedRun, RunRecord, find_runs, read_run, read_runs
 from floq.utils.errors import UserError
 from floq.utils.files import is_locked, lock_folder
 
@@ -27,7 +28,8 @@ def record(folder) -> RunRecord:
 
 
 def report_of(root, reference=None):
-    return assemble(*read_runs(find_runs([root])), reference)
+    runs, damaged = read_runs(find_runs([root]))
+    return assemble(group_runs(runs), damaged, reference)
 
 
 # --- reading ---
@@ -86,24 +88,24 @@ def test_who_begins_while_somebody_looks_is_not_turned_away(tmp_path, monkeypatc
 def test_a_row_that_is_being_written_is_left_out(tmp_path):
     path = tmp_path / "eval.csv"
     path.write_text("step,a\n1,0.5\n2,0.25\n3,0.1")
-    assert read_columns(path)["step"].tolist() == [1, 2]
+    assert read_csv(path)["step"] == [1, 2]
     path.write_text("step,a\n1,0.5\n2\n")
-    assert read_columns(path)["a"].tolist() == [0.5]
+    assert read_csv(path)["a"] == [0.5]
     for text in ("", "step,a\n", "ste"):
         path.write_text(text)
-        assert read_columns(path) == {}
+        assert read_csv(path) == {}
 
 
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("eval.csv", "step,a\n1,2\n3\n4,5\n", "eval.csv: line 3 has 1 cells, the header 2"),
-        ("eval.csv", "step,a\n1,x\n", "eval.csv: could not convert string to float: 'x' in a column of numbers"),
-        ("train.csv", "step,a\n5,2\n3,2\n", "train.csv: its steps do not increase"),
-        ("eval.csv", "a,b\n1,2\n", "eval.csv: its first column is 'a', not step"),
-        ("eval.csv", "\x00\n\xff", "eval.csv: "),
-        ("summary.json", "{", "summary.json: no JSON"),
-        ("summary.json", "[]", "summary.json: it holds no JSON object"),
+        ("eval.csv", "step,a\n1,2\n3\n4,5\n", "eval.csv is damaged (line 3 has 1 cells, the header 2)"),
+        ("eval.csv", "step,a\n1,x\n", "eval.csv is damaged (could not convert string to float: 'x')"),
+        ("train.csv", "step,a\n5,2\n3,2\n", "train.csv is damaged (its steps do not increase)"),
+        ("eval.csv", "a,b\n1,2\n", "eval.csv is damaged (its first column is 'a', not step)"),
+        ("eval.csv", "\x00\n\xff", "eval.csv is damaged ("),
+        ("summary.json", "{", "summary.json is damaged (no JSON"),
+        ("summary.json", "[]", "summary.json is damaged (it holds no JSON object)"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, text, complaint):

@@ -5,18 +5,21 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import MAZE_DATA
 
 from floq import cli
-from floq.analysis import comparison
-from floq.analysis.figures import comparison_figure
+from floq.analysis.metrics import RETURN, SUCCESS, area, last
+from floq.analysis.report.figures import draw_figure
+from floq.analysis.report.groups import RunGroup
+from floq.analysis.report.scores import assemble
+from floq.analysis.report.written import comparison_markdown, read_tables, write_csv
 from floq.analysis.statistics import area_under_curve, iqm, probability_of_improvement
 from floq.runs.run import Run
 from floq.sweep import jobs, sweep
-from floq.utils.errors import Interrupted, UserError
+from floq.utils.errors import Interrupted
 
+ROOT = Path(__file__).parents[1]
 TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
 BUDGET = f"""
 tasks = ["{TASK}"]
@@ -209,7 +212,7 @@ def test_one_failing_cell_does_not_lose_the_others(place, words, monkeypatch, ca
     assert errors == [f"floq: 'mean' on {TASK} failed: MemoryError('too\\nlarge')"]
     assert seen == ["mean", "min"]
     assert {(row["group"], row["seed"]) for row in rows(tmp_path / "out" / "critics.csv")} == {("minimum", "5")}
-    assert "| mean | | | | | | none finished |" in (tmp_path / "out" / "critics.md").read_text()
+    assert "| mean |  |  |  |  |  | none finished |" in (tmp_path / "out" / "critics.md").read_text()
     assert "Traceback" in (tmp_path / "out" / "failures.txt").read_text()
 
 
@@ -274,65 +277,73 @@ def test_an_unknown_task_is_found_before_anything_is_trained(place, words, train
 # --- the comparison ---
 
 
-def made_up(groups: dict[str, list[list[float]]]):
-    """Rows of runs whose area under the curve is given by group, task and seed."""
+def made_up(folder: Path, groups: dict[str, list[list[float]]], metric: str = "success"):
+    """The runs of the two files of a sweep, of an older version, with scores by group, task and seed."""
     evaluations, runs = [], []
     for group, by_task in groups.items():
         for task, values in enumerate(by_task):
             for seed, value in enumerate(values):
-                own = {"group": group, "task": f"maze{task}-navigate-singletask-v0", "seed": str(seed)}
-                evaluations += [own | {"step": step, "success": str(value)} for step in ("1", "5", "10")]
-                costs = {
-                    "critic_parameters": "10",
-                    "update_gflop": "0.5",
-                    "eval_episodes": "25",
-                    "success_timing": "post",
-                }
-                runs.append(own | costs | {"auc": str(value), "final": str(value / 2)})
-    return evaluations, runs
+                own = {"group": group, "task": f"maze{task}-navigate-singletask-v0", "seed": seed}
+                evaluations += [own | {"step": step, metric: value * last} for step, last in ((1, 0), (5, 1), (9, 0.5))]
+                costs = {"critic_parameters": 10, "update_gflop": 0.5, "eval_episodes": 25, "success_timing": "post"}
+                runs.append(own | costs | {"steps": 9})
+    write_csv(folder / "runs.csv", runs)
+    write_csv(folder / "evaluations.csv", evaluations)
+    return read_tables(folder / "runs.csv", folder / "evaluations.csv")
 
 
-def test_compare():
+def report(found, against, reference="one", metric=SUCCESS):
+    groups = [RunGroup(name, tuple(found.get(name, ())), against=other) for name, other in against.items()]
+    return assemble(groups, reference=reference, metric=metric)
+
+
+def test_compare(tmp_path):
     one, two = [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]], [[0.3, 0.2], [0.8, 0.9]]
-    found = comparison.compare_groups(["one", "two", "three"], "one", *made_up({"one": one, "two": two}))
-    assert found.absent == ("three",)
-    first, second = found.members
-    assert first.auc_iqm.value == iqm(one)
-    assert first.final_iqm.value == pytest.approx(iqm(one) / 2)
-    assert first.better is None
-    assert second.better == probability_of_improvement(two, one)
-    steps, success = second.curves["maze0-navigate-singletask-v0"]
-    np.testing.assert_array_equal(steps, [1, 5, 10])
-    np.testing.assert_array_equal(success, [[0.3] * 3, [0.2] * 3])
-    shown = comparison.comparison_table(found, "Title", "")
-    assert "| two | 10 | 0.5 | 0.55 [" in shown
+    found = report(made_up(tmp_path, {"one": one, "two": two}), {"one": None, "two": "one", "three": "one"})
+    areas = {name: [[0.75 * x for x in runs] for runs in by_task] for name, by_task in (("one", one), ("two", two))}
+    assert found.aggregates["one"].area_iqm.value == pytest.approx(iqm(areas["one"]))
+    assert found.aggregates["one"].iqm.value == pytest.approx(iqm(one) / 2)
+    assert set(found.aggregates) == {"one", "two"}
+    assert found.improvements == {("two", "one"): (probability_of_improvement(areas["two"], areas["one"]), 2)}
+    shown = comparison_markdown(found, "Title")
+    assert "| two | 10 | 0.5 | 0.41 [" in shown
     assert "| 2 x 2 |" in shown
-    with pytest.raises(UserError, match="damaged"):
-        comparison.compare_groups(["one"], "one", [{"group": "one"}], [{"group": "one"}])
+    assert "| three |  |  |  |  |  | none finished |" in shown
+    assert "3 seeds, 2 tasks; 25 episodes, success_timing=post. Tasks: maze0-navigate-singletask-v0" in shown
 
 
-def test_groups_are_compared_with_those_that_they_name_and_returns_are_no_rates():
+def test_groups_are_compared_with_those_that_they_name_and_returns_are_no_rates(tmp_path):
     groups = {"one": [[100.0, 300.0]], "two": [[1000.0, 1200.0]], "three": [[500.0, 1300.0]]}
-    evaluations, runs = made_up(groups)
-    evaluations = [row | {"success": "", "episode_return": row["success"]} for row in evaluations]
-    found = comparison.compare_groups({"one": None, "two": None, "three": "two"}, "one", evaluations, runs, "return")
-    assert [member.against for member in found.members] == [None, "one", "two"]
-    assert found.members[2].better == probability_of_improvement(groups["three"], groups["two"])
-    np.testing.assert_array_equal(found.members[1].curves["maze0-navigate-singletask-v0"][1], [[1000] * 3, [1200] * 3])
-    shown = comparison.comparison_table(found, "Title", "")
-    assert "1,100 [1,000, 1,200]" in shown
+    runs = made_up(tmp_path, groups, "episode_return")
+    found = report(runs, {"one": None, "two": "one", "three": "two"}, metric=RETURN)
+    assert list(found.improvements) == [("two", "one"), ("three", "two")]
+    assert found.improvements["three", "two"][0] == probability_of_improvement(groups["three"], groups["two"])
+    shown = comparison_markdown(found, "Title")
+    assert "550 [500, 600]" in shown
     assert "(two)" in shown
     assert "last return" in shown
-    assert "success" not in shown
 
 
-@pytest.mark.parametrize("score", ["success", "return"])
+@pytest.mark.parametrize("metric", [SUCCESS, RETURN])
 @pytest.mark.parametrize("count", [0, 2, 9])
-def test_figures_of_few_and_many_groups(count, score, tmp_path):
+def test_figures_of_few_and_many_groups(count, metric, tmp_path):
     groups = {f"group {number} & co_{number}": [[0.1 * number, 0.05], [0.0, 0.3]] for number in range(count)}
-    evaluations, runs = made_up(groups)
-    evaluations = [row | {"episode_return": row["success"]} for row in evaluations]
-    found = comparison.compare_groups(list(groups), "group 0 & co_0", evaluations, runs, score)
+    runs = made_up(tmp_path, groups, "success" if metric is SUCCESS else "episode_return")
+    found = report(runs, dict.fromkeys(groups), next(iter(groups), None), metric)
     for curves in (True, False):
-        comparison_figure.draw_comparison(tmp_path / "figure.png", found, "Title", curves)
+        draw_figure(tmp_path / "figure.png", found, title="Title", curves=curves)
         assert (tmp_path / "figure.png").stat().st_size > 5_000
+
+
+def test_published_results_are_read():
+    """The files of older versions that docs/results holds: their scores are those that were written beside them."""
+    for path in sorted((ROOT / "docs" / "results").glob("**/*-runs.csv")):
+        metric = RETURN if path.name == "online-runs.csv" else SUCCESS
+        written = {(row["group"], row["task"], int(row["seed"])): row for row in rows(path)}
+        found = read_tables(path, path.with_name(path.name.replace("-runs", "")))
+        assert sum(map(len, found.values())) == len(written)
+        for group, runs in found.items():
+            for run in runs:
+                row = written[group, run.task, run.seed]
+                assert last(run, metric) == float(row["final"])
+                assert area(run, metric) == pytest.approx(float(row["auc"]))

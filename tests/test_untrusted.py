@@ -580,7 +580,7 @@ def test_random_play_of_a_stranger(stranger):
             _kept(run)
 
 
-@pytest.mark.parametrize("text", ["step,a\n1,x\n", "step,a\n1\n", "step\n\x00\n", "\xff", "a" * 200_000 + "\n1\n"])
+@pytest.mark.parametrize("text", ["step,a\n1,x\n", "step,a\n1\n2,3\n", "step\n\x00\n", "\xff", "a" * 200_000 + "\n1\n"])
 def test_tables_that_are_none(tmp_path, text):
     (tmp_path / "a.csv").write_bytes(text.encode("latin1"))
     with pytest.raises(UserError, match=r"a\.csv is damaged"):

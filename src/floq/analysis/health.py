@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from floq.analysis.report.runs import RunRecord
+from floq.runs.record import RunRecord
 
 MAX_OUTSIDE = 0.01  # share of z outside the histogram's support, or of mass in its end bins, above which to warn
 MARGIN = 0.01  # by which a mean value may leave the possible range, as a share of the horizon 1 / (1 - discount)

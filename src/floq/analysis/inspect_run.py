@@ -22,7 +22,6 @@ from floq.envs import environments
 from floq.envs.workers import Workers
 from floq.runs import checkpoint, run_data
 from floq.runs.checkpoint import Checkpoint
-from floq.runs.loggers import read_csv
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
@@ -183,7 +182,7 @@ class RunInspection:
     def __init__(self, run: Run, saved: Checkpoint, data: Dataset, folder: Path, display: Display):
         self._run, self._saved, self._data = run, saved, data
         self._folder, self._display = folder, display
-        self._log = _train_log(run)
+        self._log = run.training()
         self._probes = pictures.probes_of_run(run, saved.agent, data)
         self.made: dict[Path, str] = {}
 
@@ -281,12 +280,6 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
     film.check_writer()
     with video_recorder(run.config.env_name, run.config.success_timing, seed_of(run, saved.step, 0)) as workers:
         yield workers
-
-
-def _train_log(run: Run) -> dict[str, list[float]]:
-    """Read the columns of `train.csv`, none if there is no such file. Raises UserError if it is damaged."""
-    path = run.folder / "train.csv"
-    return read_csv(path) if path.exists() else {}
 
 
 def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:

@@ -1,20 +1,23 @@
-"""Primary metric of runs: success if the environment defines it, else the return, else the held-out TD error."""
+"""The table of metrics, and the score of a run: by which of them it is judged, and how its evaluations become one
+number. Also the diagnostic metrics of critics."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from floq.analysis.report.runs import RunRecord
+from floq.analysis.statistics import area_under_curve
+from floq.runs.record import RunRecord
 
 
 class Metric(NamedTuple):
-    """A column of eval.csv. `more_is_better`: whether runs may be ranked by it; the TD error measures the critic's
-    self-consistency and does not rank policies."""
+    """A column of eval.csv, its name and a short one. `more_is_better`: whether runs may be ranked by it; the TD error
+    measures the critic's self-consistency and does not rank policies."""
 
     column: str
     name: str
+    short: str
     more_is_better: bool
 
     @property
@@ -26,22 +29,46 @@ class Metric(NamedTuple):
         """Format a value of this metric; empty for NaN."""
         if math.isnan(value):
             return ""
-        return f"{value:.2f}" if self.is_rate else f"{value:.4g}"
+        return f"{value:.2f}" if self.is_rate else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-SUCCESS = Metric("evaluation/success", "success rate", True)
-RETURN = Metric("evaluation/episode.return", "return", True)
-TD_ERROR = Metric("evaluation/td_error", "held-out TD error", False)
-METRICS = (SUCCESS, RETURN, TD_ERROR)
+SUCCESS = Metric("evaluation/success", "success rate", "success", True)
+RETURN = Metric("evaluation/episode.return", "return", "return", True)
+TD_ERROR = Metric("evaluation/td_error", "held-out TD error", "TD error", False)
+METRICS = {metric.short: metric for metric in (SUCCESS, RETURN, TD_ERROR)}
+"""Metrics that runs are judged by, each by the first that it has."""
+
+DIAGNOSTICS = {
+    "z0_spread": "standard deviation of the value\nover source noise",
+    "quantile_spread": "standard deviation of the value\nover quantiles",
+    "return_spread": "standard deviation\nof the histogram",
+    "member_spread": "standard deviation of Q\nover the networks",
+    "contraction": "mean of dv/dz along the paths\n(negative: errors shrink)",
+    "curvature": "mean distance of z's path\nfrom a straight line",
+    "one_pass_gap": "distance of z(0) + v(0, z(0))\nfrom where the path ends",
+    "outside_histogram": "share of stops outside\nthe support of z's histogram",
+    "mass_at_ends": "mass in the first and last bin\n(large: support too narrow)",
+    "feature_norm": "mean norm of the\nlast layer's features",
+    "feature_rank": "in how many directions the\nlast layer's features point",
+    "abs_td_error": "mean |TD target - Q|\n(held-out)",
+    "q": "mean Q",
+}
+"""Diagnostic metrics of critics on validation data, in the order in which they are shown, and their meanings."""
 
 
 def primary_metric(runs: Iterable[RunRecord]) -> Metric:
     """Return the first metric in `METRICS` that has a finite value in any of these runs."""
     runs = list(runs)
-    for metric in METRICS:
+    for metric in METRICS.values():
         if any(np.isfinite(run.evaluations.get(metric.column, [math.nan])).any() for run in runs):
             return metric
     return SUCCESS if all(run.settings["env_name"] for run in runs) else TD_ERROR
+
+
+def primary_score(evaluation: Mapping[str, float]) -> tuple[Metric, float] | None:
+    """Return the first metric in `METRICS` that is finite in a row of eval.csv, and its value; None if none is."""
+    known = ((metric, evaluation.get(metric.column, math.nan)) for metric in METRICS.values())
+    return next((both for both in known if math.isfinite(both[1])), None)
 
 
 def curve(run: RunRecord, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
@@ -57,3 +84,11 @@ def last(run: RunRecord, metric: Metric) -> float:
     """Return a run's newest value; NaN if there is none."""
     values = run.evaluations.get(metric.column)
     return float(values[-1]) if values is not None else math.nan
+
+
+def area(run: RunRecord, metric: Metric) -> float:
+    """Return the area under a run's learning curve: its average over training. The first evaluation, before any
+    learning, counts only if it is the only one. NaN if there is none."""
+    steps, values = curve(run, metric)
+    learned = slice(len(steps) > 1, None)
+    return area_under_curve(steps[learned], values[learned]) if len(steps) else math.nan

@@ -10,14 +10,14 @@ import numpy as np
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.analysis import probing
-from floq.analysis.figures.curves import held_out_curve, learning_curve, return_curve
+from floq.analysis.figures.curves import held_out_curve, learning_curve
 from floq.analysis.figures.flow import plot_flow_paths
 from floq.analysis.figures.maze import value_map
+from floq.analysis.metrics import RETURN, SUCCESS
 from floq.analysis.probing import Probes
 from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
 from floq.envs import environments
-from floq.runs.loggers import read_csv
 from floq.runs.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
@@ -57,38 +57,21 @@ def draw_learning_curve(run: Run) -> None:
         return
     path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
     steps, boundary = columns["step"], run.config.offline_steps if run.config.online_steps else None
-    success = np.array(columns.get("evaluation/success", []))
-    if not np.isnan(success).all():
-        success = np.nan_to_num(success).tolist()
-        learning_curve(
-            path,
-            steps,
-            success,
-            run.config.eval_episodes,
-            title,
-            protocol(run.config),
-            boundary,
-            _explored(run, "success"),
-        )
-    elif "evaluation/initial_value" in columns:
+    if "evaluation/initial_value" in columns:
         names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")
         values, data_returns, td_errors = (columns[name] for name in names)
-        held_out_curve(path, steps, values, data_returns, td_errors, title)
-    else:
-        return_curve(
-            path,
-            steps,
-            columns["evaluation/episode.return"],
-            title,
-            protocol(run.config),
-            boundary,
-            _explored(run, "episode.return"),
-        )
+        return held_out_curve(path, steps, values, data_returns, td_errors, title)
+    has_success = np.isfinite(columns.get(SUCCESS.column, [])).any()
+    metric = SUCCESS if has_success else RETURN
+    values, episodes = columns[metric.column], run.config.eval_episodes
+    values = np.nan_to_num(values).tolist() if has_success else values
+    explored = _explored(run, metric.column.removeprefix("evaluation/"))
+    learning_curve(path, metric, steps, values, episodes, title, protocol(run.config), boundary, explored)
 
 
 def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
     """Return the steps at which a metric of exploration is known, and its values."""
-    columns = read_csv(run.folder / "train.csv") if run.config.online_steps else {}
+    columns = run.training() if run.config.online_steps else {}
     pairs = zip(columns.get("step", []), columns.get(f"exploration/{metric}", []), strict=False)
     known = [(step, value) for step, value in pairs if not np.isnan(value)]
     return [step for step, _ in known], [value for _, value in known]

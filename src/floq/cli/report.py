@@ -51,13 +51,15 @@ def report_command(argv: list[str]) -> None:
     options = parse(ReportOptions, flags.normalised(types), "floq report RUNS ...", command_help(ReportOptions))
     _require_folders(folders, "floq report exp")
     form, out = _resolve_output(options.out, options.format)
-    from floq.analysis.report.runs import find_runs, read_runs
+    from floq.analysis.report.groups import group_runs
     from floq.analysis.report.scores import assemble
+    from floq.runs.record import find_runs, read_runs
 
     found = find_runs(folders)
     if inside := [folder for folder in found if out.parent == folder]:
         raise UserError(f"{out} lies in the folder of a run, {inside[0]}: give an --out elsewhere")
-    report = assemble(*read_runs(found), options.reference)
+    runs, damaged = read_runs(found)
+    report = assemble(group_runs(runs), damaged, options.reference)
     if not report.runs:
         first = report.damaged[0]
         raise UserError(f"none of {len(report.damaged)} runs can be read; {first.folder}: {first.reason}")

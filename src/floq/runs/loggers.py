@@ -5,6 +5,7 @@ import abc
 import csv
 import importlib.util
 import io
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +14,8 @@ from typing import Any
 
 from floq.runs.config import Config
 from floq.utils import files
-from floq.utils.errors import UserError
-from floq.utils.untrusted import CSV_LIMIT, read_text
+from floq.utils.errors import UserError, in_one_line
+from floq.utils.untrusted import CSV_LIMIT, LARGEST, printable, read_text
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Package to be installed for each value of `--logger`."""
@@ -71,21 +72,37 @@ def cut_csv(path: Path, last_step: int) -> None:
         files.replace(path, content)
 
 
-def read_csv(path: Path) -> dict[str, list[float]]:
-    """Return the columns of a file that `CsvLogger` wrote. Raises UserError if it is no such file."""
-    header, *rows = _rows(path) or [[]]
-    try:
-        columns = {name: [float(row[place]) for row in rows] for place, name in enumerate(header)}
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error}): repair it, or move it away to do without it") from error
-    return columns if rows else {}
+def read_csv(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, list[float]]:
+    """Return the columns of a file that `CsvLogger` wrote, of those whose name is `wanted`; none if there is no such
+    file or it has no row yet. An incomplete last row is left out: a run may be writing it.
 
-
-def _rows(path: Path) -> list[list[str]]:
+    Raises:
+        UserError: it cannot be read, or is no such file.
+    """
     try:
-        return [row for row in csv.reader(io.StringIO(read_text(path, CSV_LIMIT), newline="")) if row]
+        text = read_text(path, CSV_LIMIT)
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
+        if rows and (not text.endswith("\n") or len(rows[-1]) != len(header)):
+            rows.pop()
+        if not rows:
+            return {}
+        if header[0] != "step":
+            raise ValueError(f"its first column is {header[0]!r}, not step")
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(header):
+                raise ValueError(f"line {number} has {len(row)} cells, the header {len(header)}")
+        places = {printable(name): place for place, name in enumerate(header) if place == 0 or wanted(name)}
+        columns = {name: [float(row[place]) for row in rows] for name, place in places.items()}
+        steps = columns["step"]
+        if not all(a < b for a, b in itertools.pairwise(steps)) or not all(abs(step) < LARGEST for step in steps):
+            raise ValueError("its steps do not increase")
+        return columns
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is damaged ({error}): repair it, or move it away to do without it") from error
+        raise UserError(
+            f"{path} is damaged ({in_one_line(error)}): repair it, or move it away to do without it"
+        ) from error
 
 
 def _encoded(rows: Iterable[Sequence[Any]]) -> bytes:

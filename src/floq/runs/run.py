@@ -21,7 +21,7 @@ from floq.runs.checkpoint import steps
 from floq.runs.config import Config
 from floq.runs.loggers import cut_csv, read_csv
 from floq.utils import files
-from floq.utils.errors import Failed, UserError
+from floq.utils.errors import Failed, UserError, in_one_line
 from floq.utils.files import lock_folder, make_folder, user_path
 from floq.utils.machine import version
 from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, parse_json, read_json, read_text
@@ -119,18 +119,18 @@ class Run:
 
     def evaluations(self) -> dict[str, list[float]]:
         """Return the columns of `eval.csv`; empty before the first evaluation."""
-        path = self.folder / "eval.csv"
-        return read_csv(path) if path.exists() else {}
+        return read_csv(self.folder / "eval.csv")
+
+    def training(self) -> dict[str, list[float]]:
+        """Return the columns of `train.csv`; empty before its first row."""
+        return read_csv(self.folder / "train.csv")
 
     @property
     def summary(self) -> dict[str, Any]:
         """`summary.json`, which exists once the run has ended. Raises UserError if it is missing or damaged."""
-        try:
-            return read_json(self.folder / "summary.json")
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder} has no summary.json: the run has not ended") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / 'summary.json'} is damaged: delete it and --resume the run") from error
+        if not self.is_finished:
+            raise UserError(f"{self.folder} has no summary.json: the run has not ended")
+        return read_record(self.folder / "summary.json", {})
 
     @property
     def is_finished(self) -> bool:
@@ -141,25 +141,12 @@ class Run:
     def diverged(self) -> dict[str, Any]:
         """`diverged.json`: at which step the run diverged and stopped, which term was not finite, and the metrics of
         that update. Empty if it did not."""
-        return self._read_optional("diverged.json", {})
+        return read_record(self.folder / "diverged.json", {}, "step")
 
     @property
     def rewinds(self) -> list[dict[str, Any]]:
         """`rewinds.json`: at which steps the run went back to earlier weights, and to those of which step."""
-        return self._read_optional("rewinds.json", [])
-
-    def _read_optional(self, name: str, default: Any) -> Any:
-        """Read a JSON file that only some runs have. Raises UserError if its value has another type than `default`."""
-        try:
-            found = parse_json(read_text(self.folder / name, JSON_LIMIT))
-            steps = [one["step"] for one in ([found] if isinstance(default, dict) else found)]
-            if type(found) is not type(default) or any(type(step) is not int for step in steps):
-                raise ValueError("it is another kind of file")
-            return found
-        except FileNotFoundError:
-            return default
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.folder / name} is damaged: delete it and --resume the run") from error
+        return read_record(self.folder / "rewinds.json", [], "step")
 
     @property
     def has_ended(self) -> bool:
@@ -199,6 +186,23 @@ class Run:
         """Delete half-written files of a killed process."""
         for partial in self.folder.glob(".*.partial"):
             partial.unlink(missing_ok=True)
+
+
+def read_record(path: Path, default: Any, whole_number: str | None = None) -> Any:
+    """Read a JSON file that not all runs have: an object, or a list of objects, like `default`, in each of which an
+    entry is a `whole_number`. Raises UserError if it is damaged."""
+    try:
+        found = parse_json(read_text(path, JSON_LIMIT))
+        if type(found) is not type(default):
+            raise ValueError(f"it holds no JSON {'object' if isinstance(default, dict) else 'list'}")
+        for one in [found] if isinstance(found, dict) else found:
+            if whole_number is not None and type(one[whole_number]) is not int:
+                raise ValueError(f"its {whole_number} is {one[whole_number]!r}")
+        return found
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({in_one_line(error)}): delete it and --resume the run") from error
 
 
 def _without_nan(value: Any) -> Any:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from floq.actors import ACTORS
 from floq.agent.config import PUBLISHED_ALIASES, is_removed, settings_type
+from floq.analysis.metrics import METRICS
 from floq.critics import CRITICS
 from floq.runs.config import Config
 from floq.runs.presets import configure, family
@@ -81,6 +82,13 @@ def _on_one_line(name: str) -> str:
     if not name or printable(name) != name or "\n" in name:
         raise ValueError("write the name in letters that show, on one line")
     return name
+
+
+def _that_ranks(score: str) -> str:
+    scores = [name for name, metric in METRICS.items() if metric.more_is_better]
+    if score not in scores:
+        raise ValueError(f"{score!r} is none; choose {' or '.join(scores)}{nearest(score, scores)}")
+    return score
 
 
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -165,7 +173,7 @@ class Experiment:
     seeds: tuple[int, ...]
     settings: dict[str, Any]
     question: str = ""
-    score: Literal["success", "return"] = "success"
+    score: Annotated[str, AfterValidator(_that_ranks)] = "success"
     curves: bool = True
 
     def __post_init__(self) -> None:

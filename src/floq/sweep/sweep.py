@@ -5,32 +5,28 @@ A run is identified by its configuration and its seed: one that has ended, for a
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
-from floq.analysis import comparison
-from floq.analysis.cost import Cost
-from floq.analysis.figures import comparison_figure
+from floq.analysis.metrics import METRICS
+from floq.analysis.report.figures import draw_figure
+from floq.analysis.report.groups import RunGroup
+from floq.analysis.report.scores import Report, assemble
+from floq.analysis.report.written import comparison_markdown, evaluation_rows, read_tables, run_rows, write_csv
 from floq.analysis.results import config_labels, show_result
-from floq.analysis.statistics import area_under_curve
 from floq.envs import environments
 from floq.runs.config import Config
-from floq.runs.loggers import read_csv
+from floq.runs.record import RunRecord, read_runs
 from floq.runs.run import Run
 from floq.runs.run_data import collect_with_progress, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
 from floq.sweep.jobs import Job, Outcome, jobs_of, show_jobs, try_job
 from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
-from floq.training.schedule import Schedule
 from floq.training.train import check_built, fleets, resolve_paths
-from floq.utils import files
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import clear_jit_cache, use_all_cores
@@ -39,77 +35,8 @@ from floq.utils.progress import Display
 if TYPE_CHECKING:  # it needs Ray
     from floq.sweep.ray import JobResources, Placement
 
-METRICS = {"success": "success", "episode_return": "episode.return", "episode_length": "episode.length"}
-"""Columns of the tidy CSV, and their names in eval.csv."""
-
-_RUN_COLUMNS = (
-    "final",
-    "auc",
-    "steps",
-    "parameters",
-    "critic_parameters",
-    "update_gflop",
-    "action_mflop",
-    "updates_per_second",
-)
-_RUN_COLUMNS += ("runs_in_fleet", "seconds", "eval_episodes", "success_timing")
-
-# --- CSV files ---
-
-
-def write_rows(entries: Sequence[Entry], folder: Path) -> None:
-    """Write `NAME.csv`, a row for each evaluation, and `NAME-runs.csv`, a row for each run that has ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluations: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    for entry in entries:
-        experiment = entry.experiment
-        for run in filter(None, entry.finished):
-            columns, seed = run.evaluations(), run.config.seed
-            own = {"group": entry.group.name, "task": entry.task, "seed": seed}
-            for number, step in enumerate(columns["step"]):
-                row = {"experiment": experiment.name, "budget": experiment.budget.name, **own, "step": int(step)}
-                metrics = {name: columns.get(f"evaluation/{theirs}") for name, theirs in METRICS.items()}
-                evaluations.append(row | {name: x[number] if x else None for name, x in metrics.items()})
-            runs.append(own | _run_row(run, columns, entry.cost, METRICS[comparison.SCORES[experiment.score].column]))
-    name = entries[0].experiment.name
-    _write(folder / f"{name}.csv", evaluations, ["experiment", "budget", "group", "task", "seed", "step", *METRICS])
-    first = ["group", "task", "seed", *_RUN_COLUMNS]
-    _write(folder / f"{name}-runs.csv", runs, list(dict.fromkeys([*first, *(key for row in runs for key in row)])))
-
-
-def _run_row(run: Run, columns: dict[str, list[float]], costs: Cost, score: str) -> dict[str, Any]:
-    """Return the results of a run and the last metrics of its critic. The area under the curve excludes the first
-    evaluation, before any learning."""
-    scores = columns.get(f"evaluation/{score}", [math.nan] * len(columns["step"]))
-    first = Schedule(run.config).first_step
-    learned = [pair for pair in zip(columns["step"], scores, strict=True) if pair[0] > first]
-    steps, values = zip(*(learned or zip(columns["step"], scores, strict=True)), strict=True)
-    summary, log = run.summary, run.folder / "train.csv"
-    critic = {
-        name: x[-1] for name, x in (read_csv(log) if log.exists() else {}).items() if "validation/critic/" in name
-    }
-    return {
-        "final": scores[-1],
-        "auc": area_under_curve(steps, values),
-        "parameters": costs.parameters,
-        "critic_parameters": costs.critic_parameters,
-        "update_gflop": costs.update_flops / 1e9,
-        "action_mflop": costs.action_flops / 1e6,
-        **{name: summary.get(name) for name in ("steps", "updates_per_second", "runs_in_fleet", "seconds")},
-        **{name: summary.get(name) for name in ("eval_episodes", "success_timing")},
-        **critic,
-    }
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write a CSV file atomically; missing values and NaN are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
-    files.replace(path, text.getvalue().encode())
+LOCAL = ("folder", "save_dir", "dataset_dir", "total_time")
+"""Columns that the CSV files of a sweep leave out: where its runs were trained, and when."""
 
 
 # --- Sweeps ---
@@ -155,7 +82,9 @@ def sweep(
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two files are called {twice[0]}.toml, and would write the same table: give one at a time")
     if redraw:
-        return [_draw(experiment, folder, display) for experiment in experiments]
+        tables = [read_tables(folder / f"{name}-runs.csv", folder / f"{name}.csv") for name in names]
+        both = zip(experiments, tables, strict=True)
+        return [_draw(experiment, report_of(experiment, runs), folder, display) for experiment, runs in both]
     check_writable(folder, "choose another --out")
     if seeds:
         experiments = [dataclasses.replace(experiment, seeds=tuple(seeds)) for experiment in experiments]
@@ -174,8 +103,10 @@ def sweep(
         return []
     figures = []
     for experiment in experiments:
-        write_rows([entry for entry in entries if entry.experiment is experiment], folder)
-        figures.append(_draw(experiment, folder, display))
+        own = [entry for entry in entries if entry.experiment is experiment]
+        report = report_of(experiment, read_finished(own, display))
+        _write_csv(experiment, report, folder)
+        figures.append(_draw(experiment, report, folder, display))
     if failures:
         raise Failed("; ".join(failures))
     return figures
@@ -321,16 +252,48 @@ def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], dis
             collect_with_progress(name, user_path(directory), episodes[name], display)
 
 
-# --- Figures and tables ---
+# --- Results ---
 
 
-def _draw(experiment: Experiment, folder: Path, display: Display) -> Path:
-    """Write the figure and the table of an experiment, from its CSV files alone. Return the path of the figure."""
-    groups = {group.name: group.against for group in experiment.groups}
-    evaluations, runs = (comparison.read_score_rows(folder / f"{experiment.name}{end}.csv") for end in ("", "-runs"))
-    found = comparison.compare_groups(groups, experiment.reference, evaluations, runs, experiment.score)
-    figure, table = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
-    table.write_text(comparison.comparison_table(found, experiment.title, experiment.question))
-    comparison_figure.draw_comparison(figure, found, experiment.title, experiment.curves)
-    display.note(f"wrote   {figure} and {table.name}")
-    return figure
+def report_of(experiment: Experiment, runs: Mapping[str, Sequence[RunRecord]]) -> Report:
+    """Return the report on these runs, by the experiment's groups: each is compared with the one that it names, or with
+    the reference."""
+    rivals = {group.name: group.against or experiment.reference for group in experiment.groups}
+    groups = [
+        RunGroup(name, tuple(runs.get(name, ())), against=None if other == name else other)
+        for name, other in rivals.items()
+    ]
+    return assemble(groups, reference=experiment.reference, metric=METRICS[experiment.score])
+
+
+def read_finished(entries: Sequence[Entry], display: Display) -> dict[str, list[RunRecord]]:
+    """Read the finished runs of these entries, by group, and add the cost of an agent to their summaries."""
+    found: dict[str, list[RunRecord]] = {}
+    for entry in entries:
+        runs, damaged = read_runs(run.folder for run in entry.finished if run)
+        for one in damaged:
+            display.note(f"damaged {one.folder}: {one.reason}")
+        costs = {"parameters": entry.cost.parameters, "critic_parameters": entry.cost.critic_parameters}
+        costs |= {"update_gflop": entry.cost.update_flops / 1e9, "action_mflop": entry.cost.action_flops / 1e6}
+        own = [dataclasses.replace(run, summary=run.summary | costs) for run in runs]
+        found.setdefault(entry.group.name, []).extend(own)
+    return found
+
+
+def _write_csv(experiment: Experiment, report: Report, folder: Path) -> None:
+    """Write `NAME.csv`, a row for each evaluation, and `NAME-runs.csv`, a row for each run that has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {"experiment": experiment.name, "budget": experiment.budget.name}
+    first = [*own, "group", "task", "seed", "step"]
+    write_csv(folder / f"{experiment.name}.csv", [own | row for row in evaluation_rows(report)], first, LOCAL)
+    write_csv(folder / f"{experiment.name}-runs.csv", run_rows(report), left_out=LOCAL)
+
+
+def _draw(experiment: Experiment, report: Report, folder: Path, display: Display) -> Path:
+    """Write the figure and the table of an experiment. Return the path of the figure."""
+    picture, text = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
+    text.write_text(comparison_markdown(report, experiment.title, experiment.question))
+    for line in draw_figure(picture, report, title=experiment.title, curves=experiment.curves):
+        display.note(f"left out {line}")
+    display.note(f"wrote   {picture} and {text.name}")
+    return picture

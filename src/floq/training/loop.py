@@ -14,7 +14,8 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.analysis.health import health_warnings
-from floq.analysis.results import primary_score, scores
+from floq.analysis.metrics import primary_score
+from floq.analysis.results import scores
 from floq.data.replay import ReplaySnapshot
 from floq.evaluation.background import BackgroundEvaluator
 from floq.evaluation.held_out import HeldOutEvaluator
@@ -262,9 +263,9 @@ class Loop:
     def _state(self, infos: list[dict[str, float]]) -> dict[str, str]:
         """Return the fields of the progress line: means over the fleet."""
         state = {}
-        known = [primary_score(logger.scores) for logger in self.loggers if logger.scores]
+        known = [found for logger in self.loggers if (found := primary_score(logger.scores))]
         if known:
-            state[known[0][0]] = f"{np.mean([value for _, value in known]):.3g}"
+            state[known[0][0].short] = f"{np.mean([value for _, value in known]):.3g}"
         if self._online is not None and (rate := self._online_rate.per_second):
             state["env steps/s"] = f"{rate:.0f}"
         elif self._updates_per_second:

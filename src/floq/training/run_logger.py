@@ -6,7 +6,7 @@ from typing import Any
 from floq.agent.state import Keys
 from floq.evaluation.held_out import HeldOutEvaluation
 from floq.evaluation.rollouts import Evaluation
-from floq.runs.loggers import CsvLogger, metric_sinks, read_csv
+from floq.runs.loggers import CsvLogger, metric_sinks
 from floq.runs.run import Run
 from floq.utils import files
 
@@ -20,9 +20,8 @@ class RunLogger:
         self.keys = Keys.of(run.config.seed)
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
-        log = run.folder / "train.csv"
         self._warned: set[str] = set()
-        self.last_row = {name: column[-1] for name, column in (read_csv(log) if log.exists() else {}).items()}
+        self.last_row = {name: column[-1] for name, column in run.training().items()}
 
     def log_evaluation(self, evaluation: Evaluation | HeldOutEvaluation, seconds: float) -> None:
         """Write a row of eval.csv."""

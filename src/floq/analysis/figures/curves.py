@@ -1,6 +1,6 @@
 """Learning curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from floq.analysis.figures.style import BLUE, COLOURS, ORANGE, figure, mark_online
-from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.analysis.figures.style import BLUE, ORANGE, figure, mark_online
+from floq.analysis.metrics import Metric
+from floq.analysis.statistics import wilson_interval
 
 Explored: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Steps, and a metric's mean over the exploration episodes at each."""
@@ -17,65 +18,34 @@ Explored: TypeAlias = tuple[Sequence[float], Sequence[float]]
 
 def learning_curve(
     path: Path,
+    metric: Metric,
     steps: Sequence[float],
-    success: Sequence[float],
+    values: Sequence[float],
     episodes: int,
     title: str,
     protocol: str,
     boundary: int | None = None,
     explored: Explored = ((), ()),
 ) -> None:
-    """Draw one run's success over its steps, with its 95% interval over episodes. At `boundary` gradient steps on data
-    end, and environment steps begin; None for a run without the latter. `explored` is the success of the exploration
-    episodes, from which it learned."""
-    intervals = [wilson_interval(round(s * episodes), episodes) for s in success]
+    """Draw one run's metric over its steps; a rate with its 95% interval over episodes. At `boundary` gradient steps on
+    data end, and environment steps begin; None for a run without the latter. `explored` is the metric of the
+    exploration episodes, from which it learned."""
     with figure(path, 6.4, 4.0) as (_, (ax,)):
-        ax.fill_between(
-            steps, [low for low, _ in intervals], [high for _, high in intervals], color=BLUE, alpha=0.15, linewidth=0
-        )
-        ax.plot(steps, success, "o-", color=BLUE, markersize=4)
-        ax.annotate(
-            f"{success[-1]:.0%}",
-            (steps[-1], success[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=BLUE,
-        )
-        ax.set(title=title, ylabel="success rate", ylim=(-0.03, 1.05))
-        _phases(ax, boundary, explored)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.text(
-            0.0,
-            -0.19,
-            f"shaded: 95% interval over {protocol}",
-            transform=ax.transAxes,
-            fontsize=8,
-            color="#666666",
-            va="top",
-        )
-
-
-def return_curve(
-    path: Path,
-    steps: Sequence[float],
-    returns: Sequence[float],
-    title: str,
-    protocol: str,
-    boundary: int | None = None,
-    explored: Explored = ((), ()),
-) -> None:
-    """Draw one run's mean return over its steps; `boundary` and `explored` as in `learning_curve`."""
-    with figure(path, 6.4, 4.0) as (_, (ax,)):
-        ax.plot(steps, returns, "o-", color=BLUE, markersize=4)
-        ax.annotate(
-            f"{returns[-1]:.4g}", (steps[-1], returns[-1]), xytext=(6, 0), textcoords="offset points", va="center"
-        )
-        ax.set(title=title, ylabel="return of an episode, mean")
+        ax.plot(steps, values, "o-", color=BLUE, markersize=4)
+        shown = f"{values[-1]:.0%}" if metric.is_rate else metric.shown(values[-1])
+        at = steps[-1], values[-1]
+        ax.annotate(shown, at, xytext=(6, 0), textcoords="offset points", va="center", color=BLUE)
+        ax.set(title=title, ylabel=metric.name)
+        note = protocol
+        if metric.is_rate:
+            low, high = np.transpose([wilson_interval(round(value * episodes), episodes) for value in values])
+            ax.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0)
+            ax.set_ylim(-0.03, 1.05)
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+            note = f"shaded: 95% interval over {protocol}"
         _phases(ax, boundary, explored)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.text(0.0, -0.19, protocol, transform=ax.transAxes, fontsize=8, color="#666666", va="top")
+        ax.text(0.0, -0.19, note, transform=ax.transAxes, fontsize=8, color="#666666", va="top")
 
 
 def _phases(ax: Axes, boundary: int | None, explored: Explored) -> None:
@@ -112,37 +82,3 @@ def held_out_curve(
             right.set_ylim(0, 1.1 * max(finite))
         for ax in (left, right):
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def compared_curves(
-    path: Path, groups: Mapping[str, tuple[Sequence[float], np.ndarray]], title: str, protocol: str
-) -> None:
-    """Draw several groups of runs: each seed as a thin line, their mean as a thick one, and its 95% interval.
-
-    Args:
-        path: the picture's file.
-        groups: by name, gradient steps and success of shape (seeds, steps).
-        title: of the figure.
-        protocol: of the evaluation.
-    """
-    with figure(path, 7.2, 4.2) as (_, (ax,)):
-        for (name, (steps, success)), colour in zip(groups.items(), COLOURS, strict=False):
-            low, high = np.transpose([mean_interval(column) for column in success.T]).clip(0, 1)
-            ax.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-            ax.plot(steps, success.T, color=colour, alpha=0.35, linewidth=0.8)
-            mean = success.mean(axis=0)
-            ax.plot(
-                steps,
-                mean,
-                "o-",
-                color=colour,
-                markersize=4,
-                label=f"{name}: {mean[-1]:.0%} at the end, {len(success)} seeds",
-            )
-        ax.set(xlabel="gradient steps", ylabel="success rate", ylim=(-0.03, 1.05))
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.set_title(title, pad=16 * len(groups) + 8)  # the legend lies between the title and the curves
-        ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2)
-        note = f"thin: seeds; shaded: 95% interval of their mean; {protocol}"
-        ax.text(0.0, -0.19, note, transform=ax.transAxes, fontsize=8, color="#666666", va="top")

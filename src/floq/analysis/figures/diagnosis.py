@@ -8,23 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from floq.analysis.figures.style import BLUE, figure, mark_online
-
-PREFIX = "validation/critic/"
-PANELS = {
-    "curvature": "mean distance of z's path\nfrom a straight line",
-    "one_pass_gap": "distance of z(0) + v(0, z(0))\nfrom where the path ends",
-    "z0_spread": "standard deviation of the value\nover source noise",
-    "contraction": "mean of dv/dz along the paths\n(negative: errors shrink)",
-    "outside_histogram": "share of stops outside\nthe support of z's histogram",
-    "return_spread": "standard deviation\nof the histogram",
-    "mass_at_ends": "mass in the first and last bin\n(large: support too narrow)",
-    "quantile_spread": "standard deviation of the value\nover quantiles",
-    "member_spread": "standard deviation of Q\nover the networks",
-    "abs_td_error": "mean |TD target - Q|\n(held-out)",
-    "q": "mean Q",
-    "feature_rank": "in how many directions the\nlast layer's features point",
-}
-"""Logged metrics of critics that are drawn where present, in this order, and their meanings."""
+from floq.analysis.metrics import DIAGNOSTICS
+from floq.runs.record import OF_CRITIC
 
 
 def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int | None, title: str) -> str | None:
@@ -41,8 +26,8 @@ def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int 
         A sentence on the result; None, and nothing is drawn, if there are no numbers.
     """
     known = {}
-    for name in PANELS:
-        pairs = zip(columns.get("step", ()), columns.get(PREFIX + name, ()), strict=False)
+    for name in DIAGNOSTICS:
+        pairs = zip(columns.get("step", ()), columns.get(OF_CRITIC + name, ()), strict=False)
         if points := [(step, value) for step, value in pairs if np.isfinite(value)]:
             known[name] = np.array(points)
     if not known:
@@ -55,7 +40,7 @@ def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int 
         for (name, points), ax in zip(known.items(), free, strict=False):
             ax.plot(*points.T, "o-", color=BLUE, markersize=3, linewidth=1.4)
             ax.set_title(name, fontsize=10)
-            ax.set_ylabel(PANELS[name], fontsize=7.5)
+            ax.set_ylabel(DIAGNOSTICS[name], fontsize=7.5)
             if points[:, 1].min() >= 0:
                 ax.set_ylim(0, 1.1 * points[:, 1].max() or 1.0)
             _steps(ax, boundary)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from floq.analysis.metrics import Metric
-from floq.analysis.report.scores import THRESHOLDS, Report, TaskScores, lines, mean
+from floq.analysis.report.scores import Report, TaskScores, lines, mean
 
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -63,10 +63,10 @@ def profile_chart(report: Report, looks: Mapping[str, Look]) -> go.Figure:
         colour, dash = looks[name]
         share, low, high = found.profile
         if (abs(low) <= 1).all():
-            _add_band(chart, THRESHOLDS, low, high, name, colour, banded)
+            _add_band(chart, report.thresholds, low, high, name, colour, banded)
         hover = "%{y:.0%} of runs are above %{x:.0%}"
         style = {"color": colour, "width": 2.5, "dash": dash, "shape": "hv"}
-        chart.add_scatter(x=THRESHOLDS, y=share, line=style, **_of(name, hover, len(THRESHOLDS)))
+        chart.add_scatter(x=report.thresholds, y=share, line=style, **_of(name, hover, len(share)))
     chart.update_xaxes(title_text="success rate, threshold", tickformat=".0%", range=[0, 1])
     chart.update_yaxes(title_text="share of runs above it", tickformat=".0%", range=[-0.03, 1.03])
     return chart
@@ -136,11 +136,8 @@ def _name_axes(chart: go.Figure, task: TaskScores) -> None:
 def step_name(phases: Sequence[tuple[int, int]]) -> str:
     """Name the steps of runs with these numbers of offline and online steps."""
     offline, online = any(both[0] for both in phases), any(both[1] for both in phases)
-    return (
-        "gradient steps, then environment steps"
-        if offline and online
-        else f"{'gradient' if offline else 'environment'} steps"
-    )
+    kinds = ["gradient steps"] * offline + ["environment steps"] * online
+    return ", then ".join(kinds) or "steps"
 
 
 def _form(metric: Metric) -> str:

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from floq.analysis.figures.style import COLOURS, INK, figure, mark_online
+from floq.analysis.figures.style import COLOURS, FAINT, INK, figure, mark_online
 from floq.analysis.report.charts import BANDS, CROWDED, step_name
-from floq.analysis.report.scores import THRESHOLDS, Report, TaskScores, lines, mean
+from floq.analysis.report.scores import Report, TaskScores, lines, mean
 from floq.analysis.report.tables import short_task
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
@@ -41,17 +41,27 @@ Panel = Callable[[Axes], None]
 
 
 def draw_figures(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]]:
-    """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX. With more groups than colours, only
-    the interquartile means are drawn.
+    """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX.
 
     Returns:
         The files, and a line for each part that was left out.
     """
-    names, tasks, left_out = [group.name for group in report.groups], report.tasks, []
-    styles = {
-        name: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]) for n, name in enumerate(names)
-    }
-    if _is_crowded(report):
+    paths = [stem.with_name(f"{stem.name}-{end}.{suffix}") for end in WIDTHS]
+    left_out = [draw_figure(path, report, end) for path, end in zip(paths, WIDTHS, strict=True)]
+    return paths, left_out[0]
+
+
+def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", curves: bool = True) -> list[str]:
+    """Draw the report in one of the `WIDTHS`: the learning curves of each task, interquartile means, and performance
+    profiles. With more groups than colours, only the means are drawn.
+
+    Returns:
+        A line for each part that was left out.
+    """
+    (width, columns), names, left_out = WIDTHS[end], [group.name for group in report.groups], []
+    tasks, crowded = report.tasks if curves else (), len(names) > len(COLOURS) and bool(report.aggregates)
+    looks = {name: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]) for n, name in enumerate(names)}
+    if crowded:
         left_out.append(f"curves and profiles of {len(names)} groups, for which there are {len(COLOURS)} colours")
         tasks = ()
     elif len(tasks) > MAX_TASKS:
@@ -59,47 +69,44 @@ def draw_figures(stem: Path, suffix: str, report: Report) -> tuple[list[Path], l
             f"learning curves of {len(tasks) - MAX_TASKS} of {len(tasks)} tasks: give fewer runs to see them"
         )
         tasks = tasks[:MAX_TASKS]
-    paths = []
-    for end, (width, columns) in WIDTHS.items():
-        paths.append(stem.with_name(f"{stem.name}-{end}.{suffix}"))
-        _draw(paths[-1], width, columns, report, tasks, styles)
-    return paths, left_out
-
-
-def _is_crowded(report: Report) -> bool:
-    return len(report.groups) > len(COLOURS) and bool(report.aggregates)
-
-
-def _draw(
-    path: Path, width: float, columns: int, report: Report, tasks: Sequence[TaskScores], styles: dict[str, Look]
-) -> None:
-    crowded = _is_crowded(report)
-    panels: list[Panel] = [lambda ax, task=task: _draw_curves(ax, task, styles) for task in tasks]
+    panels: list[Panel] = [lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks]
     if report.aggregates:
-        panels.append(lambda ax: _draw_dots(ax, report, styles, int(19 * width) if crowded else 0))
+        panels.append(lambda ax: _draw_dots(ax, report, looks, int(19 * width) if crowded else 0))
     if report.aggregates and not crowded:
-        panels.append(lambda ax: _draw_profiles(ax, report, styles))
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    heights = [0.7 + 0.24 * len(report.aggregates)] if crowded else [1.75] * rows
-    legend = [] if crowded or len(styles) == 1 else _legend(styles)
+        panels.append(lambda ax: _draw_profiles(ax, report, looks))
+    columns = 2 if columns > 1 and len(panels) == 4 else max(1, min(columns, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    heights = [0.7 + (0.3 if report.by_area else 0.24) * len(report.aggregates)] if crowded else [1.75] * rows
+    legend = [] if crowded or len(looks) == 1 else _legend(looks)
     longest = max((len(line) for entry in legend for line in str(entry.get_label()).split("\n")), default=0)
     legend_columns = max(1, int(17 * width / (longest + 7)))
     note = textwrap.fill(_note(report, tasks), int(23 * width))
-    height = sum(heights) + 0.15 * math.ceil(len(legend) / legend_columns) + 0.1 * (note.count("\n") + 2)
+    lines = math.ceil(len(legend) / legend_columns) + bool(title)
+    height = sum(heights) + 0.15 * lines + 0.1 * (note.count("\n") + 2)
     with figure(path, width, height, rows, columns, look=RC, height_ratios=heights) as (fig, axes):
         for ax, panel in zip(axes, panels, strict=False):
             panel(ax)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
-        if legend:
-            fig.legend(handles=legend, loc="outside upper left", ncols=legend_columns, handlelength=2.2)
+        if legend:  # with the title, over which the layout would draw it
+            fig.legend(
+                handles=legend,
+                loc="outside upper left",
+                ncols=legend_columns,
+                handlelength=2.2,
+                title=title,
+                title_fontproperties={"weight": "bold", "size": 9},
+                alignment="left",
+            )
+        elif title:
+            fig.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=9)
         fig.supxlabel(note, x=0.01, ha="left", fontsize=5.5, color="#666666")
+    return left_out
 
 
-def _legend(styles: dict[str, Look]) -> list[Line2D]:
-    wrapped = {name: "\n".join(textwrap.wrap(name, 50)) for name in styles}
-    return [Line2D([], [], color=c, linestyle=d, label=wrapped[name]) for name, (c, d) in styles.items()]
+def _legend(looks: dict[str, Look]) -> list[Line2D]:
+    wrapped = {name: "\n".join(textwrap.wrap(name, 50)) for name in looks}
+    return [Line2D([], [], color=c, linestyle=d, label=wrapped[name]) for name, (c, d) in looks.items()]
 
 
 def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
@@ -108,9 +115,15 @@ def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
         shaded = ", shaded its 95% interval" if banded else ""
         found.append(f"Thick: mean of runs{shaded}; thin: single runs, dotted while they have not ended.")
     if report.aggregates:
-        found.append("Dots: interquartile mean and its 95% stratified bootstrap interval, over tasks with success.")
-    protocols = sorted({str(run.records.get("protocol", "")) for run in report.runs} - {""})
-    return " ".join([*found, f"{'; '.join(protocols)}."] if protocols else found)
+        over, of = "tasks with success", ""
+        if report.by_area:
+            over, of = "all tasks", " of the areas under the curves (filled) and of the last values (hollow)"
+        found.append(f"Dots: interquartile mean{of} and its 95% stratified bootstrap interval, over {over}.")
+    if report.by_area and report.reference in report.aggregates:
+        found.append(f"Dashed: {report.reference}.")
+    if absent := [group.name for group in report.groups if report.by_area and group.name not in report.aggregates]:
+        found.append(f"Without finished runs: {', '.join(absent)}.")
+    return " ".join([*found, f"{report.protocol}."] if report.protocol else found)
 
 
 def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
@@ -141,19 +154,28 @@ def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
 
 
 def _draw_dots(ax: Axes, report: Report, styles: dict[str, Look], letters: int) -> None:
-    """Draw interquartile means from top to bottom. If `letters` > 0: in one colour, each above its group's name, cut to
-    that length."""
+    """Draw interquartile means from top to bottom: of last scores; above them, filled, of areas, if groups are compared
+    by these. If `letters`, all in one colour, each above its group's name, cut to that length."""
     for place, (name, found) in enumerate(report.aggregates.items()):
         colour = INK if letters else styles[name][0]
-        if math.isfinite(found.iqm.low):
-            ax.plot(found.iqm[1:], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
-        ax.plot(found.iqm.value, place, "o", color=colour, markersize=3.5)
+        marks = [(0.17, found.iqm, "white"), (-0.13, found.area_iqm, colour)] if report.by_area else []
+        for offset, estimate, face in marks or [(0.0, found.iqm, colour)]:
+            ends, width = [place + offset] * 2, 1.4 if face == colour else 0.8
+            if math.isfinite(estimate.low):
+                ax.plot(estimate[1:], ends, color=colour, linewidth=width, solid_capstyle="butt")
+            ax.plot(estimate.value, ends[0], "o", color=colour, markersize=3.5, markerfacecolor=face)
+        if report.by_area and name == report.reference:
+            ax.axvline(found.area_iqm.value, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
         if letters:
-            ax.text(0, place - 0.3, textwrap.shorten(name, letters, placeholder=" ..."), fontsize=6, va="center")
-    ax.set(ylim=(len(report.aggregates) - 0.5, -0.6), xlim=(-0.03, 1.03), xlabel="success rate", yticks=[])
-    ax.set_title("interquartile mean")
+            label = textwrap.shorten(name, letters, placeholder=" ...")
+            at = 0.004, place - (0.42 if report.by_area else 0.3)
+            ax.text(*at, label, fontsize=6, va="center", transform=ax.get_yaxis_transform())
+    ax.set(ylim=(len(report.aggregates) - 0.5, -0.6), xlabel=report.metric.name, yticks=[])
+    ax.set_title("area (filled), last (hollow)" if report.by_area else "interquartile mean")
     ax.grid(visible=False, axis="y")
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    if report.metric.is_rate:
+        ax.set_xlim(-0.03, 1.03)
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _draw_profiles(ax: Axes, report: Report, styles: dict[str, Look]) -> None:
@@ -161,9 +183,11 @@ def _draw_profiles(ax: Axes, report: Report, styles: dict[str, Look]) -> None:
         colour, dash = styles[name]
         share, low, high = found.profile
         if len(report.aggregates) <= BANDS and np.isfinite(low).all():
-            ax.fill_between(THRESHOLDS, low, high, color=colour, alpha=0.1, linewidth=0, step="post")
-        ax.plot(THRESHOLDS, share, color=colour, linestyle=dash, drawstyle="steps-post")
-    ax.set(xlabel="success rate, threshold", ylabel="runs above it", ylim=(-0.03, 1.03), xlim=(0, 1))
+            ax.fill_between(report.thresholds, low, high, color=colour, alpha=0.1, linewidth=0, step="post")
+        ax.plot(report.thresholds, share, color=colour, linestyle=dash, drawstyle="steps-post")
+    what = "area under the curve" if report.by_area else report.metric.name
+    ends = report.thresholds[[0, -1]]
+    ax.set(xlabel=f"{what}, threshold", ylabel="runs above it", ylim=(-0.03, 1.03), xlim=ends)
     ax.set_title("performance profiles")
-    for axis in (ax.xaxis, ax.yaxis):
+    for axis in (ax.xaxis, ax.yaxis) if report.metric.is_rate else (ax.yaxis,):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))

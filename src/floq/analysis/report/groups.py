@@ -8,10 +8,10 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from floq.analysis.report.runs import RunRecord
+from floq.runs.record import RunRecord
 
 OF_THE_TASK = ("seed", "env_name", "dataset")
 WITHOUT_EFFECT = ("save_dir", "dataset_dir", "dataset_mirror", "project_name", "restore_epoch")
@@ -24,11 +24,13 @@ SHORT = {"critic_flow_steps": "K", "offline_steps": "offline", "online_steps": "
 @dataclass(frozen=True)
 class RunGroup:
     """Runs that differ only in seed and task. `settings`: those in which groups differ, as text; one that varies
-    with the environment family lists each value."""
+    with the environment family lists each value. `against`: the one group that it is compared with, if an experiment
+    says so."""
 
     name: str
     runs: tuple[RunRecord, ...]
-    settings: dict[str, str]
+    settings: dict[str, str] = field(default_factory=dict)
+    against: str | None = None
 
     @property
     def tasks(self) -> list[str]:

@@ -19,7 +19,7 @@ def page(report: Report, folder: Path) -> str:
     """Render the page; links to run folders are relative to `folder`, where it will be written."""
     looks = charts.looks(report)
     sections: list[dict[str, Any]] = []
-    for metric in METRICS:
+    for metric in METRICS.values():
         tasks = [task for task in report.tasks if task.metric is metric]
         if tasks:
             found = {"title": metric.name.capitalize(), "tables": tables.results(report, tasks), "charts": []}

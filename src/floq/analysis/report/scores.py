@@ -10,9 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from floq.analysis.metrics import SUCCESS, Metric, curve, last, primary_metric
-from floq.analysis.report.groups import RunGroup, group_runs
-from floq.analysis.report.runs import DamagedRun, RunRecord
+from floq.analysis.metrics import SUCCESS, Metric, area, curve, last, primary_metric
+from floq.analysis.report.groups import RunGroup
 from floq.analysis.statistics import (
     UNKNOWN,
     Estimate,
@@ -24,10 +23,11 @@ from floq.analysis.statistics import (
     probability_of_improvement,
     wilson_interval,
 )
+from floq.runs.record import DamagedRun, RunRecord
 from floq.utils.errors import UserError, nearest
 
 FEW = 3  # with fewer seeds an interval over seeds is too wide to be useful
-THRESHOLDS = np.linspace(0, 1, 51)
+MANY = 6  # groups, up to which every pair is compared
 Over = Literal["seeds", "episodes", "nothing"]
 
 # --- Scores ---
@@ -35,12 +35,14 @@ Over = Literal["seeds", "episodes", "nothing"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A group on a task: the last values of its runs that have ended, their mean, and its 95% interval. `over`: the
-    population of the interval, other seeds, or only other episodes of the same policies. `unfinished`: the other runs.
-    `repeated`: runs of a seed that has a newer run, or one that ended; they are not counted."""
+    """A group on a task: its runs that have ended, their last values and areas under the curve, the mean of the former,
+    and its 95% interval. `over`: the population of the interval, other seeds, or only other episodes of the same
+    policies. `unfinished`: the other runs. `repeated`: runs of a seed that has a newer run, or one that ended; they are
+    not counted."""
 
     runs: tuple[RunRecord, ...]
     values: np.ndarray
+    areas: np.ndarray
     estimate: Estimate
     over: Over
     unfinished: tuple[RunRecord, ...]
@@ -59,10 +61,11 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A group over all tasks with a success rate: interquartile mean and performance profile of the runs that have
-    ended; `tasks` and `runs` are their numbers."""
+    """A group over all tasks of one metric: interquartile means of last values and areas, and performance profile, of
+    the runs that have ended; `tasks` and `runs` are their numbers."""
 
     iqm: Estimate
+    area_iqm: Estimate
     profile: Profile
     tasks: int
     runs: int
@@ -70,7 +73,8 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Report:
-    """Contents of a report on some runs."""
+    """Contents of a report on some runs. Groups are compared by the last values of their runs; those of an experiment
+    (`by_area`) by the areas under their curves."""
 
     runs: tuple[RunRecord, ...]
     damaged: tuple[DamagedRun, ...]
@@ -78,6 +82,9 @@ class Report:
     tasks: tuple[TaskScores, ...]
     reference: str
     """The group that all others are compared with if there are more than `MANY`."""
+    metric: Metric = SUCCESS
+    """That of the tasks over which scores are aggregated."""
+    by_area: bool = False
 
     @property
     def state_counts(self) -> dict[str, int]:
@@ -85,28 +92,47 @@ class Report:
         counts = {state: sum(run.state == state for run in self.runs) for state in ("finished", "running", "stopped")}
         return {state: n for state, n in (counts | {"damaged": len(self.damaged)}).items() if n}
 
+    @property
+    def protocol(self) -> str:
+        """The evaluation protocols of the runs."""
+        return "; ".join(sorted({str(run.records.get("protocol", "")) for run in self.runs} - {""}))
+
     @cached_property
     def aggregates(self) -> dict[str, Aggregate]:
-        """Aggregates by group name, of groups with a finished run on a task with a success rate. Empty if each group
-        has only one such run."""
-        found = {}
+        """Aggregates by group name, of groups with a finished run on a task with the metric. Empty if each group has
+        only one such run, unless they are those of an experiment."""
+        found, tasks = {}, [task for task in self.tasks if task.metric is self.metric]
         for group in self.groups:
-            scores = list(self.scores(group.name, [task for task in self.tasks if task.metric is SUCCESS]).values())
-            if scores:
-                runs = sum(map(len, scores))
-                estimate = Estimate(iqm(scores), *iqm_interval(scores))
-                found[group.name] = Aggregate(estimate, performance_profile(scores, THRESHOLDS), len(scores), runs)
-        return found if any(aggregate.runs > 1 for aggregate in found.values()) else {}
+            cells = [cell for task in tasks if (cell := task.cells.get(group.name)) and cell.runs]
+            if cells:
+                values, areas = [cell.values for cell in cells], [cell.areas for cell in cells]
+                last_iqm, area_iqm = (Estimate(iqm(scores), *iqm_interval(scores)) for scores in (values, areas))
+                profile = performance_profile(areas if self.by_area else values, self.thresholds)
+                found[group.name] = Aggregate(last_iqm, area_iqm, profile, len(cells), sum(map(len, values)))
+        return found if self.by_area or any(aggregate.runs > 1 for aggregate in found.values()) else {}
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """Thresholds of performance profiles: all rates, or the range of the scores."""
+        tasks = [task for task in self.tasks if task.metric is self.metric]
+        scores = [x for group in self.groups for by_task in self.scores(group.name, tasks).values() for x in by_task]
+        if self.metric.is_rate or not scores:
+            return np.linspace(0, 1, 51)
+        return np.linspace(min(scores) - 0.1 * (max(scores) - min(scores)), max(scores), 51)
 
     @cached_property
     def improvements(self) -> dict[tuple[str, str], tuple[Estimate, int]]:
         """Probability that a run of the first group is better than one of the second, and the number of tasks that both
-        share: of all pairs with up to `MANY` groups, else of each group and the reference."""
+        share: of the pairs that an experiment names, of all with up to `MANY` groups, else of each group and the
+        reference."""
         ranked = [task for task in self.tasks if task.metric.more_is_better]
         names = [group.name for group in self.groups if self.scores(group.name, ranked)]
+        rivals = {name: names if len(names) <= MANY else [self.reference] for name in names}
+        if self.by_area:
+            rivals = {group.name: [group.against] for group in self.groups if group.against}
         found = {}
-        for first in names:
-            for second in names if len(names) <= MANY else [self.reference]:
+        for first, others in rivals.items():
+            for second in others:
                 x, y = self.scores(first, ranked), self.scores(second, ranked)
                 shared = [task for task in x if task in y]
                 if first != second and shared:
@@ -122,25 +148,28 @@ class Report:
     def scores(self, group: str, tasks: Sequence[TaskScores]) -> dict[str, np.ndarray]:
         """Return the scores of a group's finished runs by task; tasks without such runs are left out."""
         cells = {task.name: task.cells.get(group) for task in tasks}
-        return {name: cell.values for name, cell in cells.items() if cell is not None and len(cell.values)}
+        found = {name: cell for name, cell in cells.items() if cell is not None and cell.runs}
+        return {name: cell.areas if self.by_area else cell.values for name, cell in found.items()}
 
 
-MANY = 6  # groups, up to which every pair is compared
-
-
-def assemble(runs: Sequence[RunRecord], damaged: Sequence[DamagedRun], reference: str | None = None) -> Report:
-    """Assemble the report of these runs.
+def assemble(
+    groups: Sequence[RunGroup],
+    damaged: Sequence[DamagedRun] = (),
+    reference: str | None = None,
+    metric: Metric | None = None,
+) -> Report:
+    """Assemble the report of these groups.
 
     Args:
-        runs: as `report.runs.read_runs` returns them.
-        damaged: likewise.
+        groups: as `group_runs` finds them, or those of an experiment.
+        damaged: runs that cannot be read.
         reference: the name of a group; by default the first of those with the most results.
+        metric: that of an experiment; by default each task has the first that its runs have.
 
     Raises:
         UserError: there is no such group.
     """
-    groups = group_runs(runs)
-    names = [group.name for group in groups]
+    names, runs = [group.name for group in groups], list(dict.fromkeys(run for group in groups for run in group.runs))
     if reference is not None and reference not in names:
         raise UserError(f"--reference={reference}: choose one of {'; '.join(names)}{nearest(reference, names)}")
     by_task: dict[str, list[RunRecord]] = defaultdict(list)
@@ -148,13 +177,14 @@ def assemble(runs: Sequence[RunRecord], damaged: Sequence[DamagedRun], reference
         by_task[run.task].append(run)
     tasks = []
     for name, members in by_task.items():
-        metric = primary_metric(members)
-        cells = {g.name: _cell([run for run in g.runs if run.task == name], metric) for g in groups if name in g.tasks}
-        tasks.append(TaskScores(name, members[0].family, metric, cells))
+        own = metric or primary_metric(members)
+        cells = {g.name: _cell([run for run in g.runs if run.task == name], own) for g in groups if name in g.tasks}
+        tasks.append(TaskScores(name, members[0].family, own, cells))
     if reference is None and groups:
         finished = {group.name: sum(run.ends for run in group.runs) for group in groups}
         reference = max(names, key=lambda name: finished[name])
-    return Report(tuple(runs), tuple(damaged), tuple(groups), tuple(tasks), reference or "")
+    found = tuple(runs), tuple(damaged), tuple(groups), tuple(tasks), reference or ""
+    return Report(*found, metric or SUCCESS, metric is not None)
 
 
 def _cell(runs: Sequence[RunRecord], metric: Metric) -> Cell:
@@ -163,10 +193,10 @@ def _cell(runs: Sequence[RunRecord], metric: Metric) -> Cell:
         by_seed[run.seed] = run
     counted = list(by_seed.values())
     ended = tuple(run for run in counted if _has_ended(run, metric))
-    values = np.array([last(run, metric) for run in ended])
+    values, areas = (np.array([score(run, metric) for run in ended]) for score in (last, area))
     estimate, over = interval(values, metric, [_episodes(run) for run in ended])
     unfinished = tuple(run for run in counted if run not in ended)
-    return Cell(ended, values, estimate, over, unfinished, tuple(run for run in runs if run not in counted))
+    return Cell(ended, values, areas, estimate, over, unfinished, tuple(run for run in runs if run not in counted))
 
 
 def _has_ended(run: RunRecord, metric: Metric) -> bool:

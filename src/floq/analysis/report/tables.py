@@ -14,11 +14,11 @@ from urllib.parse import quote
 import numpy as np
 
 from floq.analysis.health import run_problems
-from floq.analysis.metrics import SUCCESS, last
+from floq.analysis.metrics import DIAGNOSTICS, SUCCESS, last
 from floq.analysis.report.groups import short_count
-from floq.analysis.report.runs import RunRecord
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
 from floq.analysis.statistics import Estimate
+from floq.runs.record import OF_CRITIC, RunRecord
 
 # --- Results ---
 
@@ -281,6 +281,50 @@ def improvements(report: Report) -> Table | None:
     return table(("P(row better than column)", *columns), cells, notes)
 
 
+# --- Experiments ---
+
+
+def comparison(report: Report) -> Table:
+    """Return the scores of an experiment's groups, and the probability that each is better than its match."""
+    metric, own = report.metric, {group.against for group in report.groups} - {None, report.reference}
+    rows = []
+    for group in report.groups:
+        name = f"{group.name} (reference)" if group.name == report.reference else group.name
+        found = report.aggregates.get(group.name)
+        if found is None:
+            rows.append([group.name, "", "", "", "", "", "none finished"])
+            continue
+        better = report.improvements.get((group.name, group.against or ""))
+        shown = with_interval(better[0], "{:.2f}".format) + (f" ({group.against})" if own else "") if better else ""
+        costs = [_range([run.summary_value(c) for run in group.runs]) for c in ("critic_parameters", "update_gflop")]
+        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks).values()})
+        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area_iqm, found.iqm)]
+        rows.append([name, *costs, *estimates, shown, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
+    seeds = len({run.seed for run in report.runs})
+    counts = (f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((seeds, "seed"), (len(report.tasks), "task")))
+    note = (
+        f"AUC: {metric.short} on average over training, without the evaluation at step 1. IQM: interquartile mean over "
+        "all runs. Intervals: percentile bootstrap within tasks. P: by AUC, ties count one half. "
+        f"{', '.join(counts)}; {report.protocol}. Tasks: {', '.join(task.name for task in report.tasks)}."
+    )
+    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {metric.short}, IQM [95%]"]
+    header += [f"P(better than {'its match' if own else 'reference'}) [95%]", "seeds x tasks"]
+    return table(header, rows, [note])
+
+
+def diagnosis(report: Report) -> Table | None:
+    """Return the critics' diagnostic metrics, with a column for each that any group has; None without any."""
+    groups = [group for group in report.groups if group.runs]
+    known = {name: [_known([run.last(OF_CRITIC + name) for run in g.runs]) for g in groups] for name in DIAGNOSTICS}
+    known = {name: values for name, values in known.items() if any(values)}
+    rows = [
+        [group.name, *(f"{np.mean(values[n]):.3g}" if values[n] else "" for values in known.values())]
+        for n, group in enumerate(groups)
+    ]
+    note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
+    return table(("group", *known), rows, [note]) if known else None
+
+
 # --- Runs ---
 
 
@@ -297,7 +341,7 @@ def overview(report: Report) -> Table:
         "actors": join_names(sorted({run.settings["agent.actor"] for run in runs})),
         "seeds": join_names(list(map(str, seeds)), 20),
         "steps": "; ".join(_phases(*both) for both in steps),
-        "protocol": "; ".join(sorted({str(run.records.get("protocol", "not recorded")) for run in runs})),
+        "protocol": report.protocol or "not recorded",
         "data": join_names(
             sorted({str(run.records.get("data", {}).get("provenance", "not recorded")) for run in runs}), 6, "; "
         ),

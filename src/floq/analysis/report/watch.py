@@ -1,8 +1,9 @@
-"""Live view of runs in the terminal. Their files are read again when they change, and nothing is written."""
+"""Live table of runs in the terminal, for `floq watch` and for sweeps on Ray. Their files are read again when they
+change, and nothing is written."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,11 @@ from rich.text import Text
 
 from floq.analysis.metrics import Metric, last, primary_metric
 from floq.analysis.report.groups import group_runs, short_count
-from floq.analysis.report.runs import DamagedRun, RunRecord, find_runs, read_run
 from floq.analysis.report.tables import short_task
+from floq.runs.record import FILES, DamagedRun, RunRecord, find_runs, read_run
 from floq.utils.files import is_locked
 from floq.utils.untrusted import printable
 
-FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
 STYLES = {
     "running": "bold green",
     "diverged": "bold red",
@@ -34,21 +34,16 @@ Read = dict[Path, RunRecord | DamagedRun]
 
 
 class Watcher:
-    """Reader of all runs below some folders, which caches those that did not change."""
+    """Reader of runs that caches those that did not change."""
 
-    def __init__(self, paths: Sequence[str | Path]):
-        self._paths = paths
+    def __init__(self) -> None:
         self._stamps: dict[Path, tuple] = {}
         self._found: Read = {}
 
-    def look(self) -> Read:
-        """Read all runs, with those that began meanwhile. Files that did not change are not read again.
-
-        Raises:
-            UserError: there is none.
-        """
+    def look(self, folders: Iterable[Path]) -> Read:
+        """Read the runs in these folders. Files that did not change are not read again."""
         now: Read = {}
-        for folder in find_runs(self._paths):
+        for folder in folders:
             stamp, before = tuple(_stamp(folder / name) for name in FILES), self._found.get(folder)
             if isinstance(before, RunRecord) and self._stamps.get(folder) == stamp:
                 locked = not before.ends and is_locked(folder)  # no file shows whether it still runs
@@ -56,7 +51,7 @@ class Watcher:
             else:
                 now[folder] = read_run(folder)
             self._stamps[folder] = stamp
-        self._found = now
+        self._found |= now
         return now
 
 
@@ -75,8 +70,8 @@ def watch(
         UserError: there are no runs.
     """
     console = console or Console(highlight=False)
-    watcher = Watcher(paths)
-    found = watcher.look()
+    watcher = Watcher()
+    found = watcher.look(find_runs(paths))
     if once or not console.is_terminal:
         console.print(screen(found, console.width))
         if once:
@@ -86,7 +81,7 @@ def watch(
             while not all(map(_is_over, found.values())):
                 live.update(screen(found, console.width, console.height), refresh=True)
                 time.sleep(seconds)
-                found = watcher.look()
+                found = watcher.look(find_runs(paths))
     except KeyboardInterrupt:
         pass  # only the view ends; the runs continue
     console.print(screen(found, console.width))
@@ -101,20 +96,21 @@ def state(run: RunRecord | DamagedRun) -> str:
     return "damaged" if run.problems and not run.evaluations and not run.training else run.state
 
 
-def screen(found: Read, width: int, height: int | None = None) -> Group:
+def screen(found: Read, width: int, height: int | None = None, summary: str = "") -> Group:
     """Render runs by task and group, those that train first, for a terminal of this size. Runs that do not fit are
-    counted."""
+    counted. The first line is the `summary`, by default the number of runs in each state."""
     runs = [run for run in found.values() if isinstance(run, RunRecord)]
     damaged = [run for run in found.values() if isinstance(run, DamagedRun)]
     metrics = {task: primary_metric([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
-    names = {short_name(metric) for metric in metrics.values()}
+    names = {metric.short for metric in metrics.values()}
     header = names.pop() if len(names) == 1 else "score"
     counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
-    head = Text(", ".join(f"{count} {name}" for name, count in counts.items() if count), style="bold", no_wrap=True)
+    summary = summary or ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    head = Text(summary, style="bold", no_wrap=True)
     head.append(f"   {time.strftime('%H:%M:%S')}", style="dim")
-    named = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MAX_DAMAGED]]
-    parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in named)]
-    used = 3 + sum(1 + len(text) // width for text in named)  # with the header of the table, and a last line
+    reasons = [printable(f"{run.folder}: {run.reason}") for run in damaged[:MAX_DAMAGED]]
+    parts: list[RenderableType] = [head, *(Text(text, style="red", overflow="fold") for text in reasons)]
+    used = 3 + sum(1 + len(text) // width for text in reasons)  # with the header of the table, and a last line
     room = math.inf if height is None else height - used
     left = len(runs)
     if runs:
@@ -124,11 +120,8 @@ def screen(found: Read, width: int, height: int | None = None) -> Group:
         if not shown:
             break
         metric = metrics[task]
-        parts.append(
-            _one_line(
-                f"{short_task(task)}  {group}" + ("" if header != "score" else f"  ({short_name(metric)})"), "bold"
-            )
-        )
+        named = "" if header != "score" else f"  ({metric.short})"
+        parts.append(_one_line(f"{short_task(task)}  {group}{named}", "bold"))
         parts.append(_rows(shown, metric))
         room, left = room - 1 - len(shown), left - len(shown)
     if left:
@@ -157,11 +150,6 @@ COLUMNS = (
     ("state", 8),
 )
 """Names and widths; the third is named after the metric of the runs."""
-
-
-def short_name(metric: Metric) -> str:
-    """Shorten a metric's name to fit a column."""
-    return metric.name.removesuffix(" rate").removeprefix("held-out ")
 
 
 def _rows(runs: Sequence[RunRecord], metric: Metric, header: str = "") -> Table:

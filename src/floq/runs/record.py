@@ -1,11 +1,11 @@
-"""Readers of run folders, which change nothing on disk. Missing, unfinished and damaged files are reported, and do not
-stop the reading of others."""
+"""Runs as reports read them: from their folders, in any state and of any version, or from the rows of tidy CSV files.
+Nothing on disk is changed. Missing, unfinished and damaged files are reported, and do not stop the reading of the
+others."""
 
-import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,31 +13,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from floq.utils.errors import UserError
+from floq.runs.loggers import read_csv
+from floq.runs.run import read_record
+from floq.utils.errors import UserError, in_one_line
 from floq.utils.files import is_locked, user_path
-from floq.utils.untrusted import (
-    CSV_LIMIT,
-    JSON_LIMIT,
-    LARGEST,
-    all_printable,
-    parse_json,
-    printable,
-    read_json,
-    read_text,
-)
+from floq.utils.untrusted import all_printable, read_json
 
 State = Literal["running", "stopped", "finished"]
 Columns = dict[str, np.ndarray]
+FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
 RECORDS = {"protocol": str, "versions": dict, "data": dict}  # entries of config.json that are no settings
 COUNTS = ("seed", "offline_steps", "online_steps")
 NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings used in calculations
-TRAINING = {
-    "step",
-    *("training/critic/critic_loss", "training/critic/q"),
-    *("validation/critic/abs_td_error", "validation/critic/outside_histogram", "validation/critic/mass_at_ends"),
-    *("time/epoch_time", "time/total_time"),
-}
-"""Columns of train.csv that are read, of dozens."""
+LOSSES = ("training/critic/critic_loss", "training/critic/q")
+TIMES = ("time/epoch_time", "time/total_time")
+OF_CRITIC = "validation/critic/"
+"""Prefix of the critic's diagnostic metrics in train.csv, which are read with the losses and the times."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +44,20 @@ class RunRecord:
     """A run, as read from its files.
 
     `settings` are those of config.json, flat, the agent's as `agent.NAME`; `records` its entries that are no settings.
-    `evaluations` and `training` are the columns of the two CSV files, empty before their first row. `problems` lists
-    files that could not be read. `changed` is the time of the last write to a file, in seconds since 1970.
+    `summary` is that of summary.json, where a sweep adds the agent's cost. `evaluations` and `training` are the columns
+    of the two CSV files, empty before their first row. `problems` lists files that could not be read. `changed` is the
+    time of the last write to a file, in seconds since 1970.
     """
 
     folder: Path
     settings: dict[str, Any]
-    records: dict[str, Any]
-    state: State
-    summary: dict[str, Any]
-    evaluations: Columns
-    training: Columns
-    problems: tuple[str, ...]
-    changed: float
+    records: dict[str, Any] = field(default_factory=dict)
+    state: State = "finished"
+    summary: dict[str, Any] = field(default_factory=dict)
+    evaluations: Columns = field(default_factory=dict)
+    training: Columns = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    changed: float = 0.0
     diverged: dict[str, Any] = field(default_factory=dict)  # diverged.json: the step, and the term that was not finite
     rewinds: int = 0  # number of returns to earlier weights
 
@@ -173,88 +165,46 @@ def read_run(folder: Path) -> RunRecord | DamagedRun:
     locked = is_locked(folder)  # before its files are read: a run that ends meanwhile has a summary by then
     try:
         config = all_printable(read_json(folder / "config.json"))
-        settings = _checked(config)
+        settings = flat_settings(config)
         records = {name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)}
     except (OSError, ValueError) as error:
-        return DamagedRun(folder, f"config.json: {_line(error)}")
+        return DamagedRun(
+            folder, f"config.json: {'not text' if isinstance(error, UnicodeError) else in_one_line(error)}"
+        )
     problems: list[str] = []
-    summary: dict[str, Any] = {}
-    if (folder / "summary.json").exists():
+
+    def read(reader: Callable[..., Any], name: str, *given: Any) -> Any:
         try:
-            summary = read_json(folder / "summary.json")
-        except (OSError, ValueError) as error:
-            problems.append(f"summary.json: {_line(error)}")
-    evaluations, training = (
-        _columns_or(folder / name, wanted, problems) for name, wanted in (("eval.csv", None), ("train.csv", TRAINING))
-    )
-    state: State = "finished" if summary else "running" if locked else "stopped"
-    changed = max(_changed(folder / name) for name in ("config.json", "train.csv", "eval.csv", "summary.json"))
-    diverged, rewinds = _divergence(folder, problems)
-    found = tuple(problems)
+            return reader(folder / name, *given)
+        except UserError as error:
+            problems.append(all_printable(str(error).removeprefix(f"{folder}{os.sep}")))
+            return given[0] if reader is read_record else {}
+
+    summary = read(read_record, "summary.json", {})
+    evaluations, training = read(read_csv, "eval.csv"), read(read_csv, "train.csv", _is_reported)
+    diverged = all_printable(read(read_record, "diverged.json", {}, "step"))
+    rewinds = len(read(read_record, "rewinds.json", [], "step"))
     return RunRecord(
-        folder, settings, records, state, summary, evaluations, training, found, changed, diverged, rewinds
+        folder,
+        settings,
+        records,
+        "finished" if summary else "running" if locked else "stopped",
+        summary,
+        *({name: np.array(column) for name, column in columns.items()} for columns in (evaluations, training)),
+        problems=tuple(problems),
+        changed=max(_changed(folder / name) for name in FILES),
+        diverged=diverged,
+        rewinds=rewinds,
     )
 
 
-def _divergence(folder: Path, problems: list[str]) -> tuple[dict[str, Any], int]:
-    """Read diverged.json, and the number of returns to earlier weights; damage is added to the problems."""
-    diverged: dict[str, Any] = {}
-    rewinds = 0
-    try:
-        if (folder / "diverged.json").exists():
-            content = read_json(folder / "diverged.json")
-            diverged = {"step": int(content["step"]), "term": all_printable(str(content["term"]))}
-        if (folder / "rewinds.json").exists():
-            rewinds = len(parse_json(read_text(folder / "rewinds.json", JSON_LIMIT)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems.append(f"diverged.json or rewinds.json: {_line(error)}")
-    return diverged, rewinds
+def _is_reported(column: str) -> bool:
+    return column in LOSSES or column in TIMES or column.startswith(OF_CRITIC)
 
 
-def _columns_or(path: Path, wanted: set[str] | None, problems: list[str]) -> Columns:
-    """Read the columns of a file; none if it is missing, or damaged, which is added to the problems."""
-    try:
-        return read_columns(path, wanted)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, csv.Error) as error:
-        problems.append(f"{path.name}: {_line(error)}")
-        return {}
-
-
-def read_columns(path: Path, wanted: set[str] | None = None) -> Columns:
-    """Read the columns of a file that `CsvLogger` wrote, with `step`; none if it has no row yet. An incomplete last row
-    is left out, since the run may be writing it.
-
-    Raises:
-        OSError, csv.Error: it cannot be read.
-        ValueError: it is no such file; the message names the line.
-    """
-    text = read_text(path, CSV_LIMIT)
-    header, *rows = list(csv.reader(text.splitlines())) or [[]]
-    if rows and (not text.endswith("\n") or len(rows[-1]) != len(header)):
-        rows.pop()
-    if not rows:
-        return {}
-    if header[:1] != ["step"]:
-        raise ValueError(f"its first column is {header[0] if header else ''!r}, not step")
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise ValueError(f"line {number} has {len(row)} cells, the header {len(header)}")
-    indices = {name: index for index, name in enumerate(header) if wanted is None or name in wanted}
-    try:
-        columns = {name: np.array([float(row[index]) for row in rows]) for name, index in indices.items()}
-    except ValueError as error:
-        raise ValueError(f"{error} in a column of numbers") from error
-    steps = columns["step"]
-    if not (np.diff(steps) > 0).all() or not (abs(steps) < LARGEST).all():
-        raise ValueError("its steps do not increase")
-    return {printable(name): column for name, column in columns.items()}
-
-
-def _checked(config: Any) -> dict[str, Any]:
-    """Return the settings of config.json as a flat mapping. Raises ValueError if a setting that a report needs is
-    missing."""
+def flat_settings(config: Any) -> dict[str, Any]:
+    """Return the settings of config.json, flat, the agent's as `agent.NAME`. Raises ValueError if one that a report
+    needs is missing."""
     if not isinstance(config, dict) or not isinstance(config.get("agent"), dict):
         raise ValueError("not the configuration of a run: it has no agent")
     settings = {name: value for name, value in config.items() if name not in (*RECORDS, "agent")}
@@ -281,9 +231,3 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "not text"
-    return " ".join(str(error).split())
