@@ -14,7 +14,6 @@ from floq.analysis.figures import diagnosis, film, integration, value_distributi
 from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.probing import Probes
 from floq.analysis.video import film_episodes, video_recorder
-from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
@@ -189,32 +188,25 @@ class RunInspection:
 
     def critic(self) -> None:
         """Draw the critic's values of some transitions of the data."""
-        agent = self._saved.agent
-        critic, probes = agent.params.critic, self._probes
-        if isinstance(critic, FloqCritic):
+        agent, probes = self._saved.agent, self._probes
+        trained = agent.params.critic.flow_steps
+        if trained is not None:
             self._add("flow.png", pictures.draw_flow(self._path("flow.png"), agent, probes))
-            trained = critic.config.critic_flow_steps
             counts = probing.step_counts(trained)
             values = probing.values_by_steps(agent, probes, counts)
             self._add("steps.png", integration.settling(self._path("steps.png"), counts, values, trained))
             self._noise(probes)
-            return
-        self._display.note(f"a {agent.static.critic_name} critic has no flow: no K, no source noise to draw")
-        members = probing.members(agent, probes)
-        title = (
-            f"The {members.shape[1]} networks of the {agent.static.critic_name} critic at {len(members)} state-actions"
-        )
-        self._add(
-            "members.png", value_distributions.member_values(self._path("members.png"), members, probes.targets, title)
-        )
-        if isinstance(critic, CategoricalCritic):
+        else:
+            self._display.note(f"a {agent.static.critic_name} critic has no flow: no K, no source noise to draw")
+            path, values = self._path("members.png"), probing.members(agent, probes)
+            title = f"The networks of the {agent.static.critic_name} critic at {len(values)} state-actions"
+            self._add(path.name, value_distributions.member_values(path, values, probes.targets, title))
+        if found := probing.histograms(agent, probes):
             path = self._path("histogram.png")
-            self._add(path.name, value_distributions.histograms(path, probing.value_distributions(agent, probes)))
-        elif isinstance(critic, QuantileCritic):
+            self._add(path.name, value_distributions.histograms(path, found))
+        if found := probing.quantiles(agent, probes):
             path = self._path("quantiles.png")
-            self._add(
-                path.name, value_distributions.quantile_functions(path, probing.value_distributions(agent, probes))
-            )
+            self._add(path.name, value_distributions.quantile_functions(path, found))
 
     def _noise(self, probes: Probes) -> None:
         if not probing.noise_width(self._saved.agent):

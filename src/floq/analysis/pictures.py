@@ -14,7 +14,6 @@ from floq.analysis.figures.curves import held_out_curve, learning_curve, return_
 from floq.analysis.figures.flow import plot_flow_paths
 from floq.analysis.figures.maze import value_map
 from floq.analysis.probing import Probes
-from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
 from floq.envs import environments
 from floq.runs.loggers import read_csv
@@ -35,7 +34,7 @@ def draw_pictures(run: Run, agent: Agent, data: Dataset) -> None:
         return
     if has_value_map(run):
         draw_value_map(plots / "value_map.png", run, agent, data)
-    if isinstance(agent.params.critic, FloqCritic):
+    if agent.params.critic.flow_steps is not None:
         draw_flow(plots / "flow.png", agent, probes_of_run(run, agent, data))
 
 

@@ -38,7 +38,8 @@ class ReturnScale(NamedTuple):
 
 
 class Critic(eqx.Module):
-    """A Q-function, written for one transition; the caller vmaps it. `diagnose` and `features` are optional.
+    """A Q-function, written for one transition; the caller vmaps it. The methods after `actor_value` are optional: they
+    are what a critic can show of itself.
 
     A critic is independent of the actor: the caller of `target` passes the policy to be evaluated.
     """
@@ -112,6 +113,57 @@ class Critic(eqx.Module):
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
     ) -> Float[Array, "members features"] | None:
         """Return the input of each member's last layer, from which its rank is computed; None if there is none."""
+        return None
+
+    def member_values(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
+    ) -> Float[Array, " members"]:
+        """Return Q(obs, act) by each member of an ensemble; by default of one, the critic. Consumes `key`."""
+        return self.read_out(obs, act, scale, key)[None]
+
+    def histograms(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
+    ) -> tuple[Float[Array, " bins"], Float[Array, "members bins"]] | None:
+        """Return the centres of the bins and each member's masses on them; None without a histogram of returns."""
+        return None
+
+    def quantiles(
+        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, taus: Float[Array, " taus"]
+    ) -> Float[Array, "members taus"] | None:
+        """Return each member's tau-quantiles of the return; None if it has none."""
+        return None
+
+    @property
+    def flow_steps(self) -> int | None:
+        """The K that a flow was trained with; None for a critic without `trajectories` and `velocities`."""
+        return None
+
+    def trajectories(
+        self,
+        z_0: Float[Array, " samples"],
+        obs: Float[Array, " obs"],
+        act: Float[Array, " act"],
+        scale: ReturnScale,
+        num_steps: int | None = None,
+    ) -> Float[Array, "members samples steps"]:
+        """Return z(0), ..., z(1) of every member from every source sample, integrated in `num_steps` steps (default: as
+        trained)."""
+        raise NotImplementedError("this critic has no flow")
+
+    def velocities(
+        self,
+        z: Float[Array, ""],
+        t: Float[Array, ""],
+        obs: Float[Array, " obs"],
+        act: Float[Array, " act"],
+        scale: ReturnScale,
+    ) -> Float[Array, " members"]:
+        """Return each member's velocity at z and time t."""
+        raise NotImplementedError("this critic has no flow")
+
+    def with_acting_steps(self, num_steps: int) -> "Critic | None":
+        """Return this critic with another number of integration steps in `actor_value`; None if it integrates nothing
+        there."""
         return None
 
 
