@@ -19,6 +19,7 @@ from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
 from floq.envs import environments
 from floq.envs.workers import Workers
+from floq.evaluation.rollouts import play_episode
 from floq.runs import checkpoint, run_data
 from floq.runs.checkpoint import Checkpoint
 from floq.runs.loggers import read_csv
@@ -53,37 +54,32 @@ def seed_of(run: Run, step: int, number: int) -> environments.Seed:
 
 
 def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environments.Seed, key) -> Played:
-    chunk, policy = agent.static.action_chunk, agent.policy
-    value_key = jax.random.fold_in(Keys.of(run.config.seed).pictures, 3)
-    obs, elapsed, terminated, truncated = env.reset_with(seed), 0, False, False
-    decided, values, actions, rewards, flags = [], [], [], [], []
-    plan: list[np.ndarray] = []
-    while not (terminated or truncated):
-        if elapsed % chunk == 0:
-            action, value = _decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)
-            plan = np.split(np.asarray(action), chunk)
-            decided.append(elapsed)
-            values.append(float(value))
-        actions.append(plan[elapsed % chunk])
-        obs, reward, terminated, truncated, info = env.step(actions[-1])
-        rewards.append(float(reward))
-        flags.append(info.get("success", info.get("is_success")))
-        elapsed += 1
+    policy, value_key = agent.policy, jax.random.fold_in(Keys.of(run.config.seed).pictures, 3)
+    decided, values = [], []
+
+    def decide(obs: np.ndarray, elapsed: int):
+        action, value = _decide(agent, policy, obs, key, value_key, elapsed)
+        decided.append(elapsed)
+        values.append(float(value))
+        return action
+
+    steps = list(play_episode(env, seed, decide, agent.static.action_chunk))
+    last, rewards = steps[-1], np.array([step.reward for step in steps])
+    flags = [step.info.get("success", step.info.get("is_success")) for step in steps]
     tail = 0.0
-    if not terminated:
-        tail = float(_decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)[1])
+    if not last.terminated:
+        tail = float(_decide(agent, policy, last.next_obs, key, value_key, len(steps))[1])
     discount, scale = float(agent.hypers.discount), float(agent.hypers.reward_scale)
-    succeeded = next((at + 1 for at, flag in enumerate(flags) if flag), None)
     return Played(
         seed[-1],
         np.array(decided),
-        np.array(actions),
+        np.array([step.action for step in steps]),
         np.array(values),
-        np.array(rewards),
-        discounted_rewards_to_go(np.array(rewards) * scale, discount, tail),
-        succeeded,
+        rewards,
+        discounted_rewards_to_go(rewards * scale, discount, tail),
+        next((at + 1 for at, flag in enumerate(flags) if flag), None),
         any(flag is not None for flag in flags),
-        not terminated,
+        not last.terminated,
     )
 
 

@@ -16,6 +16,7 @@ from floq.analysis.figures.maze import value_map
 from floq.analysis.probing import Probes
 from floq.data.dataset import Dataset
 from floq.envs import environments
+from floq.evaluation.rollouts import play_episode
 from floq.runs.loggers import read_csv
 from floq.runs.run import Run, protocol
 
@@ -99,21 +100,14 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
     maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 
-    obs, elapsed, done = env.reset_with((run.config.seed,)), 0, False
-    chunk, plan = agent.static.action_chunk, []
-    walk, success = [np.array(maze.get_xy())], False
-    while not done:
-        if elapsed % chunk == 0:
-            action = _greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed))
-            plan = np.split(np.asarray(action), chunk)
-        obs, _, terminated, truncated, info = env.step(plan[elapsed % chunk])
-        walk.append(np.array(maze.get_xy()))
-        elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
+    greedy = lambda obs, elapsed: _greedy(agent, obs, jax.random.fold_in(walk_key, elapsed))  # noqa: E731
+    steps = list(play_episode(env, (run.config.seed,), greedy, agent.static.action_chunk))
+    walk = np.array([steps[0].obs, *(step.next_obs for step in steps)])[:, :2]
+    outcome = f"{'at the goal' if steps[-1].info['success'] else 'not at the goal'} after {len(steps)} steps"
 
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]
     values = _state_values(agent, states, value_key)
-    outcome = f"{'at the goal' if success else 'not at the goal'} after {elapsed} steps"
     value_map(
         path,
         maze.maze_map,
@@ -121,7 +115,7 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
         np.array([maze._offset_x, maze._offset_y]),
         np.asarray(states[:, :2]),
         np.asarray(values),
-        np.array(walk),
+        walk,
         np.array(maze.cur_goal_xy),
         "What the critic has learned, and where the greedy policy goes",
         f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data",
