@@ -63,17 +63,17 @@ def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environment
         values.append(float(value))
         return action
 
-    steps = list(play_episode(env, seed, decide, agent.static.action_chunk))
+    _, actions, steps = zip(*play_episode(env, seed, decide, agent.static.action_chunk), strict=True)
     last, rewards = steps[-1], np.array([step.reward for step in steps])
     flags = [step.info.get("success", step.info.get("is_success")) for step in steps]
     tail = 0.0
     if not last.terminated:
-        tail = float(_decide(agent, policy, last.next_obs, key, value_key, len(steps))[1])
+        tail = float(_decide(agent, policy, last.obs, key, value_key, len(steps))[1])
     discount, scale = float(agent.hypers.discount), float(agent.hypers.reward_scale)
     return Played(
         seed[-1],
         np.array(decided),
-        np.array([step.action for step in steps]),
+        np.array(actions),
         np.array(values),
         rewards,
         discounted_rewards_to_go(rewards * scale, discount, tail),

@@ -101,9 +101,9 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 
     greedy = lambda obs, elapsed: _greedy(agent, obs, jax.random.fold_in(walk_key, elapsed))  # noqa: E731
-    steps = list(play_episode(env, (run.config.seed,), greedy, agent.static.action_chunk))
-    walk = np.array([steps[0].obs, *(step.next_obs for step in steps)])[:, :2]
-    outcome = f"{'at the goal' if steps[-1].info['success'] else 'not at the goal'} after {len(steps)} steps"
+    played = list(play_episode(env, (run.config.seed,), greedy, agent.static.action_chunk))
+    walk = np.array([played[0][0], *(step.obs for _, _, step in played)])[:, :2]
+    outcome = f"{'at the goal' if played[-1][2].info['success'] else 'not at the goal'} after {len(played)} steps"
 
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]

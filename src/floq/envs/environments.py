@@ -59,6 +59,7 @@ class EpisodeStep(NamedTuple):
     reward: float
     terminated: bool
     result: EpisodeResult | None
+    info: dict[str, Any]
 
 
 def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
@@ -207,23 +208,23 @@ class SeededEnv(gymnasium.Wrapper):
         as `advance` does."""
         self._return, self._length = 0.0, 0
         obs = self.reset_with(seed)
-        return self._checked(obs, 0.0) if check else np.asarray(obs, np.float32)
+        return self._checked(obs, 0.0) if check else np.array(obs, np.float32)
 
     def advance(self, action: np.ndarray, check: bool = True) -> EpisodeStep:
         """Take one step of the episode. Raises ValueError, with `check`, if a number is not finite or the observation's
         shape is not that of its space: such a step must not become data."""
         obs, reward, terminated, truncated, info = self.step(action)
-        obs = self._checked(obs, reward) if check else np.asarray(obs, np.float32)
+        obs = self._checked(obs, reward) if check else np.array(obs, np.float32)
         self._return += float(reward)
         self._length += 1
         ended = terminated or truncated
         result = EpisodeResult.ended(info, self._return, self._length) if ended else None
-        return EpisodeStep(obs, float(reward), bool(terminated), result)
+        return EpisodeStep(obs, float(reward), bool(terminated), result, info)
 
     def _checked(self, obs: Any, reward: Any) -> np.ndarray:
         if np.shape(obs) != self.observation_space.shape:
             raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {self.observation_space.shape}")
-        obs = np.asarray(obs, np.float32)
+        obs = np.array(obs, np.float32)
         if not np.isfinite(obs).all():
             raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
         if not np.isfinite(np.float32(reward)):
@@ -308,7 +309,7 @@ class EnvSlots:
             if not self._is_active(slot):
                 observations.append(self._first_observation(slot))
                 continue
-            obs, _, _, result = env.advance(action, check=False)
+            obs, _, _, result, _ = env.advance(action, check=False)
             if result is not None:
                 finished.append((slot, result))
                 self._episode[slot] += self._num_slots

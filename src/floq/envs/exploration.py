@@ -76,7 +76,7 @@ class ExploringEnvs:
                     observations[i] = self._reset(site, tick)
                     self._needs_reset.remove(slot)
                     continue
-                observations[i], rewards[i], terminated, result = self._envs[slot].advance(action)
+                observations[i], rewards[i], terminated, result, _ = self._envs[slot].advance(action)
             except Exception as error:
                 failures.append(self._failure(site, error))
                 continue

@@ -20,7 +20,7 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
-from floq.envs.environments import EnvSlots, EpisodeResult, Seed, SeededEnv, index_of, is_heavy
+from floq.envs.environments import EnvSlots, EpisodeResult, EpisodeStep, Seed, SeededEnv, index_of, is_heavy
 from floq.envs.workers import START_TIMEOUT_S, WorkerDied, WorkerError, Workers
 from floq.utils.machine import cores, worker_count
 
@@ -75,29 +75,17 @@ class Controller:
         return np.take_along_axis(self._plan, position[..., None, None], axis=-2)[..., 0, :]
 
 
-class PlayedStep(NamedTuple):
-    """A step of an episode."""
-
-    obs: np.ndarray
-    action: np.ndarray
-    reward: float
-    next_obs: np.ndarray
-    terminated: bool
-    info: dict[str, Any]
-
-
 def play_episode(
     env: SeededEnv, seed: Seed, decide: Callable[[np.ndarray, int], Any], action_chunk: int
-) -> Iterator[PlayedStep]:
-    """Run the episode of `seed` and yield its steps. `decide(obs, elapsed)` returns the next `action_chunk` actions."""
-    obs, elapsed, ended = np.array(env.reset_with(seed), np.float32), 0, False
-    controller = Controller(action_chunk)
-    while not ended:
+) -> Iterator[tuple[np.ndarray, np.ndarray, EpisodeStep]]:
+    """Run the episode of `seed`; yield each observation, the action there, and the step that it made. `decide(obs,
+    elapsed)` returns the next `action_chunk` actions."""
+    obs, elapsed, result, controller = env.begin_episode(seed, check=False), 0, None, Controller(action_chunk)
+    while result is None:
         action = controller.act(elapsed, partial(decide, obs, elapsed))
-        found, reward, terminated, truncated, info = env.step(action)
-        next_obs = np.array(found, np.float32)
-        yield PlayedStep(obs, action, float(reward), next_obs, terminated, info)
-        obs, elapsed, ended = next_obs, elapsed + 1, terminated or truncated
+        step = env.advance(action, check=False)
+        yield obs, action, step
+        obs, elapsed, result = step.obs, elapsed + 1, step.result
 
 
 class Evaluator:

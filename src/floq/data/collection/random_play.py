@@ -36,7 +36,7 @@ class RandomRollout:
                 self._episodes.append({"observations": [obs], "actions": [], "rewards": [], "terminations": False})
             episode = self._episodes[-1]
             act = self._rng.uniform(-1, 1, self._env.action_space.shape or ()).astype(np.float32)
-            obs, reward, episode["terminations"], result = self._env.advance(act)
+            obs, reward, episode["terminations"], result, _ = self._env.advance(act)
             for name, value in (("observations", obs), ("actions", act), ("rewards", reward)):
                 episode[name].append(value)
             self._needs_reset, self._num_steps = result is not None, self._num_steps + 1
