@@ -15,7 +15,7 @@ from floq.agent.agent import Agent
 from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.inspect_run import inspect_run
 from floq.data.dataset import Dataset
-from floq.evaluation.rollouts import Evaluation
+from floq.evaluation.rollouts import Controller, Evaluation
 
 CHUNKS = ["--agent.action_chunk=3", "--agent.n_step=3"]
 SMALL = [*TINY, "--agent=fql", *CHUNKS, "--eval_episodes=2"]
@@ -105,3 +105,16 @@ def test_a_users_own_loop():
     agent, info = agent.update(batch)
     assert np.isfinite(float(info["critic/q"]))
     assert agent.act(np.zeros(3, np.float32), jax.random.key(2)).shape == (3,)
+
+
+def test_a_chunk_is_executed_to_its_end():
+    def never():
+        raise AssertionError("no chunk begins")
+
+    controller = Controller(2)  # two environments, one number an action
+    act = lambda elapsed, *given: controller.act(np.array(elapsed), *given)[:, 0].tolist()  # noqa: E731
+    assert act([0, 0], lambda: [[1, 2], [3, 4]]) == [1, 3]
+    assert act([1, 1], never) == [2, 4]
+    assert act([2, 0], lambda: [[5, 6], [7, 8]], np.array([True, False])) == [5, 3]
+    assert act([3, 1], never) == [6, 4]
+    assert Controller(3).act(0, lambda: np.arange(6)).tolist() == [0, 1]  # one environment, two numbers an action

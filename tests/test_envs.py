@@ -170,6 +170,21 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
         del gymnasium.registry["test/Drawn-v0"], gymnasium.registry["test/Picture-v0"]
 
 
+@pytest.mark.filterwarnings("ignore:.*Using the latest versioned environment")
+def test_what_gymnasium_has_registered_is_gymnasiums(monkeypatch):
+    """A name such as OGBench gives its datasets does not make it OGBench's."""
+    gymnasium.register("robot-play-v0", Drawn)
+    try:
+        for spelling in ("robot-play-v0", "robot-play", "test_envs:robot-play-v0"):
+            assert not environments.is_ogbench(spelling)
+            assert not environments.is_heavy(spelling)
+            assert environments.sizes(environments.make(spelling)) == {"observations": 3, "actions": 1}
+        assert environments.is_ogbench("cube-single-play-v0")
+        assert environments.is_ogbench("robot-noisy-v0")
+    finally:
+        del gymnasium.registry["robot-play-v0"]
+
+
 class Countdown(gymnasium.Env):
     """Ends after as many steps as its first observation says; success if that is even."""
 

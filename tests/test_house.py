@@ -33,6 +33,14 @@ def test_imports_go_one_way():
         assert imported_packages(path) <= allowed, f"{path.relative_to(SRC)} imports what lies above it"
 
 
+def test_what_a_critic_can_show_is_asked_of_the_critic():
+    """Elsewhere than in critics/, a new critic would not be known by its class."""
+    for path in SRC.rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        kinds = [ast.unparse(call.args[1]) for call in calls if ast.unparse(call.func) in ("isinstance", "issubclass")]
+        assert path.is_relative_to(SRC / "critics") or not [kind for kind in kinds if "Critic" in kind], path
+
+
 def test_every_entry_has_its_place():
     entries = {path.name for path in SRC.iterdir() if path.name != "__pycache__"}
     assert {name.removesuffix(".py") for name in entries} == {*RANK, "__init__", "__main__", "py.typed"}

@@ -2,16 +2,20 @@
 
 import dataclasses
 import functools
+import re
 import shutil
 import subprocess
 import sys
+import types
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from episodes import make_episodes
-from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config
+from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, WIDTH, agent_config
 
 import floq
 from floq import cli
@@ -20,14 +24,17 @@ from floq.analysis import pictures, probing
 from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.figures import diagnosis, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
-from floq.analysis.inspect_run import _dataset, discounted_rewards_to_go, inspect_run, play
+from floq.analysis.inspect_run import RunInspection, _dataset, discounted_rewards_to_go, inspect_run, play
 from floq.analysis.video import film_episodes, video_recorder
-from floq.critics import FloqCritic
+from floq.critics import CRITICS, FloqCritic
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
+from floq.utils.progress import Display
+
+NEW_CRITIC = Path(__file__).parents[1] / "docs" / "tutorials" / "new_critic.md"
 
 
 def make_data():
@@ -102,21 +109,40 @@ def test_data_of_another_size_is_refused():
 
 
 @pytest.mark.parametrize("critic", [SCALAR, QUANTILE, CATEGORICAL])
-def test_what_is_looked_up_is_drawn(critic, tmp_path):
+def test_what_a_critic_without_a_flow_says_is_drawn(critic, tmp_path):
     agent, probes = make_probes(critic)
-    found = probing.value_distributions(agent, probes)
+    histograms, quantiles = probing.histograms(agent, probes), probing.quantiles(agent, probes)
+    assert (bool(histograms), bool(quantiles)) == (critic is CATEGORICAL, critic is QUANTILE)
     members = probing.members(agent, probes)
     assert members.shape == (probing.TRANSITIONS, 2)
-    for opinion, (_, row) in zip(found, probes.examples, strict=True):
-        assert opinion.q == pytest.approx(members[row].mean(), rel=1e-4, abs=1e-5)
+    for found, (_, row) in zip(histograms + quantiles, probes.examples, strict=False):
+        assert found.q == pytest.approx(members[row].mean(), rel=1e-4, abs=1e-5)
     path = tmp_path / "x.png"
-    if critic is CATEGORICAL:
-        np.testing.assert_allclose(found[0].said.sum(axis=1), 1.0, rtol=1e-5)
-        assert "low value" in value_distributions.histograms(path, found)
-    if critic is QUANTILE:
-        assert "high value" in value_distributions.quantile_functions(path, found)
+    if histograms:
+        np.testing.assert_allclose(histograms[0].said.sum(axis=1), 1.0, rtol=1e-5)
+        assert "low value" in value_distributions.histograms(path, histograms)
+    if quantiles:
+        assert "high value" in value_distributions.quantile_functions(path, quantiles)
     assert "members differ by" in value_distributions.member_values(path, members, probes.targets, "title")
     assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("optional", "drawn"), [(True, {"members.png", "quantiles.png"}), (False, {"members.png"})])
+def test_a_new_critic_is_drawn_as_far_as_it_shows_itself(optional, drawn, tmp_path, monkeypatch):
+    """The critic of the tutorial, with and without what it need not have."""
+    names: dict[str, Any] = {"__name__": "tutorial"}
+    monkeypatch.setitem(sys.modules, "tutorial", types.ModuleType("tutorial"))
+    exec(re.findall(r"(?ms)^```python\n(.*?)^```$", NEW_CRITIC.read_text())[0], names)
+    kind = names["LaplaceCritic"]
+    if not optional:
+        for name in ("quantiles", "diagnose", "features"):
+            delattr(kind, name)
+    monkeypatch.setitem(CRITICS, "laplace", (names["LaplaceConfig"], kind))
+    agent, _ = make_probes(names["LaplaceConfig"](value_hidden_dims=(WIDTH, WIDTH)))
+    run, saved = types.SimpleNamespace(folder=tmp_path, config=floq.Config()), types.SimpleNamespace(agent=agent)
+    inspection: Any = RunInspection(run, saved, make_data(), tmp_path, Display(False))  # type: ignore[arg-type]
+    inspection.critic()
+    assert {path.name for path in inspection.made} == {path.name for path in tmp_path.iterdir()} == drawn
 
 
 # --- what is said of it ---

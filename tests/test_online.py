@@ -22,7 +22,7 @@ from floq.data.dataset import Dataset
 from floq.runs import checkpoint
 from floq.runs.loggers import CsvLogger, read_csv
 from floq.runs.run import Run
-from floq.training.online import Online, OnlineFleet
+from floq.training.online import HEADROOM, MIN_WIDENING, Online, OnlineFleet, widened
 from floq.training.resume import resume
 from floq.training.train import train, train_fleet
 from floq.utils.errors import Interrupted, UserError
@@ -319,3 +319,9 @@ def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, 
     found = run.load_agent().value_range
     assert float(found.r_max) == pytest.approx(1.25)
     assert float(found.r_min) == pytest.approx(float(rows.rewards.min()))
+
+
+def test_a_range_of_rewards_is_widened_beyond_what_leaves_it():
+    assert widened((-1.0, 0.0), -1.0, 0.0) == (-1.0, 0.0)
+    assert widened((-1.0, 0.0), -0.5, 4.0) == (-1.0, 4.0 + HEADROOM * 4.0)
+    assert widened((-1.0, 0.0), -1.125, 0.0) == pytest.approx((-1.125 - MIN_WIDENING * 1.125, 0.0))

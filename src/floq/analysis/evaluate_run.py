@@ -5,7 +5,6 @@ from typing import Any
 
 from floq.agent.policy import Policy
 from floq.analysis.results import summary_rows
-from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
 from floq.envs import environments
 from floq.envs.spaces import check_same_parts
@@ -79,13 +78,12 @@ def evaluate_run(
 
 def _acting_in(policy: Policy, num_steps: int) -> Policy:
     """Return the policy with another number of integration steps in its critic."""
-    critic = policy.critic
     if num_steps < 1:
         raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")
-    if not isinstance(critic, FloqCritic) or critic.config.actor_climbs != "flow":
+    critic = policy.critic and policy.critic.with_acting_steps(num_steps)
+    if critic is None:
         raise UserError(
             f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
             "--agent.actor=best_of_n --agent.actor_climbs=flow does"
         )
-    config = dataclasses.replace(critic.config, acting_flow_steps=num_steps)
-    return dataclasses.replace(policy, critic=dataclasses.replace(critic, config=config))
+    return dataclasses.replace(policy, critic=critic)

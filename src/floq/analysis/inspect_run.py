@@ -14,12 +14,12 @@ from floq.analysis.figures import diagnosis, film, integration, value_distributi
 from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.probing import Probes
 from floq.analysis.video import film_episodes, video_recorder
-from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
 from floq.envs import environments
 from floq.envs.workers import Workers
+from floq.evaluation.rollouts import play_episode
 from floq.runs import checkpoint, run_data
 from floq.runs.checkpoint import Checkpoint
 from floq.runs.run import Run
@@ -53,37 +53,32 @@ def seed_of(run: Run, step: int, number: int) -> environments.Seed:
 
 
 def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environments.Seed, key) -> Played:
-    chunk, policy = agent.static.action_chunk, agent.policy
-    value_key = jax.random.fold_in(Keys.of(run.config.seed).pictures, 3)
-    obs, elapsed, terminated, truncated = env.reset_with(seed), 0, False, False
-    decided, values, actions, rewards, flags = [], [], [], [], []
-    plan: list[np.ndarray] = []
-    while not (terminated or truncated):
-        if elapsed % chunk == 0:
-            action, value = _decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)
-            plan = np.split(np.asarray(action), chunk)
-            decided.append(elapsed)
-            values.append(float(value))
-        actions.append(plan[elapsed % chunk])
-        obs, reward, terminated, truncated, info = env.step(actions[-1])
-        rewards.append(float(reward))
-        flags.append(info.get("success", info.get("is_success")))
-        elapsed += 1
+    policy, value_key = agent.policy, jax.random.fold_in(Keys.of(run.config.seed).pictures, 3)
+    decided, values = [], []
+
+    def decide(obs: np.ndarray, elapsed: int):
+        action, value = _decide(agent, policy, obs, key, value_key, elapsed)
+        decided.append(elapsed)
+        values.append(float(value))
+        return action
+
+    _, actions, steps = zip(*play_episode(env, seed, decide, agent.static.action_chunk), strict=True)
+    last, rewards = steps[-1], np.array([step.reward for step in steps])
+    flags = [step.info.get("success", step.info.get("is_success")) for step in steps]
     tail = 0.0
-    if not terminated:
-        tail = float(_decide(agent, policy, np.asarray(obs, np.float32), key, value_key, elapsed)[1])
+    if not last.terminated:
+        tail = float(_decide(agent, policy, last.obs, key, value_key, len(steps))[1])
     discount, scale = float(agent.hypers.discount), float(agent.hypers.reward_scale)
-    succeeded = next((at + 1 for at, flag in enumerate(flags) if flag), None)
     return Played(
         seed[-1],
         np.array(decided),
         np.array(actions),
         np.array(values),
-        np.array(rewards),
-        discounted_rewards_to_go(np.array(rewards) * scale, discount, tail),
-        succeeded,
+        rewards,
+        discounted_rewards_to_go(rewards * scale, discount, tail),
+        next((at + 1 for at, flag in enumerate(flags) if flag), None),
         any(flag is not None for flag in flags),
-        not terminated,
+        not last.terminated,
     )
 
 
@@ -188,32 +183,25 @@ class RunInspection:
 
     def critic(self) -> None:
         """Draw the critic's values of some transitions of the data."""
-        agent = self._saved.agent
-        critic, probes = agent.params.critic, self._probes
-        if isinstance(critic, FloqCritic):
+        agent, probes = self._saved.agent, self._probes
+        trained = agent.params.critic.flow_steps
+        if trained is not None:
             self._add("flow.png", pictures.draw_flow(self._path("flow.png"), agent, probes))
-            trained = critic.config.critic_flow_steps
             counts = probing.step_counts(trained)
             values = probing.values_by_steps(agent, probes, counts)
             self._add("steps.png", integration.settling(self._path("steps.png"), counts, values, trained))
             self._noise(probes)
-            return
-        self._display.note(f"a {agent.static.critic_name} critic has no flow: no K, no source noise to draw")
-        members = probing.members(agent, probes)
-        title = (
-            f"The {members.shape[1]} networks of the {agent.static.critic_name} critic at {len(members)} state-actions"
-        )
-        self._add(
-            "members.png", value_distributions.member_values(self._path("members.png"), members, probes.targets, title)
-        )
-        if isinstance(critic, CategoricalCritic):
+        else:
+            self._display.note(f"a {agent.static.critic_name} critic has no flow: no K, no source noise to draw")
+            path, values = self._path("members.png"), probing.members(agent, probes)
+            title = f"The networks of the {agent.static.critic_name} critic at {len(values)} state-actions"
+            self._add(path.name, value_distributions.member_values(path, values, probes.targets, title))
+        if found := probing.histograms(agent, probes):
             path = self._path("histogram.png")
-            self._add(path.name, value_distributions.histograms(path, probing.value_distributions(agent, probes)))
-        elif isinstance(critic, QuantileCritic):
+            self._add(path.name, value_distributions.histograms(path, found))
+        if found := probing.quantiles(agent, probes):
             path = self._path("quantiles.png")
-            self._add(
-                path.name, value_distributions.quantile_functions(path, probing.value_distributions(agent, probes))
-            )
+            self._add(path.name, value_distributions.quantile_functions(path, found))
 
     def _noise(self, probes: Probes) -> None:
         if not probing.noise_width(self._saved.agent):

@@ -15,9 +15,9 @@ from floq.analysis.figures.flow import plot_flow_paths
 from floq.analysis.figures.maze import value_map
 from floq.analysis.metrics import RETURN, SUCCESS
 from floq.analysis.probing import Probes
-from floq.critics import FloqCritic
 from floq.data.dataset import Dataset
 from floq.envs import environments
+from floq.evaluation.rollouts import play_episode
 from floq.runs.run import Run, protocol
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
@@ -35,7 +35,7 @@ def draw_pictures(run: Run, agent: Agent, data: Dataset) -> None:
         return
     if has_value_map(run):
         draw_value_map(plots / "value_map.png", run, agent, data)
-    if isinstance(agent.params.critic, FloqCritic):
+    if agent.params.critic.flow_steps is not None:
         draw_flow(plots / "flow.png", agent, probes_of_run(run, agent, data))
 
 
@@ -83,21 +83,14 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
     maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 
-    obs, elapsed, done = env.reset_with((run.config.seed,)), 0, False
-    chunk, plan = agent.static.action_chunk, []
-    walk, success = [np.array(maze.get_xy())], False
-    while not done:
-        if elapsed % chunk == 0:
-            action = _greedy(agent, np.asarray(obs, np.float32), jax.random.fold_in(walk_key, elapsed))
-            plan = np.split(np.asarray(action), chunk)
-        obs, _, terminated, truncated, info = env.step(plan[elapsed % chunk])
-        walk.append(np.array(maze.get_xy()))
-        elapsed, done, success = elapsed + 1, terminated or truncated, bool(info["success"])
+    greedy = lambda obs, elapsed: _greedy(agent, obs, jax.random.fold_in(walk_key, elapsed))  # noqa: E731
+    played = list(play_episode(env, (run.config.seed,), greedy, agent.static.action_chunk))
+    walk = np.array([played[0][0], *(step.obs for _, _, step in played)])[:, :2]
+    outcome = f"{'at the goal' if played[-1][2].info['success'] else 'not at the goal'} after {len(played)} steps"
 
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]
     values = _state_values(agent, states, value_key)
-    outcome = f"{'at the goal' if success else 'not at the goal'} after {elapsed} steps"
     value_map(
         path,
         maze.maze_map,
@@ -105,7 +98,7 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
         np.array([maze._offset_x, maze._offset_y]),
         np.asarray(states[:, :2]),
         np.asarray(values),
-        np.array(walk),
+        walk,
         np.array(maze.cur_goal_xy),
         "What the critic has learned, and where the greedy policy goes",
         f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data",

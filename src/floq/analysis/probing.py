@@ -4,7 +4,7 @@ All functions use one batch of transitions, ordered by Q. Three of them serve as
 one of high value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -15,8 +15,6 @@ import numpy as np
 from floq.agent.agent import Agent
 from floq.analysis.figures.flow import FlowPaths
 from floq.analysis.figures.value_distributions import ValueDistribution
-from floq.critics import CategoricalCritic, FloqCritic, QuantileCritic
-from floq.critics.ensemble import EnsembleCritic
 from floq.data.dataset import Batch, Dataset
 from floq.flow import curvature, source_nodes
 from floq.networks.precision import matmul_precision
@@ -32,7 +30,7 @@ FIELD = (49, 81)  # points in t and z at which the velocity is drawn
 ACCURATE_SAMPLES = 8  # source samples behind each Q_K
 NOISE_SAMPLES = 65  # source samples of each member in the picture of the noise
 MIN_FINEST = 64  # minimum number of steps that counts as exact integration
-TAUS = np.linspace(0.02, 0.98, 49)
+TAUS = np.linspace(0.02, 0.98, 49)  # the quantiles that are drawn
 
 
 class Probes(NamedTuple):
@@ -88,13 +86,6 @@ def _probes(agent: Agent, data: Dataset, key):
     return batch, q[order], targets.reshape(TARGET_DRAWS, TRANSITIONS, -1).mean(axis=-1)
 
 
-def flow_critic(agent: Agent) -> FloqCritic:
-    """Return the agent's critic, which must be a floq critic."""
-    critic = agent.params.critic
-    assert isinstance(critic, FloqCritic)
-    return critic
-
-
 def noise_width(agent: Agent) -> float:
     """Return the width of the interval of source noise, in units of return."""
     low, high = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0])))
@@ -133,7 +124,7 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
 def _flow_paths(agent: Agent, pairs):
     z_0 = agent.scale.noise(source_nodes(jax.random.key(0), PATH_SAMPLES, "midpoint"))
     with matmul_precision("f32"):
-        paths = jax.vmap(lambda obs, act: flow_critic(agent).trajectories(z_0, obs, act, agent.scale))(*pairs)
+        paths = jax.vmap(lambda obs, act: agent.params.critic.trajectories(z_0, obs, act, agent.scale))(*pairs)
     return paths, jnp.mean(jax.vmap(jax.vmap(jax.vmap(curvature)))(paths), axis=(1, 2))
 
 
@@ -142,11 +133,8 @@ def _fields(agent: Agent, pairs, t, z):
     """Compute the velocity on a grid, mean over members: (transitions, z, t)."""
 
     def of_pair(obs, act):
-        def of_member(member):
-            velocity = member.at(obs, act, agent.scale)
-            return jax.vmap(lambda z: jax.vmap(lambda t: velocity(z, t))(t))(z)
-
-        return jnp.mean(jax.vmap(of_member)(flow_critic(agent).velocity), axis=0)
+        velocity = lambda z, t: jnp.mean(agent.params.critic.velocities(z, t, obs, act, agent.scale))  # noqa: E731
+        return jax.vmap(jax.vmap(velocity, (None, 0)), (0, None))(z, t)
 
     with matmul_precision("f32"):
         return jax.lax.map(lambda pair: of_pair(*pair), pairs)
@@ -174,7 +162,7 @@ def _values_in(agent: Agent, pairs, num_steps: int):
 
     def value(pair):
         obs, act = pair
-        return jnp.mean(flow_critic(agent).trajectories(z_0, obs, act, agent.scale, num_steps)[..., -1])
+        return jnp.mean(agent.params.critic.trajectories(z_0, obs, act, agent.scale, num_steps)[..., -1])
 
     with matmul_precision("f32"):
         return jax.lax.map(value, pairs, batch_size=32)
@@ -189,54 +177,56 @@ def landings(agent: Agent, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
 @jax.jit
 def _landings(agent: Agent, pairs):
     z_0 = agent.scale.noise(source_nodes(jax.random.key(0), NOISE_SAMPLES, "midpoint"))
-    end = lambda pair: flow_critic(agent).trajectories(z_0, pair[0], pair[1], agent.scale)[..., -1]  # noqa: E731
+    end = lambda pair: agent.params.critic.trajectories(z_0, pair[0], pair[1], agent.scale)[..., -1]  # noqa: E731
     with matmul_precision("f32"):
         return z_0, jax.lax.map(end, pairs, batch_size=32)
 
 
-def value_distributions(agent: Agent, probes: Probes) -> list[ValueDistribution]:
-    """Compute a non-flow critic's outputs at the three examples: quantiles, histograms, or one value per member."""
-    found = []
-    for name, row in probes.examples:
-        obs, acts = _pairs(agent, probes, [row])
-        x, y, q = _value_distribution(agent, obs[0], acts[0])
-        found.append(ValueDistribution(name, np.asarray(x), np.asarray(y), float(q), probes.targets[:, row]))
-    return found
+def histograms(agent: Agent, probes: Probes) -> list[ValueDistribution]:
+    """Compute the critic's histograms of the return at the three examples; empty if it has none."""
+
+    def histogram(obs, act):
+        found = agent.params.critic.histograms(obs, act, agent.scale)
+        return found and (*found, jnp.mean(found[1] @ found[0]))
+
+    return _distributions(agent, probes, histogram)
 
 
-@jax.jit
-def _value_distribution(agent: Agent, obs, act):
-    critic, scale = agent.params.critic, agent.scale
+def quantiles(agent: Agent, probes: Probes) -> list[ValueDistribution]:
+    """Compute the critic's quantiles of the return at the three examples; empty if it has none."""
+
+    def quantile_function(obs, act):
+        taus = jnp.asarray(TAUS, jnp.float32)
+        found = agent.params.critic.quantiles(obs, act, agent.scale, taus)
+        return None if found is None else (taus, found, jnp.mean(found))
+
+    return _distributions(agent, probes, quantile_function)
+
+
+def _distributions(agent: Agent, probes: Probes, distribution: Callable) -> list[ValueDistribution]:
+    rows = [row for _, row in probes.examples]
     with matmul_precision("f32"):
-        if isinstance(critic, QuantileCritic):
-            taus = jnp.asarray(TAUS, jnp.float32)
-            values = critic.quantiles(obs, act, taus)
-            return taus, values, jnp.mean(values)
-        if isinstance(critic, CategoricalCritic):
-            centres, masses = critic.histograms(obs, act, scale)
-            return centres, masses, jnp.mean(masses @ centres)
-        assert isinstance(critic, EnsembleCritic)
-        members = critic.members(obs, act, scale)
-        return jnp.arange(members.shape[0]), members, jnp.mean(members)
+        found = jax.jit(jax.vmap(distribution))(*_pairs(agent, probes, rows))
+    if found is None:
+        return []
+    return [
+        ValueDistribution(name, np.asarray(x), np.asarray(said), float(q), probes.targets[:, row])
+        for (name, row), x, said, q in zip(probes.examples, *found, strict=True)
+    ]
 
 
 def members(agent: Agent, probes: Probes) -> np.ndarray:
-    """Compute the value of every probe by each member of a non-flow critic: (transitions, members)."""
+    """Compute the value of every probe by each member of the critic: (transitions, members)."""
     return np.asarray(_members(agent, _pairs(agent, probes)))
 
 
 @jax.jit
 def _members(agent: Agent, pairs):
-    critic, scale = agent.params.critic, agent.scale
-
-    def of_pair(obs, act):
-        if isinstance(critic, QuantileCritic):
-            return jnp.mean(critic.quantiles(obs, act, jnp.asarray(TAUS, jnp.float32)), axis=1)
-        assert isinstance(critic, EnsembleCritic)
-        return critic.members(obs, act, scale)
-
+    key = jax.random.key(0)
     with matmul_precision("f32"):
-        return jax.lax.map(lambda pair: of_pair(*pair), pairs, batch_size=32)
+        return jax.lax.map(
+            lambda pair: agent.params.critic.member_values(pair[0], pair[1], agent.scale, key), pairs, batch_size=32
+        )
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> list[T]:

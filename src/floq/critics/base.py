@@ -13,7 +13,9 @@ from floq.utils.errors import UserError
 from floq.utils.schema import NonNegativeFloat, Settings
 
 Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
-PolicyFn: TypeAlias = Callable[[Float[Array, " obs"], PRNGKeyArray], Float[Array, " act"]]
+Obs: TypeAlias = Float[Array, " obs"]
+Act: TypeAlias = Float[Array, " act"]
+PolicyFn: TypeAlias = Callable[[Obs, PRNGKeyArray], Act]
 Info: TypeAlias = dict[str, Float[Array, ""]]
 
 
@@ -57,7 +59,8 @@ class ReturnScale(NamedTuple):
 
 
 class Critic(eqx.Module):
-    """A Q-function, written for one transition; the caller vmaps it. `diagnose` and `features` are optional.
+    """A Q-function, written for one transition; the caller vmaps it. The methods after `actor_value` are optional: they
+    are what a critic can show of itself.
 
     A critic is independent of the actor: the caller of `target` passes the policy to be evaluated.
     """
@@ -80,7 +83,7 @@ class Critic(eqx.Module):
         self,
         reward: Float[Array, ""],
         bootstrap: Float[Array, ""],
-        next_obs: Float[Array, " obs"],
+        next_obs: Obs,
         policy: PolicyFn,
         scale: ReturnScale,
         key: PRNGKeyArray,
@@ -92,45 +95,68 @@ class Critic(eqx.Module):
 
     @abc.abstractmethod
     def loss(
-        self,
-        obs: Float[Array, " obs"],
-        act: Float[Array, " act"],
-        target: Float[Array, "*y"],
-        scale: ReturnScale,
-        key: PRNGKeyArray,
+        self, obs: Obs, act: Act, target: Float[Array, "*y"], scale: ReturnScale, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Info]:
         """Compute the loss and the scalars to log: at least `critic_loss`, `q` and those of `td_errors`. No gradient
         flows to `target`. Consumes `key`."""
 
     @abc.abstractmethod
     def read_out(
-        self,
-        obs: Float[Array, " obs"],
-        act: Float[Array, " act"],
-        scale: ReturnScale,
-        key: PRNGKeyArray,
-        num_steps: int | None = None,
+        self, obs: Obs, act: Act, scale: ReturnScale, key: PRNGKeyArray, num_steps: int | None = None
     ) -> Float[Array, ""]:
         """Return Q(obs, act), in units of return. A flow critic integrates it in `num_steps` steps (default: as
         trained). Consumes `key`."""
 
     @abc.abstractmethod
-    def actor_value(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
-    ) -> Float[Array, "*values"]:
+    def actor_value(self, obs: Obs, act: Act, scale: ReturnScale, key: PRNGKeyArray) -> Float[Array, "*values"]:
         """Return the Q that an actor maximises, differentiable with respect to `act`: one number, or several (such as
         quantiles) whose mean it maximises and by whose mean magnitude `normalize_q_loss` divides. Consumes `key`."""
 
-    def diagnose(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale, key: PRNGKeyArray
-    ) -> Info:
+    def diagnose(self, obs: Obs, act: Act, scale: ReturnScale, key: PRNGKeyArray) -> Info:
         """Return diagnostics at one state-action pair, to be averaged and logged. Consumes `key`."""
         return {}
 
-    def features(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
-    ) -> Float[Array, "members features"] | None:
+    def features(self, obs: Obs, act: Act, scale: ReturnScale) -> Float[Array, "members features"] | None:
         """Return the input of each member's last layer, from which its rank is computed; None if there is none."""
+        return None
+
+    def member_values(self, obs: Obs, act: Act, scale: ReturnScale, key: PRNGKeyArray) -> Float[Array, " members"]:
+        """Return Q(obs, act) by each member of an ensemble; by default of one, the critic. Consumes `key`."""
+        return self.read_out(obs, act, scale, key)[None]
+
+    def histograms(
+        self, obs: Obs, act: Act, scale: ReturnScale
+    ) -> tuple[Float[Array, " bins"], Float[Array, "members bins"]] | None:
+        """Return the centres of the bins and each member's masses on them; None without a histogram of returns."""
+        return None
+
+    def quantiles(
+        self, obs: Obs, act: Act, scale: ReturnScale, taus: Float[Array, " taus"]
+    ) -> Float[Array, "members taus"] | None:
+        """Return each member's tau-quantiles of the return; None if it has none."""
+        return None
+
+    @property
+    def flow_steps(self) -> int | None:
+        """The K that a flow was trained with; None for a critic without `trajectories` and `velocities`."""
+        return None
+
+    def trajectories(
+        self, z_0: Float[Array, " samples"], obs: Obs, act: Act, scale: ReturnScale, num_steps: int | None = None
+    ) -> Float[Array, "members samples steps"]:
+        """Return z(0), ..., z(1) of every member from every source sample, integrated in `num_steps` steps (default: as
+        trained)."""
+        raise NotImplementedError("this critic has no flow")
+
+    def velocities(
+        self, z: Float[Array, ""], t: Float[Array, ""], obs: Obs, act: Act, scale: ReturnScale
+    ) -> Float[Array, " members"]:
+        """Return each member's velocity at z and time t."""
+        raise NotImplementedError("this critic has no flow")
+
+    def with_acting_steps(self, num_steps: int) -> "Critic | None":
+        """Return this critic with another number of integration steps in `actor_value`; None if it integrates nothing
+        there."""
         return None
 
 

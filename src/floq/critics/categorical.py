@@ -75,10 +75,7 @@ class CategoricalCritic(EnsembleCritic):
         centres, masses = self.histograms(obs, act, scale)
         return masses @ centres
 
-    def histograms(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], scale: ReturnScale
-    ) -> tuple[Float[Array, " bins"], Float[Array, "members bins"]]:
-        """Return the centres of the bins, and each member's masses on them."""
+    def histograms(self, obs, act, scale: ReturnScale) -> tuple[Float[Array, " bins"], Float[Array, "members bins"]]:
         return self._centres(scale), jax.nn.softmax(self._logits(obs, act))
 
     def _logits(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, "members bins"]:

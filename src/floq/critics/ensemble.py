@@ -36,6 +36,9 @@ class EnsembleCritic(Critic):
     ) -> Float[Array, " members"]:
         """Return each member's value of (s, a)."""
 
+    def member_values(self, obs, act, scale: ReturnScale, key):
+        return self.members(obs, act, scale)
+
     def target_network(self) -> "EnsembleCritic":
         return self
 

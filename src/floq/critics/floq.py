@@ -8,7 +8,7 @@ Source: arXiv 2509.06863, sections 4.1 to 4.3. Two networks:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import equinox as eqx
@@ -303,10 +303,14 @@ class FloqCritic(Critic):
         steps, solver = (1, "euler") if c.actor_climbs == "one_pass" else (c.acting_flow_steps, c.solver)
         return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, steps, solver))(z_0))
 
+    @property
+    def flow_steps(self) -> int:
+        return self.config.critic_flow_steps
+
     def trajectories(
         self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None
     ) -> Float[Array, "members samples steps"]:
-        """Return z(0), z(1/K), ..., z(1) of every member from every source sample, for figures and analysis."""
+        """Return z(0), z(1/K), ..., z(1) of every member from every source sample."""
         c = self.config
         steps = c.critic_flow_steps if num_steps is None else num_steps
 
@@ -315,6 +319,16 @@ class FloqCritic(Critic):
             return jax.vmap(lambda z: trajectory(velocity, z, steps, c.solver))(z_0)
 
         return jax.vmap(of_member)(self.velocity)
+
+    def velocities(
+        self, z: Float[Array, ""], t: Float[Array, ""], obs, act, scale: ReturnScale
+    ) -> Float[Array, " members"]:
+        return jax.vmap(lambda member: member.at(obs, act, scale)(z, t))(self.velocity)
+
+    def with_acting_steps(self, num_steps: int) -> "FloqCritic | None":
+        if self.config.actor_climbs != "flow":
+            return None
+        return replace(self, config=replace(self.config, acting_flow_steps=num_steps))
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """Return diagnostics of the flow over `noise_samples` source samples, in units of return.

@@ -17,6 +17,8 @@ from floq.critics.ensemble import EnsembleConfig, check_no_num_steps
 from floq.networks.mlp import MLP, ensemble
 from floq.utils.schema import HiddenDims, PositiveFloat, Size
 
+EVEN_TAUS = [i / 50 for i in range(1, 50)]  # of the quantiles whose mean is a member's value
+
 
 @dataclass(frozen=True)
 class QuantileConfig(EnsembleConfig):
@@ -116,10 +118,11 @@ class QuantileCritic(Critic):
         """Return the features at the median."""
         return jax.vmap(lambda member: member.features(self._input(obs, act, jnp.float32(0.5))))(self.net)
 
-    def quantiles(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], taus: Float[Array, " taus"]
-    ) -> Float[Array, "members taus"]:
-        """Return each member's tau-quantiles of the return."""
+    def member_values(self, obs, act, scale: ReturnScale, key) -> Float[Array, " members"]:
+        """Return each member's mean over evenly spaced quantiles."""
+        return jnp.mean(self.quantiles(obs, act, scale, jnp.array(EVEN_TAUS)), axis=1)
+
+    def quantiles(self, obs, act, scale: ReturnScale, taus: Float[Array, " taus"]) -> Float[Array, "members taus"]:
         return jax.vmap(lambda tau: self._members(obs, act, tau), out_axes=1)(taus)
 
     def _taus(self, key: PRNGKeyArray) -> Float[Array, " samples"]:

@@ -53,6 +53,16 @@ class EpisodeResult(NamedTuple):
         return dict(zip(("success", "episode.return", "episode.length"), map(float, means), strict=True))
 
 
+class EpisodeStep(NamedTuple):
+    """One step of an episode; `result` is None before the last. Observations are float32."""
+
+    obs: np.ndarray
+    reward: float
+    terminated: bool
+    result: EpisodeResult | None
+    info: dict[str, Any]
+
+
 def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
     """Return the index that selects these slots from the first two axes of an array."""
     return tuple(np.array(slots).T)
@@ -133,8 +143,11 @@ def sizes(env: "SeededEnv") -> dict[str, int]:
 
 
 def is_ogbench(env_name: str) -> bool:
-    """Return whether the id has OGBench's form: an environment, a dataset type, optionally a single task."""
-    return any(kind in env_name.split("-") for kind in DATASET_TYPES)
+    """Return whether the id has OGBench's form (an environment, a dataset type, optionally a single task), and is not
+    one of Gymnasium's, with or without a version or the module that registers it (`module:id`)."""
+    if ":" in env_name or not any(kind in env_name.split("-") for kind in DATASET_TYPES):
+        return False
+    return not any(env_name in (known, known.rpartition("-v")[0]) for known in gymnasium.registry)
 
 
 def is_singletask(env_name: str) -> bool:
@@ -145,7 +158,7 @@ def is_singletask(env_name: str) -> bool:
 def is_heavy(env_name: str) -> bool:
     """Return whether making an environment takes most of a second and 100 to 200 MB, as for manipulation tasks. A
     worker can hold dozens of the others."""
-    return any(kind in env_name.split("-") for kind in ("play", "noisy"))
+    return is_ogbench(env_name) and any(kind in env_name.split("-") for kind in ("play", "noisy"))
 
 
 def dataset_name(env_name: str) -> str:
@@ -184,6 +197,7 @@ class SeededEnv(gymnasium.Wrapper):
         self.task, self.success_timing = task, success_timing
         self.known_tasks: dict[str, int | None] = {}  # by name, tasks that were set before
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
+        self._return, self._length = 0.0, 0
         base: Any = env.unwrapped
         space = base.action_space
         self._box = gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)
@@ -199,6 +213,34 @@ class SeededEnv(gymnasium.Wrapper):
         self._global_state = np.random.MT19937(np.random.SeedSequence([*seed, 1]))
         self._box.seed(int(words[0]))
         return self.reset(seed=int(words[1]))[0]
+
+    def begin_episode(self, seed: Seed, check: bool = True) -> np.ndarray:
+        """Start the episode of `seed`, to be continued with `advance`. Returns its first observation. Raises ValueError
+        as `advance` does."""
+        self._return, self._length = 0.0, 0
+        obs = self.reset_with(seed)
+        return self._checked(obs, 0.0) if check else np.array(obs, np.float32)
+
+    def advance(self, action: np.ndarray, check: bool = True) -> EpisodeStep:
+        """Take one step of the episode. Raises ValueError, with `check`, if a number is not finite or the observation's
+        shape is not that of its space: such a step must not become data."""
+        obs, reward, terminated, truncated, info = self.step(action)
+        obs = self._checked(obs, reward) if check else np.array(obs, np.float32)
+        self._return += float(reward)
+        self._length += 1
+        ended = terminated or truncated
+        result = EpisodeResult.ended(info, self._return, self._length) if ended else None
+        return EpisodeStep(obs, float(reward), bool(terminated), result, info)
+
+    def _checked(self, obs: Any, reward: Any) -> np.ndarray:
+        if np.shape(obs) != self.observation_space.shape:
+            raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {self.observation_space.shape}")
+        obs = np.array(obs, np.float32)
+        if not np.isfinite(obs).all():
+            raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
+        if not np.isfinite(np.float32(reward)):
+            raise ValueError(f"its reward was {reward}")
+        return obs
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         with self.own_global_state():
@@ -218,19 +260,6 @@ class SeededEnv(gymnasium.Wrapper):
             yield
         finally:
             random.set_bit_generator(others)
-
-
-def check_step(obs: Any, reward: Any, obs_shape: Sequence[int] | None) -> tuple[np.ndarray, np.float32]:
-    """Return observation and reward as float32. Raises ValueError if a number is not finite, or the observation's shape
-    is not `obs_shape`."""
-    if np.shape(obs) != obs_shape:
-        raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {obs_shape}")
-    obs, given = np.asarray(obs, np.float32), np.float32(reward)
-    if not np.isfinite(obs).all():
-        raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
-    if not np.isfinite(given):
-        raise ValueError(f"its reward was {reward}")
-    return obs, given
 
 
 def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
@@ -278,11 +307,10 @@ class EnvSlots:
             (policy, slot): (episodes or {}).get((policy, slot), slot) if policy < len(tasks) else num_episodes
             for policy, slot in self._envs
         }
-        self._return, self._length = dict.fromkeys(self._envs, 0.0), dict.fromkeys(self._envs, 0)
         for slot, env in self._envs.items():
             if self._is_active(slot):
                 self._envs[slot] = with_task(env, tasks[slot[0]][0])
-        return np.stack([self._first_observation(slot) for slot in self._envs]).astype(np.float32)
+        return np.stack([self._first_observation(slot) for slot in self._envs])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[Slot, EpisodeResult]]]:
         """Take one step in every active slot. Returns observations (slots, obs), where a slot whose episode ended has
@@ -292,16 +320,13 @@ class EnvSlots:
             if not self._is_active(slot):
                 observations.append(self._first_observation(slot))
                 continue
-            obs, reward, terminated, truncated, info = env.step(action)
-            self._return[slot] += float(reward)
-            self._length[slot] += 1
-            if terminated or truncated:
-                finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
+            obs, _, _, result, _ = env.advance(action, check=False)
+            if result is not None:
+                finished.append((slot, result))
                 self._episode[slot] += self._num_slots
-                self._return[slot], self._length[slot] = 0.0, 0
                 obs = self._first_observation(slot)
             observations.append(obs)
-        return np.stack(observations).astype(np.float32), finished
+        return np.stack(observations), finished
 
     def _is_active(self, slot: Slot) -> bool:
         return self._episode[slot] < self._num_episodes
@@ -309,6 +334,6 @@ class EnvSlots:
     def _first_observation(self, slot: Slot) -> np.ndarray:
         """Return the first observation of the slot's episode; zeros if the slot is inactive."""
         if not self._is_active(slot):
-            return np.zeros(self._envs[slot].observation_space.shape or ())
+            return np.zeros(self._envs[slot].observation_space.shape or (), np.float32)
         _, seed = self._tasks[slot[0]]
-        return self._envs[slot].reset_with((*seed, self._episode[slot]))
+        return self._envs[slot].begin_episode((*seed, self._episode[slot]), check=False)

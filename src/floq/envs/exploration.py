@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from floq.envs.environments import EpisodeResult, SeededEnv, Slot, check_step, make
+from floq.envs.environments import EpisodeResult, SeededEnv, Slot, make
 from floq.utils.errors import in_one_line
 
 STREAM = 2  # distinguishes these seeds from those of evaluations
@@ -58,14 +58,13 @@ class ExploringEnvs:
     def __init__(self, sites: Sequence[EnvSpec], success_timing: str | None, restart: bool):
         self._sites, self._success_timing, self._restart = sites, success_timing, restart
         self._envs: dict[Slot, SeededEnv] = {site.slot: make(site.env_name, success_timing) for site in sites}
-        self._obs_shape = next(iter(self._envs.values())).observation_space.shape
+        self._obs_shape = next(iter(self._envs.values())).observation_space.shape or ()
         self._needs_reset = {site.slot for site in sites}  # slots whose next tick is a reset
-        self._return, self._length = {}, {}
         self._num_failures = dict.fromkeys(self._envs, 0)  # since the last step, by slot
 
     def step(self, tick: int, actions: np.ndarray) -> VectorStep:
         """Advance every environment by one tick; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
-        observations = np.zeros((len(self._sites), *(self._obs_shape or ())), np.float32)
+        observations = np.zeros((len(self._sites), *self._obs_shape), np.float32)
         rewards, masks = np.zeros(len(self._sites), np.float32), np.ones(len(self._sites), np.float32)
         stepped = np.zeros(len(self._sites), bool)
         finished: list[tuple[Slot, EpisodeResult]] = []
@@ -77,26 +76,20 @@ class ExploringEnvs:
                     observations[i] = self._reset(site, tick)
                     self._needs_reset.remove(slot)
                     continue
-                obs, reward, terminated, truncated, info = self._envs[slot].step(action)
-                observations[i], rewards[i] = check_step(obs, reward, self._obs_shape)
-                self._return[slot] += float(reward)
-                self._length[slot] += 1
-                if terminated or truncated:
-                    finished.append((slot, EpisodeResult.ended(info, self._return[slot], self._length[slot])))
-                    self._needs_reset.add(slot)
+                observations[i], rewards[i], terminated, result, _ = self._envs[slot].advance(action)
             except Exception as error:
                 failures.append(self._failure(site, error))
-                observations[i], rewards[i] = 0.0, 0.0
                 continue
+            if result is not None:
+                finished.append((slot, result))
+                self._needs_reset.add(slot)
             stepped[i], masks[i], self._num_failures[slot] = True, not terminated, 0
         return VectorStep(observations, rewards, masks, stepped, finished, failures)
 
     def _reset(self, site: EnvSpec, tick: int) -> np.ndarray:
         if site.slot not in self._envs:  # it failed
             self._envs[site.slot] = make(site.env_name, self._success_timing)
-        self._return[site.slot], self._length[site.slot] = 0.0, 0
-        obs = self._envs[site.slot].reset_with((site.seed, site.slot[1], tick, STREAM))
-        return check_step(obs, 0.0, self._obs_shape)[0]
+        return self._envs[site.slot].begin_episode((site.seed, site.slot[1], tick, STREAM))
 
     def _failure(self, site: EnvSpec, error: Exception) -> Failure:
         """Close the environment, drop its episode, and describe the failure."""

@@ -10,7 +10,8 @@ The policies of a fleet are called together, in one program that runs one after 
 machine, a call spends its time waiting for its turn, not computing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
-from floq.envs.environments import EnvSlots, EpisodeResult, index_of, is_heavy
+from floq.envs.environments import EnvSlots, EpisodeResult, EpisodeStep, Seed, SeededEnv, index_of, is_heavy
 from floq.envs.workers import START_TIMEOUT_S, WorkerDied, WorkerError, Workers
 from floq.utils.machine import cores, worker_count
 
@@ -49,6 +50,42 @@ class Rollout(NamedTuple):
     seed: int
     step: int
     env_name: str
+
+
+class Controller:
+    """Turns a policy into actions, chunk by chunk: its next `action_chunk` actions are executed to their end before it
+    is called again. For one environment, or for an array of them."""
+
+    def __init__(self, action_chunk: int):
+        self._chunk = action_chunk
+        self._plan: np.ndarray | None = None
+
+    def begins_chunk(self, elapsed: Any) -> Any:
+        """Return whether a chunk begins at step `elapsed` of an episode."""
+        return np.asarray(elapsed) % self._chunk == 0
+
+    def act(self, elapsed: Any, decide: Callable[[], Any], active: Any = True) -> np.ndarray:
+        """Return the actions at step `elapsed` of each episode. `decide`, called where the chunk of an active one
+        begins, returns a chunk for every environment, its actions concatenated as a policy does."""
+        begins, position = active & self.begins_chunk(elapsed), np.asarray(elapsed % self._chunk)
+        if begins.any():
+            chunks = np.asarray(decide()).reshape(*position.shape, self._chunk, -1)
+            self._plan = chunks if self._plan is None else np.where(begins[..., None, None], chunks, self._plan)
+        assert self._plan is not None
+        return np.take_along_axis(self._plan, position[..., None, None], axis=-2)[..., 0, :]
+
+
+def play_episode(
+    env: SeededEnv, seed: Seed, decide: Callable[[np.ndarray, int], Any], action_chunk: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, EpisodeStep]]:
+    """Run the episode of `seed`; yield each observation, the action there, and the step that it made. `decide(obs,
+    elapsed)` returns the next `action_chunk` actions."""
+    obs, elapsed, result, controller = env.begin_episode(seed, check=False), 0, None, Controller(action_chunk)
+    while result is None:
+        action = controller.act(elapsed, partial(decide, obs, elapsed))
+        step = env.advance(action, check=False)
+        yield obs, action, step
+        obs, elapsed, result = step.obs, elapsed + 1, step.result
 
 
 class Evaluator:
@@ -171,17 +208,13 @@ class Evaluator:
         obs = np.zeros((count, ROWS, *first[0].shape[1:]), np.float32)
         for share, rows in zip(self._shares, first, strict=True):
             obs[index_of(share)] = rows
-        plan: np.ndarray | None = None
+        controller = Controller(self._action_chunk)
         while any(len(done) < self._num_episodes for done in results) and not should_stop():
-            position = elapsed % self._action_chunk  # in the plan of each slot
-            active = episode[:, : self._num_slots] < self._num_episodes
-            active[len(rollouts) :] = False
-            needs_plan = (active & (position[:, : self._num_slots] == 0)).any(axis=1)
-            if plan is None or needs_plan.any():
-                new_plan = np.asarray(_act(policies, keys, obs, episode, elapsed, needs_plan))
-                new_plan = new_plan.reshape(count, ROWS, self._action_chunk, -1)
-                plan = new_plan if plan is None else np.where((position == 0)[..., None, None], new_plan, plan)
-            actions = np.take_along_axis(plan, position[..., None, None], axis=2)[:, :, 0]
+            active = episode < self._num_episodes
+            active[:, self._num_slots :], active[len(rollouts) :] = False, False
+            needs_plan = (active & controller.begins_chunk(elapsed)).any(axis=1)
+            decide = partial(_act, policies, keys, obs, episode, elapsed, needs_plan)
+            actions = controller.act(elapsed, decide, active)
             arguments = [(actions[index_of(share)],) for share in self._shares]
             answers = self._workers.try_call("step", arguments, self._timeout)
             elapsed += 1

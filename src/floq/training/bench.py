@@ -27,7 +27,7 @@ from floq.agent.state import Keys
 from floq.analysis.cost import cost_of
 from floq.data.dataset import Dataset
 from floq.envs import environments
-from floq.evaluation.rollouts import Evaluator, on_cpu
+from floq.evaluation.rollouts import Evaluator, on_cpu, play_episode
 from floq.networks.precision import Precision
 from floq.runs.config import Config
 from floq.runs.presets import configure
@@ -143,13 +143,10 @@ def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv
 
 
 def _play(policy: Policy, env: environments.SeededEnv, episode: int, action_chunk: int) -> None:
-    obs, ended, step, plan = env.reset_with((0, episode)), False, 0, []
-    while not ended:
-        if step % action_chunk == 0:
-            key = jax.random.fold_in(jax.random.key(episode), step)
-            plan = np.split(np.asarray(policy.act(np.asarray(obs, np.float32), key)), action_chunk)
-        obs, _, terminated, truncated, _ = env.step(plan[step % action_chunk])
-        ended, step = terminated or truncated, step + 1
+    key = jax.random.key(episode)
+    decide = lambda obs, elapsed: policy.act(obs, jax.random.fold_in(key, elapsed))  # noqa: E731
+    for _ in play_episode(env, (0, episode), decide, action_chunk):
+        pass
 
 
 ROWS = 100_000  # of random data

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent.agent import Agent, Info, zeros_like_info
 from floq.agent.finite import OK
+from floq.agent.state import ValueRange
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
 from floq.data.replay import Mixture
@@ -152,13 +153,23 @@ class Fleet:
         """Train all runs for `num_steps` updates, in one device call; one that was behind catches up, and one in whose
         update something is not finite stays there. Returns each run's info of its last update, zeros if it made none.
         """
-        self.set_target_step(num_steps)
-        self.agents, self.fault_codes, info = self._program(*self._arguments())
+        (info,) = self.train_with(self._program, num_steps)
         return self.divided(info)
 
-    def set_target_step(self, num_steps: int) -> None:
-        """Let the next call train `num_steps` updates further."""
+    def train_with(self, program: Callable[..., Any], num_steps: int, *arguments: Any) -> tuple[Any, ...]:
+        """Let `program(agents, faults, tasks, batch keys, data, stop, *arguments)` train all runs `num_steps` updates
+        further. It returns the agents and their faults; what it returns besides is returned here."""
         self._stop += num_steps
+        self.agents, self.fault_codes, *others = program(*self._arguments(), *arguments)
+        return tuple(others)
+
+    def record_faults(self, codes: Int[Array, " slots"]) -> None:
+        """Replace the faults by these, which a program found without training."""
+        self.fault_codes = codes
+
+    def set_value_ranges(self, ranges: Sequence[ValueRange]) -> None:
+        """Give each run another range of values."""
+        self.agents = eqx.tree_at(lambda agents: agents.value_range, self.agents, self.place(ranges))
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of `advance` now, and return it for its analyses."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +60,7 @@ class OnlineFleet:
         balanced: bool,
     ):
         self._fleet, self._keys = fleet, fleet.place(keys)
-        self._settings = {"layout": fleet.layout, "buffer_size": buffer_size, "balanced": balanced}
+        self._program = partial(_learn, layout=fleet.layout, buffer_size=buffer_size, balanced=balanced)
         self._places = fleet.layout.mesh.devices[:, 0]  # online, each holds runs of its own
         shares = np.split(np.array(fleet.slots), len(self._places))
         self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, fleet.layout)
@@ -82,7 +81,8 @@ class OnlineFleet:
         and recorded as a fault of its run."""
         fleet = self._fleet
         own = fleet.agents, fleet.fault_codes, self._keys, obs[fleet.slots]
-        acts, fleet.fault_codes = _explore(*own, np.int32(tick), fleet.layout)
+        acts, faults = _explore(*own, np.int32(tick), fleet.layout)
+        fleet.record_faults(faults)
         return lambda: np.asarray(acts)[: len(fleet)]
 
     def learn(self, new: Experience, num_updates: int) -> None:
@@ -90,10 +90,7 @@ class OnlineFleet:
         them."""
         fleet = self._fleet
         new = Experience(*(x[fleet.slots] for x in new))
-        own = fleet.agents, fleet.fault_codes, self._replay, new, fleet.tasks, fleet.batch_keys
-        fleet.set_target_step(num_updates)
-        found = _learn(*own, fleet.train, np.int32(fleet.step), **self._settings)
-        fleet.agents, fleet.fault_codes, self._replay, self._info = found
+        self._replay, self._info = fleet.train_with(self._program, num_updates, self._replay, new)
         self.has_learned |= num_updates > 0
 
     def infos(self) -> list[dict[str, float]]:
@@ -107,20 +104,22 @@ class OnlineFleet:
         everything = itertools.chain.from_iterable(shard.recorded() for shard in shards)
         return itertools.islice(everything, len(self._fleet))  # the last may be idle copies
 
-    def widen_reward_range(self, run: int, low: float, high: float) -> tuple[float, float] | None:
-        """Widen a run's range of rewards, which its flow looks for values in, where rewards from `low` to `high` leave
-        it: to these, and somewhat beyond. Returns the new range, None if nothing changed."""
-        r_min, r_max = self._range[:, run]
-        below, above = max(0.0, r_min - low), max(0.0, high - r_max)
-        if not (below or above):
-            return None
-        width = max(r_max, high) - min(r_min, low)
-        beyond = lambda excess: excess + max(HEADROOM * excess, MIN_WIDENING * width) if excess else 0.0  # noqa: E731
-        self._range[:, run] = r_min - beyond(below), r_max + beyond(above)
-        wider = [ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T]
-        placed = self._fleet.place(wider)
-        self._fleet.agents = eqx.tree_at(lambda agents: agents.value_range, self._fleet.agents, placed)
+    def reward_range(self, run: int) -> tuple[float, float]:
+        """Return a run's range of rewards, in which its critic looks for values."""
         return float(self._range[0, run]), float(self._range[1, run])
+
+    def set_reward_range(self, run: int, low: float, high: float) -> None:
+        """Give a run another range of rewards."""
+        self._range[:, run] = low, high
+        self._fleet.set_value_ranges([ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T])
+
+
+def widened(known: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+    """Widen a range where numbers from `low` to `high` leave it: to these, and somewhat beyond."""
+    r_min, r_max = known
+    width = max(r_max, high) - min(r_min, low)
+    beyond = lambda excess: excess + max(HEADROOM * excess, MIN_WIDENING * width) if excess > 0 else 0.0  # noqa: E731
+    return r_min - beyond(r_min - low), r_max + beyond(high - r_max)
 
 
 def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Layout) -> Replay:
@@ -164,16 +163,16 @@ def _explore(
     return for_each_run(explore, layout, (policies, faults, keys, obs), (tick,))
 
 
-@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnames=("agents", "faults", "replay"))
 def _learn(
     agents: Agent,
     faults: Int[Array, " runs"],
-    replay: Replay,
-    new: Experience,
     tasks: Int[Array, " runs"],
     keys: RunKeys,
     data: FleetData,
     stop: Int[Array, ""],
+    replay: Replay,
+    new: Experience,
     layout: Layout,
     buffer_size: int,
     balanced: bool,
@@ -383,8 +382,10 @@ class Online:
                 failed = again
 
     def _widen_reward_range(self, run: int, rewards: np.ndarray) -> None:
-        wider = self._fleet.widen_reward_range(run, float(rewards.min()), float(rewards.max()))
-        if wider is not None:
+        known = self._fleet.reward_range(run)
+        wider = widened(known, float(rewards.min()), float(rewards.max()))
+        if wider != known:
+            self._fleet.set_reward_range(run, *wider)
             step = self._config.offline_steps + self.steps
             self._display.note(
                 f"note    step {step}: an online reward left the range that the data gave; for seed "

@@ -20,7 +20,6 @@ class RunLogger:
         self.keys = Keys.of(run.config.seed)
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
-        self._warned: set[str] = set()
         self.last_row = {name: column[-1] for name, column in run.training().items()}
 
     def log_evaluation(self, evaluation: Evaluation | HeldOutEvaluation, seconds: float) -> None:
@@ -35,12 +34,6 @@ class RunLogger:
     def note_rewind(self, rewind: Mapping[str, Any]) -> None:
         """Add to `rewinds.json`."""
         self.run.write_json("rewinds.json", [*self.run.rewinds, dict(rewind)])
-
-    def is_new(self, warning: str) -> bool:
-        """Return whether this warning is given for the first time."""
-        known = warning in self._warned
-        self._warned.add(warning)
-        return not known
 
     def sync(self) -> None:
         """Flush the rows to the disk: a resumed run does not write those before its checkpoint again."""

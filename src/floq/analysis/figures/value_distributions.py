@@ -1,4 +1,4 @@
-"""Figures of a non-flow critic's outputs at a few state-actions: histograms, quantiles, or one value per member."""
+"""Figures of a critic's outputs at a few state-actions: histograms, quantiles, or one value per member."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -14,8 +14,7 @@ from floq.analysis.figures.style import BLUE, COLOURS, INK, figure, star
 class ValueDistribution(NamedTuple):
     """Output of a critic at one state-action.
 
-    x, said: centres of bins (bins,) and masses (members, bins); or probabilities (taus,) and quantiles (members, taus);
-    or numbers of the members (members,) and their values (members,).
+    x, said: centres of bins (bins,) and masses (members, bins); or probabilities (taus,) and quantiles (members, taus).
     q: the value that the critic reads out. targets: draws of the TD target.
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
-from floq.envs.environments import check_step, make
+from floq.envs.environments import make
 
 STREAM = 3  # distinguishes these seeds from those of evaluation and exploration
 PIECE_SECONDS = 0.5  # duration of one call, so that a call that hangs can be detected
@@ -32,10 +32,14 @@ class RandomRollout:
         until = time.monotonic() + PIECE_SECONDS
         while self._num_steps < self._max_steps and time.monotonic() < until:
             if self._needs_reset:
-                first = self._env.reset_with((self._seed, len(self._episodes), 0, STREAM))
-                obs, _ = check_step(first, 0.0, self._env.observation_space.shape)
+                obs = self._env.begin_episode((self._seed, len(self._episodes), 0, STREAM))
                 self._episodes.append({"observations": [obs], "actions": [], "rewards": [], "terminations": False})
-            self._step(self._episodes[-1])
+            episode = self._episodes[-1]
+            act = self._rng.uniform(-1, 1, self._env.action_space.shape or ()).astype(np.float32)
+            obs, reward, episode["terminations"], result, _ = self._env.advance(act)
+            for name, value in (("observations", obs), ("actions", act), ("rewards", reward)):
+                episode[name].append(value)
+            self._needs_reset, self._num_steps = result is not None, self._num_steps + 1
         return self._num_steps
 
     def trajectories(self) -> Trajectories:
@@ -43,14 +47,6 @@ class RandomRollout:
         self._env.close()
         arrays = [e | {name: np.array(e[name]) for name in ("actions", "rewards")} for e in self._episodes]
         return from_episodes(arrays, f"random play in {self._name}")
-
-    def _step(self, episode: dict[str, Any]) -> None:
-        act = self._rng.uniform(-1, 1, self._env.action_space.shape or ()).astype(np.float32)
-        next_obs, reward, episode["terminations"], truncated, _ = self._env.step(act)
-        obs, _ = check_step(next_obs, reward, self._env.observation_space.shape)
-        for name, value in (("observations", obs), ("actions", act), ("rewards", float(reward))):
-            episode[name].append(value)
-        self._needs_reset, self._num_steps = bool(episode["terminations"] or truncated), self._num_steps + 1
 
 
 def collect_random(env_name: str, success_timing: str | None, seed: int, steps: int) -> Trajectories:
