@@ -139,7 +139,8 @@ def test_a_new_critic_is_drawn_as_far_as_it_shows_itself(optional, drawn, tmp_pa
             delattr(kind, name)
     monkeypatch.setitem(CRITICS, "laplace", (names["LaplaceConfig"], kind))
     agent, _ = make_probes(names["LaplaceConfig"](value_hidden_dims=(WIDTH, WIDTH)))
-    run, saved = types.SimpleNamespace(folder=tmp_path, config=floq.Config()), types.SimpleNamespace(agent=agent)
+    run = types.SimpleNamespace(folder=tmp_path, config=floq.Config(), training=dict)
+    saved = types.SimpleNamespace(agent=agent)
     inspection: Any = RunInspection(run, saved, make_data(), tmp_path, Display(False))  # type: ignore[arg-type]
     inspection.critic()
     assert {path.name for path in inspection.made} == {path.name for path in tmp_path.iterdir()} == drawn

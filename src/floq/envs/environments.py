@@ -129,7 +129,7 @@ def check_task(env_name: str) -> None:
     known = set(_ogbench_names())
     if env_name in known:
         return
-    if is_singletask(env_name):
+    if is_singletask(env_name.rpartition(":")[2]):
         raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}")
     raise UserError(
         f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: name its data with --dataset"
