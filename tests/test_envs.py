@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from floq.envs import environments
-from floq.envs.environments import EnvSlots
+from floq.envs.environments import EnvFactory, EnvSlots
+from floq.envs.probe import probe
 from floq.utils.errors import UserError
 
 MAZE = "pointmaze-medium-navigate-singletask-v0"
@@ -159,8 +160,8 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     gymnasium.register("test/Drawn-v0", Drawn)
     gymnasium.register("test/Picture-v0", Picture)
     try:
-        assert environments.sizes(environments.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
-        slots = EnvSlots("test/Drawn-v0", None, [(0, 0)], num_slots=1)
+        assert probe(environments.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
+        slots = EnvSlots(EnvFactory("test/Drawn-v0"), [(0, 0)], num_slots=1)
         np.testing.assert_array_equal(slots.start([("test/Drawn-v0", (0,))], 1), [[1.0, 0.25, 0.5]])
         assert slots.step(np.zeros((1, 1)))[1] == [((0, 0), environments.EpisodeResult(1.0, 0.0, 1))]
         with pytest.raises(UserError, match="floq needs a vector of observations"):
@@ -178,7 +179,7 @@ def test_what_gymnasium_has_registered_is_gymnasiums(monkeypatch):
         for spelling in ("robot-play-v0", "robot-play", "test_envs:robot-play-v0"):
             assert not environments.is_ogbench(spelling)
             assert not environments.is_heavy(spelling)
-            assert environments.sizes(environments.make(spelling)) == {"observations": 3, "actions": 1}
+            assert probe(environments.make(spelling)) == {"observations": 3, "actions": 1}
         assert environments.is_ogbench("cube-single-play-v0")
         assert environments.is_ogbench("robot-noisy-v0")
     finally:
@@ -204,13 +205,15 @@ class Countdown(gymnasium.Env):
 
 @pytest.fixture
 def countdown(monkeypatch):
-    monkeypatch.setattr(environments, "make", lambda name, timing: environments.SeededEnv(Countdown(), name))
+    monkeypatch.setattr(
+        environments, "make", lambda name, timing: environments.SeededEnv(Countdown(), EnvFactory(name))
+    )
 
 
 def test_slots_play_every_episode_of_every_player_once_and_report_it(countdown):
     """Two rollouts with a seed each; a third, for whom there are slots, does not play."""
     places = [(player, slot) for player in range(3) for slot in range(2)]
-    slots = EnvSlots("any", None, places, num_slots=2)
+    slots = EnvSlots(EnvFactory("any"), places, num_slots=2)
     obs, results, episode = slots.start([("any", (0,)), ("any", (1,))], 5), {}, {(p, s): s for p, s in places}
     lengths = {(player, slot): first for (player, slot), first in zip(places, obs[:, 0], strict=True)}
     while len(results) < 10:
@@ -225,5 +228,8 @@ def test_slots_play_every_episode_of_every_player_once_and_report_it(countdown):
         assert result.length == result.episode_return == lengths[episode]
         assert result.success == float(lengths[episode] % 2 == 0)
     for player, number in results:
-        assert lengths[player, number] == environments.SeededEnv(Countdown()).reset_with((player, number))[0]
+        assert (
+            lengths[player, number]
+            == environments.SeededEnv(Countdown(), EnvFactory("any")).reset_with((player, number))[0]
+        )
     assert not any(player == 2 for player, _ in results)

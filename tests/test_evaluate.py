@@ -10,7 +10,7 @@ from helpers import SCALAR, agent_config
 
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
-from floq.envs.environments import EpisodeResult, make
+from floq.envs.environments import EnvFactory, EpisodeResult, make
 from floq.evaluation import rollouts
 from floq.evaluation.rollouts import Evaluation, Evaluator, Rollout
 
@@ -23,7 +23,7 @@ def results():
     policy = Agent.init(jax.random.key(0), 3, 1, agent_config(SCALAR)).policy
     found = {}
     for workers in (1, 2):
-        with Evaluator("Pendulum-v1", None, EPISODES, workers) as evaluator:
+        with Evaluator(EnvFactory("Pendulum-v1"), EPISODES, workers) as evaluator:
             for seed, step in ((0, 5), (1, 5), (0, 6)):
                 found[workers, seed, step] = evaluator(policy, seed, step)
             found[workers, "again"] = evaluator(policy, 0, 5)
@@ -61,7 +61,7 @@ CHUNK = 3  # does not divide the 200 steps of an episode
 def chunks():
     """A policy that decides on three torques at once, and its episodes with one worker."""
     policy = Agent.init(jax.random.key(0), 3, CHUNK, agent_config(SCALAR, action_chunk=CHUNK)).policy
-    with Evaluator("Pendulum-v1", None, EPISODES, 1, CHUNK) as evaluator:
+    with Evaluator(EnvFactory("Pendulum-v1"), EPISODES, 1, CHUNK) as evaluator:
         return policy, evaluator(policy, 0, 5).episodes
 
 
@@ -85,7 +85,7 @@ def test_a_chunk_is_executed_to_its_end(chunks):
 def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
     policy, episodes = chunks
     calls = []
-    with Evaluator("Pendulum-v1", None, EPISODES, 2, CHUNK) as evaluator:
+    with Evaluator(EnvFactory("Pendulum-v1"), EPISODES, 2, CHUNK) as evaluator:
         two = evaluator(policy, 0, 5).episodes
         assert [e.episode_return for e in two] == [e.episode_return for e in episodes]
 
@@ -105,12 +105,12 @@ def test_players_evaluated_together_get_what_each_gets_alone(chunk):
     """Also where a group has fewer of them than another, and where some end sooner than others."""
     fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(SCALAR, action_chunk=chunk)).policy  # noqa: E731
     rollouts = [Rollout(fresh(number), number, 5, "Pendulum-v1") for number in range(3)]
-    with Evaluator("Pendulum-v1", None, EPISODES, 2, chunk, rollouts=3) as together:
+    with Evaluator(EnvFactory("Pendulum-v1"), EPISODES, 2, chunk, rollouts=3) as together:
         found = returns(together.rollout(rollouts))
         assert together.groups(rollouts) == [rollouts]
         assert returns(together.rollout(rollouts[1:])) == found[1:]
         assert found == returns(together(policy, seed, step) for policy, seed, step, _ in rollouts)
-    with Evaluator("Pendulum-v1", None, EPISODES, 1, chunk) as alone:
+    with Evaluator(EnvFactory("Pendulum-v1"), EPISODES, 1, chunk) as alone:
         assert alone.groups(rollouts) == [[player] for player in rollouts]
         assert found == returns(alone(policy, seed, step) for policy, seed, step, _ in rollouts)
 
@@ -123,7 +123,7 @@ def test_players_divide_evenly_into_groups_and_manipulation_plays_alone(monkeypa
     monkeypatch.setattr(rollouts, "Workers", lambda *_: None)
     monkeypatch.setattr(rollouts, "cores", lambda: 2)
     sizes = lambda task, episodes, rollouts: [  # noqa: E731
-        len(group) for group in Evaluator(task, "post", episodes, rollouts=rollouts).groups(range(rollouts))
+        len(group) for group in Evaluator(EnvFactory(task, "post"), episodes, rollouts=rollouts).groups(range(rollouts))
     ]
     assert sizes("pointmaze-medium-navigate-singletask-v0", 50, 8) == [4, 4]  # ten slots for each of them
     assert sizes("pointmaze-medium-navigate-singletask-v0", 5, 10) == [10]
@@ -133,7 +133,7 @@ def test_players_divide_evenly_into_groups_and_manipulation_plays_alone(monkeypa
 
 def test_an_evaluation_can_be_abandoned():
     policy = Agent.init(jax.random.key(0), 3, 1, agent_config(SCALAR)).policy
-    with Evaluator("Pendulum-v1", None, 2, 1) as evaluator:
+    with Evaluator(EnvFactory("Pendulum-v1"), 2, 1) as evaluator:
         assert evaluator(policy, 0, 0, should_stop=lambda: True) is None
 
 

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from floq.envs.environments import EnvFactory
 from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs
 
 
@@ -62,7 +63,7 @@ def ticks(envs, count, first=0):
 @pytest.mark.parametrize(("length", "mask"), [(3, 0.0), (9, 1.0)])
 def test_an_episode_begins_with_a_reset_and_its_end_is_followed_by_one(counter, length, mask):
     """Ended by itself after three steps, or cut off by its time limit after five."""
-    envs = ExploringEnvs([EnvSpec((0, 0), counter(length=length), 7)], None, False)
+    envs = ExploringEnvs([EnvSpec((0, 0), EnvFactory(counter(length=length)), 7)], False)
     steps = min(length, 5)
     found = ticks(envs, steps + 3)
     assert [bool(tick.stepped[0]) for tick in found] == [False, *[True] * steps, False, True]
@@ -74,14 +75,14 @@ def test_an_episode_begins_with_a_reset_and_its_end_is_followed_by_one(counter, 
 
 
 def test_episodes_are_seeded_by_run_environment_and_tick(counter):
-    name = counter()
+    name = EnvFactory(counter())
     sites = [EnvSpec((0, 0), name, 7), EnvSpec((0, 1), name, 7), EnvSpec((1, 0), name, 8)]
     drawn = lambda found: np.array([tick.observations[:, 1] for tick in found])  # noqa: E731
-    together = drawn(ticks(ExploringEnvs(sites, None, False), 6))
+    together = drawn(ticks(ExploringEnvs(sites, False), 6))
     assert len(np.unique(together)) == 6  # two episodes of each
     for i, site in enumerate(sites):
-        np.testing.assert_array_equal(drawn(ticks(ExploringEnvs([site], None, False), 6))[:, 0], together[:, i])
-    later = drawn(ticks(ExploringEnvs(sites[:1], None, False), 1, first=6))
+        np.testing.assert_array_equal(drawn(ticks(ExploringEnvs([site], False), 6))[:, 0], together[:, i])
+    later = drawn(ticks(ExploringEnvs(sites[:1], False), 1, first=6))
     assert later[0, 0] not in together
 
 
@@ -92,13 +93,16 @@ def test_episodes_are_seeded_by_run_environment_and_tick(counter):
         ("nan", "its observation was not finite, in number 0"),
         ("shape", r"its observation had the shape \(3,\), and not \(2,\)"),
         ("reward", "its reward was inf"),
-        ("success", "could not convert string to float: 'yes'"),
+        ("success", r"its info\['success'\] was 'yes', and neither true nor false"),
     ],
 )
 def test_a_failure_is_told_in_one_line_and_may_be_survived(counter, what, words):
     """In step 2 of the first environment; the other one goes on beside it."""
-    sites = [EnvSpec((0, 0), counter(wrong=2, what=what), 7), EnvSpec((0, 1), "Counter-v0", 7)]
-    envs = ExploringEnvs(sites, None, True)
+    sites = [
+        EnvSpec((0, 0), EnvFactory(counter(wrong=2, what=what)), 7),
+        EnvSpec((0, 1), EnvFactory("Counter-v0"), 7),
+    ]
+    envs = ExploringEnvs(sites, True)
     found = ticks(envs, 6)
     (failure,) = found[2].failures
     assert failure.slot == (0, 0)
@@ -113,8 +117,8 @@ def test_a_failure_is_told_in_one_line_and_may_be_survived(counter, what, words)
 
 
 def test_an_environment_that_keeps_failing_is_given_up(counter):
-    envs = ExploringEnvs([EnvSpec((0, 0), counter(wrong=1, failing=99), 7)], None, True)
+    envs = ExploringEnvs([EnvSpec((0, 0), EnvFactory(counter(wrong=1, failing=99)), 7)], True)
     failures = [failure for tick in ticks(envs, 2 * MAX_FAILURES) for failure in tick.failures]
     assert [failure.goes_on for failure in failures] == [True] * (MAX_FAILURES - 1) + [False]
-    stubborn = ExploringEnvs([EnvSpec((0, 0), counter(wrong=1), 7)], None, False)
+    stubborn = ExploringEnvs([EnvSpec((0, 0), EnvFactory(counter(wrong=1)), 7)], False)
     assert [f.goes_on for tick in ticks(stubborn, 2) for f in tick.failures] == [False]

@@ -20,7 +20,7 @@ from floq import cli
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.data.dataset import Dataset
-from floq.envs.environments import EnvSlots
+from floq.envs.environments import EnvFactory, EnvSlots
 from floq.evaluation import background
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.rollouts import RESTARTS, Evaluator
@@ -232,7 +232,7 @@ def returns(evaluation):
 
 
 def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
-    with Evaluator("Pendulum-v1", None, 3, 2) as evaluate:
+    with Evaluator(EnvFactory("Pendulum-v1"), 3, 2) as evaluate:
         wanted = [evaluate(policy, seed, step) for seed, step in ((5, 1), (6, 1), (5, 2))]
         with BackgroundEvaluator(evaluate, [5, 6], ["Pendulum-v1"] * 2) as background:
             background.submit([EvaluationRequest(run, 1, policy, 1.0) for run in (0, 1)])
@@ -247,7 +247,7 @@ def test_evaluations_in_the_background_are_those_in_the_foreground(policy):
 
 def test_what_an_evaluation_raises_reaches_the_training(policy):
     with (
-        Evaluator("Pendulum-v1", None, 2, 1) as evaluate,
+        Evaluator(EnvFactory("Pendulum-v1"), 2, 1) as evaluate,
         BackgroundEvaluator(evaluate, [0], ["Nothing-v0"]) as background,
     ):
         background.submit([EvaluationRequest(0, 1, policy, 0.0)])
@@ -260,7 +260,7 @@ def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
     monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.5)
     policy = Agent.init(jax.random.key(0), 1, 1, agent_config(SCALAR, ACTOR)).policy
     name = "probe_envs:Fragile-hangs-v0"
-    with Evaluator(name, None, 1, 1) as evaluate:
+    with Evaluator(EnvFactory(name), 1, 1) as evaluate:
         with BackgroundEvaluator(evaluate, [0], [name]) as beside:
             beside.submit(
                 [EvaluationRequest(0, step, policy, 0.0) for step in (1, 2, 3)]
@@ -276,7 +276,7 @@ def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
 @pytest.mark.processes
 def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
     """Within an episode that is not its slot's first, before the start, and again and again."""
-    with Evaluator("Pendulum-v1", None, 13, 2) as evaluate:
+    with Evaluator(EnvFactory("Pendulum-v1"), 13, 2) as evaluate:
         wanted = returns(evaluate(policy, 0, 1))
         calls = []
 
@@ -311,9 +311,9 @@ def test_a_worker_that_dies_is_replaced_and_its_episodes_begin_again(policy):
 @pytest.mark.parametrize("family", ["pointmaze-medium-navigate", "cube-single-play"])
 def test_one_environment_serves_all_tasks_as_fresh_ones_do(family):
     names = [f"{family}-singletask{task}-v0" for task in ("", "-task1", "-task4")]
-    fresh = {name: EnvSlots(name, "post", [(0, 0)], 1).start([(name, (0, 1))], 1) for name in names}
+    fresh = {name: EnvSlots(EnvFactory(name, "post"), [(0, 0)], 1).start([(name, (0, 1))], 1) for name in names}
     assert len({obs.tobytes() for obs in fresh.values()}) > 1
-    slots = EnvSlots(names[0], "post", [(0, 0)], 1)
+    slots = EnvSlots(EnvFactory(names[0], "post"), [(0, 0)], 1)
     env = slots._envs[0, 0]
     for name in (names[1], names[2], names[0], names[1]):
         np.testing.assert_array_equal(slots.start([(name, (0, 1))], 1), fresh[name])

@@ -29,6 +29,7 @@ from floq.analysis.video import film_episodes, video_recorder
 from floq.critics import CRITICS, FloqCritic
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
+from floq.envs.environments import EnvFactory
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
@@ -281,7 +282,7 @@ def test_a_film(tmp_path):
         False,
     )
     path, told = tmp_path / "film.mp4", []
-    with video_recorder("probe_envs:Painted-v0", None, (0, 0)) as workers:
+    with video_recorder(EnvFactory("probe_envs:Painted-v0"), (0, 0)) as workers:
         found = film_episodes(path, workers, [(episode, (0, 0))], "painted", 2, told.append)
     assert found == "episode 0: success at step 6"
     assert told == [2, 4, 6]
@@ -297,7 +298,7 @@ def test_what_cannot_be_looked_at_is_refused(monkeypatch):
         pytest.raises(
             UserError, match="MUJOCO_GL=egl and osmesa: TypeError: the environment renders no pictures"
         ) as it,
-        video_recorder("probe_envs:Unseen-v0", None, (0, 0)),
+        video_recorder(EnvFactory("probe_envs:Unseen-v0"), (0, 0)),
     ):
         pass
     assert "\n" not in str(it.value)

@@ -11,6 +11,7 @@ from online_runs import FLAGS, config, params
 from floq import cli
 from floq.data.collection import random_play
 from floq.data.collection.random_play import RandomRollout, collect_random
+from floq.envs.environments import EnvFactory
 from floq.runs import run_data
 from floq.runs.run import Run
 from floq.training.resume import resume
@@ -44,7 +45,7 @@ def test_a_fleet_from_scratch_has_the_random_steps_of_its_runs(tmp_path):
 
 
 def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
-    one, other, third = (collect_random("probe_envs:Choice-v0", None, seed, 7) for seed in (3, 3, 4))
+    one, other, third = (collect_random(EnvFactory("probe_envs:Choice-v0"), seed, 7) for seed in (3, 3, 4))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(one.actions, third.actions)
@@ -54,10 +55,10 @@ def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
 
 
 def test_random_play_is_the_same_in_one_piece_and_in_many(monkeypatch):
-    whole = collect_random("Pendulum-v1", None, 0, 6)
+    whole = collect_random(EnvFactory("Pendulum-v1"), 0, 6)
     clock = itertools.count()
     monkeypatch.setattr(random_play, "time", SimpleNamespace(monotonic=lambda: next(clock) / 4))
-    play, pieces = RandomRollout("Pendulum-v1", None, 0, 6), []
+    play, pieces = RandomRollout(EnvFactory("Pendulum-v1"), 0, 6), []
     while not pieces or pieces[-1] < 6:
         pieces.append(play.go_on())
     assert pieces == [1, 2, 3, 4, 5, 6]

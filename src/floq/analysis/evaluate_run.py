@@ -60,8 +60,7 @@ def evaluate_run(
             check_same_parts(now, parts, config.env_name, f"the data of {run.folder}")
         with (
             Evaluator(
-                config.env_name,
-                config.success_timing,
+                config.make_env,
                 eval_episodes,
                 workers,
                 config.agent.action_chunk,

@@ -37,7 +37,7 @@ def play(
 ) -> list[Played]:
     """Play the first `count` episodes of the evaluation with the run's seed at `step`. `on_progress` is called with the
     number of finished episodes."""
-    env = environments.make(run.config.env_name or "", run.config.success_timing)
+    env = run.config.make_env()
     key = jax.random.fold_in(Keys.of(run.config.seed).evaluation, step)
     played = []
     for number in range(count):
@@ -266,7 +266,7 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
     if run.config.env_name is None:
         raise UserError("--video: this run has no environment to film; leave it out")
     film.check_writer()
-    with video_recorder(run.config.env_name, run.config.success_timing, seed_of(run, saved.step, 0)) as workers:
+    with video_recorder(run.config.make_env, seed_of(run, saved.step, 0)) as workers:
         yield workers
 
 

@@ -79,7 +79,7 @@ def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
 
 def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
     """Draw V(s) = Q(s, greedy action) over the maze, and the greedy policy's path. Returns a sentence on the result."""
-    env = environments.make(run.config.task, run.config.success_timing)
+    env = run.config.make_env()
     maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 

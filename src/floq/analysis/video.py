@@ -15,7 +15,7 @@ import numpy as np
 
 from floq.analysis.figures.episodes import Played
 from floq.analysis.figures.film import Show, film, scene
-from floq.envs.environments import Seed, is_ogbench, make
+from floq.envs.environments import EnvFactory, Seed, is_ogbench
 from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
 
@@ -28,11 +28,11 @@ SIDE = 480  # width and height of a frame in pixels, where the environment allow
 class VideoRecorder:
     """Environment that renders frames, and the video file that they go to. Runs in the worker process."""
 
-    def __init__(self, env_name: str, success_timing: str | None):
-        size = {"width": SIDE, "height": SIDE} if is_ogbench(env_name) else {}
+    def __init__(self, make_env: EnvFactory):
+        size = {"width": SIDE, "height": SIDE} if is_ogbench(make_env.name) else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not in the possible render_modes")  # OGBench's lists are empty
-            self._env = make(env_name, success_timing, render_mode="rgb_array", **size)
+            self._env = make_env(render_mode="rgb_array", **size)
         self._film, self._scene = contextlib.ExitStack(), contextlib.ExitStack()
         self._add: Callable[[np.ndarray], None] | None = None
         self._show: Show | None = None
@@ -76,7 +76,7 @@ class VideoRecorder:
 
 
 @contextlib.contextmanager
-def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Iterator[Workers]:
+def video_recorder(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
     """Start a worker process with a working `VideoRecorder`: with the renderer that the user's MUJOCO_GL names, if any;
     otherwise with the first of the platform's renderers that can render a frame.
 
@@ -88,7 +88,7 @@ def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Ite
     reasons: dict[str, list[str]] = {}
     for renderer in candidates:
         with _environ("MUJOCO_GL", renderer):
-            workers = Workers(VideoRecorder, [(env_name, success_timing)])
+            workers = Workers(VideoRecorder, [(make_env,)])
         with workers:
             try:
                 workers.call_one(0, "probe", (seed,))
@@ -99,7 +99,7 @@ def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Ite
             return
     failures = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise UserError(
-        f"cannot make pictures of {env_name} here ({failures}): fix that (on Debian apt-get install libegl1 "
+        f"cannot make pictures of {make_env.name} here ({failures}): fix that (on Debian apt-get install libegl1 "
         "libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave --video out"
     )
 

@@ -3,12 +3,14 @@
 import signal
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from tyro.conf import Positional
 
 from floq.cli.flags import command_help, parse
 from floq.utils.errors import Interrupted
 from floq.utils.files import check_writable, user_path
+from floq.utils.untrusted import consent
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Inspect:
     """An OGBench dataset or task, the path of a file or folder, or a Minari id."""
     out: str | None = None
     """The picture's file; by default NAME-inspected.png in the current folder."""
+    env_name: str | None = None
+    """The environment of the data, in which a run will be trained."""
+    action_units: Literal["unit", "env"] = "unit"
+    """unit: actions are [-1, 1] for the bounds of the environment's. env: they are in its own units."""
     dataset_dir: str = "~/.ogbench/data"
     """Where OGBench's files are."""
 
@@ -83,12 +89,16 @@ def inspect_command(argv: list[str]) -> None:
 
     from floq.analysis.figures.dataset import dataset_picture
     from floq.data.description import inspect, reward_over_time
-    from floq.data.formats.open import open_dataset
+    from floq.data.formats.open import open_dataset, with_unit_actions
+    from floq.envs.environments import EnvFactory
     from floq.utils.progress import Display
 
     picture = user_path(options.out or f"{user_path(options.name).absolute().stem}-inspected.png")
     check_writable(picture.parent, "give another --out")
-    data, has_rewards, source, _, parts = open_dataset(options.name, options.dataset_dir)
+    consent(options.env_name or "")
+    env = EnvFactory(options.env_name)() if options.env_name else None
+    opened, notes = with_unit_actions(open_dataset(options.name, options.dataset_dir), env, options.action_units)
+    data, has_rewards, source, parts = opened.data, opened.has_rewards, opened.source, opened.parts
     found = inspect(data, has_rewards)
     display = Display()
     display.table(source, found.table)
@@ -96,6 +106,10 @@ def inspect_command(argv: list[str]) -> None:
         display.note(f"  observations are, in this order: {', '.join(parts)}")
     if not has_rewards:
         display.note("  no rewards: name a task, as in cube-single-play-singletask-v0, to see them")
+    if env is None and not opened.scaled:
+        notes = ("actions are read as [-1, 1]; --env_name=ID compares them with the bounds of an environment's",)
+    for note in notes:
+        display.note(f"  {note}")
     for warning in found.warnings:
         display.note(f"  look at this: {warning}")
     sample = np.linspace(0, len(data.ends) - 1, min(len(data.ends), 50_000)).astype(int)
@@ -131,6 +145,6 @@ def convert_command(argv: list[str]) -> None:
     from floq.utils.progress import Display
 
     check_target(options.target)
-    data, has_rewards, source, _, parts = open_dataset(options.source, options.dataset_dir)
+    data, has_rewards, source, _, parts, _ = open_dataset(options.source, options.dataset_dir)
     path = convert(data, has_rewards, options.target, source, parts)
     Display().note(f"wrote {path}: {int((~data.ends).sum()):,} transitions in {int(data.ends.sum()):,} trajectories")

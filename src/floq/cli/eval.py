@@ -27,13 +27,18 @@ class Eval:
     """Processes; by default one per core."""
     acting_flow_steps: int | None = None
     """Integration steps (K) with which an actor ranks actions by the flow itself; by default as in training."""
+    env_name: str | None = None
+    """Its environment, if that is a module:Id whose module may be imported."""
 
 
 def eval_command(argv: list[str]) -> None:
     """Run `floq eval`."""
     options = parse(Eval, argv, "floq eval", command_help(Eval))
     from floq.analysis.evaluate_run import evaluate_run
+    from floq.runs.run import Run
     from floq.utils.machine import enable_compilation_cache
 
     enable_compilation_cache()
-    evaluate_run(**dataclasses.asdict(options))
+    values = dataclasses.asdict(options)
+    Run.open(options.run_dir, values.pop("env_name"))
+    evaluate_run(**values)

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import itertools
+import json
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -62,6 +63,18 @@ class Flags:
         if given and given[-1] not in ("true", "false"):
             raise UserError(f"--{name}={given[-1]}: write --{name}, --{name}=True or --{name}=False")
         return bool(given) and given[-1] == "true"
+
+    def take_table(self, prefix: str) -> dict[str, Any]:
+        """Remove flags such as `--PREFIX.NAME=VALUE` and return the values by name: what is JSON, such as 1, true or
+        [1, 2], as that, everything else as a text."""
+        found: dict[str, Any] = {}
+        for flag in [flag for flag in self.names() if flag.startswith(f"{prefix}.")]:
+            name, text = flag.removeprefix(f"{prefix}."), str(self.take(flag, "true"))
+            try:
+                found[name] = json.loads({"True": "true", "False": "false"}.get(text, text))
+            except ValueError:
+                found[name] = text
+        return found
 
     def take_seeds(self) -> list[int]:
         """Remove `--seeds 0 1 2` (or `--seeds=0,1,2`) and return its values without repetitions; [] if not given."""

@@ -24,13 +24,18 @@ class InspectRun:
     """Episodes to run, the first ones of the evaluation at that step."""
     video: bool = False
     """Film them, beside their value; needs the extra floq[video], and a renderer (MUJOCO_GL)."""
+    env_name: str | None = None
+    """Its environment, if that is a module:Id whose module may be imported."""
 
 
 def inspect_run_command(argv: list[str]) -> None:
     """Run `floq inspect`."""
     options = parse_with_folder(InspectRun, argv, "floq inspect")
     from floq.analysis.inspect_run import inspect_run
+    from floq.runs.run import Run
     from floq.utils.machine import enable_compilation_cache
 
     enable_compilation_cache()
-    inspect_run(**dataclasses.asdict(options))
+    values = dataclasses.asdict(options)
+    Run.open(options.run_dir, values.pop("env_name"))
+    inspect_run(**values)

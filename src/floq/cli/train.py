@@ -14,6 +14,7 @@ from floq.runs.config import Config
 from floq.runs.presets import PRESETS, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
 from floq.utils.schema import Mark, hints_of, marked
+from floq.utils.untrusted import consent
 
 
 def train_command(argv: list[str]) -> None:
@@ -40,7 +41,8 @@ def train_command(argv: list[str]) -> None:
 def _resume(argv: list[str]) -> None:
     flags = Flags(argv)
     folders = flags.take_list("resume")
-    dry_run, changeable = flags.take_switch("dry_run"), marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
+    env_name, dry_run = flags.take("env_name", None), flags.take_switch("dry_run")
+    changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
     for name in flags.names():
         if name not in changeable:
             raise UserError(
@@ -57,6 +59,8 @@ def _resume(argv: list[str]) -> None:
     from floq.training.resume import continued, resume_fleet
     from floq.utils.machine import enable_compilation_cache
 
+    for folder in folders:
+        Run.open(folder, env_name)
     if dry_run:
         return print_configs([continued(Run.open(folder), changes) for folder in folders])
     enable_compilation_cache()
@@ -99,6 +103,8 @@ class AgentFlags:
         restored: Any = None,
     ):
         """Args: see `presets.configure`. `restored`: the configuration of a run whose agent this is instead."""
+        from tyro.conf import Suppress
+
         self.agent, self.preset, self._parts = agent, preset, {"critic": critic, "actor": actor}
         self._restored = restored
         any_task = (
@@ -106,13 +112,17 @@ class AgentFlags:
         )
         self.critic, self.actor = any_task.critic_name, any_task.actor_name
         self._settings = settings_type(self.critic, self.actor)
-        self.types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
+        self.types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config) if f.name != "env_kwargs"}
         self.types |= {f"agent.{f.name}": f for f in dataclasses.fields(self._settings)}
         published = PUBLISHED_ALIASES.get(self.critic, {})
         self.aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in published.items()}
+        hidden = ("env_kwargs", Annotated[Any, Suppress], dataclasses.field(default=None))
         default = dataclasses.field(default=self._settings(**any_task.flat()))
         self._command = dataclasses.make_dataclass(
-            "Train", [("agent", self._settings, default)], bases=(Config,), frozen=True
+            "Train",
+            [("agent", self._settings, default), hidden],
+            bases=(Config,),
+            frozen=True,
         )
 
     def config(self, flags: Flags, aliases: dict[str, str] | None = None) -> Any:
@@ -142,6 +152,7 @@ def _description() -> str:
         "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
         "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
         "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
+        "--env_kwargs.NAME=VALUE is an argument of the environment's constructor; "
         "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
         "there is none."
     )
@@ -163,6 +174,7 @@ def resolve_train(flags: Flags) -> TrainRequest:
     # The floq agent with the same actor, and without a family's settings if the baseline does without.
     floq = AgentFlags("agents/floq.py" if "/" in name else "floq", preset, actor=own.actor) if match else None
     configs: list[Any] = []
+    env_kwargs = flags.take_table("env_kwargs")
     notes: dict[str | None, None] = {}
     for variant in flags.variants((floq.types if floq else {}) | own.types, own.aliases):
         reference = None
@@ -171,7 +183,8 @@ def resolve_train(flags: Flags) -> TrainRequest:
             theirs.split(network_flags(variant, own.types))
             variant.split(floq.types.keys() - own.types.keys())  # these describe floq alone
             reference = floq.config(theirs, own.aliases)
-        config = own.config(variant)
+        consent(variant.peek("env_name") or "")
+        config = dataclasses.replace(own.config(variant), env_kwargs=env_kwargs)
         if match and reference:
             config, found = match.apply(config, reference.agent)
             notes[found] = None
@@ -194,7 +207,7 @@ def _restored(flags: Flags) -> Any:
         return None
     from floq.runs.run import Run
 
-    return Run.open(path).config
+    return Run.open(path, makes_env=False).config
 
 
 # --- `floq train --match` ---
@@ -240,7 +253,7 @@ class Match(NamedTuple):
         Raises:
             UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
         """
-        sizes = _sizes(baseline.env_name, baseline.dataset, baseline.dataset_dir)
+        sizes = _sizes(baseline.make_env, baseline.dataset, baseline.dataset_dir)
         # Variants that differ in traced settings alone, as alpha, are matched once.
         change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *sizes)
         critic = dataclasses.replace(baseline.agent.critic, **change)
@@ -276,18 +289,19 @@ def _matched(
 
 
 @functools.lru_cache(maxsize=64)
-def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple[int, int]:
+def _sizes(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[int, int]:
     """Return the dimensions of observations and actions, from the environment, or from the data where there is none."""
     from floq.envs import environments
+    from floq.envs.probe import probe
     from floq.utils.files import looks_like_path
 
-    if env_name is not None and dataset is None:
-        environments.check_task(env_name)
-    if env_name is None and dataset is not None and environments.is_ogbench(dataset) and not looks_like_path(dataset):
-        env_name = dataset  # an OGBench dataset is that of an environment, and need not be there yet
-    if env_name is not None:
-        env = environments.make(env_name)
-        found = environments.sizes(env)
+    if make_env.name and dataset is None:
+        environments.check_task(make_env.name)
+    if not make_env.name and dataset and environments.is_ogbench(dataset) and not looks_like_path(dataset):
+        make_env = make_env.named(dataset)  # an OGBench dataset is that of an environment, and need not be there yet
+    if make_env.name:
+        env = make_env()
+        found = probe(env)
         env.close()
         return found["observations"], found["actions"]
     from floq.data.formats.open import open_dataset
@@ -302,7 +316,8 @@ def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple
 
 RESUME = """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts, which are
 new totals, may change, and how it learns online as long as it does not. With several folders, runs that stopped at the
-same step go on as one fleet. --dry_run prints the resolved configuration."""
+same step go on as one fleet. --dry_run prints the resolved configuration, and --env_name=module:Id,
+the run's own, lets that module be imported."""
 
 
 def _resume_options() -> type:

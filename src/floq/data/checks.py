@@ -72,7 +72,9 @@ def check_actions(actions: np.ndarray, source: str) -> None:
     outside = (np.abs(actions) > 1 + 1e-6).any(axis=1)
     if outside.any():
         row, most = outside.argmax(), np.abs(actions).max()
-        remedy = "clip them" if most < CLIPPABLE else "clip them if that is noise, or rescale them as the environment's"
+        remedy = "clip them"
+        if most >= CLIPPABLE:
+            remedy += " if that is noise, or rescale them as the environment's, as --action_units=env does"
         raise UserError(
             f"{source}: actions lie outside [-1, 1] in {outside.sum()} of {len(actions)} rows, the first is row {row} "
             f"({np.abs(actions[row]).max():.7g}), the largest {most:.7g}: {remedy}"

@@ -249,13 +249,14 @@ def chunk_starts(
 
 
 class Splits(NamedTuple):
-    """Training and validation data of a run, one line on their origin, and the parts of their observations, where they
-    have names."""
+    """Training and validation data of a run, one line on their origin, the parts of their observations, where they have
+    names, and notes on how they were read."""
 
     train: Dataset
     validation: Dataset
     provenance: str
     parts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":

@@ -7,19 +7,24 @@ before it, nor on other environments of the process.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsFloat
 
+import cloudpickle
 import gymnasium
 import numpy as np
 
-from floq.envs.spaces import ordered, part_names
-from floq.utils.errors import UserError, nearest
+from floq.envs import probe
+from floq.envs.spaces import action_box, ordered, part_names, unit_to_box
+from floq.utils.errors import UserError, in_one_line, nearest
+from floq.utils.schema import NO_ARGUMENTS, FrozenDict
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
@@ -40,8 +45,8 @@ class EpisodeResult(NamedTuple):
 
     @classmethod
     def ended(cls, info: Mapping[str, Any], episode_return: float, length: int) -> "EpisodeResult":
-        """Return the result of an episode whose last step had this `info`."""
-        return cls(float(info.get("success", info.get("is_success", np.nan))), episode_return, length)
+        """Return the result of an episode whose last step had this `info`. Raises ValueError for an odd flag."""
+        return cls(probe.success(info), episode_return, length)
 
     @classmethod
     def mean(cls, episodes: Sequence["EpisodeResult"]) -> dict[str, float]:
@@ -68,6 +73,44 @@ def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
     return tuple(np.array(slots).T)
 
 
+@dataclass(frozen=True)
+class EnvFactory:
+    """Makes environments of a task, in this process or in a worker to which it is sent: with it goes what this process
+    has registered under that id, with cloudpickle where it is a class of the user's script.
+
+    Args:
+        name, success_timing, kwargs: see `make`.
+    """
+
+    name: str
+    success_timing: str | None = None
+    kwargs: FrozenDict = NO_ARGUMENTS
+
+    def __call__(self, **more: Any) -> "SeededEnv":
+        """Make an environment. Raises as `make`."""
+        return make(self.name, self.success_timing, **(self.kwargs | more))
+
+    def named(self, env_name: str) -> "EnvFactory":
+        """Return the factory of another task of the same environment."""
+        return dataclasses.replace(self, name=env_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if (spec := gymnasium.registry.get(self.name.rpartition(":")[2])) is not None:
+            try:
+                state["registered"] = cloudpickle.dumps(spec)
+            except Exception as error:
+                raise UserError(f"{self.name} cannot be sent to other processes: {in_one_line(error)}") from error
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if registered := state.pop("registered", None):
+            spec = cloudpickle.loads(registered)
+            gymnasium.registry[spec.id] = spec
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+
 def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "SeededEnv":
     """Make the environment of a task such as `cube-double-play-singletask-task2-v0`, or of any Gymnasium id.
 
@@ -78,48 +121,51 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         **kwargs: passed to the environment's constructor.
 
     Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are laid end to end in the order of
-    their names (`floq.envs.spaces`). An environment without a time limit gets one of `TIME_LIMIT` steps, so that every
-    evaluation ends.
+    their names, and choices become one-hot (`floq.envs.spaces`). An environment without a time limit gets one of
+    `TIME_LIMIT` steps, so that every evaluation ends.
 
     Raises:
-        UserError: the id is unknown, its actions are not a bounded box, or a part of its observations is not
-            numeric.
+        UserError: the id is unknown, its constructor raises, its actions are not a bounded box, or a part of its
+            observations is not numeric.
     """
-    if success_timing is not None and is_singletask(env_name):
-        kwargs["success_timing"] = success_timing
+    timing = {"success_timing": success_timing} if success_timing is not None and is_singletask(env_name) else {}
+    factory = EnvFactory(env_name, success_timing, FrozenDict(kwargs))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
         warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:
-            ogbench = import_ogbench()
-            if is_ogbench(env_name):
-                env: Any = ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
-            elif env_name in DIRECTED:
-                wrapper = getattr(ogbench.online_locomotion.wrappers, DIRECTED[env_name])
-                env = wrapper(gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs))
-            else:
-                env = gymnasium.make(env_name, disable_env_checker=True, **kwargs)
+            env = _construct(env_name, **timing, **kwargs)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(f"{env_name}: {' '.join(str(error).split())}") from error
         except gymnasium.error.Error as error:
             known = [*_ogbench_names(), *gymnasium.registry]
             raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}") from error
-        space = env.action_space
-        if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
-            raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+        except Exception as error:  # it is foreign code
+            remedy = "; its arguments are given as --env_kwargs.NAME=VALUE" if isinstance(error, TypeError) else ""
+            raise UserError(f"{env_name} could not be made: {in_one_line(error)}{remedy}") from error
+        box = action_box(env.action_space, env_name)
         if env.spec is None or env.spec.max_episode_steps is None:
             env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
         parts = part_names(obs_space := ordered(env.observation_space), env_name)
-        if parts:
+        if not isinstance(obs_space, gymnasium.spaces.Box):
             flat = gymnasium.spaces.flatten_space(obs_space)
             env = gymnasium.wrappers.TransformObservation(
                 env, functools.partial(gymnasium.spaces.flatten, obs_space), flat
             )
         if len(env.observation_space.shape or ()) != 1:
             raise UserError(f"{env_name}: floq needs a vector of observations, this one has {env.observation_space}")
-        if (space.low != -1).any() or (space.high != 1).any():
-            env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-        return SeededEnv(env, env_name, success_timing, parts)
+        return SeededEnv(env, factory, parts, box)
+
+
+def _construct(env_name: str, **kwargs: Any) -> Any:
+    """Make the environment as its authors wrote it, without Gymnasium's warnings about what it returns."""
+    ogbench = import_ogbench()
+    if is_ogbench(env_name):
+        return ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
+    if env_name in DIRECTED:
+        wrapper = getattr(ogbench.online_locomotion.wrappers, DIRECTED[env_name])
+        return wrapper(gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs))
+    return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
 
 
 def check_task(env_name: str) -> None:
@@ -135,11 +181,6 @@ def check_task(env_name: str) -> None:
         f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: name its data with --dataset"
         f"{nearest(env_name, known)}"
     )
-
-
-def sizes(env: "SeededEnv") -> dict[str, int]:
-    """Return the dimensions of observations and actions."""
-    return {"observations": len(env.reset()[0]), "actions": env.action_space.sample().size}
 
 
 def is_ogbench(env_name: str) -> bool:
@@ -186,69 +227,84 @@ def _ogbench_names() -> Iterator[str]:
 
 
 class SeededEnv(gymnasium.Wrapper):
-    """An environment whose random draws are all determined by the seed of its last reset. `parts` names those of its
-    observations, if they have any."""
+    """An environment whose random draws are all determined by the seed of its last reset, and which is sent nothing but
+    actions of its space.
+
+    Args:
+        env: with a vector of observations.
+        factory: makes the same environment.
+        parts: names of the parts of its observations, if they have any.
+        box: the space of the actions of `env`, which are scaled from [-1, 1]; by default its own.
+    """
 
     def __init__(
-        self, env: gymnasium.Env, task: str = "", success_timing: str | None = None, parts: tuple[str, ...] = ()
+        self,
+        env: gymnasium.Env,
+        factory: EnvFactory,
+        parts: tuple[str, ...] = (),
+        box: gymnasium.spaces.Box | None = None,
     ):
         super().__init__(env)
-        self.parts = parts
-        self.task, self.success_timing = task, success_timing
+        self.parts, self.factory, self.box = parts, factory, box or action_box(env.action_space, factory.name)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.box.shape, np.float32)
         self.known_tasks: dict[str, int | None] = {}  # by name, tasks that were set before
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
         self._return, self._length = 0.0, 0
         base: Any = env.unwrapped
-        space = base.action_space
-        self._box = gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)
+        self._own_space = space = base.action_space
+        if not isinstance(space, gymnasium.spaces.Box):
+            return  # a wrapper has changed it
+        self._own_space = gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)
         if isinstance(getattr(type(base), "action_space", None), property):
             # Manipulation environments build a new space at each access; shadow the property, for this object only.
-            base.__class__ = type(type(base).__name__, (type(base),), {"action_space": self._box})
+            base.__class__ = type(type(base).__name__, (type(base),), {"action_space": self._own_space})
         else:
-            base.action_space = self._box
+            base.action_space = self._own_space
+
+    @property
+    def task(self) -> str:
+        """The id of its task."""
+        return self.factory.name
 
     def reset_with(self, seed: Seed) -> np.ndarray:
         """Start the episode of `seed`, a few non-negative integers. Returns its first observation."""
         words = np.random.SeedSequence(list(seed)).generate_state(2)
         self._global_state = np.random.MT19937(np.random.SeedSequence([*seed, 1]))
-        self._box.seed(int(words[0]))
+        self._own_space.seed(int(words[0]))
         return self.reset(seed=int(words[1]))[0]
 
-    def begin_episode(self, seed: Seed, check: bool = True) -> np.ndarray:
+    def begin_episode(self, seed: Seed) -> np.ndarray:
         """Start the episode of `seed`, to be continued with `advance`. Returns its first observation. Raises ValueError
         as `advance` does."""
         self._return, self._length = 0.0, 0
-        obs = self.reset_with(seed)
-        return self._checked(obs, 0.0) if check else np.array(obs, np.float32)
+        return probe.observation(self.reset_with(seed), self.observation_space.shape or ())
 
-    def advance(self, action: np.ndarray, check: bool = True) -> EpisodeStep:
-        """Take one step of the episode. Raises ValueError, with `check`, if a number is not finite or the observation's
-        shape is not that of its space: such a step must not become data."""
+    def advance(self, action: np.ndarray) -> EpisodeStep:
+        """Take one step of the episode.
+
+        Args:
+            action: within [-1, 1]; rounding beyond is clipped.
+
+        Raises:
+            ValueError: a number that goes in or comes out is not finite, or of another shape or kind than it should be.
+        """
         obs, reward, terminated, truncated, info = self.step(action)
-        obs = self._checked(obs, reward) if check else np.array(obs, np.float32)
-        self._return += float(reward)
+        obs, reward = probe.observation(obs, self.observation_space.shape or ()), probe.reward(reward)
+        terminated, truncated = probe.flag("terminated", terminated), probe.flag("truncated", truncated)
+        self._return += reward
         self._length += 1
         ended = terminated or truncated
         result = EpisodeResult.ended(info, self._return, self._length) if ended else None
-        return EpisodeStep(obs, float(reward), bool(terminated), result, info)
-
-    def _checked(self, obs: Any, reward: Any) -> np.ndarray:
-        if np.shape(obs) != self.observation_space.shape:
-            raise ValueError(f"its observation had the shape {np.shape(obs)}, and not {self.observation_space.shape}")
-        obs = np.array(obs, np.float32)
-        if not np.isfinite(obs).all():
-            raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(obs)).argmax())}")
-        if not np.isfinite(np.float32(reward)):
-            raise ValueError(f"its reward was {reward}")
-        return obs
+        return EpisodeStep(obs, reward, terminated, result, info)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         with self.own_global_state():
-            return self.env.reset(seed=seed, options=options)
+            return probe.check_reset(self.env.reset(seed=seed, options=options))
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        sent = unit_to_box(np.asarray(action), self.box)
         with self.own_global_state():
-            return self.env.step(action)
+            return probe.check_step(self.env.step(sent))
 
     @contextlib.contextmanager
     def own_global_state(self) -> Iterator[None]:
@@ -273,11 +329,11 @@ def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
     env.known_tasks[env.task] = getattr(base, "_reward_task_id", None)  # OGBench's labels and resets depend on it
     known = int(number[1]) if number else env.known_tasks.get(env_name)
     if known is None or dataset_name(env_name) != dataset_name(env.task):
-        made = make(env_name, env.success_timing)
+        made = env.factory.named(env_name)()
         made.known_tasks |= env.known_tasks
         return made
     base._reward_task_id = known
-    env.task = env_name
+    env.factory = env.factory.named(env_name)
     return env
 
 
@@ -289,8 +345,8 @@ class EnvSlots:
     on the other policies.
     """
 
-    def __init__(self, env_name: str, success_timing: str | None, slots: Sequence[Slot], num_slots: int):
-        self._envs = {slot: make(env_name, success_timing) for slot in slots}
+    def __init__(self, make_env: EnvFactory, slots: Sequence[Slot], num_slots: int):
+        self._envs = {slot: make_env() for slot in slots}
         self._num_slots = num_slots
 
     def start(
@@ -320,7 +376,7 @@ class EnvSlots:
             if not self._is_active(slot):
                 observations.append(self._first_observation(slot))
                 continue
-            obs, _, _, result, _ = env.advance(action, check=False)
+            obs, _, _, result, _ = env.advance(action)
             if result is not None:
                 finished.append((slot, result))
                 self._episode[slot] += self._num_slots
@@ -336,4 +392,4 @@ class EnvSlots:
         if not self._is_active(slot):
             return np.zeros(self._envs[slot].observation_space.shape or (), np.float32)
         _, seed = self._tasks[slot[0]]
-        return self._envs[slot].begin_episode((*seed, self._episode[slot]), check=False)
+        return self._envs[slot].begin_episode((*seed, self._episode[slot]))

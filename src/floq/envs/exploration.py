@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from floq.envs.environments import EpisodeResult, SeededEnv, Slot, make
+from floq.envs.environments import EnvFactory, EpisodeResult, SeededEnv, Slot
 from floq.utils.errors import in_one_line
 
 STREAM = 2  # distinguishes these seeds from those of evaluations
@@ -19,10 +19,10 @@ MAX_FAILURES = 3  # of an environment without a step between them, after which i
 
 
 class EnvSpec(NamedTuple):
-    """Specification of one environment: the index of its run and its own, the task, and the run's seed."""
+    """Specification of one environment: the index of its run and its own, what makes it, and the run's seed."""
 
     slot: Slot
-    env_name: str
+    make_env: EnvFactory
     seed: int
 
 
@@ -51,13 +51,12 @@ class ExploringEnvs:
 
     Args:
         sites: the environments.
-        success_timing: see `environments.make`.
         restart: replace an environment that failed by a new one; its episode is dropped.
     """
 
-    def __init__(self, sites: Sequence[EnvSpec], success_timing: str | None, restart: bool):
-        self._sites, self._success_timing, self._restart = sites, success_timing, restart
-        self._envs: dict[Slot, SeededEnv] = {site.slot: make(site.env_name, success_timing) for site in sites}
+    def __init__(self, sites: Sequence[EnvSpec], restart: bool):
+        self._sites, self._restart = sites, restart
+        self._envs: dict[Slot, SeededEnv] = {site.slot: site.make_env() for site in sites}
         self._obs_shape = next(iter(self._envs.values())).observation_space.shape or ()
         self._needs_reset = {site.slot for site in sites}  # slots whose next tick is a reset
         self._num_failures = dict.fromkeys(self._envs, 0)  # since the last step, by slot
@@ -88,7 +87,7 @@ class ExploringEnvs:
 
     def _reset(self, site: EnvSpec, tick: int) -> np.ndarray:
         if site.slot not in self._envs:  # it failed
-            self._envs[site.slot] = make(site.env_name, self._success_timing)
+            self._envs[site.slot] = site.make_env()
         return self._envs[site.slot].begin_episode((site.seed, site.slot[1], tick, STREAM))
 
     def _failure(self, site: EnvSpec, error: Exception) -> Failure:
@@ -97,6 +96,6 @@ class ExploringEnvs:
         self._num_failures[site.slot] += 1
         with contextlib.suppress(Exception):
             self._envs.pop(site.slot).close()
-        what = f"environment {site.slot[1]} of {site.env_name} (seed {site.seed}) failed: {in_one_line(error)}"
+        what = f"environment {site.slot[1]} of {site.make_env.name} (seed {site.seed}) failed: {in_one_line(error)}"
         goes_on = self._restart and self._num_failures[site.slot] < MAX_FAILURES
         return Failure(site.slot, what, goes_on)

@@ -109,3 +109,55 @@ def _rows(space: spaces.Space, array: np.ndarray, where: str) -> np.ndarray:
         hot = [places[:, [n]] == np.arange(count) for n, count in enumerate(counts)]
         return np.concatenate(hot, axis=1).astype(np.float32)
     return array
+
+
+# --- Actions ---
+
+
+def action_box(space: spaces.Space, env_name: str) -> spaces.Box:
+    """Return the space of an environment's actions.
+
+    Raises:
+        UserError: it is not a one-dimensional Box, or its bounds are none.
+    """
+    if not isinstance(space, spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
+        raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
+    limit = np.finfo(space.dtype).max if space.dtype.kind == "f" else 2.0**53
+    if max(np.abs(np.concatenate([space.low, space.high]).astype(np.float64))) >= limit:
+        raise UserError(
+            f"{env_name}: the bounds of its actions are the limits of {space.dtype}, {space}: give it a Box with the "
+            "bounds of an action"
+        )
+    return space
+
+
+def is_unit(box: spaces.Box) -> bool:
+    """Return whether actions of this space are those of [-1, 1], unscaled."""
+    return box.dtype.kind == "f" and bool((box.low == -1).all() and (box.high == 1).all())
+
+
+def unit_to_box(actions: np.ndarray, box: spaces.Box) -> np.ndarray:
+    """Scale actions (..., act) from [-1, 1], to which they are clipped, to the bounds of a space; where that has whole
+    numbers, to the nearest ones.
+
+    Raises:
+        ValueError: they are not finite, or of another size.
+    """
+    if actions.shape[-1:] != box.shape:
+        raise ValueError(f"it was sent an action of the shape {actions.shape}, and not {box.shape}")
+    if not np.isfinite(actions).all():
+        raise ValueError(f"it was sent an action that is not finite: {actions}")
+    actions = np.clip(actions, -1, 1)
+    if is_unit(box):
+        return actions
+    low, high, actions = box.low.astype(np.float64), box.high.astype(np.float64), actions.astype(np.float64)
+    scaled = low * ((1 - actions) / 2) + high * ((1 + actions) / 2)  # no difference of the bounds: that may overflow
+    scaled = scaled if box.dtype.kind == "f" else np.rint(scaled)
+    return np.clip(scaled, low, high).astype(box.dtype)
+
+
+def box_to_unit(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Scale actions (..., act) from the bounds of a space to [-1, 1]; 0 where the bounds coincide."""
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    center, half = low / 2 + high / 2, high / 2 - low / 2
+    return np.where(half > 0, (actions - center) / np.where(half > 0, half, 1), 0.0)

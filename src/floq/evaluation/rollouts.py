@@ -20,7 +20,7 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
-from floq.envs.environments import EnvSlots, EpisodeResult, EpisodeStep, Seed, SeededEnv, index_of, is_heavy
+from floq.envs.environments import EnvFactory, EnvSlots, EpisodeResult, EpisodeStep, Seed, SeededEnv, index_of, is_heavy
 from floq.envs.workers import START_TIMEOUT_S, WorkerDied, WorkerError, Workers
 from floq.utils.machine import cores, worker_count
 
@@ -80,10 +80,10 @@ def play_episode(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, EpisodeStep]]:
     """Run the episode of `seed`; yield each observation, the action there, and the step that it made. `decide(obs,
     elapsed)` returns the next `action_chunk` actions."""
-    obs, elapsed, result, controller = env.begin_episode(seed, check=False), 0, None, Controller(action_chunk)
+    obs, elapsed, result, controller = env.begin_episode(seed), 0, None, Controller(action_chunk)
     while result is None:
         action = controller.act(elapsed, partial(decide, obs, elapsed))
-        step = env.advance(action, check=False)
+        step = env.advance(action)
         yield obs, action, step
         obs, elapsed, result = step.obs, elapsed + 1, step.result
 
@@ -92,8 +92,7 @@ class Evaluator:
     """Worker processes with environments, for any number of evaluations. A context manager.
 
     Args:
-        env_name: initial task; rollouts may use other tasks of the same environment.
-        success_timing: see `floq.envs.environments.make`.
+        make_env: makes the environment of the initial task; rollouts may use other tasks of the same environment.
         num_episodes: episodes per evaluation.
         workers: number of processes; by default one per core.
         action_chunk: actions per call of a policy.
@@ -103,24 +102,21 @@ class Evaluator:
 
     def __init__(
         self,
-        env_name: str,
-        success_timing: str | None,
+        make_env: EnvFactory,
         num_episodes: int,
         workers: int | None = None,
         action_chunk: int = 1,
         rollouts: int = 1,
         timeout: float | None = None,
     ):
-        self._env_name, self._num_episodes, self._action_chunk = env_name, num_episodes, action_chunk
+        self._env_name, self._num_episodes, self._action_chunk = make_env.name, num_episodes, action_chunk
         self._timeout, self._start_timeout = timeout, timeout and max(START_TIMEOUT_S, timeout)
         self._num_slots = min(num_episodes, max(MIN_SLOTS, cores()), ROWS)
-        self._group_size = 1 if is_heavy(env_name) else _even_size(rollouts, max(1, MAX_ENVS // self._num_slots))
+        self._group_size = 1 if is_heavy(make_env.name) else _even_size(rollouts, max(1, MAX_ENVS // self._num_slots))
         slots = [(rollout, slot) for rollout in range(self._group_size) for slot in range(self._num_slots)]
         count = worker_count(workers, len(slots))
         self._shares = [slots[i::count] for i in range(count)]
-        self._workers = Workers(
-            EnvSlots, [(env_name, success_timing, tuple(share), self._num_slots) for share in self._shares]
-        )
+        self._workers = Workers(EnvSlots, [(make_env, tuple(share), self._num_slots) for share in self._shares])
 
     def __enter__(self) -> "Evaluator":
         return self

@@ -63,7 +63,7 @@ def export_run(
         raise UserError(f"--format={format}: choose {', '.join(get_args(Format))}")
     if not 0 <= tolerance < 1:
         raise UserError(f"--tolerance={tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
-    run, display = Run.open(run_dir), Display(show)
+    run, display = Run.open(run_dir, makes_env=False), Display(show)
     folder = (run.folder / DEFAULT_FOLDERS[format] if out is None else user_path(out)).absolute()
     _check_free(folder, overwrite)
     check_packages(format)

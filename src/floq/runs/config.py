@@ -7,9 +7,10 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le
+from pydantic import AfterValidator
 
 from floq.agent.config import AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
@@ -17,7 +18,9 @@ from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import DATA_FILES, looks_like_path
 from floq.utils.schema import (
+    NO_ARGUMENTS,
     Count,
+    FrozenDict,
     Mark,
     NonNegative,
     Positive,
@@ -29,6 +32,9 @@ from floq.utils.schema import (
     hints_of,
     marked,
 )
+
+if TYPE_CHECKING:
+    from floq.envs.environments import EnvFactory
 
 RANDOM_STEPS = 5_000
 
@@ -105,6 +111,11 @@ class Config(Settings):
     """Frames per observation, for pixel tasks: not built yet."""
     success_timing: Literal["post", "pre"] = "post"
     """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
+    env_kwargs: Annotated[dict[str, Any], AfterValidator(FrozenDict.of_json), Mark.HASHED_IF_SET] = NO_ARGUMENTS
+    """Arguments of the environment's constructor; on the command line --env_kwargs.NAME=VALUE."""
+    action_units: Annotated[Literal["unit", "env"], Mark.HASHED_IF_SET] = "unit"
+    """Units of the actions in --dataset: unit, [-1, 1] for the bounds of the environment's, or env, the environment's
+    own, which are scaled. Minari's are scaled in any case."""
     label_timing: Literal["pre", "post"] = "pre"
     """Dataset rewards are computed from the state before an action (pre, as published) or after it."""
     normalize_observations: bool = False
@@ -136,6 +147,8 @@ class Config(Settings):
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
         if not (self.env_name or self.dataset):
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
+        if self.action_units == "env" and self.env_name is None:
+            raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
         if not self.offline_steps + self.online_steps:
             raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
         if self.old_data_share and self.restore_path is None:
@@ -189,6 +202,13 @@ class Config(Settings):
     def task(self) -> str:
         """Name of the task: the environment's id, or without one the dataset's name."""
         return task_name(self.env_name, self.dataset)
+
+    @property
+    def make_env(self) -> "EnvFactory":
+        """What makes the environment of the task."""
+        from floq.envs.environments import EnvFactory
+
+        return EnvFactory(self.env_name or "", self.success_timing, FrozenDict(self.env_kwargs))
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved configuration as plain values; the agent's settings are flat, beside critic and actor."""

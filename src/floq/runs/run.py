@@ -24,7 +24,7 @@ from floq.utils import files
 from floq.utils.errors import Failed, UserError, in_one_line
 from floq.utils.files import lock_folder, make_folder, user_path
 from floq.utils.machine import version
-from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, parse_json, read_json, read_text
+from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, consent, parse_json, read_json, read_text
 
 RECORDS = ("protocol", "versions", "data")  # entries of config.json beside the configuration
 PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
@@ -90,12 +90,17 @@ class Run:
         return lock_folder(self.folder, f"another process is at work in {self.folder}: wait for it, or stop it")
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Run":
+    def open(cls, folder: Path | str, env_name: str | None = None, makes_env: bool = True) -> "Run":
         """Open an existing run, which may come from an untrusted source.
 
+        Args:
+            folder: its folder.
+            env_name: its environment, if the user has named it: so they consent to the import of a module.
+            makes_env: whether its environment is going to be made.
+
         Raises:
-            UserError: it is not one, its folder has links that lead out of it, or its environment would import a module
-                without the user's consent (see `floq.utils.untrusted`).
+            UserError: it is not one, its folder has links that lead out of it, its environment is another one, or would
+                import a module without the user's consent (see `floq.utils.untrusted`).
         """
         folder = user_path(folder)
         path = folder / "config.json"
@@ -109,7 +114,12 @@ class Run:
             config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
         except UserError as error:
             raise UserError(f"{path} is damaged ({error})") from error
-        check_environment(config.env_name, path)
+        if env_name is not None:
+            if env_name != config.env_name:
+                raise UserError(f"--env_name={env_name}: {folder} is a run in {config.env_name}")
+            consent(env_name)
+        if makes_env:
+            check_environment(config.env_name, path)
         check_links(folder)
         return cls(folder, config)
 

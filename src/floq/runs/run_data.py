@@ -106,12 +106,14 @@ def load_fleet_data(
         made = collect_random_data(configs, runs, display)
         return {data_key(config): data for config, data in zip(configs, made, strict=True)}
     fetch = _fetcher(config, display, runs[0] if runs else None)
+    make_env = lambda name: name and config.make_env.named(name)  # noqa: E731
     if given is not None:
         rows = given.on_host()
-        tasks = {name: given_splits(rows, name) for name in names}
+        tasks = {n: given_splits(rows, make_env(n), config.action_units) for n in names}
     elif config.dataset is not None:
-        timing = config.label_timing
-        tasks = {n: open_splits(config.dataset, config.dataset_dir, n, timing, fetch) for n in names}
+        given_as = config.dataset, config.dataset_dir
+        how = config.label_timing, fetch, config.action_units
+        tasks = {n: open_splits(*given_as, make_env(n), *how) for n in names}
     else:
         ids = [name for name in names if name is not None]
         loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)
@@ -127,6 +129,8 @@ def load_fleet_data(
     data = tasks[names[0]]
     sizes = data.train.observations.shape[1], data.train.actions.shape[1]
     display.note(f"data    {data.provenance}")
+    for note in data.notes:
+        display.note(f"        {note}" if not note.startswith("warning") else note)
     display.note(
         f"        {len(data.train):,} + {len(data.validation):,} transitions, "
         f"{memory(data.train.observations.shape[0], len(data.train), *sizes)}"
@@ -285,7 +289,7 @@ def _collect_random(configs: Sequence[Config], display: Display) -> list[Splits]
 
 def _collect_group(configs: Sequence[Config], on_progress: Callable[[int], None]) -> list[Trajectories]:
     """Collect random rollouts for these runs at the same time."""
-    arguments = [(c.env_name or "", c.success_timing, c.seed, c.random_steps) for c in configs]
+    arguments = [(c.make_env, c.seed, c.random_steps) for c in configs]
     with Workers(RandomRollout, arguments) as workers:
 
         def call(method: str, timeout: float) -> list[Any]:

@@ -81,7 +81,7 @@ def restored_checkpoint(config: Config) -> Checkpoint | None:
         if config.restore_epoch is not None:
             raise UserError("--restore_epoch chooses a checkpoint of --restore_path: give that too")
         return None
-    return checkpoint.load(Run.open(config.restore_path).folder / "checkpoints", config.restore_epoch)
+    return checkpoint.load(Run.open(config.restore_path, makes_env=False).folder / "checkpoints", config.restore_epoch)
 
 
 def resume_checkpoint(run: Run, step: int) -> Checkpoint:

@@ -148,7 +148,7 @@ def seconds_per_step(save_dir: str) -> dict[Config, float]:
     found: dict[Config, float] = {}
     for path in user_path(save_dir).glob("*/*/*/*/summary.json"):
         try:
-            run = Run.open(path.parent)
+            run = Run.open(path.parent, makes_env=False)
             summary = run.summary
             each = summary["seconds"] / summary["steps"] / summary["runs_in_fleet"]
         except (UserError, KeyError, TypeError, ZeroDivisionError):

@@ -9,6 +9,8 @@ from pathlib import Path
 from floq.analysis.cost import Cost, cost_of
 from floq.analysis.matching import matched
 from floq.envs import environments
+from floq.envs.environments import EnvFactory
+from floq.envs.probe import probe
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.runs.run_data import resolve_data_paths
@@ -50,7 +52,8 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     entries = []
     for group in experiment.groups:
         for task in experiment.tasks:
-            config, sizes = resolved[group.name, task], task_dims(task)
+            config = resolved[group.name, task]
+            sizes = task_dims(config.make_env)
             if group.match is not None:
                 reference = resolved[group.match_to or "", task].agent
                 agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
@@ -65,7 +68,7 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
 def runs_of(config: Config) -> list[Run]:
     """Return the runs with this resolved configuration and seed, the newest first. A run that was resumed with another
     number of steps is not among them."""
-    runs = [Run.open(folder) for folder in folders_of(config)]
+    runs = [Run.open(folder, makes_env=False) for folder in folders_of(config)]
     return [run for run in runs if run.config == config]
 
 
@@ -81,11 +84,11 @@ def unfinished(configs: Iterable[Config]) -> list[Config]:
 
 
 @functools.lru_cache(maxsize=256)
-def task_dims(task: str) -> tuple[int, int]:
-    """Return the dimensions of the task's observations and actions."""
-    env = environments.make(task)
+def task_dims(make_env: EnvFactory) -> tuple[int, int]:
+    """Return the dimensions of an environment's observations and actions."""
+    env = make_env()
     try:
-        found = environments.sizes(env)
+        found = probe(env)
     finally:
         env.close()
     return found["observations"], found["actions"]

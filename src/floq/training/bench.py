@@ -27,6 +27,7 @@ from floq.agent.state import Keys
 from floq.analysis.cost import cost_of
 from floq.data.dataset import Dataset
 from floq.envs import environments
+from floq.envs.probe import probe
 from floq.evaluation.rollouts import Evaluator, on_cpu, play_episode
 from floq.networks.precision import Precision
 from floq.runs.config import Config
@@ -133,7 +134,7 @@ def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv
     assert config.env_name is not None
     policy = on_cpu(policy)
     chunk = config.agent.action_chunk
-    with Evaluator(config.env_name, config.success_timing, config.eval_episodes, action_chunk=chunk) as evaluator:
+    with Evaluator(config.make_env, config.eval_episodes, action_chunk=chunk) as evaluator:
         evaluator(policy, 0, 0)  # starts the workers and compiles
         batched = config.eval_episodes / seconds_of(lambda: evaluator(policy, 0, 1))
     few = max(1, config.eval_episodes // 10)
@@ -212,8 +213,8 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[Meas
     use_all_cores(max(fleets) * config.batch_devices)
     Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
     check_built(config)
-    env = environments.make(config.env_name, config.success_timing)
-    sizes = environments.sizes(env)
+    env = config.make_env()
+    sizes = probe(env)
     data = synthetic_data(*sizes.values())
     device = jax.local_devices()[0]
     machine = f"{len(jax.local_devices())} x {device.device_kind}, {platform.machine()}, {cores()} cores"

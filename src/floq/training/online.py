@@ -234,10 +234,10 @@ class Online:
         self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
         self._bounded = CRITICS[c.agent.critic_name][1].bounded
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
-        sites = [EnvSpec((run, env), configs[run].env_name or "", configs[run].seed) for run, env in slots]
+        sites = [EnvSpec((run, env), configs[run].make_env, configs[run].seed) for run, env in slots]
         count = worker_count(None, len(sites))
         self._shares = [sites[i::count] for i in range(count)]
-        arguments = [(tuple(share), c.success_timing, c.restart_failed_envs) for share in self._shares]
+        arguments = [(tuple(share), c.restart_failed_envs) for share in self._shares]
         self._workers = Workers(ExploringEnvs, arguments)
         self._start_timeout = max(START_TIMEOUT_S, c.env_timeout)
         self._deaths = [0] * count  # of each worker since its last answer
@@ -366,7 +366,7 @@ class Online:
     def _restarted(self, worker: int, failed: WorkerError) -> VectorStep:
         """Replace a worker that died, hangs, or could not make its environments, and return the first tick of the new
         one: all its environments are reset."""
-        names = ", ".join(f"{site.slot[1]} of {site.env_name} (seed {site.seed})" for site in self._shares[worker])
+        names = ", ".join(f"{site.slot[1]} of {site.make_env.name} (seed {site.seed})" for site in self._shares[worker])
         while True:
             late = f"did not answer within {failed.timeout:g} seconds" if isinstance(failed, WorkerLate) else ""
             what = f"the process with the environments {names} {late or f'failed: {failed.line}'}"

@@ -186,7 +186,7 @@ def resolve_paths(config: Config) -> Config:
     source = restored_checkpoint(config)
     if source is None:
         return config
-    path = str(Run.open(config.restore_path or "").folder.resolve())
+    path = str(Run.open(config.restore_path or "", makes_env=False).folder.resolve())
     return dataclasses.replace(config, restore_path=path, restore_epoch=source.step)
 
 
@@ -219,8 +219,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[BackgroundEvaluator | Non
         return
     with (
         Evaluator(
-            c.env_name,
-            c.success_timing,
+            c.make_env,
             c.eval_episodes,
             action_chunk=c.agent.action_chunk,
             rollouts=len(configs),

@@ -7,6 +7,7 @@ All functions raise UserError for what they do not accept.
 import dataclasses
 import enum
 import functools
+import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -92,6 +93,24 @@ class Mark(enum.Enum):
 
 
 # --- Settings ---
+
+
+class FrozenDict(dict[str, Any]):
+    """A table as a setting: hashable, so do not change it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+    @classmethod
+    def of_json(cls, table: dict[str, Any]) -> "FrozenDict":
+        """Return a table as JSON stores it. Raises ValueError if it has values that JSON has not."""
+        try:
+            return cls(json.loads(json.dumps(table, allow_nan=False)))
+        except TypeError as error:
+            raise ValueError(f"{error}: give texts, numbers, true, false, and lists and tables of these") from error
+
+
+NO_ARGUMENTS = FrozenDict()
 
 
 class Settings:

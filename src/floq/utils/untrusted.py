@@ -202,8 +202,18 @@ def check_environment(env_name: str | None, source: object) -> None:
     if colon and module not in sys.modules and module not in known:
         raise UserError(
             f"{source} names the environment {env_name}, which would import the Python module {module!r}: if you trust "
-            f"it, set {CONSENT}={','.join(filter(None, [*known, module]))}"
+            f"it, set {CONSENT}={','.join(filter(None, [*known, module]))}, or name it with --env_name={env_name}"
         )
+
+
+def consent(env_name: str) -> None:
+    """Allow the module of a `module:Id-v0` that the user has named to be imported, here and by the processes that this
+    one starts, also from the current folder."""
+    module, colon, _ = env_name.partition(":")
+    known = os.environ.get(CONSENT, "").split(",")
+    if colon and module not in known:
+        os.environ[CONSENT] = ",".join(filter(None, [*known, module]))
+        sys.path.insert(0, os.getcwd())
 
 
 def check_links(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import Trajectories, from_episodes
-from floq.envs.environments import make
+from floq.envs.environments import EnvFactory
 
 STREAM = 3  # distinguishes these seeds from those of evaluation and exploration
 PIECE_SECONDS = 0.5  # duration of one call, so that a call that hangs can be detected
@@ -20,9 +20,9 @@ class RandomRollout:
         UserError: there is no such environment.
     """
 
-    def __init__(self, env_name: str, success_timing: str | None, seed: int, steps: int):
-        self._env, self._rng = make(env_name, success_timing), np.random.default_rng([seed, STREAM])
-        self._name, self._seed, self._max_steps = env_name, seed, steps
+    def __init__(self, make_env: EnvFactory, seed: int, steps: int):
+        self._env, self._rng = make_env(), np.random.default_rng([seed, STREAM])
+        self._name, self._seed, self._max_steps = make_env.name, seed, steps
         self._episodes: list[dict[str, Any]] = []
         self._num_steps, self._needs_reset = 0, True
 
@@ -49,9 +49,9 @@ class RandomRollout:
         return from_episodes(arrays, f"random play in {self._name}")
 
 
-def collect_random(env_name: str, success_timing: str | None, seed: int, steps: int) -> Trajectories:
+def collect_random(make_env: EnvFactory, seed: int, steps: int) -> Trajectories:
     """Run `RandomRollout` to completion in this process."""
-    play = RandomRollout(env_name, success_timing, seed, steps)
+    play = RandomRollout(make_env, seed, steps)
     while play.go_on() < steps:
         pass
     return play.trajectories()

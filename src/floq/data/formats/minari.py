@@ -151,7 +151,7 @@ class _Episode:
         """Read the arrays, with actions mapped from [low, high] to [-1, 1]."""
         actions, rewards, terminations = (array[()] for array in self._others.values())
         if not (low == -1).all() or not (high == 1).all():
-            actions = 2 * (actions - low) / (high - low) - 1
+            actions = spaces.box_to_unit(actions, low, high)
         return {
             "observations": spaces.flatten(self._obs_space, {p: x[()] for p, x in self._parts.items()}, self._folder),
             "actions": actions,

@@ -22,6 +22,7 @@ from floq.data.collection.recipes import recipe
 from floq.data.dataset import Splits
 from floq.data.formats.files import open_npz
 from floq.envs import environments
+from floq.envs.probe import probe
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, lock_folder, remove_empty
 from floq.utils.untrusted import read_json
@@ -250,5 +251,5 @@ def trajectories(rows: dict[str, np.ndarray]) -> Trajectories:
 def widths(task: environments.SeededEnv) -> dict[str, int]:
     """Return the numbers per row that an OGBench task expects, by key."""
     base: Any = task.unwrapped
-    sizes = environments.sizes(task) | {"qpos": base.model.nq}
+    sizes = probe(task) | {"qpos": base.model.nq}
     return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})

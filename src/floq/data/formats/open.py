@@ -14,7 +14,9 @@ from floq.data.formats import d4rl, minari, ogbench
 from floq.data.formats.convert import PARTS_KEY
 from floq.data.formats.files import open_npz
 from floq.envs import environments
-from floq.envs.spaces import check_same_parts
+from floq.envs.environments import EnvFactory, SeededEnv
+from floq.envs.probe import probe
+from floq.envs.spaces import box_to_unit, check_same_parts, is_unit
 from floq.utils.errors import UserError
 from floq.utils.files import looks_like_path, user_path
 
@@ -24,13 +26,15 @@ IN_MEMORY = "given from Python"  # start of the provenance of data without a fil
 
 class OpenedDataset(NamedTuple):
     """A dataset; whether its rewards and masks are valid (not in an OGBench file without a task); a description of its
-    source; its file if it is an npz; and the parts of its observations, where they have names."""
+    source; its file if it is an npz; the parts of its observations, where they have names; and whether its actions were
+    scaled to [-1, 1] from bounds that it states."""
 
     data: Trajectories
     has_rewards: bool
     source: str
     file: Path | None = None
     parts: tuple[str, ...] = ()
+    scaled: bool = False
 
 
 class RewardTask:
@@ -88,15 +92,16 @@ def open_dataset(
 
 def _open_minari(folder: Path, name: str) -> OpenedDataset:
     data, parts = minari.read(folder)
-    return OpenedDataset(data, True, name, parts=parts)
+    return OpenedDataset(data, True, name, parts=parts, scaled=True)
 
 
 def open_splits(
     name: str,
     dataset_dir: str,
-    env_name: str | None = None,
+    env: EnvFactory | str | None = None,
     label_timing: str = "pre",
     fetch: ogbench.Fetch | None = None,
+    action_units: str = "unit",
 ) -> Splits:
     """Open a dataset and split it. An npz `NAME.npz` is validated on `NAME-val.npz` in the same folder; of any
     other dataset a part is held out.
@@ -104,14 +109,17 @@ def open_splits(
     Args:
         name: see `open_dataset`.
         dataset_dir: see `open_dataset`.
-        env_name: the environment of the run, if it has one: it must fit the data, and an OGBench single task gives
-            rewards to a file that has none.
-        fetch: see `open_dataset`.
+        env: the environment of the run, if it has one: it must fit the data, and an OGBench single task gives rewards
+            to a file that has none.
         label_timing: see `ogbench.load`.
+        fetch: see `open_dataset`.
+        action_units: see `with_unit_actions`.
 
     Raises:
         UserError: as `open_dataset`; or the data has no rewards, or is not that of the environment.
     """
+    make_env = EnvFactory(env) if isinstance(env, str) else env
+    env_name = make_env and make_env.name
     tasks = [n for n in (name, env_name) if n is not None and environments.is_singletask(n) and not looks_like_path(n)]
     if len(set(tasks)) > 1:
         raise UserError(
@@ -120,33 +128,86 @@ def open_splits(
         )
     task = RewardTask(tasks[0], label_timing) if tasks else None
     # The environment before the data, since a wrong name is found sooner.
-    env = None if env_name is None else task.env if task else environments.make(env_name)
-    sizes = env and environments.sizes(env)
-    opened = open_dataset(name, dataset_dir, task, fetch)
+    made = make_env and (task.env if task else make_env())
+    sizes = made and probe(made)
+    opened, notes = with_unit_actions(open_dataset(name, dataset_dir, task, fetch), made, action_units)
     _check(opened, sizes, env_name)
-    check_same_parts(opened.parts, env.parts if env else (), opened.source, env_name)
+    check_same_parts(opened.parts, made.parts if made else (), opened.source, env_name)
     val_file = _validation_file(opened.file)
     if val_file is not None:
-        held_out = _open_npz(val_file, task)
+        held_out, _ = with_unit_actions(_open_npz(val_file, task), made, action_units)
         own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
         _check(held_out, own, opened.source)
         check_same_parts(held_out.parts, opened.parts, held_out.source, opened.source)
         train, validation, how = opened.data, held_out.data, f"validated on {val_file.name}"
     else:
         train, validation, how = hold_out(opened.data, opened.source)
-    return Splits.of(train, validation, f"{_origin(opened, task)}; {how}")._replace(parts=opened.parts)
+    splits = Splits.of(train, validation, f"{_origin(opened, task)}; {how}")
+    return splits._replace(parts=opened.parts, notes=notes)
 
 
-def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
+def given_splits(data: Trajectories, make_env: EnvFactory | None = None, action_units: str = "unit") -> Splits:
     """Split data given from Python: a part is held out.
 
     Raises:
         UserError: it does not fit the environment.
     """
-    sizes = None if env_name is None else environments.sizes(environments.make(env_name))
-    _check(OpenedDataset(data, True, "the given data"), sizes, env_name)
-    train, validation, how = hold_out(data)
-    return Splits.of(train, validation, f"{IN_MEMORY}; {how}")
+    made = make_env and make_env()
+    sizes = made and probe(made)
+    opened, notes = with_unit_actions(OpenedDataset(data, True, "the given data"), made, action_units)
+    _check(opened, sizes, make_env and make_env.name)
+    train, validation, how = hold_out(opened.data)
+    return Splits.of(train, validation, f"{IN_MEMORY}; {how}")._replace(notes=notes)
+
+
+def with_unit_actions(
+    opened: OpenedDataset, env: SeededEnv | None, action_units: str
+) -> tuple[OpenedDataset, tuple[str, ...]]:
+    """Scale the actions of a dataset to [-1, 1].
+
+    Args:
+        opened: the dataset.
+        env: whose actions they are, if that is known.
+        action_units: "unit" if -1 and 1 stand for the bounds of the environment's actions already, "env" if they are
+            those that the environment takes; a dataset that states its own bounds has been scaled by these.
+
+    Returns:
+        The scaled dataset, and lines on how actions are read, where the environment's bounds are not -1 and 1.
+
+    Raises:
+        UserError: the unit is the environment's, and there is none.
+    """
+    if action_units == "env" and env is None:
+        raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
+    if env is None or opened.scaled or is_unit(env.box):
+        return opened, ()
+    actions, (low, high) = opened.data.actions, (env.box.low, env.box.high)
+    if actions.ndim != 2 or actions.shape[1:] != low.shape:
+        return opened, ()  # which is refused
+    bounds = f"the bounds of {env.task}'s, {_bounds(low, high)}"
+    if action_units == "env":
+        scaled = box_to_unit(actions, low, high)
+        if (outside := (np.abs(scaled) > 1 + 1e-6).any(axis=1)).any():
+            raise UserError(
+                f"{opened.source}: actions lie outside {bounds}, in {outside.sum()} of {len(actions)} rows, the first "
+                f"is row {outside.argmax()} ({actions[outside.argmax()]}): clip them, or leave --action_units out"
+            )
+        opened = opened._replace(data=opened.data._replace(actions=scaled))
+        return opened, (f"actions are read in the environment's units, within {bounds}",)
+    notes = [f"actions are read as [-1, 1], which stands for {bounds}; --action_units=env reads them in its own units"]
+    narrow = (low > -1) | (high < 1)
+    if narrow.any() and ((low - 1e-6 <= actions) & (actions <= high + 1e-6)).all():
+        notes.append(
+            f"warning no action is outside {_bounds(low, high)}, as if they were in the environment's units: if so, "
+            "give --action_units=env"
+        )
+    return opened, tuple(notes)
+
+
+def _bounds(low: np.ndarray, high: np.ndarray) -> str:
+    """Write bounds, once if they are equal for all actions."""
+    pairs = dict.fromkeys(f"[{a:.4g}, {b:.4g}]" for a, b in zip(low, high, strict=True))
+    return " x ".join(pairs) if len(pairs) < 5 else f"[{low.min():.4g}, {high.max():.4g}]"
 
 
 def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | None) -> None:
