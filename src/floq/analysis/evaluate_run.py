@@ -6,7 +6,8 @@ from typing import Any
 from floq.agent.policy import Policy
 from floq.analysis.results import summary_rows
 from floq.data.dataset import Dataset
-from floq.envs import environments
+from floq.envs.environments import is_ogbench
+from floq.envs.probe import probe
 from floq.envs.spaces import check_same_parts
 from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
@@ -55,9 +56,10 @@ def evaluate_run(
         run_data.check_fingerprint(run, splits)
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
-        if parts := run.records["data"].get("observation_parts"):
-            now = environments.make(config.env_name).parts
-            check_same_parts(now, parts, config.env_name, f"the data of {run.folder}")
+        if not is_ogbench(config.env_name):
+            probe(env := config.make_env())
+            before = run.records["data"].get("observation_parts", ())
+            check_same_parts(env.parts, before, config.env_name, f"the data of {run.folder}")
         with (
             Evaluator(
                 config.make_env,

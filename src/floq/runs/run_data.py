@@ -23,6 +23,7 @@ from floq.data.formats.ogbench import download
 from floq.data.formats.open import IN_MEMORY, given_splits, open_splits
 from floq.data.returns import ReturnRange, discounted_returns
 from floq.envs import environments
+from floq.envs.probe import probe
 from floq.envs.spaces import check_same_parts
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, Workers
 from floq.runs.config import Config
@@ -272,6 +273,8 @@ def _kept(run: Run) -> Splits | None:
 
 def _collect_random(configs: Sequence[Config], display: Display) -> list[Splits]:
     """Collect random rollouts for every run, in a process for each, as many at once as there are cores."""
+    for make_env in dict.fromkeys(config.make_env for config in configs):
+        probe(make_env())
     if not configs:
         return []
     collected, count = [], worker_count(None, len(configs))
