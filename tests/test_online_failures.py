@@ -122,7 +122,7 @@ def test_an_environment_that_cannot_be_made_anew_ends_the_run_with_a_checkpoint(
     steps = ["--offline_steps=1", "--online_steps=9", "--restart_failed_envs=True"]
     assert cli.run(["train", *FLAGS, *data, *steps]) == 1
     (error,) = capsys.readouterr().err.splitlines()
-    assert "failed: RuntimeError: no licence left (3 times in a row); at step 8" in error
+    assert "could not be made: RuntimeError: no licence left (3 times in a row); at step 8" in error
     assert checkpoint.steps(only_run(tmp_path / "exp").folder / "checkpoints")[-1] == 8
 
 

@@ -62,11 +62,12 @@ def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_ja
     script.write_text(
         textwrap.dedent("""
         import jax
-        from floq.envs.environments import EnvSlots
+        from floq.envs.environments import EnvFactory, EnvSlots
         from floq.envs.workers import Workers
         print("main runs once")
-        with Workers(EnvSlots, [("pointmaze-medium-navigate-singletask-v0", "post", [(0, 0)], 1)]) as workers:
-            print(workers.call("start", [([("pointmaze-medium-navigate-singletask-v0", (0,))], 1)])[0].shape)
+        env = EnvFactory("pointmaze-medium-navigate-singletask-v0", "post")
+        with Workers(EnvSlots, [(env, [(0, 0)], 1)]) as workers:
+            print(workers.call("start", [([(env.name, (0,))], 1)])[0].shape)
         """)
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
