@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Len
 from pydantic import AfterValidator, BeforeValidator
@@ -30,13 +30,6 @@ PROJECT = "sweep"
 SET_BY_PLAN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
 SET_BY_PLAN |= {"restore_path", "restore_epoch", "agent"}
 """Settings of a run that the plan sets."""
-
-
-class Layer(NamedTuple):
-    """Settings and their source, for error messages."""
-
-    where: str
-    settings: dict[str, Any]
 
 
 # --- Contents of the files ---
@@ -250,20 +243,20 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
     critic, kind = agent.critic_name, family(env_name)
     types_of = known_settings(critic, agent.actor_name)
     aliases = {f"agent.{old}": f"agent.{new}" for old, new in PUBLISHED_ALIASES.get(critic, {}).items()}
-    layers = [
-        Layer(f"{budget.path}: settings", budget.settings),
-        Layer(f"{budget.path}: [critics.{critic}]", budget.critics.get(critic, {})),
-        Layer(f"{budget.path}: [tasks_settings.{kind}]", budget.tasks_settings.get(kind, {})),
-        Layer(f"{experiment.path}: [{budget.name}.settings]", experiment.settings),
-        Layer(whose, group.settings),
-    ]
+    layers = {
+        f"{budget.path}: settings": budget.settings,
+        f"{budget.path}: [critics.{critic}]": budget.critics.get(critic, {}),
+        f"{budget.path}: [tasks_settings.{kind}]": budget.tasks_settings.get(kind, {}),
+        f"{experiment.path}: [{budget.name}.settings]": experiment.settings,
+        whose: group.settings,
+    }
     flat = {"project_name": PROJECT, "run_group": budget.name}
-    for layer in layers:
-        for written, value in layer.settings.items():
+    for where, settings in layers.items():
+        for written, value in settings.items():
             name = aliases.get(written, written)
             if name in types_of:
-                flat[name.removeprefix("agent.")] = convert(f"{layer.where}: {written}", value, types_of[name])
-            elif layer is layers[-1]:
+                flat[name.removeprefix("agent.")] = convert(f"{where}: {written}", value, types_of[name])
+            elif where == whose:
                 raise UserError(f"{whose}: {written}: {_unknown(written, f'agent {group.agent!r}', types_of)}")
     if flat.get("eval_interval") == 0:
         raise UserError(f"{whose}: eval_interval = 0: an experiment is judged by its evaluations, give an interval")
