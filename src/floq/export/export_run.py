@@ -23,13 +23,14 @@ from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import version
 from floq.utils.progress import Display
+from floq.utils.schema import Settings
 from floq.utils.untrusted import read_json
 
 DEFAULT_FOLDERS = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # in the run's folder
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Settings):
     """Write the policy of a run as a folder that runs without floq: operations and arrays, with a reader of one file
     that needs NumPy alone. Its actions are compared with the agent's before the folder appears, and the time of an
     action is printed."""
@@ -52,6 +53,7 @@ class ExportOptions:
     """Replace an earlier export in that folder."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.tolerance < 1:
             raise UserError(f"--tolerance={self.tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
 

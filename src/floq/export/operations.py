@@ -81,7 +81,7 @@ class _Writer:
         if any(x is HIDDEN for x in inputs):
             return [HIDDEN] * len(equation.outvars)
         pairs = zip(equation.invars, inputs, strict=True)
-        given = [
+        given: list[Any] = [
             x if isinstance(x, Constant | Variable) else Constant(np.asarray(x, atom.aval.dtype)) for atom, x in pairs
         ]
         if all(isinstance(x, Constant) for x in given):
