@@ -92,9 +92,9 @@ def loading(env_name: str, dataset_dir: str) -> None:
 def sampling(env_name: str, dataset_dir: str) -> None:
     import jax
 
-    from floq.data.formats.ogbench import load_splits
+    from floq.data.formats.ogbench import load_tasks
 
-    data = load_splits(env_name, Path(dataset_dir)).train
+    data = load_tasks([env_name], Path(dataset_dir))[0].train
     theirs: Any = load_theirs(env_name, dataset_dir)[0]
     keys = ("observations", "actions", "next_observations", "rewards", "masks")
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from floq.agent.state import Keys
-from floq.data.collection.random_play import collect_random
+from floq.data.collection.random_play import RandomRollout
 from floq.data.dataset import Dataset
 from floq.envs.environments import EnvFactory
 from floq.runs.config import Config
@@ -65,7 +65,10 @@ def main() -> None:
         f"{'critic':<7} {'UTD':>4} {'envs':>5} {'loop/s':>8} {'envs/s':>8} {'updates/s':>10} {'bound by':>9}", end=" "
     )
     print(f"{'share':>6} {'hours per 1M steps':>19} {'replay':>8}")
-    rows = Dataset.from_rows(*collect_random(EnvFactory(a.env_name), 0, 2_000))
+    play = RandomRollout(EnvFactory(a.env_name), 0, 2_000)
+    while play.go_on() < 2_000:
+        pass
+    rows = Dataset.from_rows(*play.trajectories())
     for critic in a.critics:
         for utd in a.utds:
             for num_envs in a.num_envs:

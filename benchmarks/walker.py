@@ -20,7 +20,6 @@ from tyro.conf import Positional
 from floq.actors.gaussian import GaussianActor, GaussianConfig
 from floq.agent.config import LearningSettings
 from floq.critics.scalar import ScalarConfig
-from floq.data.collection.experts import AntMazeExpert
 from floq.data.collection.experts.walker import Walker
 from floq.data.collection.recipes import recipe
 from floq.envs import environments
@@ -122,7 +121,7 @@ def directed(walker: Walker, episodes: int) -> str:
 
 def collected(walker: str, name: str, episodes: int) -> str:
     made = recipe(name)
-    expert = AntMazeExpert(name, made.rows, 0, **made.settings | {"walker": walker})
+    expert = made.expert(name, made.rows, 0, **made.settings | {"walker": walker})
     goals, overturned = [], []
     for number in range(episodes):
         up = expert.episode(number)["qpos"][:, 3:7]  # the torso's quaternion

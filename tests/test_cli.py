@@ -72,7 +72,7 @@ def test_every_family_has_a_complete_configuration(agent):
         kind = "navigate" if "maze" in name or "soccer" in name else "play"
         config = configure(f"{name}-{kind}-singletask-task2-v0", agent)
         assert family(config.env_name) == name
-        assert config.agent.flat()["alpha"] == FAMILIES[agent][name].agent["alpha"]
+        assert config.agent.flat()["alpha"] == FAMILIES[agent][name]["alpha"]
         assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

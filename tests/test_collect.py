@@ -11,7 +11,7 @@ import pytest
 
 from floq import cli
 from floq.data.collection.collect import collect
-from floq.data.collection.experts import AntMazeExpert, ManipulationExpert, PointMazeExpert
+from floq.data.collection.experts import ManipulationExpert, MazeExpert
 from floq.data.collection.experts.manipulation import _cube_in_sight
 from floq.data.collection.recipes import recipe
 from floq.envs import environments
@@ -310,9 +310,10 @@ def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
 
 
 def test_experts_are_those_of_the_recipe():
-    assert recipe(NAME).expert is PointMazeExpert
+    assert recipe(NAME).expert is MazeExpert
+    assert "walker" not in recipe(NAME).settings
     assert recipe("scene-noisy-v0").expert is ManipulationExpert
-    assert recipe("antmaze-giant-stitch-v0").expert is AntMazeExpert
+    assert recipe("antmaze-giant-stitch-v0").settings["walker"] == "ant"
 
 
 def test_ctrl_c_keeps_finished_episodes_and_says_so(short_maze, tmp_path, monkeypatch, capsys, request):

@@ -10,7 +10,7 @@ import pytest
 
 from floq import cli
 from floq.data.formats import ogbench as download_module
-from floq.data.formats.ogbench import download, load_splits
+from floq.data.formats.ogbench import download, load_tasks
 from floq.utils.errors import UserError
 from floq.utils.files import lock_folder
 
@@ -148,14 +148,14 @@ def test_a_missing_dataset_is_one_line_and_leaves_nothing_behind(no_server, tmp_
 
 def test_a_missing_dataset_names_the_file_the_source_and_the_remedy(no_server, tmp_path):
     with pytest.raises(UserError) as error:
-        load_splits("pointmaze-large-navigate-singletask-v0", tmp_path)
+        load_tasks(["pointmaze-large-navigate-singletask-v0"], tmp_path)
     message = str(error.value)
     assert str(tmp_path / "pointmaze-large-navigate-v0.npz") in message
     assert "no route to host" in message
     assert "floq data collect pointmaze-large-navigate-v0" in message
     assert "\n" not in message
     with pytest.raises(UserError, match="floq has no expert that could make it"):
-        load_splits("humanoidmaze-large-navigate-singletask-v0", tmp_path)
+        load_tasks(["humanoidmaze-large-navigate-singletask-v0"], tmp_path)
 
 
 @pytest.mark.parametrize("mirror_address", ["example.org/data", "ftp://example.org", ""])
@@ -171,4 +171,4 @@ def test_numbers_are_not_needed_to_fetch(tmp_path):
     (tmp_path / f"{NAME}-val.npz").write_bytes(b"")
     download(NAME, tmp_path / "new", tmp_path.as_uri())
     with pytest.raises(UserError, match="lacks observations, actions, terminals"):
-        load_splits("cube-single-play-singletask-v0", tmp_path / "new")
+        load_tasks(["cube-single-play-singletask-v0"], tmp_path / "new")

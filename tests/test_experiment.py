@@ -28,9 +28,6 @@ eval_episodes = 3
 "agent.tau" = 0.2
 "agent.discount" = 0.91
 "agent.alpha" = 2.0
-[tasks_settings.pointmaze-giant]
-"agent.discount" = 0.92
-"agent.alpha" = 3.0
 """
 FILE = """
 title = "Two"
@@ -92,9 +89,8 @@ def test_precedence(write):
 
     assert settings("gpu", 1, MEDIUM) == (0.1, 0.9, 1.0)  # [settings]
     assert settings("gpu", 0, MEDIUM) == (0.2, 0.91, 2.0)  # [critics.floq]
-    assert settings("gpu", 0, GIANT) == (0.2, 0.92, 3.0)  # [tasks_settings.pointmaze-giant]
-    assert settings("laptop", 0, GIANT) == (0.2, 0.92, 4.0)  # [laptop.settings]
-    assert settings("laptop", 2, GIANT) == (0.2, 0.92, 5.0)  # the group
+    assert settings("laptop", 0, GIANT) == (0.2, 0.91, 4.0)  # [laptop.settings]
+    assert settings("laptop", 2, GIANT) == (0.2, 0.91, 5.0)  # the group
 
 
 def test_the_family_preset_is_beneath_all(write):
@@ -218,7 +214,7 @@ def test_wrong_experiments(write, old, new, said):
         ('"agent.lr" = 1', '"agent.lrr" = 1', "settings: agent.lrr: no such setting of any agent; did you mean"),
         ('"agent.lr" = 1', '"agent.lr" = "x"', "settings: agent.lr = 'x': must be a number"),
         ("[critics.floq]", "[critics.flock]", "critics are .*did you mean 'floq'"),
-        ("[tasks_settings.pointmaze-giant]", "[task_settings.pointmaze-giant]", "did you mean 'tasks_settings'"),
+        ("[critics.floq]", "[critic.floq]", "did you mean 'critics'"),
     ],
 )
 def test_wrong_budgets(write, old, new, said):

@@ -175,7 +175,7 @@ def test_a_diverged_policy_is_refused(run_dir, tmp_path, monkeypatch):
     broken = dataclasses.replace(saved.agent, params=jax.tree.map(lambda x: x * jnp.nan, saved.agent.params))
     monkeypatch.setattr(export_run.checkpoint, "load", lambda *_: saved._replace(agent=broken))
     with pytest.raises(UserError, match="diverged before step 6"):
-        export_run.export_run(str(run_dir), out=str(tmp_path / "policy"))
+        export_run.export_run(export_run.ExportOptions(str(run_dir), out=str(tmp_path / "policy")))
 
 
 # --- elsewhere ---

@@ -13,7 +13,7 @@ import pytest
 from floq import cli
 from floq.data.collection.collect import collect
 from floq.data.collection.recipes import recipe
-from floq.data.formats.ogbench import load_splits, load_tasks, provenance, read_rows
+from floq.data.formats.ogbench import load_tasks, provenance, read_rows
 from floq.envs import environments
 from floq.utils.errors import UserError
 
@@ -24,7 +24,7 @@ TASKS = ["singletask", "singletask-task1"]
 @pytest.mark.parametrize("task", ["singletask", "singletask-task3", "singletask-task5"])
 def test_transitions_equal_ogbenchs_own_loader(dataset_dir, task):
     env_name = NAME.replace("-v0", f"-{task}-v0")
-    ours = load_splits(env_name, dataset_dir)
+    ours = load_tasks([env_name], dataset_dir)[0]
     _, *theirs = ogbench.make_env_and_datasets(env_name, dataset_dir=str(dataset_dir))
     for split, reference in zip((ours.train, ours.validation), theirs, strict=True):
         batch = jax.jit(jax.vmap(lambda split, row: split.transition(row, 1, 0.99), (None, 0)))(split, split.starts)
@@ -35,7 +35,7 @@ def test_transitions_equal_ogbenchs_own_loader(dataset_dir, task):
 
 def test_tasks_share_observations_and_actions_on_the_device(dataset_dir):
     names = [NAME.replace("-v0", f"-singletask{task}-v0") for task in ("-task1", "-task2", "-task3", "", "-task5")]
-    together, alone = load_tasks(names, dataset_dir), [load_splits(name, dataset_dir) for name in names]
+    together, alone = load_tasks(names, dataset_dir), [load_tasks([name], dataset_dir)[0] for name in names]
     for one, other in zip(together, alone, strict=True):
         assert one.train.fingerprint() == other.train.fingerprint()
         assert one.validation.fingerprint() == other.validation.fingerprint()
@@ -73,7 +73,7 @@ def manipulation_dir(tmp_path, monkeypatch, name):
 def test_manipulation_labels_equal_ogbenchs_own(manipulation_dir, name):
     for task in TASKS:
         env_name = name.replace("-v0", f"-{task}-v0")
-        ours = load_splits(env_name, manipulation_dir)
+        ours = load_tasks([env_name], manipulation_dir)[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # OGBench's spaces
             _, *theirs = ogbench.make_env_and_datasets(env_name, dataset_dir=str(manipulation_dir))
@@ -85,7 +85,7 @@ def test_manipulation_labels_equal_ogbenchs_own(manipulation_dir, name):
             np.testing.assert_array_equal(np.asarray(split.ends)[starts + 1], reference["terminals"])
             assert 20 < (reference["masks"] == 0).sum() < 200
             assert len(np.unique(reference["rewards"])) > 2
-    post = load_splits(env_name, manipulation_dir, "post").train
+    post = load_tasks([env_name], manipulation_dir, "post")[0].train
     starts = np.asarray(ours.train.starts)
     np.testing.assert_array_equal(np.asarray(post.rewards)[starts], np.asarray(ours.train.rewards)[starts + 1])
 
@@ -94,7 +94,7 @@ def test_post_labels_come_from_the_next_state(dataset_dir):
     successes = 0
     for task in range(1, 6):
         env_name = NAME.replace("-v0", f"-singletask-task{task}-v0")
-        pre, post = (load_splits(env_name, dataset_dir, timing).train for timing in ("pre", "post"))
+        pre, post = (load_tasks([env_name], dataset_dir, timing)[0].train for timing in ("pre", "post"))
         starts = np.asarray(pre.starts)
         np.testing.assert_array_equal(np.asarray(post.rewards)[starts], np.asarray(pre.rewards)[starts + 1])
         np.testing.assert_array_equal(np.asarray(post.masks)[starts], np.asarray(pre.masks)[starts + 1])
@@ -115,7 +115,7 @@ def test_provenance_of_a_full_collection(tmp_path):
 def test_half_a_dataset_is_named(tmp_path, dataset_dir):
     (tmp_path / f"{NAME}.npz").write_bytes((dataset_dir / f"{NAME}.npz").read_bytes())
     with pytest.raises(UserError, match=f"{NAME}-val.npz is missing beside"):
-        load_splits(NAME.replace("-v0", "-singletask-v0"), tmp_path)
+        load_tasks([NAME.replace("-v0", "-singletask-v0")], tmp_path)
 
 
 def test_damaged_files_are_refused(tmp_path, dataset_dir):

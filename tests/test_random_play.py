@@ -10,7 +10,7 @@ from online_runs import FLAGS, config, params
 
 from floq import cli
 from floq.data.collection import random_play
-from floq.data.collection.random_play import RandomRollout, collect_random
+from floq.data.collection.random_play import RandomRollout
 from floq.envs.environments import EnvFactory
 from floq.runs import run_data
 from floq.runs.run import Run
@@ -44,8 +44,15 @@ def test_a_fleet_from_scratch_has_the_random_steps_of_its_runs(tmp_path):
     assert data[0]["fingerprint"] != data[1]["fingerprint"]
 
 
+def play_whole(env_name, seed, steps):
+    play = RandomRollout(EnvFactory(env_name), seed, steps)
+    while play.go_on() < steps:
+        pass
+    return play.trajectories()
+
+
 def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
-    one, other, third = (collect_random(EnvFactory("probe_envs:Choice-v0"), seed, 7) for seed in (3, 3, 4))
+    one, other, third = (play_whole("probe_envs:Choice-v0", seed, 7) for seed in (3, 3, 4))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(one.actions, third.actions)
@@ -55,7 +62,7 @@ def test_random_play_is_that_of_its_seed_and_ends_where_it_should():
 
 
 def test_random_play_is_the_same_in_one_piece_and_in_many(monkeypatch):
-    whole = collect_random(EnvFactory("Pendulum-v1"), 0, 6)
+    whole = play_whole("Pendulum-v1", 0, 6)
     clock = itertools.count()
     monkeypatch.setattr(random_play, "time", SimpleNamespace(monotonic=lambda: next(clock) / 4))
     play, pieces = RandomRollout(EnvFactory("Pendulum-v1"), 0, 6), []

@@ -93,9 +93,9 @@ def trained(monkeypatch):
     """The jobs that are trained from here on, as lists of (critic, seed)."""
     trained, train_job = [], jobs.train_job
 
-    def train(configs, show=True):
+    def train(configs):
         trained.append([(config.agent.critic.q_agg, config.seed) for config in configs])
-        return train_job(configs, show)
+        return train_job(configs)
 
     monkeypatch.setattr(jobs, "train_job", train)
     return trained
@@ -229,7 +229,7 @@ def test_missing_data_is_collected_as_the_budget_says(place, words, monkeypatch,
     collected = []
     collect = lambda name, folder, episodes, _: collected.append((name, episodes))  # noqa: E731
     monkeypatch.setattr(sweep, "collect_with_progress", collect)
-    monkeypatch.setattr(jobs, "train_job", lambda configs, show: None)
+    monkeypatch.setattr(jobs, "train_job", lambda configs: None)
     own = [f"--dataset_dir={tmp_path / 'data'}", f"--save_dir={tmp_path}", f"--out={tmp_path}"]
     assert cli.run([*words, *own, "--dry_run"]) == 0
     assert collected == []

@@ -4,13 +4,12 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import jax
-import numpy as np
+from tyro.conf import Positional
 
-from floq.agent.policy import Policy
 from floq.analysis import probing
 from floq.export import exported, verification
 from floq.export.formats import Exportable, Format, check_packages, load_exported, write_exported
@@ -24,32 +23,43 @@ from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import version
 from floq.utils.progress import Display
+from floq.utils.schema import Settings
 from floq.utils.untrusted import read_json
 
 DEFAULT_FOLDERS = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # in the run's folder
 
 
-def export_run(
-    run_dir: str,
-    step: int | None = None,
-    out: str | None = None,
-    format: Format = "numpy",
-    explore: bool = False,
-    tolerance: float = verification.TOLERANCE,
-    overwrite: bool = False,
-    show: bool = True,
-) -> Path:
-    """Write the policy of a checkpoint as a folder, compare it with the agent, and print the time of an action.
+@dataclass(frozen=True)
+class ExportOptions(Settings):
+    """Write the policy of a run as a folder that runs without floq: operations and arrays, with a reader of one file
+    that needs NumPy alone. Its actions are compared with the agent's before the folder appears, and the time of an
+    action is printed."""
 
-    Args:
-        run_dir: the run's folder.
-        step: which checkpoint; by default the newest.
-        out: the folder to write; by default `export` in the run's, or `export-stablehlo`, `export-onnx`.
-        format: numpy, stablehlo or onnx.
-        explore: export the exploration policy instead of the one that is evaluated.
-        tolerance: largest absolute difference from the agent's actions.
-        overwrite: replace an earlier export in that folder.
-        show: print what was written.
+    run_dir: Positional[str]
+    """The run's folder."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    out: str | None = None
+    """The folder to write; by default export in the run's, or export-stablehlo, export-onnx."""
+    format: Format = "numpy"
+    """numpy: JSON, safetensors and a reader. stablehlo: for jax.export. onnx: for ONNX runtimes. The latter two need
+    the extra floq[export]."""
+    explore: bool = False
+    """Export the exploration policy (a Gaussian's samples, noise on a deterministic action) instead of the one that is
+    evaluated."""
+    tolerance: float = verification.TOLERANCE
+    """Largest difference of an action from the agent's; rounding errors grow where a policy is very steep."""
+    overwrite: bool = False
+    """Replace an earlier export in that folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"--tolerance={self.tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
+
+
+def export_run(options: ExportOptions) -> Path:
+    """Write the policy of a checkpoint as a folder, compare it with the agent, and print the time of an action.
 
     Returns:
         The folder. It appears only when it is complete and its actions are those of the agent.
@@ -59,16 +69,12 @@ def export_run(
             be written, a package is missing, or the policy computes what cannot be exported.
         Failed: the exported actions are not the agent's.
     """
-    if format not in get_args(Format):
-        raise UserError(f"--format={format}: choose {', '.join(get_args(Format))}")
-    if not 0 <= tolerance < 1:
-        raise UserError(f"--tolerance={tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
-    run, display = Run.open(run_dir, makes_env=False), Display(show)
-    folder = (run.folder / DEFAULT_FOLDERS[format] if out is None else user_path(out)).absolute()
-    _check_free(folder, overwrite)
+    run, format, explore = Run.open(options.run_dir, makes_env=False), options.format, options.explore
+    folder = (run.folder / DEFAULT_FOLDERS[format] if options.out is None else user_path(options.out)).absolute()
+    _check_free(folder, options.overwrite)
     check_packages(format)
-    saved = checkpoint.load(run.folder / "checkpoints", step)
-    probing.check_finite(saved.agent, run_dir, saved.step)
+    saved = checkpoint.load(run.folder / "checkpoints", options.step)
+    probing.check_finite(saved.agent, options.run_dir, saved.step)
     policy = saved.agent.policy
     traced = TracedPolicy.of(policy, saved.sizes[0], explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
@@ -76,16 +82,19 @@ def export_run(
     with _appearing(folder) as partial:
         write_exported(format, exportable, partial)
         acting = load_exported(format, partial)
-        agreement = verification.compare_with_agent(policy, acting, expected, tolerance)
+        agreement = verification.compare_with_agent(policy, acting, expected, options.tolerance)
         speed = verification.milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+    actions = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
+    if agreement.ties:
+        actions += f", but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
+    display = Display()
     display.table(
         f"{run.config.task}, policy of step {saved.step}",
         {
             **{name: f"{size / 1000:,.1f} kB" for name, size in files.items()},
-            "actions": _agreement_text(agreement),
+            "actions": actions,
             "one action": f"{speed:.3g} ms here, median of {verification.CALLS}",
-            "in training": f"{_agent_milliseconds(policy, expected, explore):.3g} ms (JAX, compiled)",
         },
     )
     display.note(f"  policy      {folder}")
@@ -98,20 +107,6 @@ def _description(run: Run, saved: Checkpoint, explore: bool) -> dict[str, Any]:
     about |= {"critic": agent.critic_name, "actor": agent.actor_name, "floq": version("floq"), "jax": version("jax")}
     sizes = {"observation_size": saved.sizes[0], "action_size": saved.sizes[1] // chunk, "action_chunk": chunk}
     return {"about": about, **sizes}
-
-
-def _agreement_text(agreement: verification.Agreement) -> str:
-    text = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
-    if not agreement.ties:
-        return text
-    return f"{text}, but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
-
-
-def _agent_milliseconds(policy: Policy, expected: list[verification.Sample], explore: bool) -> float:
-    """Return the median time of an action of the agent itself, compiled by JAX."""
-    act = policy.explore if explore else policy.act
-    keys = list(jax.random.split(jax.random.key(0), 2 * verification.CALLS))
-    return verification.milliseconds(lambda sample: np.asarray(act(sample.obs, keys.pop())), expected)
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

@@ -43,11 +43,11 @@ class Type(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operation: the rule for the type of its result, and its function; both depend on constant `parameters`."""
+    """An operation: the rule for the type of its result, and its function of inputs followed by constant parameters."""
 
     inputs: int | None  # number of inputs; None for any number from 1
     types: Callable[[list[Type], list[Any]], Type]
-    function: Callable[[list[Any]], Callable[..., Any]]
+    function: Callable[..., Any]
 
 
 # --- Policy ---
@@ -111,8 +111,8 @@ class Policy:
                 raise ValueError(f"{len(noise)} arrays of noise were given; this policy takes {len(self.noise)}")
             else:
                 values += [_array(f"noise {i}", noise[i], shape) for i, (_, shape) in enumerate(self.noise)]
-            for function, slots, dead in self._steps:
-                values.append(function(*[values[slot] for slot in slots]))
+            for function, slots, parameters, dead in self._steps:
+                values.append(function(*[values[slot] for slot in slots], *parameters))
                 for slot in dead:
                     values[slot] = None
         action = np.array(values[-1])
@@ -236,12 +236,10 @@ def _window(inputs: list[Type], parameters: list[Any]) -> Type:
     return Type(sizes, x.dtype)
 
 
-def _cut_window(sizes: list[int]) -> Callable[..., np.ndarray]:
-    def cut(x: np.ndarray, *starts: np.ndarray) -> np.ndarray:
-        first = [min(max(int(start), 0), n - size) for start, n, size in zip(starts, x.shape, sizes, strict=True)]
-        return x[tuple(slice(a, a + size) for a, size in zip(first, sizes, strict=True))]
-
-    return cut
+def _cut_window(x: np.ndarray, *numbers: Any) -> np.ndarray:
+    starts, sizes = numbers[: x.ndim], numbers[x.ndim :]
+    first = [min(max(int(start), 0), n - size) for start, n, size in zip(starts, x.shape, sizes, strict=True)]
+    return x[tuple(slice(a, a + size) for a, size in zip(first, sizes, strict=True))]
 
 
 def _cast(inputs: list[Type], parameters: list[Any]) -> Type:
@@ -263,46 +261,43 @@ def _erf(x: Any) -> np.ndarray:
     return (_ERF[nearest] + _SLOPE[nearest] * h * (1.0 - h * (a - h * (2.0 * a * a - 1.0) / 3.0))).astype(np.float32)
 
 
-def _no_parameters(function: Callable[..., Any]) -> Callable[[list[Any]], Callable[..., Any]]:
-    return lambda parameters: function
+def _table(
+    inputs: int, types: Callable[[list[Type], list[Any]], Type], *functions: Callable[..., Any]
+) -> dict[str, Operation]:
+    return {function.__name__: Operation(inputs, types, function) for function in functions}
 
 
-_FLOAT, _NUMBER, _BOOL = ("float32",), ("float32", "int32"), ("bool",)
-_UNARY = {f.__name__: f for f in (np.exp, np.log, np.log1p, np.tanh, np.cos, np.sin, np.sqrt)} | {"erf": _erf}
-_BINARY = {f.__name__: f for f in (np.add, np.subtract, np.multiply, np.maximum, np.minimum)}
-_COMPARE = {f.__name__: f for f in (np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal)}
+_FLOAT, _NUMBER, _BOOL = _elementwise("float32"), _elementwise("float32", "int32"), _elementwise("bool")
+_COMPARISON = _elementwise("float32", "int32", result="bool")
 OPERATIONS: dict[str, Operation] = {
-    **{name: Operation(1, _elementwise(*_FLOAT), _no_parameters(f)) for name, f in _UNARY.items()},
-    **{
-        f.__name__: Operation(1, _elementwise(*_NUMBER), _no_parameters(f)) for f in (np.negative, np.absolute, np.sign)
-    },
-    **{name: Operation(2, _elementwise(*_NUMBER), _no_parameters(f)) for name, f in _BINARY.items()},
-    "divide": Operation(2, _elementwise(*_FLOAT), _no_parameters(np.divide)),
-    **{name: Operation(2, _elementwise(*_NUMBER, result="bool"), _no_parameters(f)) for name, f in _COMPARE.items()},
-    "logical_not": Operation(1, _elementwise(*_BOOL), _no_parameters(np.logical_not)),
-    **{f.__name__: Operation(2, _elementwise(*_BOOL), _no_parameters(f)) for f in (np.logical_and, np.logical_or)},
-    "select": Operation(3, _select, _no_parameters(np.where)),
-    "matmul": Operation(2, _matmul, _no_parameters(np.matmul)),
-    "sum": Operation(1, _reduction(), lambda axes: lambda x: np.add.reduce(x, axis=tuple(axes))),
-    "max": Operation(1, _reduction(), lambda axes: lambda x: np.maximum.reduce(x, axis=tuple(axes))),
-    "min": Operation(1, _reduction(), lambda axes: lambda x: np.minimum.reduce(x, axis=tuple(axes))),
-    "argmax": Operation(
-        1, _reduction("int32", max_axes=1), lambda axes: lambda x: np.argmax(x, axis=axes[0]).astype(np.int32)
-    ),
-    "reshape": Operation(1, _reshape, lambda shape: lambda x: np.reshape(x, shape)),
-    "broadcast": Operation(1, _broadcast, lambda shape: lambda x: np.broadcast_to(x, shape)),
-    "transpose": Operation(1, _transpose, lambda axes: lambda x: np.transpose(x, axes)),
-    "concatenate": Operation(None, _concatenate, lambda axis: lambda *xs: np.concatenate(xs, axis[0])),
-    "slice": Operation(1, _slice, lambda ranges: lambda x: x[tuple(slice(a, b) for a, b in ranges)]),
+    **_table(1, _FLOAT, np.exp, np.log, np.log1p, np.tanh, np.cos, np.sin, np.sqrt),
+    "erf": Operation(1, _FLOAT, _erf),
+    **_table(1, _NUMBER, np.negative, np.absolute, np.sign),
+    **_table(2, _NUMBER, np.add, np.subtract, np.multiply, np.maximum, np.minimum),
+    "divide": Operation(2, _FLOAT, np.divide),
+    **_table(2, _COMPARISON, np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal),
+    **_table(1, _BOOL, np.logical_not),
+    **_table(2, _BOOL, np.logical_and, np.logical_or),
+    "select": Operation(3, _select, np.where),
+    "matmul": Operation(2, _matmul, np.matmul),
+    "sum": Operation(1, _reduction(), lambda x, *axes: np.add.reduce(x, axis=axes)),
+    "max": Operation(1, _reduction(), lambda x, *axes: np.maximum.reduce(x, axis=axes)),
+    "min": Operation(1, _reduction(), lambda x, *axes: np.minimum.reduce(x, axis=axes)),
+    "argmax": Operation(1, _reduction("int32", max_axes=1), lambda x, axis: np.argmax(x, axis=axis).astype(np.int32)),
+    "reshape": Operation(1, _reshape, lambda x, *shape: np.reshape(x, shape)),
+    "broadcast": Operation(1, _broadcast, lambda x, *shape: np.broadcast_to(x, shape)),
+    "transpose": Operation(1, _transpose, lambda x, *axes: np.transpose(x, axes)),
+    "concatenate": Operation(None, _concatenate, lambda *xs: np.concatenate(xs[:-1], xs[-1])),
+    "slice": Operation(1, _slice, lambda x, *ranges: x[tuple(slice(a, b) for a, b in ranges)]),
     "window": Operation(None, _window, _cut_window),
-    "cast": Operation(1, _cast, lambda dtype: lambda x: x.astype(dtype[0])),
+    "cast": Operation(1, _cast, lambda x, dtype: x.astype(dtype)),
 }
 
 
 def _compile(program: list[Any], types: dict[str, Type], memory: int) -> tuple[list[tuple[Any, ...]], Type]:
-    """Check a program and return its lines, each as a function, the slots of its inputs and the slots that are not read
-    after it; and the type of the last line's result. A line is [operation, inputs, parameters]; an input is the name of
-    a tensor, `observation` or `noise.i`, or the number of an earlier line."""
+    """Check a program and return its lines, each as a function, the slots of its inputs, its parameters and the slots
+    that are not read after it; and the type of the last line's result. A line is [operation, inputs, parameters]; an
+    input is the name of a tensor, `observation` or `noise.i`, or the number of an earlier line."""
     _need(0 < len(program) <= MAX_OPERATIONS, f"its program has {len(program)} lines, not 1 to {MAX_OPERATIONS}")
     slots: dict[Any, int] = {name: slot for slot, name in enumerate(types)}
     known, last_read, lines = list(types.values()), {}, []
@@ -315,17 +310,17 @@ def _compile(program: list[Any], types: dict[str, Type], memory: int) -> tuple[l
             made = operation.types([known[slot] for slot in own], _of(parameters, list, "its parameters"))
         except (ValueError, TypeError, KeyError) as error:
             raise PolicyError(f"line {number} of its program: {_short(error)}") from error
-        lines.append((operation.function(parameters), own))
+        lines.append((operation.function, own, parameters))
         last_read |= dict.fromkeys(own, number)
         slots[number] = len(known)
         known.append(made)
     steps, live = [], sum(x.bytes for x in types.values())
-    for number, (function, own) in enumerate(lines):
+    for number, (function, own, parameters) in enumerate(lines):
         dead = [slot for slot in dict.fromkeys(own) if slot >= len(types) and last_read[slot] == number]
         live += known[len(types) + number].bytes
         _need(live <= memory, f"it would take more than {memory / 2**30:.3g} GiB of memory")
         live -= sum(known[slot].bytes for slot in dead)
-        steps.append((function, tuple(own), tuple(dead)))
+        steps.append((function, own, parameters, dead))
     return steps, known[-1]
 
 

@@ -25,42 +25,6 @@ READER, README = "read_policy.py", "README.txt"
 PLATFORMS = ("cpu", "cuda")
 PACKAGES = {"numpy": (), "stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
 
-USAGE: dict[Format, list[str]] = {
-    "numpy": [
-        "policy.json        the operations",
-        "policy.safetensors the arrays",
-        "read_policy.py     loads and runs them; needs Python and NumPy. It is floq/export/exported.py",
-        "",
-        "    import numpy as np",
-        "    from read_policy import load_policy",
-        "",
-        "    policy = load_policy('.')",
-        "    action = policy.act(observation, np.random.default_rng(0))",
-    ],
-    "stablehlo": [
-        "policy.stablehlo  for jax.export, on CPU or an NVIDIA GPU; needs jax and flatbuffers",
-        "policy.json       sizes and noise",
-        "",
-        "    import pathlib, jax.export",
-        "",
-        "    policy = jax.export.deserialize(bytearray(pathlib.Path('policy.stablehlo').read_bytes())).call",
-        "    action = policy(observation, *noise)",
-    ],
-    "onnx": [
-        "policy.onnx  opset 18; inputs observation, noise.0, noise.1, ...; output action",
-        "policy.json  sizes and noise",
-        "",
-        "    import onnxruntime",
-        "",
-        "    session = onnxruntime.InferenceSession('policy.onnx')",
-        "    (action,) = session.run(None, {'observation': observation, 'noise.0': noise})",
-    ],
-}
-SCALING = [
-    "Noise is drawn anew for every action: normal is N(0, 1), uniform is in [0, 1). Where an environment's actions are",
-    "not in [-1, 1], floq scaled them in training: -1 is the lower bound of each, 1 the upper.",
-]
-
 # --- Formats ---
 
 
@@ -136,17 +100,12 @@ def _stablehlo(policy: Exportable) -> bytes:
 
 
 def _readme(form: Format, policy: Exportable) -> str:
-    return "\n".join([*_described(policy), "", *USAGE[form], "", *SCALING]) + "\n"
-
-
-def _described(policy: Exportable) -> list[str]:
     about, d = policy.description["about"], policy.description
     draws = [f"noise.{i} {list(noise.shape)} {noise.distribution}" for i, noise in enumerate(policy.program.noise)]
-    return [
-        f"A policy for {about['task']}, step {about['step']}, exported by floq {about['floq']}.",
-        "",
-        f"observation  {d['observation_size']} numbers (float32), as the environment gave them in training",
-        f"action       {d['action_size']} numbers in [-1, 1]"
-        + (f", {d['action_chunk']} actions at once, laid end to end" if d["action_chunk"] > 1 else ""),
-        f"noise        {', '.join(draws) or 'none'}",
-    ]
+    chunk = f", {d['action_chunk']} actions at once, laid end to end" if d["action_chunk"] > 1 else ""
+    return (
+        f"A policy for {about['task']}, step {about['step']}, exported by floq {about['floq']}.\n\n"
+        f"observation  {d['observation_size']} numbers (float32), as the environment gave them in training\n"
+        f"action       {d['action_size']} numbers in [-1, 1]{chunk}\n"
+        f"noise        {', '.join(draws) or 'none'}\n\n"
+    ) + Path(__file__).with_name("readme").joinpath(f"{form}.txt").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.export.exported import DTYPES, OPERATIONS, PolicyError, Type
-from floq.export.trace import Noise, TracedPolicy, Visitor, walk
+from floq.export.trace import Noise, TracedPolicy, Visitor, evaluate, walk
 from floq.utils.errors import UserError
 
 
@@ -54,7 +54,7 @@ def translate(traced: TracedPolicy) -> Program:
     writer = _Writer()
     leaves = [Constant(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
     observation = Variable("observation", Type((traced.obs_size,), "float32"))
-    (action,) = walk(traced.program, [*leaves, observation, HIDDEN], writer)
+    (action,) = walk(traced.program, [*leaves, observation, HIDDEN], Visitor(writer.primitive, writer.draw))
     if action is HIDDEN:
         raise UserError(
             "this actor draws random numbers with a function that floq export does not know: use jax.random.normal or "
@@ -67,8 +67,8 @@ def translate(traced: TracedPolicy) -> Program:
 
 
 @dataclass
-class _Writer(Visitor):
-    """Visitor that writes lines for primitives, and evaluates those whose inputs are all constants."""
+class _Writer:
+    """Interpreter that writes lines for primitives, and evaluates those whose inputs are all constants."""
 
     lines: list[tuple[str, list[Value], list[Any]]] = field(default_factory=list)
     noise: list[Noise] = field(default_factory=list)
@@ -81,11 +81,11 @@ class _Writer(Visitor):
         if any(x is HIDDEN for x in inputs):
             return [HIDDEN] * len(equation.outvars)
         pairs = zip(equation.invars, inputs, strict=True)
-        given = [
+        given: list[Any] = [
             x if isinstance(x, Constant | Variable) else Constant(np.asarray(x, atom.aval.dtype)) for atom, x in pairs
         ]
         if all(isinstance(x, Constant) for x in given):
-            return _evaluate(equation, given)
+            return [Constant(np.asarray(x)) for x in evaluate(equation, [jnp.asarray(x.array) for x in given])]
         name = equation.primitive.name
         if name in UNCHANGED:
             return list(given)
@@ -134,11 +134,6 @@ class _Writer(Visitor):
     def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Variable:
         """Write a slice with constant bounds."""
         return self.line("slice", [x], [[int(a), int(b)] for a, b in zip(starts, ends, strict=True)])
-
-
-def _evaluate(equation: Any, given: list[Any]) -> list[Constant]:
-    outputs = equation.primitive.bind(*(jnp.asarray(x.array) for x in given), **equation.params)
-    return [Constant(np.asarray(x)) for x in (outputs if equation.primitive.multiple_results else [outputs])]
 
 
 def _prune(writer: _Writer, last: int) -> Program:

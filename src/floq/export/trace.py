@@ -1,6 +1,5 @@
 """Trace of a policy's computation by primitives: calls inlined, loops unrolled, random draws replaced with inputs."""
 
-import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,24 +21,18 @@ class Noise(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Visitor(abc.ABC):
-    """Interpreter of a program's values, used by `walk`."""
+class Visitor(NamedTuple):
+    """Interpreter of the values of a program: `primitive(equation, inputs)` returns the outputs of an equation
+    of one primitive; `draw(noise, sample)` random numbers, of which `sample()` returns those that JAX would draw, if
+    values are arrays."""
 
-    @abc.abstractmethod
-    def primitive(self, equation: Any, inputs: list[Any]) -> list[Any]:
-        """Return the outputs of an equation of one primitive."""
-
-    @abc.abstractmethod
-    def draw(self, noise: Noise, sample: Callable[[], Array]) -> Any:
-        """Return random numbers; if values are arrays, `sample` returns those that JAX would draw."""
+    primitive: Callable[[Any, list[Any]], list[Any]]
+    draw: Callable[[Noise, Callable[[], Array]], Any]
 
 
-def walk(program: core.ClosedJaxpr, inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
+def walk(program: Any, inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
     """Interpret a program with the given inputs, of any type that the visitor accepts, and return its outputs."""
-    return _walk(program.jaxpr, program.consts, inputs, visitor)
-
-
-def _walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
+    jaxpr, consts = (program.jaxpr, program.consts) if hasattr(program, "consts") else (program, ())
     values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
     for equation in jaxpr.eqns:
@@ -50,12 +43,17 @@ def _walk(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], visitor: Vis
         elif equation.primitive.name == "scan":
             outputs = _unroll(equation, given, visitor)
         elif inner is not None and equation.primitive.name not in ("while", "cond"):
-            inner_jaxpr, inner_consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            outputs = _walk(inner_jaxpr, inner_consts, given, visitor)
+            outputs = walk(inner, given, visitor)
         else:
             outputs = visitor.primitive(equation, given)
         values |= zip(equation.outvars, outputs, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def evaluate(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Compute the outputs of an equation with JAX."""
+    outputs = equation.primitive.bind(*inputs, **equation.params)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
 def _draw(equation: Any, inner: core.ClosedJaxpr, given: list[Any], visitor: Visitor) -> list[Any]:
@@ -128,7 +126,7 @@ class TracedPolicy:
     def act(self, obs: Float[Array, " obs"], *noise: Float[Array, "..."]) -> Float[Array, " act"]:
         """Return the action for given noise."""
         left = iter(noise)
-        return walk(self.program, [*self.leaves, obs, jax.random.key(0)], _Evaluator(lambda *_: next(left)))[0]
+        return walk(self.program, [*self.leaves, obs, jax.random.key(0)], Visitor(evaluate, lambda *_: next(left)))[0]
 
     def draw(self, key: PRNGKeyArray) -> tuple[Float[Array, "..."], ...]:
         """Draw the noise that the policy itself draws with `key`. Consumes `key`."""
@@ -138,19 +136,5 @@ class TracedPolicy:
             drawn.append(sample())
             return drawn[-1]
 
-        walk(self.program, [*self.leaves, jnp.zeros(self.obs_size), key], _Evaluator(draw))
+        walk(self.program, [*self.leaves, jnp.zeros(self.obs_size), key], Visitor(evaluate, draw))
         return tuple(drawn)
-
-
-class _Evaluator(Visitor):
-    """Visitor that evaluates a program with JAX."""
-
-    def __init__(self, draw: Callable[[Noise, Callable[[], Array]], Any]):
-        self._draw = draw
-
-    def draw(self, noise: Noise, sample: Callable[[], Array]) -> Any:
-        return self._draw(noise, sample)
-
-    def primitive(self, equation: Any, inputs: list[Any]) -> list[Any]:
-        outputs = equation.primitive.bind(*inputs, **equation.params)
-        return list(outputs) if equation.primitive.multiple_results else [outputs]

@@ -32,6 +32,8 @@ MANIFEST = "manifest.json"
 TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "replay.safetensors"
 DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
 REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all experience of the run
+REPLAY_KINDS = {"observations": (3, "float32"), "actions": (3, "float32"), "ends": (2, "bool")}
+REPLAY_KINDS |= dict.fromkeys(("rewards", "masks"), (2, "float32"))
 STEP = "0|[1-9][0-9]{0,14}"
 MAX_WIDTH = 2**20  # dimension of an observation, or of a chunk of actions
 MAX_PENDING = 2**10  # pending evaluations of a stopped run
@@ -84,9 +86,7 @@ def save(
         replay: the online experience of the run. Only the two newest checkpoints keep theirs.
     """
     step = int(agent.step) if step is None else step
-    stored = {TENSORS: _named_arrays(agent)} | {
-        PENDING.format(at): _named_arrays(p) for at, p in (pending or {}).items()
-    }
+    stored = {TENSORS: _stored(agent)} | {PENDING.format(at): _stored(p) for at, p in (pending or {}).items()}
     if replay is not None:
         stored[REPLAY] = {name: np.ascontiguousarray(x) for name, x in replay._asdict().items()}
     partial = folder / f".{step}.partial"
@@ -96,14 +96,15 @@ def save(
     try:
         digests = {}
         for name, arrays in stored.items():
-            content = serialised(arrays)
+            content = serialised({name: np.asarray(x) for name, x in arrays.items()})
             files.write(partial / name, content)
             digests[name] = hashlib.sha256(content).hexdigest()
         manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
         manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
         manifest[DIGESTS] = digests | {MANIFEST: _digest(manifest | {DIGESTS: digests})}
         files.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        final = commit(partial, folder, step)
+        # It replaces an earlier checkpoint of the same step, which differs in its pending evaluations.
+        replace_folder(final := folder / str(step), partial, folder / f".{step}.old")
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # frees space if the disk is full
         raise
@@ -151,12 +152,9 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
         return None
     remedy = _remedy(step, steps(folder))
     stored = _tensors(path, _manifest(path.parent, remedy)[DIGESTS], remedy)
-    if stored.keys() != set(ReplaySnapshot._fields) or len({x.shape[:2] for x in stored.values()}) > 1:
+    if stored.keys() != REPLAY_KINDS.keys() or len({x.shape[:2] for x in stored.values()}) > 1:
         raise DamagedCheckpoint(f"{path} is damaged (it lacks a part): {remedy}")
-    kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
-    if kinds != {
-        name: (3 if name in ("observations", "actions") else 2, _dtype(name)) for name in ReplaySnapshot._fields
-    }:
+    if any((x.ndim, str(x.dtype)) != REPLAY_KINDS[name] for name, x in stored.items()):
         raise DamagedCheckpoint(f"{path} is damaged (a part is of another shape or type): {remedy}")
     return ReplaySnapshot(**stored)
 
@@ -167,10 +165,6 @@ def _template(config: Config, sizes: tuple[int, int]) -> Agent:
         return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
     except (OverflowError, TypeError, MemoryError) as error:
         raise ValueError(f"no agent has these sizes: {error}") from error
-
-
-def _dtype(part: str) -> str:
-    return "bool" if part == "ends" else "float32"
 
 
 def _remedy(step: int, available: list[int]) -> str:
@@ -199,14 +193,6 @@ def steps(folder: Path) -> list[int]:
 def path_of(folder: Path, step: int) -> Path:
     """Return the path of the checkpoint of `step`, whether or not it exists."""
     return _complete(folder).get(step, folder / str(step))
-
-
-def commit(partial: Path, folder: Path, step: int) -> Path:
-    """Rename a completely written checkpoint to its final name. It replaces an earlier checkpoint of the same step,
-    which differs in its pending evaluations."""
-    final = folder / str(step)
-    replace_folder(final, partial, folder / f".{step}.old")
-    return final
 
 
 def repair(folder: Path) -> list[Path]:
@@ -341,33 +327,24 @@ def _tensors(
         raise DamagedCheckpoint(f"{path} is damaged ({error}): {remedy}") from error
 
 
-def _named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Return a tree's arrays as they are stored, by name."""
-    return dict(zip(_names(tree), map(np.asarray, _stored_leaves(tree)), strict=True))
-
-
 def _read(template: T, path: Path, digests: Mapping[str, str], remedy: str) -> T:
     """Read a tree with the template's structure and shapes."""
-    names = _names(template)
-    expected = {
-        name: (leaf.shape, str(leaf.dtype))
-        for name, leaf in zip(names, jax.eval_shape(_stored_leaves, template), strict=True)
-    }
+    expected = {name: (x.shape, str(x.dtype)) for name, x in jax.eval_shape(_stored, template).items()}
     stored = _tensors(path, digests, remedy, expected)
-    arrays = [jnp.asarray(stored[name]) for name in names]
-    if "key" in names:
-        arrays[names.index("key")] = jax.random.wrap_key_data(arrays[names.index("key")])
-    return jax.tree.unflatten(jax.tree.structure(template), arrays)
+
+    def restored(place: Any, _: Any) -> jax.Array:
+        array = jnp.asarray(stored[_name(place)])
+        return jax.random.wrap_key_data(array) if _name(place) == "key" else array
+
+    return jax.tree_util.tree_map_with_path(restored, template)
 
 
-def _names(tree: Any) -> list[str]:
-    """Return the names of a tree's arrays in the order of its leaves, such as `params.critic.velocity.entry.bias`."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _stored(tree: Any) -> dict[str, Any]:
+    """Return a tree's arrays by name, as they are stored: the random key as its raw words."""
+    named = {_name(place): leaf for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: jax.random.key_data(x) if name == "key" else x for name, x in named.items()}
 
 
-def _stored_leaves(tree: Any) -> list[Any]:
-    """Return a tree's arrays as they are stored: the random key as its raw words."""
-    leaves = zip(_names(tree), jax.tree.leaves(tree), strict=True)
-    return [jax.random.key_data(leaf) if name == "key" else leaf for name, leaf in leaves]
+def _name(place: Any) -> str:
+    """Return the name of an array by its place in a tree, such as `params.critic.velocity.entry.bias`."""
+    return jax.tree_util.keystr(place, simple=True, separator=".")

@@ -29,13 +29,9 @@ from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, con
 RECORDS = ("protocol", "versions", "data")  # entries of config.json beside the configuration
 PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
 
-SPACE_ERRORS = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some of the quota",
-    errno.EFBIG: "raise the limit",
-}
-PERMISSION_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
-DEVICE_ERRORS = (errno.EIO, errno.ESTALE)
+REMEDIES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of the quota", errno.EFBIG: "raise the limit"}
+REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable")
+NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)  # errors of a disk without a file's name
 
 
 @dataclass(frozen=True)
@@ -261,7 +257,7 @@ def to_error(runs: Sequence[Run]) -> Iterator[None]:
 def _concerns(error: OSError, folders: Sequence[Path]) -> bool:
     """Return whether an error is about these folders. The error of a full disk may have no file name."""
     if error.filename is None:
-        return error.errno in SPACE_ERRORS or error.errno in DEVICE_ERRORS
+        return error.errno in NAMELESS
     path = Path(os.fsdecode(error.filename)).absolute() if not isinstance(error.filename, int) else Path()
     return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
@@ -276,9 +272,4 @@ def _message(error: OSError, folders: Sequence[Path]) -> str:
         return f"{deleted}; the others go on with {command}" if left else f"{deleted}: start it again"
     saved = min((steps(folder / "checkpoints") or [0])[-1] for folder in folders)
     kept = f"the checkpoint of step {saved} is whole" if saved else "there was no checkpoint yet"
-    remedy = "fix this"
-    if error.errno in SPACE_ERRORS:
-        remedy = SPACE_ERRORS[error.errno]
-    elif error.errno in PERMISSION_ERRORS:
-        remedy = "make the folder writable"
-    return f"{reason}; {kept}: {remedy}, then go on with {command}"
+    return f"{reason}; {kept}: {REMEDIES.get(error.errno or 0, 'fix this')}, then go on with {command}"

@@ -2,15 +2,15 @@
 
 An experiment names groups of settings; a budget, in `budgets/NAME.toml` beside it, gives tasks, seeds and numbers of
 steps. Settings are flags of `floq train` by their names. Later ones in this order override earlier ones: the budget's
-`[settings]`, its `[critics.CRITIC]`, its `[tasks_settings.FAMILY]`, the experiment's `[BUDGET.settings]`, the group's
-own, and those of the group for this budget. All of them override the presets of the agent.
+`[settings]`, its `[critics.CRITIC]`, the experiment's `[BUDGET.settings]`, the group's own, and those of the group for
+this budget. All of them override the presets of the agent.
 """
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Len
 from pydantic import AfterValidator, BeforeValidator
@@ -20,7 +20,7 @@ from floq.agent.config import PUBLISHED_ALIASES, is_removed, settings_type
 from floq.analysis.metrics import METRICS
 from floq.critics import CRITICS
 from floq.runs.config import Config
-from floq.runs.presets import configure, family
+from floq.runs.presets import configure
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import user_path
 from floq.utils.schema import Positive, Seed, convert, from_table, hints_of, read_toml
@@ -30,13 +30,6 @@ PROJECT = "sweep"
 SET_BY_PLAN = {"seed", "env_name", "project_name", "run_group", "save_dir", "dataset_dir", "dataset"}
 SET_BY_PLAN |= {"restore_path", "restore_epoch", "agent"}
 """Settings of a run that the plan sets."""
-
-
-class Layer(NamedTuple):
-    """Settings and their source, for error messages."""
-
-    where: str
-    settings: dict[str, Any]
 
 
 # --- Contents of the files ---
@@ -142,17 +135,10 @@ class Budget:
     data: dict[str, Positive] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
     critics: dict[str, Settings] = field(default_factory=dict)
-    tasks_settings: dict[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        families = sorted(map(family, self.tasks))
-        for section, whose, known in (
-            ("critics", "critics are", CRITICS),
-            ("tasks_settings", "tasks are of", families),
-        ):
-            if wrong := [name for name in getattr(self, section) if name not in known]:
-                near = nearest(wrong[0], known)
-                raise UserError(f"[{section}.{wrong[0]}]: {whose} {', '.join(dict.fromkeys(known))}{near}")
+        if wrong := [name for name in self.critics if name not in CRITICS]:
+            raise UserError(f"[critics.{wrong[0]}]: critics are {', '.join(CRITICS)}{nearest(wrong[0], CRITICS)}")
 
     @property
     def name(self) -> str:
@@ -247,23 +233,22 @@ def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
         agent = configure(env_name, group.agent, **parts).agent
     except UserError as error:
         raise UserError(f"{whose}: {error}") from error
-    critic, kind = agent.critic_name, family(env_name)
+    critic = agent.critic_name
     types_of = known_settings(critic, agent.actor_name)
     aliases = {f"agent.{old}": f"agent.{new}" for old, new in PUBLISHED_ALIASES.get(critic, {}).items()}
-    layers = [
-        Layer(f"{budget.path}: settings", budget.settings),
-        Layer(f"{budget.path}: [critics.{critic}]", budget.critics.get(critic, {})),
-        Layer(f"{budget.path}: [tasks_settings.{kind}]", budget.tasks_settings.get(kind, {})),
-        Layer(f"{experiment.path}: [{budget.name}.settings]", experiment.settings),
-        Layer(whose, group.settings),
-    ]
+    layers = {
+        f"{budget.path}: settings": budget.settings,
+        f"{budget.path}: [critics.{critic}]": budget.critics.get(critic, {}),
+        f"{experiment.path}: [{budget.name}.settings]": experiment.settings,
+        whose: group.settings,
+    }
     flat = {"project_name": PROJECT, "run_group": budget.name}
-    for layer in layers:
-        for written, value in layer.settings.items():
+    for where, settings in layers.items():
+        for written, value in settings.items():
             name = aliases.get(written, written)
             if name in types_of:
-                flat[name.removeprefix("agent.")] = convert(f"{layer.where}: {written}", value, types_of[name])
-            elif layer is layers[-1]:
+                flat[name.removeprefix("agent.")] = convert(f"{where}: {written}", value, types_of[name])
+            elif where == whose:
                 raise UserError(f"{whose}: {written}: {_unknown(written, f'agent {group.agent!r}', types_of)}")
     if flat.get("eval_interval") == 0:
         raise UserError(f"{whose}: eval_interval = 0: an experiment is judged by its evaluations, give an interval")

@@ -1,7 +1,5 @@
-"""Jobs of a sweep: runs that one process trains as one program, how they are trained, and how long they take."""
+"""Jobs of a sweep: runs that one process trains as one program, and how they are trained."""
 
-import dataclasses
-import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +11,9 @@ from floq.runs.run import Run
 from floq.runs.run_data import fetch_missing
 from floq.sweep.plan import runs_of
 from floq.training.resume import resume_fleet, stopped_together
-from floq.training.train import fleets, program_of, train_fleet
+from floq.training.train import fleets, train_fleet
 from floq.utils.errors import Failed, Interrupted, UserError
-from floq.utils.files import user_path
 from floq.utils.progress import Display
-
-IGNORED = {name: "any" for name in ("save_dir", "project_name", "run_group", "dataset_dir")}
-IGNORED |= {"logger": (), "on_divergence": "stop"}
-IGNORED |= {"keep_checkpoints": None, "checkpoint_minutes": None}
-"""Settings that do not affect the time of a step, and the value that replaces them in comparisons."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +33,6 @@ class Outcome(NamedTuple):
     trace: str = ""
 
 
-# --- Training ---
-
-
 def jobs_of(labels: Mapping[Config, str], most: int | None = None) -> list[Job]:
     """Divide runs into jobs. Programs with too many runs are divided evenly, in the order of the runs.
 
@@ -61,10 +50,10 @@ def jobs_of(labels: Mapping[Config, str], most: int | None = None) -> list[Job]:
     return jobs
 
 
-def try_job(job: Job, show: bool = True) -> Outcome:
+def try_job(job: Job) -> Outcome:
     """Train a job in this process and return its outcome, which may be a failure. Raises Interrupted on a signal."""
     try:
-        train_job(job.configs, show)
+        train_job(job.configs)
     except Interrupted:
         raise
     except (UserError, Failed) as error:
@@ -84,7 +73,7 @@ def train_job(configs: Sequence[Config], show: bool = True) -> None:
         if any(run.has_ended for run in runs):
             continue
         if runs:
-            started.append(max(runs, key=_newest_step))
+            started.append(max(runs, key=newest_step))
         else:
             new.append(config)
     if started:
@@ -101,79 +90,20 @@ def _resume_groups(runs: Sequence[Run]) -> list[list[Run]]:
         return [list(runs)]
     groups: dict[int, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_newest_step(run), []).append(run)
+        groups.setdefault(newest_step(run), []).append(run)
     return list(groups.values())
 
 
-def _newest_step(run: Run) -> int:
+def newest_step(run: Run) -> int:
     """Return the step of a run's newest checkpoint; 0 before the first."""
     return max(checkpoint.steps(run.folder / "checkpoints"), default=0)
 
 
-# --- Time estimates ---
-
-
-def show_jobs(jobs: Sequence[Job], slots: int, machines: str, save_dir: str, display: Display) -> None:
-    """Show a table of the jobs, with the hours of each if a finished run of the same program below `save_dir` exists.
-
-    Args:
-        jobs: in the order of their numbers.
-        slots: number of jobs that are trained at once.
-        machines: description of the machines.
-        save_dir: root of the run folders.
-        display: prints the table.
-    """
-    known, rows, hours = seconds_per_step(save_dir), [], []
+def show_jobs(jobs: Sequence[Job], slots: int, machines: str, display: Display) -> None:
+    """Show a table of the jobs, of which `slots` are trained at once on machines that `machines` describes."""
+    rows = []
     for number, job in enumerate(jobs, 1):
-        steps = [config.total_steps - _saved_step(config) for config in job.configs]
-        hours.append(sum(steps) * known.get(_timing_key(job.configs[0]), math.nan) / 3600)
-        rows.append([job.label, str(number), str(len(steps)), f"{sum(steps):,}", _format_hours(hours[-1])])
-    display.columns("jobs", ("what", "job", "runs", "steps left", "hours"), rows)
+        steps = sum(c.total_steps - max(map(newest_step, runs_of(c)), default=0) for c in job.configs)
+        rows.append([job.label, str(number), str(len(job.configs)), f"{steps:,}"])
+    display.columns("jobs", ("what", "job", "runs", "steps left"), rows)
     display.note(f"plan    {len(jobs)} jobs, {min(slots, len(jobs))} at once, on {machines}")
-    timed = [x for x in hours if not math.isnan(x)]
-    if not timed:
-        display.note(f"time    unknown: no finished run of these programs below {save_dir} to go by")
-        return
-    total = max(max(timed), sum(timed) / slots)
-    rest = f", and {len(hours) - len(timed)} jobs of unknown length" if len(timed) < len(hours) else ""
-    display.note(
-        f"time    about {_format_hours(total)} hours{rest}, by finished runs of these programs below {save_dir}; runs "
-        "that an accelerator trains side by side take less"
-    )
-
-
-def seconds_per_step(save_dir: str) -> dict[Config, float]:
-    """Return the seconds that a step of one run takes, evaluations included, by program. It is the minimum over the
-    finished runs of the program, since others may have shared the machine."""
-    found: dict[Config, float] = {}
-    for path in user_path(save_dir).glob("*/*/*/*/summary.json"):
-        try:
-            run = Run.open(path.parent, makes_env=False)
-            summary = run.summary
-            each = summary["seconds"] / summary["steps"] / summary["runs_in_fleet"]
-        except (UserError, KeyError, TypeError, ZeroDivisionError):
-            continue  # damaged, or of another version
-        key = _timing_key(run.config)
-        found[key] = min(each, found.get(key, math.inf))
-    return found
-
-
-def _timing_key(config: Config) -> Config:
-    """Return the settings that determine the time of a step: those of the program, without folders and, if the run has
-    one phase only, without its number of steps."""
-    steps = {}
-    if not config.online_steps:
-        steps = {"offline_steps": 1}
-    elif not config.offline_steps:
-        steps = {"online_steps": config.num_envs}
-    return dataclasses.replace(program_of(config), **IGNORED, **steps)
-
-
-def _saved_step(config: Config) -> int:
-    """Return the newest step in the checkpoints of a run that has not ended; 0 without any."""
-    saved = (checkpoint.steps(run.folder / "checkpoints") for run in runs_of(config))
-    return max((step for steps in saved for step in steps), default=0)
-
-
-def _format_hours(hours: float) -> str:
-    return "-" if math.isnan(hours) else f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"

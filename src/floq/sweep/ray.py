@@ -15,7 +15,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +22,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from floq.runs.config import Config
 from floq.runs.run import installed_versions
 from floq.sweep.board import ATTEMPTS, Board
 from floq.sweep.jobs import Job, Outcome, try_job
+from floq.sweep.options import Placement
 from floq.sweep.plan import runs_of
 from floq.utils.errors import Failed, Interrupted, UserError, in_one_line
 from floq.utils.files import is_locked, user_path
@@ -38,17 +39,6 @@ PROBE_TIMEOUT_S = 180.0  # for the first answer of a node
 PREDECESSOR_TIMEOUT_S = 60.0  # for the exit of a process that Ray has given up
 POLL_SECONDS = 0.5
 GPU_MEMORY = 0.9  # fraction of a shared GPU's memory for all its jobs together
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Cluster and resources of the jobs; None is resolved when the machines are known."""
-
-    address: str
-    cores_per_cell: int | None = None
-    gpus_per_cell: float | None = None
-    fleet_size: int | None = None
-    max_retries: int = 20
 
 
 class JobResources(NamedTuple):
@@ -80,18 +70,19 @@ def ray_cluster(placement: Placement) -> Iterator[JobResources]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send usage statistics
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if placement.address == "local":
+    address = placement.address or "auto"
+    if address == "local":
         options |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
-        if placement.address not in ("auto", "local"):  # without this check, Ray would try for minutes
-            host, _, port = placement.address.rpartition(":")
+        if address not in ("auto", "local"):  # without this check, Ray would try for minutes
+            host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
         with warnings.catch_warnings():  # JAX warns of os.fork, which is safe here: another program is executed at once
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-            ray.init(address=placement.address, **options)
+            ray.init(address=address, **options)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--address={placement.address}: no Ray cluster answers ({in_one_line(error)[:200]}): start one with ray "
+            f"--address={address}: no Ray cluster answers ({in_one_line(error)[:200]}): start one with ray "
             "start --head, or give --address=local"
         ) from error
     try:
@@ -100,14 +91,13 @@ def ray_cluster(placement: Placement) -> Iterator[JobResources]:
         ray.shutdown()
 
 
-def train_jobs(jobs: Sequence[Job], placement: Placement, share: JobResources, show: bool = True) -> list[Outcome]:
+def train_jobs(jobs: Sequence[Job], max_retries: int, share: JobResources) -> list[Outcome]:
     """Train jobs on the cluster, as many at once as it has room for, and show their progress.
 
     Args:
         jobs: whose runs have the same `save_dir` and `dataset_dir`.
-        placement: cluster and resources that the user asks for.
+        max_retries: how many more times a lost job is tried.
         share: resources of a job, from `ray_cluster`.
-        show: print a table of the jobs, live on a terminal.
 
     Returns:
         The outcome of each job.
@@ -123,8 +113,8 @@ def train_jobs(jobs: Sequence[Job], placement: Placement, share: JobResources, s
     cwd = None if user_path(first.save_dir).is_absolute() else os.getcwd()
     try:
         _check_nodes(_nodes(), [str(mark), *_input_paths(jobs)])
-        with catch_signals() as received, Board(jobs, mark, show) as board:
-            outcomes = _train(jobs, placement, share, board, received, (str(mark), cwd))
+        with catch_signals() as received, Board(jobs, mark) as board:
+            outcomes = _train(jobs, max_retries, share, board, received, (str(mark), cwd))
     except RayError as error:
         raise Failed(f"the cluster is lost ({in_one_line(error)[:200]}); the same command goes on") from error
     finally:
@@ -142,10 +132,10 @@ def _input_paths(jobs: Sequence[Job]) -> list[str]:
 
 
 def _train(
-    jobs: Sequence[Job], placement: Placement, share: JobResources, board: Board, received: list[int], where: tuple
+    jobs: Sequence[Job], max_retries: int, share: JobResources, board: Board, received: list[int], where: tuple
 ) -> list[Outcome]:
     """Train the jobs as Ray tasks until all have ended, or until a signal has stopped those that had not."""
-    options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": placement.max_retries}
+    options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": max_retries}
     task: Any = ray.remote(max_calls=1)(_train_on_node)  # each in a new process with its own devices and memory
     waiting: dict[Any, int] = {}
     for number, job in enumerate(jobs):
@@ -269,8 +259,6 @@ def _train_on_node(
     Raises:
         Preempted: a signal ended it; its checkpoints are written.
     """
-    from floq.runs.config import Config
-
     node = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:4]}"
     if not os.path.isdir(mark):  # nodes that joined later were not probed
         return Outcome("failed", f"node {node} does not see {Path(mark).parent}, which all must share")

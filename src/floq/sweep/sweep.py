@@ -25,6 +25,7 @@ from floq.runs.run import Run
 from floq.runs.run_data import collect_with_progress, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
 from floq.sweep.jobs import Job, Outcome, jobs_of, show_jobs, try_job
+from floq.sweep.options import SweepOptions
 from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils.errors import Failed, Interrupted, UserError
@@ -33,7 +34,7 @@ from floq.utils.machine import clear_jit_cache, use_all_cores
 from floq.utils.progress import Display
 
 if TYPE_CHECKING:  # it needs Ray
-    from floq.sweep.ray import JobResources, Placement
+    from floq.sweep.ray import JobResources
 
 LOCAL = ("folder", "save_dir", "dataset_dir", "total_time")
 """Columns that the CSV files of a sweep leave out: where its runs were trained, and when."""
@@ -42,31 +43,13 @@ LOCAL = ("folder", "save_dir", "dataset_dir", "total_time")
 # --- Sweeps ---
 
 
-def sweep(
-    files: Sequence[str],
-    budget: str,
-    out: str | None = None,
-    dataset_dir: str = Config.dataset_dir,
-    save_dir: str = Config.save_dir,
-    seeds: Sequence[int] = (),
-    dry_run: bool = False,
-    redraw: bool = False,
-    placement: "Placement | None" = None,
-    show: bool = True,
-) -> list[Path]:
+def sweep(files: Sequence[str], options: SweepOptions, seeds: Sequence[int] = ()) -> list[Path]:
     """Train the runs of these experiments that have not ended yet, then write tables and figures.
 
     Args:
         files: experiments; see `floq.sweep.experiment`.
-        budget: the name of the budget file beside them.
-        out: folder of tables and figures; by default `save_dir`/sweep/`budget`.
-        dataset_dir: that of the runs.
-        save_dir: that of the runs.
+        options: the budget, folders and machines.
         seeds: instead of those of the files.
-        dry_run: only show the plan.
-        redraw: only draw figures and tables again, from the CSV files in `out`.
-        placement: train on this Ray cluster; by default one program after another in this process.
-        show: print progress.
 
     Returns:
         Paths of the figures.
@@ -76,12 +59,13 @@ def sweep(
         Failed: some runs could not be trained; the others were.
         Interrupted: a signal ended the training.
     """
-    display, folder = Display(show), user_path(out or Path(save_dir) / PROJECT / budget)
+    budget, display = options.budget, Display()
+    folder = user_path(options.out or Path(options.save_dir) / PROJECT / budget)
     experiments = [read_experiment(file, budget) for file in files]
     names = [experiment.name for experiment in experiments]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two files are called {twice[0]}.toml, and would write the same table: give one at a time")
-    if redraw:
+    if options.redraw:
         tables = [read_tables(folder / f"{name}-runs.csv", folder / f"{name}.csv") for name in names]
         both = zip(experiments, tables, strict=True)
         return [_draw(experiment, report_of(experiment, runs), folder, display) for experiment, runs in both]
@@ -89,17 +73,17 @@ def sweep(
     if seeds:
         experiments = [dataclasses.replace(experiment, seeds=tuple(seeds)) for experiment in experiments]
     count = sum(len(e.groups) * len(e.tasks) * len(e.seeds) for e in experiments)
-    _start_jax(count, dry_run, placement)  # before costs are traced, which starts it
-    entries = [entry for experiment in experiments for entry in plan(experiment, save_dir, dataset_dir)]
+    _start_jax(count, options)  # before costs are traced, which starts it
+    entries = [entry for experiment in experiments for entry in plan(experiment, options.save_dir, options.dataset_dir)]
     labels: dict[Config, str] = {}
     for entry in entries:
         for config in entry.configs:
             labels.setdefault(config, f"{entry.group.name!r} on {entry.task}")
-    if dry_run:
+    if options.dry_run:
         show_plan(entries, display)
     episodes = {name: n for experiment in experiments for name, n in experiment.budget.data.items()}
-    failures = _train(labels, folder, display, show, dry_run, placement, episodes)
-    if dry_run:
+    failures = _train(labels, folder, options, display, episodes)
+    if options.dry_run:
         return []
     figures = []
     for experiment in experiments:
@@ -112,41 +96,28 @@ def sweep(
     return figures
 
 
-def sweep_configs(
-    configs: Sequence[Config],
-    notes: Sequence[str] = (),
-    dry_run: bool = False,
-    placement: "Placement | None" = None,
-    show: bool = True,
-) -> list[Run]:
-    """Train those of these runs that have not ended yet, and show the results of all.
-
-    Args:
-        configs: the runs.
-        notes: lines to print first.
-        dry_run: see `sweep`.
-        placement: see `sweep`.
-        show: see `sweep`.
+def sweep_configs(configs: Sequence[Config], options: SweepOptions, notes: Sequence[str] = ()) -> list[Run]:
+    """Train those of these runs that have not ended yet, and show the results of all. `notes` are printed first.
 
     Returns:
         The finished runs, in the order of `configs`.
 
     Raises: see `sweep`.
     """
-    display = Display(show)
+    display = Display()
     for config in configs:
         check_built(config)
     folder = Run.parent(configs[0]).parent
     check_writable(folder, "choose another --save_dir")
     for note in notes:
         display.note(f"note    {note}")
-    _start_jax(len(configs), dry_run, placement)
+    _start_jax(len(configs), options)
     configs = [resolve_paths(config) for config in configs]
     named = zip(configs, config_labels(configs), strict=True)
-    labels = {config: name or _label(config) for config, name in named}
-    local = [] if placement else fleets(unfinished(labels))  # their results are shown when they have been trained
-    failures = _train(labels, folder, display, show, dry_run, placement, {})
-    if dry_run:
+    labels = {c: name or f"{c.agent.critic_name}+{c.agent.actor_name} on {c.task}" for c, name in named}
+    local = [] if options.address else fleets(unfinished(labels))  # their results are shown when they are trained
+    failures = _train(labels, folder, options, display, {})
+    if options.dry_run:
         return []
     finished = [run for config in labels for run in runs_of(config)[:1] if run.is_finished]
     for numbers in fleets([run.config for run in finished]) if list(map(len, local)) != [len(labels)] else []:
@@ -160,56 +131,45 @@ def sweep_configs(
 # --- Training ---
 
 
-def _start_jax(runs: int, dry_run: bool, placement: "Placement | None") -> None:
+def _start_jax(runs: int, options: SweepOptions) -> None:
     """Initialise JAX for the training; if that is in other processes, on the CPU, which leaves accelerators to them."""
-    if placement is not None or dry_run:
+    if options.address or options.dry_run:
         jax.config.update("jax_platforms", "cpu")
         return
     use_all_cores(runs)
     jax.devices()
 
 
-def _label(config: Config) -> str:
-    agent = config.agent
-    return f"{agent.critic_name}+{agent.actor_name} on {config.task}"
-
-
 def _train(
-    labels: Mapping[Config, str],
-    folder: Path,
-    display: Display,
-    show: bool,
-    dry_run: bool,
-    placement: "Placement | None",
-    episodes: Mapping[str, int],
+    labels: Mapping[Config, str], folder: Path, options: SweepOptions, display: Display, episodes: Mapping[str, int]
 ) -> list[str]:
     """Train those of these runs that have not ended, in this process or on the cluster, or only show the jobs. Return a
     line for each job that failed."""
     left = unfinished(labels)
     with contextlib.ExitStack() as stack:
         share: JobResources | None = None
-        if placement is not None and left:
+        if options.address and left:
             from floq.sweep.ray import ray_cluster
 
-            share = stack.enter_context(ray_cluster(placement))
-        jobs = jobs_of({config: labels[config] for config in left}, _max_runs(len(left), placement, share))
-        if dry_run:
-            if jobs:
-                slots, machines = (share.slots, share.machines) if share else (1, "this machine, one after another")
-                show_jobs(jobs, slots, machines, left[0].save_dir, display)
+            share = stack.enter_context(ray_cluster(options))
+        most = (options.fleet_size or max(1, -(-len(left) // share.slots))) if share else None  # all slots have work
+        jobs = jobs_of({config: labels[config] for config in left}, most)
+        if options.dry_run:
+            slots, machines = (share.slots, share.machines) if share else (1, "this machine, one after another")
+            show_jobs(jobs, slots, machines, display)
             return []
         display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
         for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
         _collect_missing(episodes, left, display)
-        if share is not None and placement is not None and jobs:
+        if share is not None:
             from floq.sweep.ray import train_jobs
 
             fetch_missing(left, display)  # once, rather than by every job
             display.note(f"ray     {share}")
-            outcomes = train_jobs(jobs, placement, share, show)
+            outcomes = train_jobs(jobs, options.max_retries, share)
         else:
-            outcomes = _train_here(jobs, display, show)
+            outcomes = _train_here(jobs, display)
     failures = []
     for job, outcome in zip(jobs, outcomes, strict=True):
         if outcome.state == "failed":
@@ -221,20 +181,13 @@ def _train(
     return failures
 
 
-def _max_runs(runs: int, placement: "Placement | None", share: "JobResources | None") -> int | None:
-    """Return the maximum number of runs of a job: on a cluster, such that all its slots have work."""
-    if placement is None or share is None:
-        return None
-    return placement.fleet_size or max(1, -(-runs // share.slots))
-
-
-def _train_here(jobs: Sequence[Job], display: Display, show: bool) -> list[Outcome]:
+def _train_here(jobs: Sequence[Job], display: Display) -> list[Outcome]:
     """Train jobs in this process, one after another."""
     outcomes = []
     for number, job in enumerate(jobs, 1):
         display.note(f"program {number} of {len(jobs)}: {job.label}, {len(job.configs)} runs")
         try:
-            outcomes.append(try_job(job, show))
+            outcomes.append(try_job(job))
         except Interrupted as stop:
             raise Interrupted("stopped; the same command goes on, with what is on disk", stop.signum) from stop
         if outcomes[-1].state == "failed":

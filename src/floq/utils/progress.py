@@ -49,28 +49,20 @@ class Display:
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print a short table of names and values."""
-        table = Table(
-            title=_plain_text(title),
-            title_justify="left",
-            title_style="bold",
-            show_header=False,
-            box=None,
-            padding=(0, 2),
-        )
+        table = _titled_table(title, show_header=False, padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in rows.items():
-            table.add_row(_plain_text(name), _plain_text(value))
-        self._console.print(table)
+        self._print_rows(table, list(rows.items()))
 
     def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a header; the first column is text, which is folded on a narrow terminal, the others are
         numbers."""
-        table = Table(
-            title=_plain_text(title), title_justify="left", title_style="bold", box=None, padding=(0, 0, 0, 1)
-        )
+        table = _titled_table(title, padding=(0, 0, 0, 1))
         for number, name in enumerate(header):
             table.add_column(_plain_text(name), justify="right" if number else "left", no_wrap=number > 0)
+        self._print_rows(table, rows)
+
+    def _print_rows(self, table: Table, rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             table.add_row(*map(_plain_text, row))
         self._console.print(table)
@@ -137,6 +129,10 @@ class Display:
                 self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_format_values(what)}".rstrip())
 
         return update
+
+
+def _titled_table(title: str, **layout: Any) -> Table:
+    return Table(title=_plain_text(title), title_justify="left", title_style="bold", box=None, **layout)
 
 
 def _plain_text(text: str) -> Text:

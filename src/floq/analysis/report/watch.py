@@ -1,5 +1,5 @@
-"""Live table of runs in the terminal, for `floq watch` and for sweeps on Ray. Their files are read again when they
-change, and nothing is written."""
+"""Live table of runs in the terminal, for `floq watch`. Their files are read again when they change, and nothing is
+written."""
 
 import math
 import time

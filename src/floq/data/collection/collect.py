@@ -23,7 +23,7 @@ from floq.data.collection.experts.walker import Walker
 from floq.data.collection.recipes import Recipe, recipe, with_validation
 from floq.envs.workers import Workers
 from floq.utils.errors import UserError
-from floq.utils.files import lock_folder
+from floq.utils.files import check_writable, lock_folder
 from floq.utils.machine import version, worker_count
 
 
@@ -65,7 +65,8 @@ def collect(
         raise UserError(f"{train} exists already: delete it to collect it anew, or give another --dataset_dir")
     how = _provenance(made, seed)
     parts = directory / f".{name}.seed{seed}.partial"
-    _make_folder(parts)
+    check_writable(directory, "give another --dataset_dir")
+    parts.mkdir(parents=True, exist_ok=True)
     with lock_folder(parts, f"another process is collecting {name} into {directory}: wait for it"):
         _discard_stale_parts(parts, how)
         _collect_parts(made, parts, seed, total, count, on_progress)
@@ -78,7 +79,7 @@ def _collect_parts(
     made: Recipe, parts: Path, seed: int, total: int, workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
     """Collect every episode that is missing in the folder of parts."""
-    missing = [number for number in range(total) if not _is_readable(_part(parts, number))]
+    missing = [number for number in range(total) if not zipfile.is_zipfile(_part(parts, number))]
     expert = functools.partial(made.expert, made.name, made.rows, seed, **made.settings)
     with Workers(expert, [()] * min(workers, len(missing))) as pool:
         on_progress(done := total - len(missing), total)
@@ -122,13 +123,6 @@ def _provenance(made: Recipe, seed: int) -> dict[str, Any]:
     }
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to the dataset folder {folder.parent}: {error.strerror}") from error
-
-
 def _discard_stale_parts(parts: Path, how: dict[str, Any]) -> None:
     """Delete parts that were made by another version or procedure."""
     note, text = parts / "how.json", json.dumps(how)
@@ -140,10 +134,6 @@ def _discard_stale_parts(parts: Path, how: dict[str, Any]) -> None:
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.npz"
-
-
-def _is_readable(path: Path) -> bool:
-    return path.exists() and zipfile.is_zipfile(path)
 
 
 def _save_part(path: Path, rows: Rows) -> None:

@@ -47,11 +47,3 @@ class RandomRollout:
         self._env.close()
         arrays = [e | {name: np.array(e[name]) for name in ("actions", "rewards")} for e in self._episodes]
         return from_episodes(arrays, f"random play in {self._name}")
-
-
-def collect_random(make_env: EnvFactory, seed: int, steps: int) -> Trajectories:
-    """Run `RandomRollout` to completion in this process."""
-    play = RandomRollout(make_env, seed, steps)
-    while play.go_on() < steps:
-        pass
-    return play.trajectories()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from floq.data.collection.experts import AntMazeExpert, ManipulationExpert, PointMazeExpert
+from floq.data.collection.experts import ManipulationExpert, MazeExpert
 from floq.envs.environments import dataset_name
 from floq.utils.errors import UserError, nearest
 
@@ -70,8 +70,8 @@ def _recipes():
             episodes, rows = STITCH if kind == "stitch" else counts
             point = {"action_noise": 0.5, "goal_cells": goal_cells}
             ant = {"action_noise": 0.2, "goal_cells": goal_cells, "walker": "ant"}
-            yield Recipe(f"pointmaze-{maze}-{kind}-v0", episodes, rows, PointMazeExpert, point)
-            yield Recipe(f"antmaze-{maze}-{kind}-v0", episodes, rows, AntMazeExpert, ant)
+            yield Recipe(f"pointmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, point)
+            yield Recipe(f"antmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, ant)
     for env, (episodes, rows) in MANIPULATION.items():
         play = {
             "oracle": "plan",

@@ -17,6 +17,7 @@ from floq.utils.untrusted import check_size, parse_json, read_json
 
 METADATA, EPISODES = "data/metadata.json", "data/main_data.hdf5"
 REFETCH = "fetch it again"
+SIZES = {"Box": "shape", "Discrete": "n", "MultiBinary": "n", "MultiDiscrete": "nvec"}  # spaces, and what sizes them
 MAX_SPACE_SIZE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
 
 
@@ -99,28 +100,18 @@ def _check_space(space: Any, where: str) -> None:
     """Raise ValueError if Gymnasium would make large arrays of a short description, UserError if it is not numeric."""
     if not isinstance(space, dict):
         raise ValueError("a space is no JSON object")
-    sizes: list[Any] = [1]
-    match space.get("type"):
-        case "Dict":
-            for name, part in space.get("subspaces", {}).items():
-                _check_space(part, f"{where}/{name}")
-        case "Tuple":
-            for number, part in enumerate(space.get("subspaces", [])):
-                _check_space(part, f"{where}/{number}")
-        case "Box":
-            sizes = space.get("shape", [])
-        case "Discrete":
-            sizes = [space.get("n")]
-        case "MultiBinary":
-            sizes = space["n"] if isinstance(space.get("n"), list) else [space.get("n")]
-        case "MultiDiscrete":
-            sizes = [sum(space["nvec"])]
-        case other:
-            raise UserError(f"{where} is of the space {other!r}: {spaces.READ}")
+    kind, parts = space.get("type"), space.get("subspaces", {})
+    if kind in ("Dict", "Tuple"):
+        for name, part in parts.items() if kind == "Dict" else enumerate(parts):
+            _check_space(part, f"{where}/{name}")
+        return
+    if kind not in SIZES:
+        raise UserError(f"{where} is of the space {kind!r}: {spaces.READ}")
+    sizes: list[Any] = found if isinstance(found := space.get(SIZES[kind]), list) else [found]
     if not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"a {space['type']} of {sizes}")
-    if math.prod(sizes) > MAX_SPACE_SIZE:
-        raise UserError(f"{where} are a {space['type']} of sizes {sizes}, floq reads up to {MAX_SPACE_SIZE:,} numbers")
+        raise ValueError(f"a {kind} of {sizes}")
+    if (sum(sizes) if kind == "MultiDiscrete" else math.prod(sizes)) > MAX_SPACE_SIZE:
+        raise UserError(f"{where} are a {kind} of sizes {sizes}, floq reads up to {MAX_SPACE_SIZE:,} numbers")
 
 
 class _Episode:

@@ -8,7 +8,7 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from floq.data.dataset import Splits
 from floq.data.formats.files import open_npz
 from floq.envs import environments
 from floq.envs.probe import probe
+from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, lock_folder, remove_empty
 from floq.utils.untrusted import read_json
@@ -66,15 +67,15 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
     if urllib.parse.urlsplit(address).scheme not in SCHEMES:
         raise UserError(f"--dataset_mirror={mirror}: give an address that begins with {', '.join(SCHEMES[:2])} or file")
     missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
-    files = (f"{name}-val.npz", f"{name}.npz")  # the training file last: its presence marks a complete dataset
+    names = (f"{name}-val.npz", f"{name}.npz")  # the training file last: its presence marks a complete dataset
     parts = directory / f".{name}.download"
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with lock_folder(parts, f"another process is downloading {name} into {directory}: wait for it"):
             try:
-                for file in files:
-                    _fetch(f"{address}/{file}", parts / file, bar or _no_bar)
-                for file in files:
+                for file in names:
+                    _fetch(f"{address}/{file}", parts / file, bar)
+                for file in names:
                     (parts / file).replace(directory / file)
                 (directory / f"{name}.json").unlink(missing_ok=True)  # the record of files that were here before
             finally:
@@ -88,29 +89,20 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
         remove_empty(missing)
 
 
-def _fetch(url: str, path: Path, bar: Bar) -> None:
-    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response, open(path, "wb") as file:
+def _fetch(url: str, path: Path, bar: Bar | None) -> None:
+    with contextlib.ExitStack() as stack:
+        response = stack.enter_context(urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S))
+        file = stack.enter_context(open(path, "wb"))
         total, free = int(response.headers.get("Content-Length") or 0), shutil.disk_usage(path.parent).free
         if total > free:
             raise OSError(f"it has {total / 1e9:.1f} GB, the disk {free / 1e9:.1f} GB left")
-        with (bar if total else _no_bar)(path.name, total // CHUNK_BYTES) as update:
-            for chunk in _chunks(response):
-                file.write(chunk)
-                update(file.tell() // CHUNK_BYTES)
+        update = stack.enter_context(bar(path.name, total // CHUNK_BYTES)) if bar and total else lambda done: None
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            update(file.tell() // CHUNK_BYTES)
         if total and file.tell() != total:
             raise OSError(f"the server broke off after {file.tell():,} of {total:,} bytes")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _no_bar(name: str, total: int) -> Iterator[Callable[..., object]]:
-    yield lambda done: None
-
-
-def _chunks(response) -> Iterator[bytes]:
-    while chunk := response.read(CHUNK_BYTES):
-        yield chunk
+    files.sync(path)
 
 
 def _remedy(name: str) -> str:
@@ -123,30 +115,22 @@ def _remedy(name: str) -> str:
 # --- Tasks ---
 
 
-def load_splits(env_name: str, directory: Path, label_timing: str = "pre", fetch: Fetch = download) -> Splits:
-    """Read the data of a single task such as `pointmaze-medium-navigate-singletask-v0`.
-
-    Args:
-        env_name: an OGBench single-task id.
-        directory: where the files are.
-        label_timing: a transition's reward and mask come from the state before the action ("pre", as in every OGBench
-            version and the published runs) or after it ("post").
-        fetch: called with a missing dataset's name and the directory; by default it is downloaded.
-
-    Raises:
-        UserError: the id is no such task, or its file is missing and cannot be fetched, or is not a dataset.
-    """
-    return load_tasks([env_name], directory, label_timing, fetch)[0]
-
-
 def load_tasks(
     env_names: Sequence[str], directory: Path, label_timing: str = "pre", fetch: Fetch = download
 ) -> list[Splits]:
     """Read the data of several tasks over the same trajectories, such as task1 to task5 of an environment. Observations
     and actions are read once and shared on the device; only rewards and masks differ.
 
+    Args:
+        env_names: OGBench single-task ids.
+        directory: where the files are.
+        label_timing: a transition's reward and mask come from the state before the action ("pre", as in every OGBench
+            version and the published runs) or after it ("post").
+        fetch: called with a missing dataset's name and the directory; by default it is downloaded.
+
     Raises:
-        UserError: as `load_splits`; or the tasks do not share a dataset.
+        UserError: an id is no such task, or its file is missing and cannot be fetched, or is not a dataset; or the
+            tasks do not share a dataset.
     """
     for env_name in env_names:
         environments.check_task(env_name)  # before the data, since a wrong name is the more common mistake
@@ -154,13 +138,13 @@ def load_tasks(
     if len(names) != 1:
         raise UserError(f"these tasks do not share one dataset: {', '.join(names)}")
     task = environments.make(env_names[0])
-    files = find_files(names[0], directory, fetch)
-    rows = [read_rows(path) for path in files]
+    paths = find_files(names[0], directory, fetch)
+    rows = [read_rows(path) for path in paths]
     origin = provenance(names[0], directory)
     loaded: list[Splits] = []
     for env_name in env_names:
         task = environments.with_task(task, env_name)
-        parts = [label(r, env_name, task, label_timing, str(f)) for r, f in zip(rows, files, strict=True)]
+        parts = [label(r, env_name, task, label_timing, str(f)) for r, f in zip(rows, paths, strict=True)]
         if loaded:
             shared = zip((loaded[0].train, loaded[0].validation), parts, strict=True)
             train, validation = (data.relabelled(part.rewards, part.masks) for data, part in shared)

@@ -5,6 +5,6 @@ An episode depends on the seed and its number only. No JAX in here: worker proce
 
 from floq.data.collection.experts.episode import Rows
 from floq.data.collection.experts.manipulation import ManipulationExpert
-from floq.data.collection.experts.maze import AntMazeExpert, PointMazeExpert
+from floq.data.collection.experts.maze import MazeExpert
 
-__all__ = ["AntMazeExpert", "ManipulationExpert", "PointMazeExpert", "Rows"]
+__all__ = ["ManipulationExpert", "MazeExpert", "Rows"]

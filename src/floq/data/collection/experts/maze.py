@@ -1,6 +1,5 @@
 """Experts for OGBench's mazes: its oracle gives the next subgoal, and a point or an ant moves there. No JAX in here."""
 
-import abc
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from floq.data.collection.experts.walker import Walker
 from floq.envs import environments
 
 
-class MazeExpert(abc.ABC):
+class MazeExpert:
     """Expert that follows the shortest path through a maze with noisy actions.
 
     Args:
@@ -20,10 +19,21 @@ class MazeExpert(abc.ABC):
         action_noise: standard deviation of the noise on each component of an action.
         goal_cells: distance in cells of the only goal from the start (stitch); None: a new random goal whenever one is
             reached (navigate).
+        walker: makes an ant walk in a direction, which is the action of a point: the name or file of a `Walker`.
     """
 
-    def __init__(self, name: str, rows: int, seed: int, *, action_noise: float, goal_cells: int | None):
+    def __init__(
+        self,
+        name: str,
+        rows: int,
+        seed: int,
+        *,
+        action_noise: float,
+        goal_cells: int | None,
+        walker: str | None = None,
+    ):
         self._rows, self._seed, self._noise, self._goal_cells = rows, seed, action_noise, goal_cells
+        self._walker = None if walker is None else Walker.load(walker)
         self._env = environments.make(name, terminate_at_goal=False, max_episode_steps=rows)
         self._maze: Any = self._env.unwrapped
         self._free = [(int(i), int(j)) for i, j in np.argwhere(self._maze.maze_map == 0)]
@@ -56,9 +66,11 @@ class MazeExpert(abc.ABC):
             obs = next_obs
         return as_episode(rows)
 
-    @abc.abstractmethod
     def _action_towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
         """Return the action that moves in a direction of length 1 in the plane."""
+        if self._walker is None:
+            return direction
+        return self._walker.act(np.concatenate([obs[2:], direction]))  # without its position
 
     def _subgoal(self) -> np.ndarray:
         """Return the centre of the next cell on the way to the goal. OGBench searches the maze at each step; the result
@@ -89,21 +101,3 @@ class MazeExpert(abc.ABC):
     @staticmethod
     def _draw(random: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[int, int]:
         return cells[random.integers(len(cells))]
-
-
-class PointMazeExpert(MazeExpert):
-    """Expert for a point, whose action is its direction."""
-
-    def _action_towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        return direction
-
-
-class AntMazeExpert(MazeExpert):
-    """Expert for an ant, which a trained policy, the `walker` of that name or file, makes walk in a direction."""
-
-    def __init__(self, name: str, rows: int, seed: int, *, walker: str, **settings: Any):
-        super().__init__(name, rows, seed, **settings)
-        self._walker = Walker.load(walker)
-
-    def _action_towards(self, direction: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        return self._walker.act(np.concatenate([obs[2:], direction]))  # without its position
