@@ -20,6 +20,7 @@ import numpy as np
 
 from floq.envs.spaces import ordered, part_names
 from floq.utils.errors import UserError, nearest
+from floq.utils.obs_spec import ObsSpec
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
@@ -137,9 +138,19 @@ def check_task(env_name: str) -> None:
     )
 
 
-def sizes(env: "SeededEnv") -> dict[str, int]:
-    """Return the dimensions of observations and actions."""
-    return {"observations": len(env.reset()[0]), "actions": env.action_space.sample().size}
+def dims(env: "SeededEnv") -> tuple[ObsSpec, int]:
+    """Return what an observation is, and the action dimension."""
+    return ObsSpec(len(env.reset()[0])), env.action_space.sample().size
+
+
+@functools.lru_cache(maxsize=256)
+def task_dims(env_name: str) -> tuple[ObsSpec, int]:
+    """Return `dims` of the environment with this name."""
+    env = make(env_name)
+    try:
+        return dims(env)
+    finally:
+        env.close()
 
 
 def is_ogbench(env_name: str) -> bool:

@@ -1,7 +1,6 @@
 """Plan of a sweep: the runs of its experiments, which of them have ended, and the cost of the others."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +49,15 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     entries = []
     for group in experiment.groups:
         for task in experiment.tasks:
-            config, sizes = resolved[group.name, task], task_dims(task)
+            config, dims = resolved[group.name, task], environments.task_dims(task)
             if group.match is not None:
                 reference = resolved[group.match_to or "", task].agent
-                agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
+                agent = matched(config.agent, reference, *dims, group.match, group.match_by or "width")
                 config = dataclasses.replace(config, agent=agent)
             check_built(config)
             config = resolve_data_paths(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
             configs = tuple(dataclasses.replace(config, seed=seed) for seed in experiment.seeds)
-            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *sizes)))
+            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *dims)))
     return entries
 
 
@@ -78,17 +77,6 @@ def folders_of(config: Config) -> list[Path]:
 def unfinished(configs: Iterable[Config]) -> list[Config]:
     """Return those of these resolved configurations of which no run has ended, each once."""
     return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
-
-
-@functools.lru_cache(maxsize=256)
-def task_dims(task: str) -> tuple[int, int]:
-    """Return the dimensions of the task's observations and actions."""
-    env = environments.make(task)
-    try:
-        found = environments.sizes(env)
-    finally:
-        env.close()
-    return found["observations"], found["actions"]
 
 
 def show_plan(entries: Sequence[Entry], display: Display) -> None:

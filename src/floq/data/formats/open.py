@@ -17,6 +17,7 @@ from floq.envs import environments
 from floq.envs.spaces import check_same_parts
 from floq.utils.errors import UserError
 from floq.utils.files import looks_like_path, user_path
+from floq.utils.obs_spec import ObsSpec
 
 FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 IN_MEMORY = "given from Python"  # start of the provenance of data without a file
@@ -121,15 +122,14 @@ def open_splits(
     task = RewardTask(tasks[0], label_timing) if tasks else None
     # The environment before the data, since a wrong name is found sooner.
     env = None if env_name is None else task.env if task else environments.make(env_name)
-    sizes = env and environments.sizes(env)
+    dims = env and environments.dims(env)
     opened = open_dataset(name, dataset_dir, task, fetch)
-    _check(opened, sizes, env_name)
+    _check(opened, dims, env_name)
     check_same_parts(opened.parts, env.parts if env else (), opened.source, env_name)
     val_file = _validation_file(opened.file)
     if val_file is not None:
         held_out = _open_npz(val_file, task)
-        own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
-        _check(held_out, own, opened.source)
+        _check(held_out, opened.data.dims, opened.source)
         check_same_parts(held_out.parts, opened.parts, held_out.source, opened.source)
         train, validation, how = opened.data, held_out.data, f"validated on {val_file.name}"
     else:
@@ -143,13 +143,13 @@ def given_splits(data: Trajectories, env_name: str | None = None) -> Splits:
     Raises:
         UserError: it does not fit the environment.
     """
-    sizes = None if env_name is None else environments.sizes(environments.make(env_name))
-    _check(OpenedDataset(data, True, "the given data"), sizes, env_name)
+    dims = None if env_name is None else environments.dims(environments.make(env_name))
+    _check(OpenedDataset(data, True, "the given data"), dims, env_name)
     train, validation, how = hold_out(data)
     return Splits.of(train, validation, f"{IN_MEMORY}; {how}")
 
 
-def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | None) -> None:
+def _check(opened: OpenedDataset, dims: tuple[ObsSpec, int] | None, whose: str | None) -> None:
     """Raise UserError if data cannot be trained on, or its observations or actions have other sizes than those of
     `whose`."""
     if not opened.has_rewards:
@@ -159,7 +159,8 @@ def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | Non
         )
     check_actions(opened.data.actions, opened.source)
     arrays = {"observations": opened.data.observations, "actions": opened.data.actions}
-    check_widths(arrays, sizes or {}, opened.source, str(whose))
+    wanted = {"observations": dims[0].dim, "actions": dims[1]} if dims else {}
+    check_widths(arrays, wanted, opened.source, str(whose))
 
 
 def _open_npz(path: Path, task: RewardTask | None) -> OpenedDataset:
