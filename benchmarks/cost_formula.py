@@ -54,18 +54,18 @@ class _Layers:
         return 3 * self.forward - self.entry
 
 
-def update_cost(config: AgentConfig, obs_size: int, act_size: int) -> UpdateModel:
+def update_cost(config: AgentConfig, obs_dim: int, action_dim: int) -> UpdateModel:
     """Compute the cost of `Agent.update` for one run, by formula.
 
     Args:
         config: a floq, scalar or quantile critic with the fql actor; floq with Euler steps and a distilled critic.
-        obs_size: observation dimension.
-        act_size: action dimension.
+        obs_dim: observation dimension.
+        action_dim: action dimension.
     """
-    act_size *= config.action_chunk
-    a, both = config.actor, obs_size + act_size
-    flow = _Layers((both + 1, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
-    one_step = _Layers((both, *a.actor_hidden_dims, act_size), a.actor_layer_norm)
+    action_dim *= config.action_chunk
+    a, both = config.actor, obs_dim + action_dim
+    flow = _Layers((both + 1, *a.actor_hidden_dims, action_dim), a.actor_layer_norm)
+    one_step = _Layers((both, *a.actor_hidden_dims, action_dim), a.actor_layer_norm)
     critic = _CRITICS[type(config.critic)](config.critic, both, one_step)
     actor_flops = flow.to_weights + a.actor_flow_steps * flow.forward + one_step.to_weights + one_step.forward
     actor_hidden = (2 + a.actor_flow_steps) * flow.hidden + 3 * one_step.hidden

@@ -52,12 +52,12 @@ def settings(config: Config) -> Iterator[tuple[str, int, Config, int]]:
             yield dial, value, dataclasses.replace(config, agent=agent), runs
 
 
-def count(obs_size: int, act_size: int) -> None:
+def count(obs_dim: int, action_dim: int) -> None:
     """Print operations and bytes of an update with published networks, by formula."""
     agents = {f"floq, K = {k}": AgentConfig.from_flat("floq", "fql", {"critic_flow_steps": k}) for k in (1, 4, 8, 16)}
     agents["floq, K = 8, fast"] = configure("scene-play-singletask-v0", preset="fast").agent
     agents = {"fql": AgentConfig.from_flat("scalar", "fql", {})} | agents
-    costs = {name: update_cost(agent, obs_size, act_size) for name, agent in agents.items()}
+    costs = {name: update_cost(agent, obs_dim, action_dim) for name, agent in agents.items()}
     print(f"{'agent':<18} {'GFLOP':>7} {'to fql':>7} {'hidden, GB':>11} {'Adam and average, GB':>21}")
     for name, cost in costs.items():
         ratio, hidden = cost.flops / costs["fql"].flops, FLOAT * cost.hidden / 1e9

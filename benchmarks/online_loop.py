@@ -23,7 +23,7 @@ from floq.data.dataset import Dataset
 from floq.envs.environments import EnvFactory
 from floq.runs.config import Config
 from floq.runs.presets import configure
-from floq.runs.weights import make_agent, network_sizes
+from floq.runs.weights import make_agent
 from floq.training.bench import best_in_turn, repetitions_for
 from floq.training.fleet import Fleet, FleetData
 from floq.training.online import Online
@@ -83,7 +83,7 @@ def measure(config: Config, rows: Dataset, seconds: float) -> None:
     keys = Keys.of(0)
     data = FleetData.of([rows])
     fleet = Fleet([make_agent(config, rows)], [0], data, data, [keys.batches], [keys.validation])
-    with Online([config], fleet, network_sizes(config, rows), 0, [None], Display(False)) as online:
+    with Online([config], fleet, 0, [None], Display(False)) as online:
         online.advance(2)  # compiles
         actions = np.zeros((1, config.num_envs, rows.actions.shape[1]), np.float32)
         updates_per_tick = round(config.utd * config.num_envs)

@@ -49,8 +49,8 @@ def agents(width: int) -> dict[str, AgentConfig]:
 
 def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[int, dict[str, float]]:
     """Operations of the exported program, and the fewest seconds of an action in each format and of the agent."""
-    policy = Agent.init(jax.random.key(0), *sizes, config).policy
-    traced = TracedPolicy.of(policy, sizes[0])
+    agent = Agent.init(jax.random.key(0), *sizes, config)
+    policy, traced = agent.policy, TracedPolicy.of(agent.policy, agent.obs_spec)
     about = {"task": "a benchmark", "step": 0, "floq": "-"}
     described = {"about": about, "observation_size": sizes[0], "action_size": sizes[1], "action_chunk": 1}
     exportable = Exportable(traced, translate(traced), described)

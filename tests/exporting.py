@@ -36,14 +36,14 @@ PAIRS = {
 }
 
 
-def make_agent(actor, critic, seed=0, act_size=ACT):
+def make_agent(actor, critic, seed=0, action_dim=ACT):
     stats = ObsStats(jnp.asarray([0.5, -2.0, 3.0]), jnp.asarray([2.0, 0.1, 1.0]))
-    return Agent.init(jax.random.key(seed), OBS, act_size, agent_config(critic, actor), obs_stats=stats)
+    return Agent.init(jax.random.key(seed), OBS, action_dim, agent_config(critic, actor), obs_stats=stats)
 
 
-def make_exportable(agent, explore=False, chunk=1, act_size=ACT):
-    traced = TracedPolicy.of(agent.policy, OBS, explore)
-    sizes = {"observation_size": OBS, "action_size": act_size, "action_chunk": chunk}
+def make_exportable(agent, explore=False, chunk=1, action_dim=ACT):
+    traced = TracedPolicy.of(agent.policy, agent.obs_spec, explore)
+    sizes = {"observation_size": OBS, "action_size": action_dim, "action_chunk": chunk}
     return Exportable(traced, translate(traced), {"about": {"task": "a test", "step": 3, "floq": "0"}, **sizes})
 
 

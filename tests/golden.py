@@ -38,7 +38,7 @@ class Golden:
         given = json.loads((FOLDER / f"{name}.json").read_text())
         with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
             self.numbers = {key: file[key] for key in file.files}
-        self.obs_size, self.act_size, self.rewards = given.pop("obs"), given.pop("act"), given.pop("rewards")
+        self.obs_dim, self.action_dim, self.rewards = given.pop("obs"), given.pop("act"), given.pop("rewards")
         critic, actor = AGENTS[given.pop("agent")]
         settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         batch_size = {"batch_size": len(self.numbers["batch/rewards"])}
@@ -63,7 +63,7 @@ class Golden:
         critic, actor = self.networks(when), self.actor(when)
         target = self.networks(when, "target_")
         fresh = Agent.init(
-            jax.random.key(0), self.obs_size, self.act_size, self.config, reward_range=tuple(self.rewards)
+            jax.random.key(0), self.obs_dim, self.action_dim, self.config, reward_range=tuple(self.rewards)
         )
         params = Params(critic, actor)
         return dataclasses.replace(fresh, params=params, target=target, opt_state=OptStates.init(params))
@@ -77,14 +77,14 @@ class Golden:
         return CRITICS[self.config.critic_name][1](self.ensemble(f"{root}/{target}critic", MLP), config)
 
     def velocity_field(self, entry: Linear, body: PlainBody | ResidualBody) -> VelocityField:
-        split = self.obs_size + self.act_size
+        split = self.obs_dim + self.action_dim
         entry = SplitLinear(entry.weight[:split], entry.weight[split:], entry.bias)
         return VelocityField(entry, body, self.config.compiled().critic)
 
     def actor(self, root: str) -> FQLActor:
         """The actor; of `gradient_actor` its gradient."""
         flow, one_step = (MLP(*self.network(self.part(f"{root}/{name}"))) for name in ("behaviour_flow", "one_step"))
-        return FQLActor(BehaviourFlow(flow), one_step, self.act_size, self.config.compiled().actor)
+        return FQLActor(BehaviourFlow(flow), one_step, self.action_dim, self.config.compiled().actor)
 
     def part(self, path: str) -> dict[str, jax.Array]:
         """The arrays of one network."""

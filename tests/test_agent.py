@@ -11,12 +11,14 @@ import optax
 import pytest
 from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
+from floq import actors, critics
 from floq.actors import BestOfNConfig, DeterministicConfig
 from floq.agent.agent import ACTION_LIMIT, Agent
 from floq.agent.config import AgentConfig, removed_settings
 from floq.agent.policy import ObsStats
 from floq.agent.state import Params
 from floq.runs.config import UserError
+from floq.utils.obs_spec import ObsSpec
 
 CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE, "categorical": CATEGORICAL}
 
@@ -155,6 +157,24 @@ def test_observations_are_normalised_and_actions_clipped():
     prepared = agent._prepare(batch)
     np.testing.assert_allclose(prepared["observations"], 2.0)
     assert prepared["actions"].max() == jnp.float32(ACTION_LIMIT) < 1
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in (*critics.CRITICS.values(), *actors.ACTORS.values())])
+def test_critics_and_actors_take_the_dimension_of_a_vector_for_its_specification(kind):
+    init = lambda obs_spec: jax.eval_shape(lambda: kind.init(jax.random.key(0), obs_spec, ACT))  # noqa: E731
+    short, full, wider = init(OBS), init(ObsSpec(OBS)), init(ObsSpec(OBS + 1))
+    assert eqx.tree_equal(short, full)
+    assert not eqx.tree_equal(wider, full)
+
+
+def test_an_agent_knows_what_an_observation_is():
+    for given in (OBS, ObsSpec(OBS)):
+        agent = Agent.init(jax.random.key(0), given, ACT, agent_config(SCALAR))
+        assert (agent.obs_spec, agent.action_dim) == (ObsSpec(OBS), ACT)
+        assert agent.act(agent.obs_spec.zeros(), jax.random.key(1)).shape == (ACT,)
+    assert ObsSpec.of(np.prod((OBS,))) == ObsSpec(OBS)
+    with pytest.raises(TypeError, match="'tuple'"):
+        ObsSpec.of((OBS,))  # pyright: ignore[reportArgumentType]
 
 
 def test_act_lies_in_the_box_and_follows_its_key():

@@ -10,6 +10,7 @@ from floq.envs import environments
 from floq.envs.environments import EnvFactory, EnvSlots
 from floq.envs.probe import probe
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 MAZE = "pointmaze-medium-navigate-singletask-v0"
 PUZZLE = "puzzle-3x3-play-singletask-v0"
@@ -160,7 +161,7 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     gymnasium.register("test/Drawn-v0", Drawn)
     gymnasium.register("test/Picture-v0", Picture)
     try:
-        assert probe(environments.make("test/Drawn-v0")) == {"observations": 3, "actions": 1}
+        assert probe(environments.make("test/Drawn-v0")) == (ObsSpec(3), 1)
         slots = EnvSlots(EnvFactory("test/Drawn-v0"), [(0, 0)], num_slots=1)
         np.testing.assert_array_equal(slots.start([("test/Drawn-v0", (0,))], 1), [[1.0, 0.25, 0.5]])
         assert slots.step(np.zeros((1, 1)))[1] == [((0, 0), environments.EpisodeResult(1.0, 0.0, 1))]
@@ -179,7 +180,7 @@ def test_what_gymnasium_has_registered_is_gymnasiums(monkeypatch):
         for spelling in ("robot-play-v0", "robot-play", "test_envs:robot-play-v0"):
             assert not environments.is_ogbench(spelling)
             assert not environments.is_heavy(spelling)
-            assert probe(environments.make(spelling)) == {"observations": 3, "actions": 1}
+            assert probe(environments.make(spelling)) == (ObsSpec(3), 1)
         assert environments.is_ogbench("cube-single-play-v0")
         assert environments.is_ogbench("robot-noisy-v0")
     finally:

@@ -75,7 +75,7 @@ def test_a_wrong_action_is_no_tie(tmp_path):
 def test_what_is_not_needed_to_act_stays_behind(tmp_path):
     """No critic, no behaviour flow; and an observation that is not normalised is not divided by 1."""
     agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(FLOQ, ACTOR))
-    program = translate(TracedPolicy.of(agent.policy, OBS)).tensors
+    program = translate(TracedPolicy.of(agent.policy, agent.obs_spec)).tensors
     weights = {name for name in program if not name.startswith("constant.")}
     assert all(name.startswith("actor.one_step.") for name in weights)
     assert len([name for name in weights if name.endswith("weight")]) == 3

@@ -57,7 +57,7 @@ def test_wrong_observations_and_noise(folder, obs, noise, says):
 
 def test_a_controller_hands_out_chunks(tmp_path):
     """Three actions of two numbers at once: the policy is asked in every third step, and anew after a reset."""
-    agent = make_agent(*PAIRS["fql"], act_size=3 * ACT)
+    agent = make_agent(*PAIRS["fql"], action_dim=3 * ACT)
     write_exported("numpy", make_exportable(agent, chunk=3), tmp_path)
     policy = load_policy(tmp_path)
     rng = np.random.default_rng(7)

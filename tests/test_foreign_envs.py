@@ -25,6 +25,7 @@ from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.utils import untrusted
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 # --- The probe ---
 
@@ -132,7 +133,7 @@ def test_what_an_environment_does_wrong_is_named(register, kind, said):
     ],
 )
 def test_what_means_the_same_is_taken(register, kwargs):
-    assert probe(EnvFactory(register(Foreign, **kwargs))()) == {"observations": 2, "actions": 1}
+    assert probe(EnvFactory(register(Foreign, **kwargs))()) == (ObsSpec(2), 1)
 
 
 def test_a_wrong_environment_ends_the_command_before_data_are_read(register, capsys):
@@ -282,7 +283,7 @@ def test_what_a_script_registers_goes_to_another_process(register, tmp_path):
     assert "Mine-v0" not in gymnasium.registry
     register(Foreign)  # so that the fixture removes what comes with the pickle
     env: Any = pickle.loads(path.read_bytes())()
-    assert probe(env) == {"observations": 2, "actions": 1}
+    assert probe(env) == (ObsSpec(2), 1)
     assert env.unwrapped.size == 7
 
 
@@ -326,7 +327,7 @@ def test_naming_a_module_on_the_command_line_is_consent(run_folder, tmp_path, mo
         Run.open(run_folder, "other:My-v0")
     run = Run.open(run_folder, "my_envs:My-v0")
     try:
-        assert probe(run.config.make_env()) == {"observations": 2, "actions": 1}
+        assert probe(run.config.make_env()) == (ObsSpec(2), 1)
     finally:
         gymnasium.registry.pop("My-v0", None)
 

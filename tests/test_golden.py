@@ -107,7 +107,7 @@ def test_quantiles_are_normalised_by_the_mean_of_their_magnitudes():
 
     def values_of(obs, key):
         act_key, value_key = jax.random.split(key)
-        noise = jax.random.normal(jax.random.split(act_key, 4)[2], (g.act_size,))
+        noise = jax.random.normal(jax.random.split(act_key, 4)[2], (g.action_dim,))
         return agent.params.critic.actor_value(
             obs, jnp.clip(actor._one_step(obs, noise), -1, 1), agent.scale, value_key
         )

@@ -41,6 +41,14 @@ def test_what_a_critic_can_show_is_asked_of_the_critic():
         assert path.is_relative_to(SRC / "critics") or not [kind for kind in kinds if "Critic" in kind], path
 
 
+def test_what_an_observation_is_goes_by_its_specification():
+    """Not by a number, which an image does not have."""
+    for path in SRC.rglob("*.py"):
+        arguments = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.arg)]
+        hints = {node.arg: ast.unparse(node.annotation) for node in arguments if node.annotation}
+        assert not [name for name, hint in hints.items() if hint == "int" and name.startswith("obs")], path
+
+
 def test_every_entry_has_its_place():
     entries = {path.name for path in SRC.iterdir() if path.name != "__pycache__"}
     assert {name.removesuffix(".py") for name in entries} == {*RANK, "__init__", "__main__", "py.typed"}

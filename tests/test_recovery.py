@@ -151,8 +151,8 @@ def test_a_kill_at_any_operation_of_a_save_leaves_a_whole_checkpoint(held_out_ru
     for number in range(1, 100):
         folder = tmp_path / str(number)
         folder.mkdir()
-        checkpoint.save(folder, saved.agent, saved.sizes, saved.config, step=5)
-        arguments = folder, saved.agent, saved.sizes, saved.config, {"seconds": 2.0}
+        checkpoint.save(folder, saved.agent, saved.config, step=5)
+        arguments = folder, saved.agent, saved.config, {"seconds": 2.0}
         if not dies_at(number, checkpoint.save, *arguments, step=5 if again else 6):
             break
         assert checkpoint.load(folder).step in (5, 6)

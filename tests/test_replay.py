@@ -9,6 +9,7 @@ import pytest
 
 from floq.data.dataset import Dataset
 from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot
+from floq.utils.obs_spec import ObsSpec
 
 G, OBS, ACT = 0.9, 2, 1
 
@@ -79,7 +80,7 @@ def random_experience(rng, runs, envs, over):
 
 
 def empty(runs=1, envs=1, ticks=8) -> Replay:
-    return Replay.of([ReplaySnapshot.empty(envs, OBS, ACT)] * runs, ticks)
+    return Replay.of([ReplaySnapshot.empty(envs, ObsSpec(OBS), ACT)] * runs, ticks)
 
 
 @pytest.mark.parametrize(("runs", "envs", "ticks"), [(1, 1, 5), (1, 3, 6), (2, 2, 11)])

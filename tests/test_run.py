@@ -18,6 +18,7 @@ from floq.runs import checkpoint
 from floq.runs.loggers import CsvLogger, read_csv
 from floq.runs.run import Run
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 
 def test_folder_and_files(run_dir):
@@ -83,13 +84,13 @@ def test_a_checkpoint_of_another_format_is_refused(run_dir, tmp_path):
 
 
 def test_a_checkpoint_restores_every_array(run_dir, tmp_path):
-    agent, config, sizes, _, pending, step = checkpoint.load(run_dir / "checkpoints")
+    agent, config, _, pending, step = checkpoint.load(run_dir / "checkpoints")
     assert int(agent.step) == step == 6
     assert config == Run.open(run_dir).config
     assert float(agent.hypers.tau) == pytest.approx(config.agent.tau)
-    assert sizes == (2, 2)
+    assert (agent.obs_spec, agent.action_dim) == (ObsSpec(2), 2)
     assert pending == {}
-    checkpoint.save(tmp_path, agent, sizes, config)
+    checkpoint.save(tmp_path, agent, config)
     again = checkpoint.load(tmp_path).agent
     assert jax.tree.structure(again) == jax.tree.structure(agent)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(agent), strict=True):

@@ -8,6 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from floq.utils.obs_spec import ObsSpec
+
 Value: TypeAlias = Callable[[Float[Array, " act"]], Float[Array, "*values"]]
 """Q(obs, .) as a function of the action: one number, or in a loss several whose mean is maximised."""
 
@@ -33,9 +35,9 @@ class Actor(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: Any = None) -> "Actor":
-        """Initialise networks for observations and actions of these sizes. `config` holds this actor's settings, a
-        frozen dataclass. Consumes `key`."""
+    def init(cls, key: PRNGKeyArray, obs_spec: ObsSpec, action_dim: int, config: Any = None) -> "Actor":
+        """Initialise networks for such observations and actions of `action_dim` numbers. `config` holds this actor's
+        settings, a frozen dataclass. Consumes `key`."""
 
     @abc.abstractmethod
     def act(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:

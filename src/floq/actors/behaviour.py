@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.flow import integrate
 from floq.networks.mlp import MLP
+from floq.utils.obs_spec import ObsSpec
 
 
 class BehaviourFlow(eqx.Module):
@@ -17,10 +18,10 @@ class BehaviourFlow(eqx.Module):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, hidden_dims: Sequence[int], layer_norm: bool
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, hidden_dims: Sequence[int], layer_norm: bool
     ) -> "BehaviourFlow":
         """Initialise the network. Consumes `key`."""
-        return cls(MLP.init(key, obs_size + act_size + 1, hidden_dims, act_size, layer_norm))
+        return cls(MLP.init(key, ObsSpec.of(obs_spec).dim + action_dim + 1, hidden_dims, action_dim, layer_norm))
 
     def velocity(self, obs: Float[Array, " obs"], x: Float[Array, " act"], t: Float[Array, ""]) -> Float[Array, " act"]:
         """Return the velocity at `x`, an action at time t of the flow."""

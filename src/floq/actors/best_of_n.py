@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value
 from floq.actors.behaviour import BehaviourFlow
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Settings, Size
 
 
@@ -38,16 +39,17 @@ class BestOfNActor(Actor):
     needs_critic: ClassVar[bool] = True
 
     flow: BehaviourFlow
-    act_size: int = eqx.field(static=True)
+    action_dim: int = eqx.field(static=True)
     config: BestOfNConfig = eqx.field(static=True)
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: BestOfNConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: BestOfNConfig | None = None
     ) -> "BestOfNActor":
         """Initialise the behaviour flow. Consumes `key`."""
         c = config or BestOfNConfig()
-        return cls(BehaviourFlow.init(key, obs_size, act_size, c.actor_hidden_dims, c.actor_layer_norm), act_size, c)
+        flow = BehaviourFlow.init(key, obs_spec, action_dim, c.actor_hidden_dims, c.actor_layer_norm)
+        return cls(flow, action_dim, c)
 
     def act(self, obs, value: Value, key):
         return self._best_of(self.config.num_candidates, obs, value, key)
@@ -62,6 +64,6 @@ class BestOfNActor(Actor):
         return ActorLoss(bc_flow_loss, jnp.zeros(()), {"bc_flow_loss": bc_flow_loss, "q": value(act)})
 
     def _best_of(self, num: int, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
-        noise = jax.random.normal(key, (num, self.act_size))
+        noise = jax.random.normal(key, (num, self.action_dim))
         acts = jax.vmap(lambda n: self.flow.act(obs, n, self.config.actor_flow_steps))(noise)
         return acts[jnp.argmax(jax.vmap(value)(acts))]

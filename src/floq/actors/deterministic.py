@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.networks.mlp import MLP
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Positive, Settings
 
 
@@ -55,11 +56,11 @@ class DeterministicActor(Actor):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: DeterministicConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: DeterministicConfig | None = None
     ) -> "DeterministicActor":
         """Initialise the network. Consumes `key`."""
         c = config or DeterministicConfig()
-        net = MLP.init(key, obs_size, c.actor_hidden_dims, act_size, c.actor_layer_norm)
+        net = MLP.init(key, ObsSpec.of(obs_spec).dim, c.actor_hidden_dims, action_dim, c.actor_layer_norm)
         head = lambda net: net.body.linears[-1].weight  # noqa: E731
         return cls(eqx.tree_at(head, net, c.actor_head_scale * head(net)), c)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.actors.behaviour import BehaviourFlow
 from floq.networks.mlp import MLP
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Settings, Size
 
 
@@ -39,23 +40,25 @@ class FQLActor(Actor):
 
     flow: BehaviourFlow
     one_step: MLP  # (s, noise) -> action
-    act_size: int = eqx.field(static=True)
+    action_dim: int = eqx.field(static=True)
     config: FQLConfig = eqx.field(static=True)
 
     @classmethod
-    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FQLConfig | None = None) -> "FQLActor":
+    def init(
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: FQLConfig | None = None
+    ) -> "FQLActor":
         """Initialise both networks. Consumes `key`."""
-        c = config or FQLConfig()
+        c, size_in = config or FQLConfig(), ObsSpec.of(obs_spec).dim + action_dim
         flow_key, one_step_key = jax.random.split(key)
         return cls(
-            BehaviourFlow.init(flow_key, obs_size, act_size, c.actor_hidden_dims, c.actor_layer_norm),
-            MLP.init(one_step_key, obs_size + act_size, c.actor_hidden_dims, act_size, c.actor_layer_norm),
-            act_size,
+            BehaviourFlow.init(flow_key, obs_spec, action_dim, c.actor_hidden_dims, c.actor_layer_norm),
+            MLP.init(one_step_key, size_in, c.actor_hidden_dims, action_dim, c.actor_layer_norm),
+            action_dim,
             c,
         )
 
     def act(self, obs, value: Value, key):
-        noise = jax.random.normal(key, (self.act_size,))
+        noise = jax.random.normal(key, (self.action_dim,))
         return jnp.clip(self._one_step(obs, noise), -1.0, 1.0)
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
 from floq.networks.mlp import MLP
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Settings
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -60,11 +61,11 @@ class GaussianActor(Actor):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: GaussianConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: GaussianConfig | None = None
     ) -> "GaussianActor":
         """Initialise the network. Consumes `key`."""
         c = config or GaussianConfig()
-        net = MLP.init(key, obs_size, c.actor_hidden_dims, 2 * act_size, c.actor_layer_norm)
+        net = MLP.init(key, ObsSpec.of(obs_spec).dim, c.actor_hidden_dims, 2 * action_dim, c.actor_layer_norm)
         return cls(net, jnp.asarray(math.log(c.temperature)) if c.learn_temperature else None, c)
 
     def act(self, obs, value: Value, key):

@@ -19,6 +19,7 @@ from floq.critics import CRITICS, Critic, ReturnScale
 from floq.networks.mlp import effective_rank
 from floq.networks.precision import PUBLISHED, Precision, cast_for_compute, matmul_precision
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
@@ -32,9 +33,9 @@ MAX_DIAGNOSED = 128  # transitions of a batch over which diagnostics are average
 class Agent(eqx.Module):
     """The complete training state, with `update`, `act` and `value` as pure functions of it.
 
-    Every field but the last two is an array or a tree of arrays. `static` alone determines shapes and branches; the
-    other settings are in `hypers`, and have their defaults in `static`. `precision` applies to updates; acting and
-    reading out values always use float32.
+    Every field but the last four is an array or a tree of arrays. `obs_spec`, `action_dim` and `static` alone determine
+    shapes and branches; the other settings are in `hypers`, and have their defaults in `static`. `precision` applies to
+    updates; acting and reading out values always use float32.
     """
 
     params: Params
@@ -46,6 +47,8 @@ class Agent(eqx.Module):
     hypers: Hypers
     value_range: ValueRange
     obs_stats: ObsStats
+    obs_spec: ObsSpec = eqx.field(static=True)
+    action_dim: int = eqx.field(static=True)  # of a whole chunk of actions
     static: AgentConfig = eqx.field(static=True)
     precision: Precision = eqx.field(static=True, default=PUBLISHED)
 
@@ -53,8 +56,8 @@ class Agent(eqx.Module):
     def init(
         cls,
         key: PRNGKeyArray,
-        obs_size: int,
-        act_size: int,
+        obs_spec: ObsSpec | int,
+        action_dim: int,
         config: AgentConfig | None = None,
         *,
         reward_range: tuple[float, float] = (-1.0, 0.0),
@@ -65,19 +68,19 @@ class Agent(eqx.Module):
 
         Args:
             key: the only source of randomness; the same key gives the same agent.
-            obs_size: observation dimension.
-            act_size: action dimension; with action chunks, that of a whole chunk. Actions are in [-1, 1].
+            obs_spec: what an observation is; for a vector, its dimension is enough.
+            action_dim: action dimension; with action chunks, that of a whole chunk. Actions are in [-1, 1].
             config: critic, actor and their settings.
             reward_range: smallest and largest reward of the data. It determines floq's source noise and histogram, so
                 it must fit the data.
             obs_stats: mean and std that normalise observations; by default they are not normalised.
             precision: precision of updates.
         """
-        config = config or AgentConfig()
-        stats = obs_stats or ObsStats(jnp.zeros(obs_size), jnp.ones(obs_size))
+        config, obs_spec = config or AgentConfig(), ObsSpec.of(obs_spec)
+        stats = obs_stats or ObsStats(jnp.zeros(obs_spec.shape), jnp.ones(obs_spec.shape))
         traced = Hypers.of(config), ValueRange.of(*reward_range), stats
         kinds = CRITICS[config.critic_name][1], ACTORS[config.actor_name][1]
-        return _init_agent(key, *traced, kinds, act_size, config.compiled(), precision)
+        return _init_agent(key, *traced, kinds, obs_spec, action_dim, config.compiled(), precision)
 
     @jax.jit
     def update(self, batch: Batch) -> tuple["Agent", Info]:
@@ -292,24 +295,24 @@ class Agent(eqx.Module):
         return total, _named_means("actor", terms.info) | {"actor/actor_loss": total, "actor/q_loss": q_loss}
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _init_agent(
     key: PRNGKeyArray,
     hypers: Hypers,
     value_range: ValueRange,
     obs_stats: ObsStats,
     kinds: tuple[type[Critic], type[Actor]],
-    act_size: int,
+    obs_spec: ObsSpec,
+    action_dim: int,
     config: AgentConfig,
     precision: Precision,
 ) -> Agent:
     """Initialise an agent; agents that differ only in traced values share one program."""
     init_key, run_key = jax.random.split(key)
     critic_key, actor_key = jax.random.split(init_key)
-    sizes = obs_stats.mean.shape[0], act_size
     params = Params(
-        kinds[0].init(critic_key, *sizes, config.critic),
-        kinds[1].init(actor_key, *sizes, config.actor),
+        kinds[0].init(critic_key, obs_spec, action_dim, config.critic),
+        kinds[1].init(actor_key, obs_spec, action_dim, config.actor),
     )
     return Agent(
         params=params,
@@ -321,6 +324,8 @@ def _init_agent(
         hypers=hypers,
         value_range=value_range,
         obs_stats=obs_stats,
+        obs_spec=obs_spec,
+        action_dim=action_dim,
         static=config,
         precision=precision,
     )

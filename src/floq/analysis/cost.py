@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from floq.agent.agent import Agent
 from floq.agent.config import AgentConfig
+from floq.utils.obs_spec import ObsSpec
 
 
 class Cost(NamedTuple):
@@ -34,52 +35,45 @@ class Cost(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def cost_of(config: AgentConfig, obs_size: int, act_size: int) -> Cost:
+def cost_of(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> Cost:
     """Count the cost of an agent with any critic and any actor.
 
     Args:
         config: the agent.
-        obs_size: observation dimension.
-        act_size: action dimension.
+        obs_spec: what an observation is; for a vector, its dimension is enough.
+        action_dim: action dimension.
 
     Raises:
         ValueError: the program has a loop whose number of iterations is not known.
     """
     if config.flat().get("integration") == "fused":
         config = dataclasses.replace(config, critic=dataclasses.replace(config.critic, integration="plain"))
-    agent, act_size = _untrained(config, obs_size, act_size)
-    observations, actions, scalars = ((config.batch_size, *size) for size in ((obs_size,), (act_size,), ()))
-    batch = {
-        "observations": _array(observations),
-        "actions": _array(actions),
-        "next_observations": _array(observations),
-        "next_actions": _array(actions),
-        "rewards": _array(scalars),
-        "masks": _array(scalars),
-        "terminals": _array(scalars),
-    }
-    act = lambda agent, obs: agent.act(obs, agent.key)  # noqa: E731
+    agent = _untrained(config, obs_spec, action_dim)
+    obs, act = agent.obs_spec.shape, (agent.action_dim,)
+    shapes = {"observations": obs, "actions": act, "next_observations": obs, "next_actions": act}
+    shapes |= dict.fromkeys(("rewards", "masks", "terminals"), ())
+    batch = {name: _array(config.batch_size, *shape) for name, shape in shapes.items()}
     return Cost(
         _size(agent.params),
         _size(agent.params.critic),
         traced_flops(lambda agent, batch: agent.update(batch), agent, batch),
-        traced_flops(act, agent, _array((obs_size,))),
+        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, _array(*obs)),
     )
 
 
 @functools.lru_cache(maxsize=256)
-def critic_parameters(config: AgentConfig, obs_size: int, act_size: int) -> int:
+def critic_parameters(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> int:
     """Return `cost_of(...).critic_parameters` alone, which takes only hundredths of a second."""
-    return _size(_untrained(config, obs_size, act_size)[0].params.critic)
+    return _size(_untrained(config, obs_spec, action_dim).params.critic)
 
 
-def _untrained(config: AgentConfig, obs_size: int, act_size: int) -> tuple[Agent, int]:
-    """Return the shapes of an agent, and the action dimension of its networks: that of a whole chunk of actions."""
-    width = config.action_chunk * act_size
-    return jax.eval_shape(lambda: Agent.init(jax.random.key(0), obs_size, width, config)), width
+def _untrained(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> Agent:
+    """Return the shapes of an agent, without allocating arrays."""
+    width = config.action_chunk * action_dim
+    return jax.eval_shape(lambda: Agent.init(jax.random.key(0), obs_spec, width, config))
 
 
-def _array(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _array(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from floq.agent.config import AgentConfig
 from floq.analysis.cost import cost_of, critic_parameters
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 What: TypeAlias = Literal["params", "flops"]
 By: TypeAlias = Literal["width", "members"]
@@ -21,8 +22,8 @@ By: TypeAlias = Literal["width", "members"]
 def matched(
     baseline: AgentConfig,
     reference: AgentConfig,
-    obs_size: int,
-    act_size: int,
+    obs_spec: ObsSpec | int,
+    action_dim: int,
     what: What,
     by: By = "width",
 ) -> AgentConfig:
@@ -31,8 +32,8 @@ def matched(
     Args:
         baseline: agent to scale, with any critic and any actor.
         reference: agent to match, with any critic and any actor.
-        obs_size: observation dimension.
-        act_size: action dimension.
+        obs_spec: what an observation is; for a vector, its dimension is enough.
+        action_dim: action dimension.
         what: the count to match: "params", the parameters of the critics; "flops", the operations of an update of the
             whole agents, each with its own batch size.
         by: "width" scales all hidden layers of the critic by one factor; "members" sets the size of its ensemble. For
@@ -42,13 +43,13 @@ def matched(
         UserError: the critic has no such setting, or its smallest value already exceeds the count.
     """
     setting = scaled_setting(baseline, by)
-    goal, start = count(reference, obs_size, act_size, what), getattr(baseline.critic, setting)
+    goal, start = count(reference, obs_spec, action_dim, what), getattr(baseline.critic, setting)
 
     def candidate(number: int) -> AgentConfig:
         return _with(baseline, {setting: _scaled(start, number)})
 
     def counted(number: int) -> int:
-        return count(candidate(number), obs_size, act_size, what)
+        return count(candidate(number), obs_spec, action_dim, what)
 
     if counted(1) > goal:
         unit = {"params": "critic parameters", "flops": "operations per update"}[what]
@@ -78,12 +79,12 @@ def scaled_setting(config: AgentConfig, by: By) -> str:
     return setting
 
 
-def count(config: AgentConfig, obs_size: int, act_size: int, what: What) -> int:
+def count(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int, what: What) -> int:
     """Count the critic's parameters, or the operations of an update."""
     config = config.compiled()  # traced settings change no count: agents that differ only in those are counted once
     if what == "params":
-        return critic_parameters(config, obs_size, act_size)
-    return cost_of(config, obs_size, act_size).update_flops
+        return critic_parameters(config, obs_spec, action_dim)
+    return cost_of(config, obs_spec, action_dim).update_flops
 
 
 def _with(config: AgentConfig, changes: dict[str, Any]) -> AgentConfig:

@@ -66,9 +66,9 @@ def take_probes(agent: Agent, data: Dataset, key) -> Probes:
     Raises:
         UserError: the observation dimension of the data is another.
     """
-    expected, found = agent.obs_stats.mean.shape[0], data.observations.shape[1]
-    if expected != found:
-        raise UserError(f"the data has {found} numbers in an observation, this agent's networks read {expected}")
+    own, given = agent.obs_spec, data.dims[0]
+    if own != given:
+        raise UserError(f"the data has {given.dim} numbers in an observation, this agent's networks read {own.dim}")
     batch, q, targets = _probes(agent, data, key)
     return Probes(batch, np.asarray(q), np.asarray(targets))
 

@@ -13,6 +13,7 @@ from floq.cli.flags import Flags, parse
 from floq.runs.config import Config
 from floq.runs.presets import PRESETS, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Mark, hints_of, marked
 from floq.utils.untrusted import consent
 
@@ -253,9 +254,9 @@ class Match(NamedTuple):
         Raises:
             UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
         """
-        sizes = _sizes(baseline.make_env, baseline.dataset, baseline.dataset_dir)
+        dims = _dims(baseline.make_env, baseline.dataset, baseline.dataset_dir)
         # Variants that differ in traced settings alone, as alpha, are matched once.
-        change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *sizes)
+        change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *dims)
         critic = dataclasses.replace(baseline.agent.critic, **change)
         return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
 
@@ -271,14 +272,14 @@ def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _matched(
-    match: Match, baseline: AgentConfig, reference: AgentConfig, obs_size: int, act_size: int
+    match: Match, baseline: AgentConfig, reference: AgentConfig, obs_spec: ObsSpec, action_dim: int
 ) -> tuple[dict[str, Any], str]:
     """Return the setting of the baseline's critic that changes, and a line about it."""
     from floq.analysis.matching import count, matched, scaled_setting
 
     what, by = match
-    found = matched(baseline, reference, obs_size, act_size, what, by)
-    here, there = (count(agent, obs_size, act_size, what) for agent in (found, reference))
+    found = matched(baseline, reference, obs_spec, action_dim, what, by)
+    here, there = (count(agent, obs_spec, action_dim, what) for agent in (found, reference))
     setting = scaled_setting(found, by)
     value = getattr(found.critic, setting)
     if what == "params":
@@ -289,10 +290,10 @@ def _matched(
 
 
 @functools.lru_cache(maxsize=64)
-def _sizes(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[int, int]:
-    """Return the dimensions of observations and actions, from the environment, or from the data where there is none."""
+def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec, int]:
+    """Return what an observation is, and the action dimension, by the environment or, without one, by the data."""
     from floq.envs import environments
-    from floq.envs.probe import probe
+    from floq.envs.probe import task_dims
     from floq.utils.files import looks_like_path
 
     if make_env.name and dataset is None:
@@ -300,15 +301,11 @@ def _sizes(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[int, i
     if not make_env.name and dataset and environments.is_ogbench(dataset) and not looks_like_path(dataset):
         make_env = make_env.named(dataset)  # an OGBench dataset is that of an environment, and need not be there yet
     if make_env.name:
-        env = make_env()
-        found = probe(env)
-        env.close()
-        return found["observations"], found["actions"]
+        return task_dims(make_env)
     from floq.data.formats.open import open_dataset
 
     assert dataset is not None  # a configuration has one of the two
-    data = open_dataset(dataset, dataset_dir).data
-    return data.observations.shape[1], data.actions.shape[1]
+    return open_dataset(dataset, dataset_dir).data.dims
 
 
 # --- Flags with --resume ---

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import NonNegativeFloat, Settings
 
 Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
@@ -70,9 +71,9 @@ class Critic(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: Any = None) -> "Critic":
-        """Initialise networks for observations and actions of these sizes. `config` holds this critic's settings, a
-        frozen dataclass. Consumes `key`."""
+    def init(cls, key: PRNGKeyArray, obs_spec: ObsSpec, action_dim: int, config: Any = None) -> "Critic":
+        """Initialise networks for such observations and actions of `action_dim` numbers. `config` holds this critic's
+        settings, a frozen dataclass. Consumes `key`."""
 
     @abc.abstractmethod
     def target_network(self) -> "Critic":

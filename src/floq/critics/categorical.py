@@ -16,6 +16,7 @@ from floq.critics.base import Info, ReturnScale, td_errors
 from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
 from floq.networks.embeddings import NumEdges, histogram
 from floq.networks.mlp import MLP, ensemble
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, NonNegativeFloat, PositiveFloat
 
 
@@ -41,11 +42,11 @@ class CategoricalCritic(EnsembleCritic):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: CategoricalConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: CategoricalConfig | None = None
     ) -> "CategoricalCritic":
         """Initialise the ensemble. Consumes `key`."""
-        c = config or CategoricalConfig()
-        member = lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, c.num_bins - 1, c.layer_norm)  # noqa: E731
+        c, size_in = config or CategoricalConfig(), ObsSpec.of(obs_spec).dim + action_dim
+        member = lambda k: MLP.init(k, size_in, c.value_hidden_dims, c.num_bins - 1, c.layer_norm)  # noqa: E731
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:

@@ -22,6 +22,7 @@ from floq.networks import kernels
 from floq.networks.embeddings import NumEdges, TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
 from floq.networks.mlp import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Count, Depth, HiddenDims, Mark, NonNegativeFloat, PositiveFloat, Size
 
 # --- Settings ---
@@ -143,13 +144,13 @@ class VelocityField(eqx.Module):
     config: FloqConfig = eqx.field(static=True)
 
     @classmethod
-    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FloqConfig) -> "VelocityField":
+    def init(cls, key: PRNGKeyArray, obs_spec: ObsSpec, action_dim: int, config: FloqConfig) -> "VelocityField":
         """Initialise the network. Consumes `key`."""
         entry_key, body_key = jax.random.split(key)
         c = config
         z_size = c.num_bins - 1 if c.use_prob_embed else 1
         t_size = time_embedding_size(c.time, c.time_embed_dim)
-        entry = SplitLinear.init(entry_key, obs_size + act_size, z_size + t_size, c.block_width)
+        entry = SplitLinear.init(entry_key, obs_spec.dim + action_dim, z_size + t_size, c.block_width)
         if c.use_resnets:
             body = ResidualBody.init(
                 body_key,
@@ -198,12 +199,14 @@ class FloqCritic(Critic):
     config: FloqConfig = eqx.field(static=True)
 
     @classmethod
-    def init(cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: FloqConfig | None = None) -> "FloqCritic":
+    def init(
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: FloqConfig | None = None
+    ) -> "FloqCritic":
         """Initialise both networks. Consumes `key`."""
-        c = config or FloqConfig()
+        c, obs_spec = config or FloqConfig(), ObsSpec.of(obs_spec)
         velocity_key, distilled_key = jax.random.split(key)
-        field = lambda k: VelocityField.init(k, obs_size, act_size, c)  # noqa: E731
-        head = lambda k: MLP.init(k, obs_size + act_size, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
+        field = lambda k: VelocityField.init(k, obs_spec, action_dim, c)  # noqa: E731
+        head = lambda k: MLP.init(k, obs_spec.dim + action_dim, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
         distilled = ensemble(head, distilled_key, c.distill_num_ensembles) if c.actor_climbs == "distilled" else None
         return cls(ensemble(field, velocity_key, c.flow_num_ensembles), distilled, c)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.critics.base import Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
 from floq.critics.ensemble import EnsembleConfig, check_no_num_steps
 from floq.networks.mlp import MLP, ensemble
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, PositiveFloat, Size
 
 EVEN_TAUS = [i / 50 for i in range(1, 50)]  # of the quantiles whose mean is a member's value
@@ -44,11 +45,11 @@ class QuantileCritic(Critic):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: QuantileConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: QuantileConfig | None = None
     ) -> "QuantileCritic":
         """Initialise the ensemble. Consumes `key`."""
         c = config or QuantileConfig()
-        size_in = obs_size + act_size + (c.quantile_embed_dim if c.embed_quantile else 1)
+        size_in = ObsSpec.of(obs_spec).dim + action_dim + (c.quantile_embed_dim if c.embed_quantile else 1)
         member = lambda k: MLP.init(k, size_in, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from floq.critics.base import Info, ReturnScale, td_errors
 from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
 from floq.networks.mlp import MLP, Linear, ResidualBody, ensemble
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Depth, HiddenDims, Size
 
 
@@ -43,14 +44,14 @@ class ScalarCritic(EnsembleCritic):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_size: int, act_size: int, config: ScalarConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: ScalarConfig | None = None
     ) -> "ScalarCritic":
         """Initialise the ensemble. Consumes `key`."""
-        c = config or ScalarConfig()
+        c, size_in = config or ScalarConfig(), ObsSpec.of(obs_spec).dim + action_dim
 
         def member(key: PRNGKeyArray) -> MLP:
             if not c.use_resnets:
-                return MLP.init(key, obs_size + act_size, c.hidden_dims, 1, c.layer_norm)
+                return MLP.init(key, size_in, c.hidden_dims, 1, c.layer_norm)
             entry_key, body_key = jax.random.split(key)
             body = ResidualBody.init(
                 body_key,
@@ -61,7 +62,7 @@ class ScalarCritic(EnsembleCritic):
                 c.layer_norm,
                 c.activate_before_layernorm,
             )
-            return MLP(Linear.init(entry_key, obs_size + act_size, c.block_width), body)
+            return MLP(Linear.init(entry_key, size_in, c.block_width), body)
 
         return cls(ensemble(member, key, c.value_num_ensembles), c)
 

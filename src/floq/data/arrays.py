@@ -9,6 +9,7 @@ import numpy as np
 from floq.data.checks import check_actions, check_rows
 from floq.data.formats.files import open_npz
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
 TERMINATION_ALIASES = ("terminals", "dones", "done", "terminated")  # other common names of `terminations`
@@ -26,6 +27,11 @@ class Trajectories(NamedTuple):
     rewards: np.ndarray
     masks: np.ndarray
     ends: np.ndarray
+
+    @property
+    def dims(self) -> tuple[ObsSpec, int]:
+        """What an observation is, and the action dimension."""
+        return ObsSpec(self.observations.shape[1]), self.actions.shape[1]
 
 
 def from_arrays(
@@ -244,11 +250,12 @@ def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajector
     return train, validation, how
 
 
-def memory(rows: int, transitions: int, obs_size: int, act_size: int) -> str:
+def memory(rows: int, transitions: int, obs_spec: ObsSpec, action_dim: int) -> str:
     """Describe the memory of a dataset on the device: in all, per million transitions, and against storing both
     observations of each transition."""
-    each = (rows * (4 * (obs_size + act_size + 2) + 1) + 4 * transitions) / transitions  # bytes per transition
-    pairs = 4 * (2 * obs_size + act_size + 3)
+    obs = obs_spec.zeros().nbytes
+    each = (rows * (obs + 4 * (action_dim + 2) + 1) + 4 * transitions) / transitions  # bytes per transition
+    pairs = 2 * obs + 4 * (action_dim + 3)
     total = each * transitions / 1e6
     return (
         f"{total:,.{0 if total >= 10 else 1}f} MB; {each:.0f} MB per million transitions, "

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from floq.data.arrays import Trajectories, from_arrays, from_episodes
 from floq.data.checks import check_rows, check_widths
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 
@@ -224,6 +225,11 @@ class Dataset(eqx.Module):
         """Return the smallest and largest reward of all transitions."""
         rewards = np.asarray(self.rewards)[~np.asarray(self.ends)]
         return float(rewards.min()), float(rewards.max())
+
+    @property
+    def dims(self) -> tuple[ObsSpec, int]:
+        """What an observation is, and the dimension of a single action."""
+        return ObsSpec(self.observations.shape[1]), self.actions.shape[1]
 
     def fingerprint(self) -> str:
         """Return an identifier of the data: the number of transitions, and a checksum of all arrays."""

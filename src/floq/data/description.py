@@ -49,7 +49,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         f"{data.observations.max():.3g}",
         "actions": f"{actions.shape[1]} numbers, from {actions.min():.3g} to {actions.max():.3g}; "
         f"{np.mean(np.abs(actions) >= CLIP_THRESHOLD):.1%} at the limits",
-        "memory": memory(len(data.ends), int(starts.sum()), data.observations.shape[1], data.actions.shape[1]),
+        "memory": memory(len(data.ends), int(starts.sum()), *data.dims),
     }
     complaint = None
     if has_rewards:

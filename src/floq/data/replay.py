@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from floq.data.dataset import Batch, Dataset
+from floq.utils.obs_spec import ObsSpec
 
 
 class Experience(NamedTuple):
@@ -30,11 +31,11 @@ class Experience(NamedTuple):
     observations: Float[Any, "runs envs obs"]  # the states after the step
 
     @classmethod
-    def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], act_size: int) -> "Experience":
+    def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], action_dim: int) -> "Experience":
         """Make the experience of a tick in which every environment was reset."""
         shape = observations.shape[:2]
         zeros = lambda *size: np.zeros((*shape, *size), np.float32)  # noqa: E731
-        return cls(zeros(act_size), zeros(), zeros(), np.zeros(shape, bool), observations)
+        return cls(zeros(action_dim), zeros(), zeros(), np.zeros(shape, bool), observations)
 
 
 class ReplaySnapshot(NamedTuple):
@@ -47,10 +48,10 @@ class ReplaySnapshot(NamedTuple):
     ends: Bool[np.ndarray, "ticks envs"]
 
     @classmethod
-    def empty(cls, num_envs: int, obs_size: int, act_size: int) -> "ReplaySnapshot":
+    def empty(cls, num_envs: int, obs_spec: ObsSpec, action_dim: int) -> "ReplaySnapshot":
         """Make the snapshot before the first tick."""
         empty = lambda *size: np.zeros((0, num_envs, *size), np.float32)  # noqa: E731
-        return cls(empty(obs_size), empty(act_size), empty(), empty(), np.zeros((0, num_envs), bool))
+        return cls(obs_spec.zeros(0, num_envs), empty(action_dim), empty(), empty(), np.zeros((0, num_envs), bool))
 
     def append(self, experience: Experience, run: int) -> "ReplaySnapshot":
         """Return the snapshot with one run's experience of a tick appended."""
@@ -80,16 +81,11 @@ class Replay(eqx.Module):
     def of(cls, recorded: list[ReplaySnapshot], ticks: int) -> "Replay":
         """Make a ring buffer of `ticks` ticks from what each run has recorded, or the newest part of it. Its
         memory is allocated once."""
-        runs, (_, envs, obs_size), act_size = (
-            len(recorded),
-            recorded[0].observations.shape,
-            recorded[0].actions.shape[2],
-        )
+        runs, envs = len(recorded), recorded[0].ends.shape[1]
         longest = min(ticks, max(len(run.ends) for run in recorded))
-        rows = {"observations": np.zeros((ticks, runs, envs, obs_size), np.float32)}
-        rows |= {"actions": np.zeros((ticks, runs, envs, act_size), np.float32)}
-        rows |= {name: np.zeros((ticks, runs, envs), np.float32) for name in ("rewards", "masks")}
-        rows["ends"] = np.ones((ticks, runs, envs), bool)
+        parts = recorded[0]._asdict().items()
+        rows: dict[str, Any] = {name: np.zeros((ticks, runs, *x.shape[1:]), x.dtype) for name, x in parts}
+        rows["ends"][:] = True
         places = ticks * envs
         starts, count = np.zeros((runs, places), np.int32), np.zeros(runs, np.int32)
         for number, run in enumerate(recorded):

@@ -1,24 +1,26 @@
 """Checks of environments that others wrote: one probe before anything is trained, and of each step what it returned.
 Messages name what was wrong."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from floq.utils.errors import UserError, in_one_line
+from floq.utils.obs_spec import ObsSpec
 
 if TYPE_CHECKING:
-    from floq.envs.environments import SeededEnv
+    from floq.envs.environments import EnvFactory, SeededEnv
 
 PROBE_SEED = (0, 4)
 RESET_API = "reset(seed=..., options=...) -> (observation, info)"
 STEP_API = "step(action) -> (observation, reward, terminated, truncated, info)"
 
 
-def probe(env: "SeededEnv") -> dict[str, int]:
-    """Reset an environment twice and take one step, as a run will. Returns the dimensions of `observations` and
-    `actions`.
+def probe(env: "SeededEnv") -> tuple[ObsSpec, int]:
+    """Reset an environment twice and take one step, as a run will. Returns what an observation is, and the action
+    dimension.
 
     Raises:
         UserError: a call raises, as with the API of old versions of Gym, or returns something else than it should.
@@ -27,7 +29,17 @@ def probe(env: "SeededEnv") -> dict[str, int]:
     obs = _called(lambda: env.begin_episode(PROBE_SEED), env.task, RESET_API)
     action = np.random.default_rng(0).uniform(-1, 1, env.action_space.shape).astype(np.float32)
     _called(lambda: success(env.advance(action).info), env.task, STEP_API)
-    return {"observations": obs.size, "actions": action.size}
+    return ObsSpec(obs.size), action.size
+
+
+@functools.lru_cache(maxsize=256)
+def task_dims(make_env: "EnvFactory") -> tuple[ObsSpec, int]:
+    """Make an environment and return what `probe` does."""
+    env = make_env()
+    try:
+        return probe(env)
+    finally:
+        env.close()
 
 
 def _called(call: Callable[[], Any], task: str, api: str) -> Any:

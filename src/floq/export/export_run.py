@@ -76,7 +76,7 @@ def export_run(options: ExportOptions) -> Path:
     saved = checkpoint.load(run.folder / "checkpoints", options.step)
     probing.check_finite(saved.agent, options.run_dir, saved.step)
     policy = saved.agent.policy
-    traced = TracedPolicy.of(policy, saved.sizes[0], explore)
+    traced = TracedPolicy.of(policy, saved.agent.obs_spec, explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
     expected = verification.samples(policy, traced, explore)
     with _appearing(folder) as partial:
@@ -105,8 +105,8 @@ def _description(run: Run, saved: Checkpoint, explore: bool) -> dict[str, Any]:
     agent, chunk = saved.config.agent, saved.config.agent.action_chunk
     about = {"task": run.config.task, "step": saved.step, "seed": saved.config.seed, "explores": explore}
     about |= {"critic": agent.critic_name, "actor": agent.actor_name, "floq": version("floq"), "jax": version("jax")}
-    sizes = {"observation_size": saved.sizes[0], "action_size": saved.sizes[1] // chunk, "action_chunk": chunk}
-    return {"about": about, **sizes}
+    sizes = {"observation_size": saved.agent.obs_spec.dim, "action_size": saved.agent.action_dim // chunk}
+    return {"about": about, **sizes, "action_chunk": chunk}
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

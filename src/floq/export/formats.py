@@ -37,7 +37,7 @@ class Exportable:
     description: dict[str, Any]  # entries of policy.json: sizes, and the origin of the policy
 
     @property
-    def act_size(self) -> int:
+    def action_dim(self) -> int:
         """Dimension of an action, or of a chunk of actions."""
         return self.description["action_size"] * self.description["action_chunk"]
 
@@ -66,7 +66,7 @@ def write_exported(form: Format, policy: Exportable, folder: Path) -> None:
         described = f"{policy.description['about']['task']}, exported by floq"
         from floq.export.onnx_graph import onnx_model
 
-        model = onnx_model(policy.program, policy.traced.obs_size, policy.act_size, described)
+        model = onnx_model(policy.program, policy.traced.obs_spec, policy.action_dim, described)
         (folder / "policy.onnx").write_bytes(model.SerializeToString())
     (folder / exported.PROGRAM).write_text(text + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(form, policy), encoding="utf-8")
@@ -94,7 +94,7 @@ def _with_program(text: str, program: Program) -> str:
 
 
 def _stablehlo(policy: Exportable) -> bytes:
-    shapes = [(policy.traced.obs_size,), *(noise.shape for noise in policy.program.noise)]
+    shapes = [policy.traced.obs_spec.shape, *(noise.shape for noise in policy.program.noise)]
     specs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     return bytes(jax.export.export(jax.jit(policy.traced.act), platforms=PLATFORMS)(*specs).serialize())
 

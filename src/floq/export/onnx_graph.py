@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from floq.export.exported import OPERATIONS
 from floq.export.operations import Program
+from floq.utils.obs_spec import ObsSpec
 
 OPSET, IR_VERSION = 18, 8  # of 2022: the runtimes of robots are often old
 ONNX_NAMES = {
@@ -22,22 +23,22 @@ SHAPE_OPERATIONS = {"reshape": "Reshape", "broadcast": "Expand"}
 DTYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
 
 
-def onnx_model(program: Program, obs_size: int, act_size: int, described: str) -> onnx.ModelProto:
+def onnx_model(program: Program, obs_spec: ObsSpec, action_dim: int, described: str) -> onnx.ModelProto:
     """Return a model with the inputs `observation`, `noise.0`, `noise.1`, ... and the output `action`.
 
     Args:
         program: the policy's.
-        obs_size: observation dimension.
-        act_size: dimension of an action, or of a chunk of actions.
+        obs_spec: what an observation is.
+        action_dim: dimension of an action, or of a chunk of actions.
         described: one line for the model's documentation.
     """
     graph = _Graph(program)
-    inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, [obs_size])]
+    inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, obs_spec.shape)]
     inputs += [
         helper.make_tensor_value_info(f"noise.{i}", TensorProto.FLOAT, noise.shape)
         for i, noise in enumerate(program.noise)
     ]
-    output = helper.make_tensor_value_info("action", TensorProto.FLOAT, [act_size])
+    output = helper.make_tensor_value_info("action", TensorProto.FLOAT, [action_dim])
     made = helper.make_graph(graph.nodes, "policy", inputs, [output], graph.constants)
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(made, producer_name="floq", opset_imports=opset, doc_string=described)

@@ -53,7 +53,7 @@ def translate(traced: TracedPolicy) -> Program:
     """
     writer = _Writer()
     leaves = [Constant(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
-    observation = Variable("observation", Type((traced.obs_size,), "float32"))
+    observation = Variable("observation", Type(traced.obs_spec.shape, "float32"))
     (action,) = walk(traced.program, [*leaves, observation, HIDDEN], Visitor(writer.primitive, writer.draw))
     if action is HIDDEN:
         raise UserError(

@@ -10,6 +10,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.agent.policy import Policy
+from floq.utils.obs_spec import ObsSpec
 
 DRAWS = {"_normal": "normal", "_uniform": "uniform"}  # functions of jax.random, by their names in a program
 
@@ -107,10 +108,10 @@ class TracedPolicy:
     program: core.ClosedJaxpr  # of the policy's arrays, an observation and a key
     names: list[str]  # of the policy's arrays
     leaves: list[Array]
-    obs_size: int
+    obs_spec: ObsSpec
 
     @classmethod
-    def of(cls, policy: Policy, obs_size: int, explore: bool = False) -> "TracedPolicy":
+    def of(cls, policy: Policy, obs_spec: ObsSpec, explore: bool = False) -> "TracedPolicy":
         """Trace `Policy.act`, or with `explore` the exploration policy `Policy.explore`."""
         method = type(policy).explore if explore else type(policy).act
         paths, tree = jax.tree_util.tree_flatten_with_path(policy)
@@ -119,9 +120,9 @@ class TracedPolicy:
             return method(jax.tree.unflatten(tree, leaves), obs, key)
 
         leaves = [leaf for _, leaf in paths]
-        program = jax.make_jaxpr(act)(leaves, jnp.zeros(obs_size), jax.random.key(0))
+        program = jax.make_jaxpr(act)(leaves, obs_spec.zeros(), jax.random.key(0))
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-        return cls(program, names, leaves, obs_size)
+        return cls(program, names, leaves, obs_spec)
 
     def act(self, obs: Float[Array, " obs"], *noise: Float[Array, "..."]) -> Float[Array, " act"]:
         """Return the action for given noise."""
@@ -136,5 +137,5 @@ class TracedPolicy:
             drawn.append(sample())
             return drawn[-1]
 
-        walk(self.program, [*self.leaves, jnp.zeros(self.obs_size), key], Visitor(evaluate, draw))
+        walk(self.program, [*self.leaves, self.obs_spec.zeros(), key], Visitor(evaluate, draw))
         return tuple(drawn)

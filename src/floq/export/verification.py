@@ -44,7 +44,7 @@ def samples(policy: Policy, traced: TracedPolicy, explore: bool = False, count: 
     mean, std = np.asarray(policy.obs_stats.mean), np.asarray(policy.obs_stats.std)
     found = []
     for number in range(count):
-        obs = (mean + std * rng.standard_normal(traced.obs_size)).astype(np.float32)
+        obs = (mean + std * rng.standard_normal(traced.obs_spec.shape)).astype(np.float32)
         key = jax.random.key(number)
         act = policy.explore if explore else policy.act
         noise = [np.asarray(x) for x in draw(jax.random.clone(key))]

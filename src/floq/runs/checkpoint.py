@@ -46,14 +46,12 @@ class DamagedCheckpoint(UserError):
 
 
 class Checkpoint(NamedTuple):
-    """Contents of a checkpoint: the agent's whole state, the configuration it was trained with, the dimensions of an
-    observation and an action, the clocks of its run (seconds and steps, by name), by step the policies whose evaluation
-    was not finished, and the run's step: gradient steps offline, plus environment steps. The replay of an online run is
-    read by `load_replay`."""
+    """Contents of a checkpoint: the agent's whole state, the configuration it was trained with, the clocks of its run
+    (seconds and steps, by name), by step the policies whose evaluation was not finished, and the run's step: gradient
+    steps offline, plus environment steps. The replay of an online run is read by `load_replay`."""
 
     agent: Agent
     config: Config
-    sizes: tuple[int, int]
     clocks: dict[str, float]
     pending: dict[int, Policy]
     step: int = 0
@@ -65,7 +63,6 @@ class Checkpoint(NamedTuple):
 def save(
     folder: Path,
     agent: Agent,
-    sizes: tuple[int, int],
     config: Config,
     clocks: Mapping[str, float] | None = None,
     pending: Mapping[int, Policy] | None = None,
@@ -78,7 +75,6 @@ def save(
     Args:
         folder: a run's `checkpoints` folder.
         agent: its whole state is stored, so training can be resumed from it.
-        sizes: dimensions of an observation and an action.
         config: stored beside the state, to rebuild the agent and to refuse a state that does not fit it.
         clocks: counters that a resumed run continues from.
         pending: by step, policies that a resumed run still has to evaluate.
@@ -99,7 +95,7 @@ def save(
             content = serialised({name: np.asarray(x) for name, x in arrays.items()})
             files.write(partial / name, content)
             digests[name] = hashlib.sha256(content).hexdigest()
-        manifest = {"format": FORMAT, "step": step, "obs_size": sizes[0], "act_size": sizes[1]}
+        manifest = {"format": FORMAT, "step": step, "obs_size": agent.obs_spec.dim, "act_size": agent.action_dim}
         manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
         manifest[DIGESTS] = digests | {MANIFEST: _digest(manifest | {DIGESTS: digests})}
         files.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -130,14 +126,13 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     manifest = _manifest(path, remedy)
     try:
         saved = Manifest.of(manifest)
-        config, sizes = saved.config, (saved.obs_size, saved.act_size)
-        template = _template(config, sizes)
+        template = _template(saved)
     except (ValueError, UserError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
     digests = manifest[DIGESTS]
     agent = _read(template, path / TENSORS, digests, remedy)
     pending = {at: _read(template.policy, path / PENDING.format(at), digests, remedy) for at in saved.pending}
-    return Checkpoint(agent, config, sizes, saved.clocks, pending, step)
+    return Checkpoint(agent, saved.config, saved.clocks, pending, step)
 
 
 def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
@@ -159,10 +154,11 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     return ReplaySnapshot(**stored)
 
 
-def _template(config: Config, sizes: tuple[int, int]) -> Agent:
+def _template(saved: "Manifest") -> Agent:
     """Return the shapes of an agent, without allocating arrays. Raises ValueError if the settings have none."""
+    given = saved.obs_size, saved.act_size, saved.config.agent
     try:
-        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *sizes, config.agent, precision=config.precision))
+        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *given, precision=saved.config.precision))
     except (OverflowError, TypeError, MemoryError) as error:
         raise ValueError(f"no agent has these sizes: {error}") from error
 

@@ -128,13 +128,12 @@ def load_fleet_data(
         tasks = {name: _mix_with_prior(task, config, display) for name, task in tasks.items()}
     tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
     data = tasks[names[0]]
-    sizes = data.train.observations.shape[1], data.train.actions.shape[1]
     display.note(f"data    {data.provenance}")
     for note in data.notes:
         display.note(f"        {note}" if not note.startswith("warning") else note)
     display.note(
         f"        {len(data.train):,} + {len(data.validation):,} transitions, "
-        f"{memory(data.train.observations.shape[0], len(data.train), *sizes)}"
+        f"{memory(data.train.observations.shape[0], len(data.train), *data.train.dims)}"
     )
     rewards = np.asarray(data.train.rewards)[np.asarray(data.train.starts)]
     if rewards.min() == rewards.max():

@@ -22,12 +22,9 @@ def make_agent(config: Config, train_data: Dataset) -> Agent:
     """Return the initial agent of a run with this configuration and this data."""
     stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
     given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
-    return Agent.init(Keys.of(config.seed).agent, *network_sizes(config, train_data), config.agent, **given)
-
-
-def network_sizes(config: Config, data: Dataset) -> tuple[int, int]:
-    """Return the observation dimension, and that of an action or a chunk of actions."""
-    return data.observations.shape[1], config.agent.action_chunk * data.actions.shape[1]
+    obs_spec, action_dim = train_data.dims
+    width = config.agent.action_chunk * action_dim
+    return Agent.init(Keys.of(config.seed).agent, obs_spec, width, config.agent, **given)
 
 
 def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
@@ -42,9 +39,8 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
     old = source.agent
     own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
     if own != theirs:
-        sizes = agent.obs_stats.mean.shape[0], old.obs_stats.mean.shape[0]
-        if sizes[0] != sizes[1]:
-            what = f"observations have {sizes[0]} numbers here and {sizes[1]} there"
+        if agent.obs_spec != old.obs_spec:
+            what = f"observations have {agent.obs_spec.dim} numbers here and {old.obs_spec.dim} there"
         else:
             differ = setting_differences(config.agent.networks(), source.config.agent.networks())
             what = "; ".join(differ) or "actions have another size"

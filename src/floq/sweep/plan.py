@@ -1,7 +1,6 @@
 """Plan of a sweep: the runs of its experiments, which of them have ended, and the cost of the others."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 from floq.analysis.cost import Cost, cost_of
 from floq.analysis.matching import matched
 from floq.envs import environments
-from floq.envs.environments import EnvFactory
-from floq.envs.probe import probe
+from floq.envs.probe import task_dims
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.runs.run_data import resolve_data_paths
@@ -53,15 +51,15 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     for group in experiment.groups:
         for task in experiment.tasks:
             config = resolved[group.name, task]
-            sizes = task_dims(config.make_env)
+            dims = task_dims(config.make_env)
             if group.match is not None:
                 reference = resolved[group.match_to or "", task].agent
-                agent = matched(config.agent, reference, *sizes, group.match, group.match_by or "width")
+                agent = matched(config.agent, reference, *dims, group.match, group.match_by or "width")
                 config = dataclasses.replace(config, agent=agent)
             check_built(config)
             config = resolve_data_paths(dataclasses.replace(config, save_dir=save_dir, dataset_dir=dataset_dir))
             configs = tuple(dataclasses.replace(config, seed=seed) for seed in experiment.seeds)
-            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *sizes)))
+            entries.append(Entry(experiment, group, task, configs, cost_of(config.agent, *dims)))
     return entries
 
 
@@ -81,17 +79,6 @@ def folders_of(config: Config) -> list[Path]:
 def unfinished(configs: Iterable[Config]) -> list[Config]:
     """Return those of these resolved configurations of which no run has ended, each once."""
     return [config for config in dict.fromkeys(configs) if not any(run.has_ended for run in runs_of(config))]
-
-
-@functools.lru_cache(maxsize=256)
-def task_dims(make_env: EnvFactory) -> tuple[int, int]:
-    """Return the dimensions of an environment's observations and actions."""
-    env = make_env()
-    try:
-        found = probe(env)
-    finally:
-        env.close()
-    return found["observations"], found["actions"]
 
 
 def show_plan(entries: Sequence[Entry], display: Display) -> None:

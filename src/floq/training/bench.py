@@ -39,6 +39,7 @@ from floq.training.train import check_built
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import cores, use_all_cores
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
 from floq.utils.schema import Positive, PositiveFloat, Settings, Size
 
@@ -213,13 +214,13 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[Meas
     use_all_cores(max(fleets) * config.batch_devices)
     Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
     check_built(config)
-    env = config.make_env()
-    sizes = probe(env)
-    data = synthetic_data(*sizes.values())
+    env = environments.make(config.env_name, config.success_timing)
+    obs_spec, action_dim = probe(env)
+    data = synthetic_data(obs_spec, action_dim)
     device = jax.local_devices()[0]
     machine = f"{len(jax.local_devices())} x {device.device_kind}, {platform.machine()}, {cores()} cores"
     display.note(f"{date.today()}, {machine}")
-    display.note(f"{config.env_name}: {sizes['observations']} observations, {sizes['actions']} actions")
+    display.note(f"{config.env_name}: {obs_spec.dim} observations, {action_dim} actions")
     peaks = matmul_peaks(config)
     square, precision = square_size(), _precision(config)
     display.note(
@@ -251,11 +252,11 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[Meas
     return rows
 
 
-def synthetic_data(obs_size: int, act_size: int) -> Dataset:
+def synthetic_data(obs_spec: ObsSpec | int, action_dim: int) -> Dataset:
     """Random transitions; what they are does not matter for speed."""
     rng = np.random.default_rng(0)
     ends = np.arange(1, ROWS + 1) % 1000 == 0
-    obs, act = rng.normal(size=(ROWS, obs_size)), rng.uniform(-1, 1, (ROWS, act_size))
+    obs, act = rng.normal(size=(ROWS, *ObsSpec.of(obs_spec).shape)), rng.uniform(-1, 1, (ROWS, action_dim))
     return Dataset.from_rows(obs, act, -np.ones(ROWS), np.ones(ROWS), ends)
 
 
@@ -316,8 +317,7 @@ def measure(
     rows = []
     for (agent, k), one in configs.items():
         per_update = best[agent, k]
-        sizes = data.observations.shape[1], data.actions.shape[1]
-        flops = cost_of(one.agent, *sizes).update_flops
+        flops = cost_of(one.agent, *data.dims).update_flops
         rows.append(
             Measured(
                 agent,

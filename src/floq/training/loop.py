@@ -40,7 +40,6 @@ class Loop:
         loggers: the runs, with logs that end at their step. They share numbers of steps, intervals and episodes.
         fleet: their agents, with the data.
         evaluator: runs episodes beside the training; without an environment, evaluates on held-out data.
-        sizes: dimensions of observations and actions.
         display: shows progress.
         clocks: time spent so far, from the checkpoint; empty for fresh runs.
         started: when this process began with the runs, by `time.monotonic`.
@@ -53,7 +52,6 @@ class Loop:
         loggers: Sequence[RunLogger],
         fleet: Fleet,
         evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
-        sizes: tuple[int, int],
         display: Display,
         clocks: Mapping[str, float],
         started: float,
@@ -62,7 +60,7 @@ class Loop:
     ):
         self.loggers, self.fleet = loggers, fleet
         self._config: Config = loggers[0].config
-        self._sizes, self._display = sizes, display
+        self._display = display
         self._clocks = Clocks(clocks, started)
         self._step, self._schedule = step, Schedule(self._config)
         self._divergences = Divergences(loggers, fleet, self._schedule, display, self._save_run)
@@ -185,7 +183,7 @@ class Loop:
         if self._online is None:
             configs, done = [logger.config for logger in self.loggers], self._step - c.offline_steps
             explored = [logger.last_row for logger in self.loggers]
-            online = Online(configs, self.fleet, self._sizes, done, self._recorded, self._display, explored)
+            online = Online(configs, self.fleet, done, self._recorded, self._display, explored)
             self._online = workers.enter_context(online)
             self._recorded = []
         first, rate = self._step, self._online_rate
@@ -257,7 +255,7 @@ class Loop:
         waiting = {request.step: request.policy for request in self._evaluations.pending if request.run == run}
         folder, clocks = logger.run.folder / "checkpoints", self._clocks.to_json()
         agent, own = self.fleet.agent(run), {"step": step, "replay": replay}
-        checkpoint.save(folder, agent, self._sizes, logger.config, clocks, waiting, **own)
+        checkpoint.save(folder, agent, logger.config, clocks, waiting, **own)
 
     # --- what is shown ---
 

@@ -209,7 +209,6 @@ class Online:
     Args:
         configs: of the runs; they agree in all but task, seed and traced settings.
         fleet: their agents and data.
-        sizes: how many numbers an observation and an action have.
         steps: the environment steps that every run has behind it.
         recorded: for each run its replay, or None before the first step.
         display: shows what it repairs.
@@ -223,7 +222,6 @@ class Online:
         self,
         configs: Sequence[Config],
         fleet: Fleet,
-        sizes: tuple[int, int],
         steps: int,
         recorded: Sequence[ReplaySnapshot | None],
         display: Display,
@@ -231,7 +229,7 @@ class Online:
     ):
         c = self._config = configs[0]
         self._seeds = [config.seed for config in configs]
-        self._display, self._tick, self._act_size = display, steps // c.num_envs, sizes[1]
+        self._display, self._tick = display, steps // c.num_envs
         self._bounded = CRITICS[c.agent.critic_name][1].bounded
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
         sites = [EnvSpec((run, env), configs[run].make_env, configs[run].seed) for run, env in slots]
@@ -244,14 +242,15 @@ class Online:
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
         last = explored or [{} for _ in configs]
         self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
-        before = [run or ReplaySnapshot.empty(c.num_envs, *sizes) for run in recorded]
+        obs_spec, self._action_dim = fleet.agents.obs_spec, fleet.agents.action_dim
+        before = [run or ReplaySnapshot.empty(c.num_envs, obs_spec, self._action_dim) for run in recorded]
         balanced = bool(c.balanced_sampling)
         drawn_from = int(window_size(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
         ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
         keys = [Keys.of(config.seed).exploration for config in configs]
         self._fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)
-        self._obs = np.zeros((len(configs), c.num_envs, sizes[0]), np.float32)
-        nothing = Experience.of_resets(self._obs, sizes[1])
+        self._obs = obs_spec.zeros(len(configs), c.num_envs)
+        nothing = Experience.of_resets(self._obs, self._action_dim)
         self._pending: Experience | None = None  # what no replay holds yet
         try:
             begun = self._workers.begin_call("step", self._calls(nothing.actions))
@@ -338,7 +337,7 @@ class Online:
             for i, answer in enumerate(answers)
         ]
         self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
-        new = Experience.of_resets(np.zeros_like(self._obs), self._act_size)._replace(actions=actions)
+        new = Experience.of_resets(np.zeros_like(self._obs), self._action_dim)._replace(actions=actions)
         for share, tick in zip(self._shares, ticks, strict=True):
             at = self._at(share)
             new.observations[at], new.rewards[at], new.masks[at] = tick.observations, tick.rewards, tick.masks
@@ -375,7 +374,7 @@ class Online:
                 raise self._end(what, self._deaths[worker])
             self._display.note(f"note    {what}; it is restarted")
             self._workers.restart(worker)
-            zeros = np.zeros((len(self._shares[worker]), self._act_size), np.float32)
+            zeros = np.zeros((len(self._shares[worker]), self._action_dim), np.float32)
             try:
                 return self._workers.call_one(worker, "step", (self._tick, zeros), self._start_timeout)
             except WorkerError as again:

@@ -21,7 +21,7 @@ from floq.runs import run_data
 from floq.runs.config import Config
 from floq.runs.loggers import check_loggers
 from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import make_agent, network_sizes, restore, restored_checkpoint
+from floq.runs.weights import make_agent, restore, restored_checkpoint
 from floq.training.fleet import Fleet, FleetData
 from floq.training.loop import Loop
 from floq.training.run_logger import RunLogger
@@ -257,8 +257,7 @@ def run_to_completion(
     )
     own = [tasks[run_data.data_key(run.config)] for run in runs]
     evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
-    sizes = network_sizes(runs[0].config, own[0].train)
-    loop = Loop(loggers, fleet, evaluator, sizes, display, clocks, started, step, recorded)
+    loop = Loop(loggers, fleet, evaluator, display, clocks, started, step, recorded)
     for run in runs:
         display.note(f"run     {run.folder}")
     with contextlib.ExitStack() as logs, catch_signals() as received:

@@ -235,5 +235,6 @@ def trajectories(rows: dict[str, np.ndarray]) -> Trajectories:
 def widths(task: environments.SeededEnv) -> dict[str, int]:
     """Return the numbers per row that an OGBench task expects, by key."""
     base: Any = task.unwrapped
-    sizes = probe(task) | {"qpos": base.model.nq}
+    obs_spec, action_dim = probe(task)
+    sizes = {"observations": obs_spec.dim, "actions": action_dim, "qpos": base.model.nq}
     return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})

@@ -19,6 +19,7 @@ from floq.envs.probe import probe
 from floq.envs.spaces import box_to_unit, check_same_parts, is_unit
 from floq.utils.errors import UserError
 from floq.utils.files import looks_like_path, user_path
+from floq.utils.obs_spec import ObsSpec
 
 FLAT_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 IN_MEMORY = "given from Python"  # start of the provenance of data without a file
@@ -129,15 +130,14 @@ def open_splits(
     task = RewardTask(tasks[0], label_timing) if tasks else None
     # The environment before the data, since a wrong name is found sooner.
     made = make_env and (task.env if task else make_env())
-    sizes = made and probe(made)
+    dims = made and probe(made)
     opened, notes = with_unit_actions(open_dataset(name, dataset_dir, task, fetch), made, action_units)
-    _check(opened, sizes, env_name)
+    _check(opened, dims, env_name)
     check_same_parts(opened.parts, made.parts if made else (), opened.source, env_name)
     val_file = _validation_file(opened.file)
     if val_file is not None:
         held_out, _ = with_unit_actions(_open_npz(val_file, task), made, action_units)
-        own = {key: getattr(opened.data, key).shape[1] for key in ("observations", "actions")}
-        _check(held_out, own, opened.source)
+        _check(held_out, opened.data.dims, opened.source)
         check_same_parts(held_out.parts, opened.parts, held_out.source, opened.source)
         train, validation, how = opened.data, held_out.data, f"validated on {val_file.name}"
     else:
@@ -153,9 +153,9 @@ def given_splits(data: Trajectories, make_env: EnvFactory | None = None, action_
         UserError: it does not fit the environment.
     """
     made = make_env and make_env()
-    sizes = made and probe(made)
+    dims = made and probe(made)
     opened, notes = with_unit_actions(OpenedDataset(data, True, "the given data"), made, action_units)
-    _check(opened, sizes, make_env and make_env.name)
+    _check(opened, dims, make_env and make_env.name)
     train, validation, how = hold_out(opened.data)
     return Splits.of(train, validation, f"{IN_MEMORY}; {how}")._replace(notes=notes)
 
@@ -210,7 +210,7 @@ def _bounds(low: np.ndarray, high: np.ndarray) -> str:
     return " x ".join(pairs) if len(pairs) < 5 else f"[{low.min():.4g}, {high.max():.4g}]"
 
 
-def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | None) -> None:
+def _check(opened: OpenedDataset, dims: tuple[ObsSpec, int] | None, whose: str | None) -> None:
     """Raise UserError if data cannot be trained on, or its observations or actions have other sizes than those of
     `whose`."""
     if not opened.has_rewards:
@@ -220,7 +220,8 @@ def _check(opened: OpenedDataset, sizes: dict[str, int] | None, whose: str | Non
         )
     check_actions(opened.data.actions, opened.source)
     arrays = {"observations": opened.data.observations, "actions": opened.data.actions}
-    check_widths(arrays, sizes or {}, opened.source, str(whose))
+    wanted = {"observations": dims[0].dim, "actions": dims[1]} if dims else {}
+    check_widths(arrays, wanted, opened.source, str(whose))
 
 
 def _open_npz(path: Path, task: RewardTask | None) -> OpenedDataset:
