@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from floq.cli.flags import parse_with_folder
+from floq.cli.flags import parse_options
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExportRun:
 
 def export_command(argv: list[str]) -> None:
     """Run `floq export`."""
-    options = parse_with_folder(ExportRun, argv, "floq export")
+    options = parse_options(ExportRun, argv, "floq export")
     from floq.export.export_run import export_run
     from floq.utils.machine import enable_compilation_cache
 

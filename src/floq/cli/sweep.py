@@ -1,6 +1,5 @@
 """The command `floq sweep`."""
 
-import dataclasses
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from floq.cli.flags import Flags, command_help, parse
+from floq.cli.flags import Flags, fields_of, parse
 from floq.utils.errors import UserError
 from floq.utils.schema import NonNegativeFloat, Positive, Settings
 
@@ -46,24 +45,25 @@ class Sweep(Settings):
     """On Ray, how many more times a job is tried whose process or node was lost; by default 20, -1 is no limit."""
 
 
-RAY_FLAGS = ("gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
+RAY_FLAGS = ("address", "gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
 FILE_FLAGS = ("budget", "out", "redraw")
 
 
 def sweep_command(argv: list[str]) -> None:
     """Run `floq sweep`."""
-    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    files, flags = argv[:count], Flags(argv[count:])
-    if late := [word for word in argv[count:] if word.endswith(".toml")]:
-        raise UserError(f"floq sweep needs its files before the flags: floq sweep {late[0]} ...")
-    if files or flags.help:
-        return _sweep_files(files, flags)
     if not argv:
         raise UserError(
             "floq sweep needs an experiment file, floq sweep experiments/steps.toml, or flags of floq train, as in "
             "floq sweep --seeds 0 1 2"
         )
-    _sweep_flags(flags)
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    if late := [word for word in argv[count:] if word.endswith(".toml")]:
+        raise UserError(f"floq sweep needs its files before the flags: floq sweep {late[0]} ...")
+    flags = Flags(argv[count:])
+    if count or flags.help:
+        _sweep_files(argv[:count], flags)
+    else:
+        _sweep_flags(flags)
 
 
 def _sweep_files(files: Sequence[str], flags: Flags) -> None:
@@ -71,7 +71,7 @@ def _sweep_files(files: Sequence[str], flags: Flags) -> None:
     options = _options(flags)
     if options.redraw and options.dry_run:
         raise UserError("--redraw with --dry_run: give one of them")
-    own = {name: value for name, value in vars(options).items() if name not in ("address", *RAY_FLAGS)}
+    own = {name: value for name, value in vars(options).items() if name not in RAY_FLAGS}
     placement = _placement(options)
     from floq.sweep.sweep import sweep
     from floq.utils.machine import enable_compilation_cache
@@ -82,17 +82,14 @@ def _sweep_files(files: Sequence[str], flags: Flags) -> None:
 
 def _sweep_flags(flags: Flags) -> None:
     """Train the runs that flags of `floq train` describe."""
-    from floq.cli.train import resolve_train
+    from floq.cli.train import check_tasks, resolve_train
 
-    if own := [name for name in flags.names() if name in FILE_FLAGS]:
+    if own := [name for name in flags.values if name in FILE_FLAGS]:
         raise UserError(f"--{own[0]} is about experiment files, and none is given: leave it out")
-    placement = _placement(_options(flags.split(("address", *RAY_FLAGS))))
+    placement = _placement(_options(flags.selected(RAY_FLAGS)))
+    flags.drop(RAY_FLAGS)
     request = resolve_train(flags)
-    from floq.envs.environments import check_task
-
-    for config in request.configs:
-        if config.dataset is None and not config.from_scratch:
-            check_task(config.env_name)
+    check_tasks(request.configs)
     from floq.sweep.sweep import sweep_configs
     from floq.utils.machine import enable_compilation_cache
 
@@ -101,8 +98,7 @@ def _sweep_flags(flags: Flags) -> None:
 
 
 def _options(flags: Flags) -> Sweep:
-    types = {f.name: f for f in dataclasses.fields(Sweep)}
-    return parse(Sweep, flags.normalised(types), "floq sweep FILE [FILE ...]", command_help(Sweep))
+    return parse(Sweep, flags.normalised(fields_of(Sweep)), "floq sweep FILE [FILE ...]")
 
 
 def _placement(options: Sweep) -> Any:
@@ -121,4 +117,4 @@ def _placement(options: Sweep) -> Any:
         raise UserError("--address needs Ray: pip install 'floq[ray]'")
     from floq.sweep.ray import Placement
 
-    return Placement(options.address, **given)
+    return Placement(**given)

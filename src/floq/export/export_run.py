@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from floq.agent.policy import Policy
-from floq.analysis import probing
+from floq.analysis import critic_outputs
 from floq.export import exported, verification
 from floq.export.formats import Exportable, Format, check_packages, load_exported, write_exported
 from floq.export.operations import translate
@@ -68,7 +68,7 @@ def export_run(
     _check_free(folder, overwrite)
     check_packages(format)
     saved = checkpoint.load(run.folder / "checkpoints", step)
-    probing.check_finite(saved.agent, run_dir, saved.step)
+    critic_outputs.check_finite(saved.agent, run_dir, saved.step)
     policy = saved.agent.policy
     traced = TracedPolicy.of(policy, saved.sizes[0], explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))

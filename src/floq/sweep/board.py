@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from floq.analysis.metrics import last, primary_metric
-from floq.analysis.report.watch import Watcher, screen
+from floq.analysis.report.watch import look, screen
 from floq.runs.record import RunRecord
 from floq.sweep.jobs import Job, Outcome
 from floq.sweep.plan import folders_of
@@ -41,7 +41,7 @@ class Board:
     """
 
     def __init__(self, jobs: Sequence[Job], mark: Path, show: bool = True, console: Console | None = None):
-        self._jobs, self._mark, self._watcher = jobs, mark, Watcher()
+        self._jobs, self._mark, self._cache = jobs, mark, {}
         self._console = console or Console(file=sys.stdout, highlight=False, quiet=not show)
         self._outcomes: dict[int, Outcome] = {}
         self._runs = {number: self._read(number) for number in range(len(jobs))}
@@ -143,4 +143,4 @@ class Board:
     def _read(self, number: int) -> list[RunRecord]:
         """Read the runs of a job; those without a folder are left out."""
         folders = [newest for config in self._jobs[number].configs for newest in folders_of(config)[:1]]
-        return [run for run in self._watcher.look(folders).values() if isinstance(run, RunRecord)]
+        return [run for run in look(folders, self._cache).values() if isinstance(run, RunRecord)]
