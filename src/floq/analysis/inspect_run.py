@@ -1,7 +1,7 @@
 """`floq inspect`: pictures of what a run's critic has learned and how, and of episodes that its policy plays."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,14 +11,13 @@ from scipy.signal import lfilter
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.analysis import critic_outputs
-from floq.analysis import video as films
 from floq.analysis.figures.episodes import Played
 from floq.analysis.pictures import PICTURES, Subject, draw
+from floq.analysis.video import film_episodes, open_renderer
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
 from floq.envs import environments
-from floq.envs.workers import Workers
 from floq.evaluation.rollouts import play_episode
 from floq.runs import checkpoint, run_data
 from floq.runs.checkpoint import Checkpoint
@@ -64,7 +63,13 @@ def inspect_run(
     check_writable(folder, "give another --out")
     saved = checkpoint.load(run.folder / "checkpoints", step)
     critic_outputs.check_finite(saved.agent, run_dir, saved.step)
-    with _renderer(run, saved, video) as renderer:
+    if video and run.config.env_name is None:
+        raise UserError("--video: this run has no environment to film; leave it out")
+    with contextlib.ExitStack() as stack:
+        renderer = None
+        if video:  # first, since it often fails
+            named = run.config.env_name or "", run.config.success_timing
+            renderer = stack.enter_context(open_renderer(*named, _seed(run, saved.step, 0)))
         transitions = _experience(run, saved, data, display)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,11 @@ def inspect_run(
                 played = play(run, saved.agent, saved.step, episodes, update)
         found = draw(PICTURES, Subject(run, saved.agent, saved.step, transitions, played), folder)
         if renderer is not None:
-            found["film.mp4"] = _film(folder / "film.mp4", run, saved, renderer, played, display)
+            seeded = [(episode, _seed(run, saved.step, episode.number)) for episode in played]
+            with display.bar("film", sum(len(episode.actions) for episode in played)) as update:
+                options = run.config.task, run.config.video_frame_skip, update
+                outcomes = film_episodes(folder / "film.mp4", renderer, seeded, *options)
+            found["film.mp4"] = f"the policy beside its value: {outcomes}"
     display.table(f"{run.config.task}, checkpoint of step {saved.step}", found)
     if others := [name for name in PICTURES if name not in found]:
         display.note(f"  not for this run: {', '.join(others)}")
@@ -102,29 +111,6 @@ def _dataset(replay: ReplaySnapshot) -> Dataset:
     rows = Trajectories(*(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]) for array in replay))
     rows.ends[len(replay.ends) - 1 :: len(replay.ends)] = True
     return Dataset.from_rows(*rows)
-
-
-# --- Films ---
-
-
-@contextlib.contextmanager
-def _renderer(run: Run, saved: Checkpoint, wanted: bool) -> Iterator[Workers | None]:
-    """Open the process that renders frames if `wanted`, else yield None. It comes first since it often fails."""
-    if not wanted:
-        yield None
-        return
-    if run.config.env_name is None:
-        raise UserError("--video: this run has no environment to film; leave it out")
-    films.check_encoder()
-    with films.open_renderer(run.config.env_name, run.config.success_timing, _seed(run, saved.step, 0)) as workers:
-        yield workers
-
-
-def _film(path: Path, run: Run, saved: Checkpoint, renderer: Workers, played: list[Played], display: Display) -> str:
-    seeded = [(episode, _seed(run, saved.step, episode.number)) for episode in played]
-    with display.bar("film", sum(len(episode.actions) for episode in played)) as update:
-        found = films.film_episodes(path, renderer, seeded, run.config.task, run.config.video_frame_skip, update)
-    return f"the policy beside its value: {found}"
 
 
 # --- Episodes ---

@@ -68,14 +68,20 @@ def open_renderer(env_name: str, success_timing: str | None, seed: Seed) -> Iter
     otherwise with the first of the platform's renderers that can render a frame.
 
     Raises:
-        UserError: no renderer works here.
+        UserError: no renderer works here, or the library that encodes videos is not installed.
     """
-    named = os.environ.get("MUJOCO_GL", "").lower()
+    encoder()
+    before = os.environ.get("MUJOCO_GL")
+    named = (before or "").lower()
     candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
     reasons: dict[str, list[str]] = {}
     for renderer in candidates:
-        with _environ("MUJOCO_GL", renderer):
+        os.environ["MUJOCO_GL"] = renderer  # a new process has the environment variables of this one
+        try:
             workers = Workers(Renderer, [(env_name, success_timing)])
+        finally:
+            os.environ.pop("MUJOCO_GL")
+            os.environ.update({} if before is None else {"MUJOCO_GL": before})
         with workers:
             try:
                 workers.call_one(0, "reset", (seed,))
@@ -91,24 +97,10 @@ def open_renderer(env_name: str, success_timing: str | None, seed: Seed) -> Iter
     )
 
 
-@contextlib.contextmanager
-def _environ(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for processes that are started within the context."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 # --- Films ---
 
 
-def check_encoder() -> str:
+def encoder() -> str:
     """Return the program that encodes videos. Raises UserError if it is not installed."""
     try:
         import imageio_ffmpeg
@@ -138,7 +130,7 @@ def film_episodes(
     """
     done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
     try:
-        with matplotlib.rc_context(RC | {"animation.ffmpeg_path": check_encoder()}):
+        with matplotlib.rc_context(RC | {"animation.ffmpeg_path": encoder()}):
             fig = Figure(SIZE)
             writer = FFMpegWriter(FPS, codec="libx264", extra_args=["-crf", "18", "-pix_fmt", "yuv420p"])
             with writer.saving(fig, str(partial), DPI):

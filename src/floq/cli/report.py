@@ -51,7 +51,7 @@ def report_command(argv: list[str]) -> None:
     _require_folders(options.runs, "floq report exp")
     form, out = _resolve_output(options.out, options.format)
     from floq.analysis.report.csv_files import evaluation_rows, run_rows, write_csv
-    from floq.analysis.report.figures import draw_figures
+    from floq.analysis.report.figures import WIDTHS, draw_figure
     from floq.analysis.report.groups import group_runs
     from floq.analysis.report.page import markdown, page
     from floq.analysis.report.scores import assemble
@@ -71,7 +71,9 @@ def report_command(argv: list[str]) -> None:
         write_csv(out, run_rows(report))
         write_csv(paths[1], evaluation_rows(report), ("group", "task", "seed", "step"))
     else:
-        paths, left_out = draw_figures(out.with_suffix(""), form, report)
+        paths = [out.with_name(f"{out.stem}-{end}.{form}") for end in WIDTHS]
+        for path, end in zip(paths, WIDTHS, strict=True):
+            left_out = draw_figure(path, report, end)
     counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
     lines = [f"read    {len(found)} runs in {len(report.groups)} groups: {counts}"]
     lines += [f"damaged {one.folder}: {one.reason}" for one in damaged]

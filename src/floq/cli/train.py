@@ -151,13 +151,17 @@ def resolve_train(flags: Flags) -> TrainRequest:
     """Resolve flags: a configuration for each combination of values where a flag has several."""
     restored = _restored(flags)
     name, preset = flags.take("agent") or "floq", flags.take("preset")
-    dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), Match.taken_from(flags)
+    dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), take_match(flags)
     critic, actor = flags.take("agent.critic"), flags.take("agent.actor")
     own = AgentFlags(restored, agent=name, preset=preset, critic=critic, actor=actor)
     flags.rename(own.aliases)
     floq = None
     if match:
-        match.check(own.critic)
+        if own.critic == "floq":
+            raise UserError(
+                f"--match={match.what} fits a baseline to the flow critic, and this agent has that critic: give "
+                "another one, as in --agent=fql"
+            )
         # The floq agent with the same actor, and without a family's settings if the baseline does without.
         floq = AgentFlags(agent="agents/floq.py" if "/" in name else "floq", preset=preset, actor=own.actor)
     configs: list[Any] = []
@@ -167,7 +171,7 @@ def resolve_train(flags: Flags) -> TrainRequest:
             theirs = variant.selected(floq.types)
             theirs.drop(network_flags(variant, own.types))
             variant.drop(floq.types.keys() - own.types.keys())  # these describe floq alone
-            config, found = match.apply(own.config(variant), floq.config(theirs).agent)
+            config, found = match_to(match, own.config(variant), floq.config(theirs).agent)
             notes[found] = None
         else:
             config = own.config(variant)
@@ -203,44 +207,34 @@ class Match(NamedTuple):
     what: Any
     by: Any
 
-    @classmethod
-    def taken_from(cls, flags: Flags) -> "Match | None":
-        """Take `--match` and `--match_by` out of the flags.
 
-        Raises:
-            UserError: a value that there is not, or the second without the first.
-        """
-        what, by = flags.take("match"), flags.take("match_by")
-        if what is None and by is None:
-            return None
-        from floq.analysis.matching import By, What  # it loads JAX
+def take_match(flags: Flags) -> Match | None:
+    """Take `--match` and `--match_by` out of the flags. Raises UserError for a value that there is not, or the second
+    without the first."""
+    what, by = flags.take("match"), flags.take("match_by")
+    if what is None and by is None:
+        return None
+    from floq.analysis.matching import By, What  # it loads JAX
 
-        for flag, value, known in (("match", what, get_args(What)), ("match_by", by, get_args(By))):
-            if value is not None and value not in known:
-                raise UserError(f"--{flag}={value}: choose {' or '.join(known)}{nearest(value, known)}")
-        if what is None:
-            raise UserError(f"--match_by={by} says how --match changes the baseline: give --match=params or flops too")
-        return cls(what, by or "width")
+    for flag, value, known in (("match", what, get_args(What)), ("match_by", by, get_args(By))):
+        if value is not None and value not in known:
+            raise UserError(f"--{flag}={value}: choose {' or '.join(known)}{nearest(value, known)}")
+    if what is None:
+        raise UserError(f"--match_by={by} says how --match changes the baseline: give --match=params or flops too")
+    return Match(what, by or "width")
 
-    def check(self, critic: str) -> None:
-        """Raise UserError if the agent to be matched has the flow critic itself."""
-        if critic == "floq":
-            raise UserError(
-                f"--match={self.what} fits a baseline to the flow critic, and this agent has that critic: give another "
-                "one, as in --agent=fql"
-            )
 
-    def apply(self, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
-        """Return the baseline made as large or as costly as the reference, and a line that says which sizes were found.
+def match_to(match: Match, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
+    """Return the baseline made as large or as costly as the reference, and a line that says which sizes were found.
 
-        Raises:
-            UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
-        """
-        sizes = _sizes(baseline.env_name, baseline.dataset, baseline.dataset_dir)
-        # Variants that differ in traced settings alone, as alpha, are matched once.
-        change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *sizes)
-        critic = dataclasses.replace(baseline.agent.critic, **change)
-        return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
+    Raises:
+        UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
+    """
+    sizes = _sizes(baseline.env_name, baseline.dataset, baseline.dataset_dir)
+    # Variants that differ in traced settings alone, as alpha, are matched once.
+    change, found = _matched(match, baseline.agent.compiled(), reference.compiled(), *sizes)
+    critic = dataclasses.replace(baseline.agent.critic, **change)
+    return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
 
 
 def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:

@@ -30,7 +30,8 @@ class ValueDistribution(NamedTuple):
 def histograms(path: Path, found: Sequence[ValueDistribution]) -> str:
     """Draw the histograms of a categorical critic. Returns a sentence on the result."""
     low = -0.03 * float(max(each.said.max() for each in found))
-    with _panels(path, found, "The histogram over returns that each network puts out; Q is its mean") as axes:
+    title = "The histogram over returns that each network puts out; Q is its mean"
+    with _panels(path, found, title, sharey=True) as axes:
         for each, ax in zip(found, axes, strict=True):
             for masses, look in _members(each.said):
                 ax.stairs(masses, _edges(each.x), linewidth=1.3, **look)
@@ -59,9 +60,9 @@ def quantile_functions(path: Path, found: Sequence[ValueDistribution]) -> str:
 
 
 @contextmanager
-def _panels(path: Path, found: Sequence[ValueDistribution], title: str) -> Iterator[list[Axes]]:
+def _panels(path: Path, found: Sequence[ValueDistribution], title: str, sharey: bool = False) -> Iterator[list[Axes]]:
     """Open a figure with a panel for each state-action, and a legend below."""
-    with figure(path, 3.7 * len(found), 4.2, 1, len(found), title) as (fig, axes):
+    with figure(path, 3.7 * len(found), 4.2, 1, len(found), title, sharey=sharey) as (fig, axes):
         yield axes
         for each, ax in zip(found, axes, strict=True):
             ax.set_title(f"{each.name}: Q = {each.q:.1f}")

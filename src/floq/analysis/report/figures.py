@@ -40,17 +40,6 @@ Look = tuple[str, Any]
 Panel = Callable[[Axes], None]
 
 
-def draw_figures(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]]:
-    """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX.
-
-    Returns:
-        The files, and a line for each part that was left out.
-    """
-    paths = [stem.with_name(f"{stem.name}-{end}.{suffix}") for end in WIDTHS]
-    left_out = [draw_figure(path, report, end) for path, end in zip(paths, WIDTHS, strict=True)]
-    return paths, left_out[0]
-
-
 def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", curves: bool = True) -> list[str]:
     """Draw the report in one of the `WIDTHS`: the learning curves of each task, interquartile means, and performance
     profiles. With more groups than colours, only the means are drawn.
