@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from episodes import flat, make_episodes, write_hdf5
 
+from floq.analysis.report.csv_files import evaluation_rows, read_tables, run_rows, write_csv
 from floq.analysis.report.groups import group_runs
-from floq.analysis.report.page import page
+from floq.analysis.report.page import markdown, page
 from floq.analysis.report.scores import assemble
-from floq.analysis.report.written import evaluation_rows, markdown, read_tables, run_rows, write_csv
 from floq.data.collection.experts.walker import Walker
 from floq.data.formats import d4rl
 from floq.data.formats.files import open_npz

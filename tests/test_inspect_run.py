@@ -20,12 +20,13 @@ from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, WIDTH, agent_
 import floq
 from floq import cli
 from floq.agent.agent import Agent
-from floq.analysis import pictures, probing
+from floq.analysis import critic_outputs
 from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.figures import diagnosis, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
-from floq.analysis.inspect_run import RunInspection, _dataset, discounted_rewards_to_go, inspect_run, play
-from floq.analysis.video import film_episodes, video_recorder
+from floq.analysis.inspect_run import _dataset, discounted_rewards_to_go, inspect_run, play
+from floq.analysis.pictures import PICTURES, Subject, draw, evenly_spaced
+from floq.analysis.video import film_episodes, open_renderer
 from floq.critics import CRITICS, FloqCritic
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
@@ -33,7 +34,6 @@ from floq.envs.environments import EnvFactory
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
-from floq.utils.progress import Display
 
 NEW_CRITIC = Path(__file__).parents[1] / "docs" / "tutorials" / "new_critic.md"
 
@@ -54,7 +54,7 @@ def make_data():
 @functools.cache
 def make_probes(critic):
     agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(critic, n_step=2))
-    return agent, probing.take_probes(agent, make_data(), jax.random.key(1))
+    return agent, critic_outputs.take_probes(agent, make_data(), jax.random.key(1))
 
 
 trajectories = jax.jit(FloqCritic.trajectories, static_argnums=5)
@@ -66,9 +66,9 @@ trajectories = jax.jit(FloqCritic.trajectories, static_argnums=5)
 def test_values_by_steps_are_the_read_out_of_the_flow():
     agent, probes = make_probes(FLOQ)
     assert (np.diff(probes.q) >= 0).all()
-    assert probes.targets.shape == (probing.TARGET_DRAWS, probing.TRANSITIONS)
-    values = probing.values_by_steps(agent, probes, [1, 4])
-    units = (jnp.arange(probing.ACCURATE_SAMPLES) + 0.5) / probing.ACCURATE_SAMPLES
+    assert probes.targets.shape == (critic_outputs.TARGET_DRAWS, critic_outputs.TRANSITIONS)
+    values = critic_outputs.values_by_steps(agent, probes, [1, 4])
+    units = (jnp.arange(critic_outputs.ACCURATE_SAMPLES) + 0.5) / critic_outputs.ACCURATE_SAMPLES
     row = 17
     obs, act = probes.batch["observations"][row], probes.batch["actions"][row]
     for column, steps in enumerate((1, 4)):
@@ -79,16 +79,16 @@ def test_values_by_steps_are_the_read_out_of_the_flow():
 def test_observations_are_normalised_before_they_are_asked_about():
     agent, probes = make_probes(SCALAR)
     values = jax.jit(jax.vmap(Agent.value, (None, 0, 0, 0)))
-    keys = jax.random.split(jax.random.key(0), probing.TRANSITIONS)
+    keys = jax.random.split(jax.random.key(0), critic_outputs.TRANSITIONS)
     stats = agent.obs_stats._replace(mean=agent.obs_stats.mean + 0.5, std=2 * agent.obs_stats.std)
     for one in (agent, floq.Agent(**{**vars(agent), "obs_stats": stats})):
         own = values(one, probes.batch["observations"], probes.batch["actions"], keys)
-        np.testing.assert_allclose(probing.members(one, probes).mean(axis=1), own, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(critic_outputs.members(one, probes).mean(axis=1), own, rtol=1e-4, atol=1e-5)
 
 
 def test_the_field_is_the_velocity_along_the_paths():
     agent, probes = make_probes(FLOQ)
-    for fan in probing.flow_paths(agent, probes):
+    for fan in critic_outputs.flow_paths(agent, probes):
         assert fan.field.shape == (len(fan.z), len(fan.t))
         steps = fan.paths.shape[-1] - 1
         first = np.diff(fan.paths, axis=-1)[..., 0].mean(axis=0) * steps  # Euler's first step, the mean over members
@@ -106,16 +106,16 @@ def test_data_of_another_size_is_refused():
     agent, _ = make_probes(SCALAR)
     other = Dataset.from_episodes(make_episodes([(5, True)]))
     with pytest.raises(UserError, match="numbers in an observation"):
-        probing.take_probes(agent, other, jax.random.key(0))
+        critic_outputs.take_probes(agent, other, jax.random.key(0))
 
 
 @pytest.mark.parametrize("critic", [SCALAR, QUANTILE, CATEGORICAL])
 def test_what_a_critic_without_a_flow_says_is_drawn(critic, tmp_path):
     agent, probes = make_probes(critic)
-    histograms, quantiles = probing.histograms(agent, probes), probing.quantiles(agent, probes)
+    histograms, quantiles = critic_outputs.histograms(agent, probes), critic_outputs.quantiles(agent, probes)
     assert (bool(histograms), bool(quantiles)) == (critic is CATEGORICAL, critic is QUANTILE)
-    members = probing.members(agent, probes)
-    assert members.shape == (probing.TRANSITIONS, 2)
+    members = critic_outputs.members(agent, probes)
+    assert members.shape == (critic_outputs.TRANSITIONS, 2)
     for found, (_, row) in zip(histograms + quantiles, probes.examples, strict=False):
         assert found.q == pytest.approx(members[row].mean(), rel=1e-4, abs=1e-5)
     path = tmp_path / "x.png"
@@ -140,26 +140,25 @@ def test_a_new_critic_is_drawn_as_far_as_it_shows_itself(optional, drawn, tmp_pa
             delattr(kind, name)
     monkeypatch.setitem(CRITICS, "laplace", (names["LaplaceConfig"], kind))
     agent, _ = make_probes(names["LaplaceConfig"](value_hidden_dims=(WIDTH, WIDTH)))
-    run = types.SimpleNamespace(folder=tmp_path, config=floq.Config(), training=dict)
-    saved = types.SimpleNamespace(agent=agent)
-    inspection: Any = RunInspection(run, saved, make_data(), tmp_path, Display(False))  # type: ignore[arg-type]
-    inspection.critic()
-    assert {path.name for path in inspection.made} == {path.name for path in tmp_path.iterdir()} == drawn
+    config = floq.Config(env_name=None, dataset="own.npz")
+    run: Any = types.SimpleNamespace(folder=tmp_path, config=config, training=dict)
+    made = draw(PICTURES, Subject(run, agent, 0, make_data()), tmp_path)
+    assert set(made) == {path.name for path in tmp_path.iterdir()} == drawn
 
 
 # --- what is said of it ---
 
 
 def test_step_counts():
-    assert probing.step_counts(4) == [1, 2, 4, 8, 16, 32, 64]
-    assert probing.step_counts(10) == [1, 2, 4, 8, 10, 16, 32, 64]
-    assert probing.step_counts(64)[-2:] == [64, 128]
+    assert critic_outputs.step_counts(4) == [1, 2, 4, 8, 16, 32, 64]
+    assert critic_outputs.step_counts(10) == [1, 2, 4, 8, 10, 16, 32, 64]
+    assert critic_outputs.step_counts(64)[-2:] == [64, 128]
 
 
 def test_evenly():
-    assert probing.evenly_spaced([1, 2, 3, 4, 5], 3) == [1, 3, 5]
-    assert probing.evenly_spaced([7], 3) == [7]
-    assert probing.evenly_spaced([], 3) == []
+    assert evenly_spaced([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+    assert evenly_spaced([7], 3) == [7]
+    assert evenly_spaced([], 3) == []
 
 
 def test_how_far_q_has_settled(tmp_path):
@@ -242,10 +241,10 @@ def test_its_episodes_are_those_of_the_evaluation(run_dir):
 
 def test_weights_that_are_no_numbers_are_noticed():
     agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config())
-    assert not probing.diverged(agent)
+    assert not critic_outputs.diverged(agent)
     biases, structure = jax.tree.flatten(agent.params)
     biases[-1] = biases[-1].at[0].set(jnp.inf)
-    assert probing.diverged(dataclasses.replace(agent, params=jax.tree.unflatten(structure, biases)))
+    assert critic_outputs.diverged(dataclasses.replace(agent, params=jax.tree.unflatten(structure, biases)))
 
 
 def test_a_run_without_an_environment(held_out_runs, tmp_path, capsys):
@@ -253,15 +252,15 @@ def test_a_run_without_an_environment(held_out_runs, tmp_path, capsys):
     made = inspect_run(run, out=str(tmp_path / "out"))
     assert {p.name for p in made} == {"members.png", "diagnosis.png"}
     printed = capsys.readouterr().out
-    assert "a scalar critic has no flow: no K, no source noise to draw" in printed
-    assert "no environment: no episodes, and no film" in printed
+    assert "not for this run: flow.png, steps.png, noise.png, histogram.png" in printed
+    assert "value_map.png, episodes.png" in printed
     with pytest.raises(UserError, match="no environment to film"):
         inspect_run(run, video=True, show=False)
 
 
 def test_training_draws_the_same_flow(run_dir):
     assert (run_dir / "plots" / "flow.png").stat().st_size > 50_000
-    assert pictures.has_value_map(Run.open(run_dir))
+    assert (run_dir / "plots" / "value_map.png").stat().st_size > 10_000
 
 
 # --- films ---
@@ -282,7 +281,7 @@ def test_a_film(tmp_path):
         False,
     )
     path, told = tmp_path / "film.mp4", []
-    with video_recorder(EnvFactory("probe_envs:Painted-v0"), (0, 0)) as workers:
+    with open_renderer(EnvFactory("probe_envs:Painted-v0"), (0, 0)) as workers:
         found = film_episodes(path, workers, [(episode, (0, 0))], "painted", 2, told.append)
     assert found == "episode 0: success at step 6"
     assert told == [2, 4, 6]
@@ -298,7 +297,7 @@ def test_what_cannot_be_looked_at_is_refused(monkeypatch):
         pytest.raises(
             UserError, match="MUJOCO_GL=egl and osmesa: TypeError: the environment renders no pictures"
         ) as it,
-        video_recorder(EnvFactory("probe_envs:Unseen-v0"), (0, 0)),
+        open_renderer(EnvFactory("probe_envs:Unseen-v0"), (0, 0)),
     ):
         pass
     assert "\n" not in str(it.value)

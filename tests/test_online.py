@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import matplotlib.axes
 import numpy as np
 import pytest
 from helpers import ACTOR, CATEGORICAL, SCALAR, agent_config, optimised
@@ -17,7 +18,6 @@ from online_runs import FLAGS, config, episodes, only_run, params, write_data
 from floq import cli
 from floq.actors import DeterministicConfig
 from floq.analysis import pictures
-from floq.analysis.figures.curves import learning_curve
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
 from floq.runs.loggers import CsvLogger, read_csv
@@ -181,18 +181,16 @@ def test_the_picture_has_both_phases_and_marks_the_boundary(tmp_path, monkeypatc
     for step in (1, 4, 10):
         evals.log(step, {"evaluation/success": np.nan, "evaluation/episode.return": step / 2})
         logs.log(step, {"a": 0.0} | ({"exploration/episode.return": 1.5} if step == 10 else {}))
-    drawn = {}
-    drawing = lambda *given: (drawn.update(given=given), learning_curve(*given))  # noqa: E731
-    monkeypatch.setattr(pictures, "learning_curve", drawing)
-    pictures.draw_learning_curve(run)
-    *_, boundary, explored = drawn["given"]
-    assert boundary == 4
-    assert explored == ([10.0], [1.5])
     seen = {}
     monkeypatch.setattr("matplotlib.axes.Axes.axvline", lambda self, at, **_: seen.update(line=at))
     monkeypatch.setattr("matplotlib.axes.Axes.set_xlabel", lambda self, label, **_: seen.update(label=label))
+    plot, lines = matplotlib.axes.Axes.plot, []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.plot", lambda *given, **look: lines.append(given[1:3]) or plot(*given, **look)
+    )
     pictures.draw_learning_curve(run)
     assert seen == {"line": 4, "label": "gradient steps, then environment steps"}
+    assert [list(map(list, line)) for line in lines] == [[[1, 4, 10], [0.5, 2, 5]], [[10], [1.5]]]
     assert (run.folder / "plots" / "learning_curve.png").stat().st_size > 5_000
 
 

@@ -10,10 +10,11 @@ from conftest import MAZE_DATA
 
 from floq import cli
 from floq.analysis.metrics import RETURN, SUCCESS, area, last
+from floq.analysis.report.csv_files import read_tables, write_csv
 from floq.analysis.report.figures import draw_figure
 from floq.analysis.report.groups import RunGroup
+from floq.analysis.report.page import comparison_markdown
 from floq.analysis.report.scores import assemble
-from floq.analysis.report.written import comparison_markdown, read_tables, write_csv
 from floq.analysis.statistics import area_under_curve, iqm, probability_of_improvement
 from floq.runs.run import Run
 from floq.sweep import jobs, sweep

@@ -44,7 +44,7 @@ def test_once(exp, monkeypatch, capsys):
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_it_fits_the_terminal(exp, width):
-    lines = shown(watch.Watcher().look(find_runs([exp])), width)
+    lines = shown(watch.look(find_runs([exp]), {}), width)
     assert max(map(len, lines)) <= width
     header = next(line for line in lines if "step / total" in line)
     for name in ("seed", "success", "Q", "loss", "steps/s", "left", "state"):
@@ -54,7 +54,7 @@ def test_it_fits_the_terminal(exp, width):
 def test_many_runs_in_a_small_window(tmp_path):
     for seed in range(60):
         make_run(tmp_path, TASK if seed % 2 else "Ant-v5", seed, finished=seed != 41, offline_steps=2_000)
-    found = watch.Watcher().look(find_runs([tmp_path]))
+    found = watch.look(find_runs([tmp_path]), {})
     lines = shown(found, 80, 24)
     assert len(lines) <= 24
     assert "stopped" in lines[3]  # what has not ended comes first
@@ -65,23 +65,23 @@ def test_many_runs_in_a_small_window(tmp_path):
 def test_a_run_that_trains(tmp_path):
     folder = make_run(tmp_path, finished=False, offline_steps=10_000)
     with lock_folder(folder, "busy"):
-        lines = shown(watch.Watcher().look(find_runs([tmp_path])))
+        lines = shown(watch.look(find_runs([tmp_path]), {}))
     assert re.search(r"0 +200 / 10k +0\.60 +-10 +1 +100 +98s +running", lines[-1])
     assert lines[0].startswith("1 running")
 
 
 def test_what_changes_is_read_again(tmp_path):
     folder = make_run(tmp_path, finished=False, offline_steps=10_000)
-    watcher = watch.Watcher()
+    cache = {}
     with lock_folder(folder, "busy"):
-        (running,) = watcher.look(find_runs([tmp_path])).values()
+        (running,) = watch.look(find_runs([tmp_path]), cache).values()
         assert (watch.state(running), running.step) == ("running", 200)  # type: ignore
         with open(folder / "eval.csv", "a") as file:
             file.write("300,0.9,-1,40\n")
-        assert next(iter(watcher.look(find_runs([tmp_path])).values())).step == 300  # type: ignore
-    assert watch.state(next(iter(watcher.look(find_runs([tmp_path])).values()))) == "stopped"
+        assert next(iter(watch.look(find_runs([tmp_path]), cache).values())).step == 300  # type: ignore
+    assert watch.state(next(iter(watch.look(find_runs([tmp_path]), cache).values()))) == "stopped"
     make_run(tmp_path, seed=1)
-    assert len(watcher.look(find_runs([tmp_path]))) == 2
+    assert len(watch.look(find_runs([tmp_path]), cache)) == 2
 
 
 def test_it_ends_when_all_runs_have(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
     assert {
         "floq/py.typed",
         "floq/analysis/report/page.html.j2",
+        "floq/analysis/report/report.md.j2",
         "floq/analysis/report/published.toml",
         "floq/data/collection/experts/ant.safetensors",
     } <= package

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from floq.agent.config import AgentConfig
 from floq.analysis.cost import cost_of, critic_parameters
 from floq.utils.errors import UserError
@@ -127,13 +129,9 @@ def _nearest(count: Callable[[int], int], goal: int, start: int) -> int:
 
 
 def _solved(known: dict[int, int], goal: int) -> int:
-    """Solve for the goal on the parabola through the three nearest counts, rounded down; on the line through two of
-    them if the parabola does not open upwards or does not reach the goal."""
-    (x0, y0), (x1, y1), (x2, y2) = sorted(known.items(), key=lambda point: abs(point[1] - goal))[:3]
-    slope = Fraction(y1 - y0, x1 - x0)
-    quadratic = (Fraction(y2 - y0, x2 - x0) - slope) / (x2 - x1)
-    linear = slope - quadratic * (x0 + x1)
-    discriminant = linear**2 - 4 * quadratic * (y0 - linear * x0 - quadratic * x0**2 - goal)
-    if quadratic > 0 and discriminant >= 0:
-        return math.floor((math.sqrt(discriminant) - float(linear)) / float(2 * quadratic))
-    return x0 + math.floor((goal - y0) / slope) if slope > 0 else 0
+    """Solve for the goal on the parabola through the three nearest counts, rounded down; 0 if it does not reach it."""
+    points = sorted(known.items(), key=lambda point: abs(point[1] - goal))[:3]
+    x, y = np.array([(number, count - goal) for number, count in points], float).T
+    roots = np.roots(np.polyfit(x, y, 2))
+    real = roots[np.isreal(roots)].real
+    return math.floor(real[np.argmin(abs(real - x[0]))] + 1e-6) if len(real) else 0

@@ -1,7 +1,9 @@
 """Pictures of a run: the numbers are computed with the agent here, and drawn by `analysis.figures`."""
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,78 +11,150 @@ import numpy as np
 
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
-from floq.analysis import probing
-from floq.analysis.figures.curves import held_out_curve, learning_curve
+from floq.analysis import critic_outputs
+from floq.analysis.critic_outputs import Probes
+from floq.analysis.figures import diagnosis, integration, value_distributions
+from floq.analysis.figures.curves import draw_learning_curve
+from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.figures.flow import plot_flow_paths
 from floq.analysis.figures.maze import value_map
-from floq.analysis.metrics import RETURN, SUCCESS
-from floq.analysis.probing import Probes
 from floq.data.dataset import Dataset
 from floq.envs import environments
 from floq.evaluation.rollouts import play_episode
-from floq.runs.run import Run, protocol
+from floq.runs import checkpoint
+from floq.runs.run import Run
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
 VALUE_BATCH = 500  # states evaluated at a time, to limit memory
 GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
+MAX_CHECKPOINTS = 5  # in a picture
+
+# --- Pictures ---
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What pictures show: an agent of a run at a step of its training, transitions to evaluate it at, and episodes that
+    it played, if any."""
+
+    run: Run
+    agent: Agent
+    step: int
+    data: Dataset
+    played: Sequence[Played] = ()
+
+    @cached_property
+    def probes(self) -> Probes:
+        """Transitions that the pictures of the critic show; they are the same at every step."""
+        key = jax.random.fold_in(Keys.of(self.run.config.seed).pictures, 1)
+        return critic_outputs.take_probes(self.agent, self.data, key)
+
+    @property
+    def boundary(self) -> int | None:
+        """Step at which the run goes online; None if it does not."""
+        return self.run.config.offline_steps if self.run.config.online_steps else None
+
+
+def draw(names: Iterable[str], subject: Subject, folder: Path) -> dict[str, str]:
+    """Draw those of these `PICTURES` that apply to the subject. Returns a sentence on what each shows."""
+    found = {name: PICTURES[name][1](subject, folder / name) for name in names}
+    return {name: f"{PICTURES[name][0]}: {finding}" for name, finding in found.items() if finding is not None}
 
 
 def draw_pictures(run: Run, agent: Agent, data: Dataset) -> None:
     """Draw the pictures that apply to this run into its `plots` folder: the learning curve; for mazes, the value over
     the floor plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent
     diverged, only the learning curve."""
-    plots = run.folder / "plots"
     draw_learning_curve(run)
-    if probing.diverged(agent):
-        return
-    if has_value_map(run):
-        draw_value_map(plots / "value_map.png", run, agent, data)
-    if agent.params.critic.flow_steps is not None:
-        draw_flow(plots / "flow.png", agent, probes_of_run(run, agent, data))
+    if not critic_outputs.diverged(agent):
+        draw(("value_map.png", "flow.png"), Subject(run, agent, run.config.total_steps, data), run.folder / "plots")
 
 
-def probes_of_run(run: Run, agent: Agent, data: Dataset) -> Probes:
-    """Draw the transitions that the pictures of a run's critic show; they are the same at every step."""
-    return probing.take_probes(agent, data, jax.random.fold_in(Keys.of(run.config.seed).pictures, 1))
+# --- Of the critic ---
 
 
-def has_value_map(run: Run) -> bool:
-    """Return whether the run's task is a maze with one goal."""
-    name = run.config.env_name
-    return bool(name) and environments.is_singletask(name) and "maze" in name
+def _draw_flow(subject: Subject, path: Path) -> str | None:
+    """Draw trajectories of z for state-actions of low, medium and high value."""
+    if subject.agent.params.critic.flow_steps is None:
+        return None
+    flow_paths = critic_outputs.flow_paths(subject.agent, subject.probes)
+    steps, starts = flow_paths[0].paths.shape[-1] - 1, flow_paths[0].paths.shape[1]
+    plot_flow_paths(
+        path, flow_paths, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble"
+    )
+    landings = ", ".join(f"{flow.paths[..., -1].mean():.1f} ± {flow.paths[..., -1].std():.1f}" for flow in flow_paths)
+    start = flow_paths[0].paths[..., 0]
+    return f"noise {start.mean():.1f} ± {start.std():.1f} is carried to {landings}"
 
 
-def draw_learning_curve(run: Run) -> None:
-    """Draw `learning_curve.png` from eval.csv, if there is one, and, for the online phase, train.csv."""
-    columns = run.evaluations()
-    if not columns:
-        return
-    path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
-    steps, boundary = columns["step"], run.config.offline_steps if run.config.online_steps else None
-    if "evaluation/initial_value" in columns:
-        names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")
-        values, data_returns, td_errors = (columns[name] for name in names)
-        return held_out_curve(path, steps, values, data_returns, td_errors, title)
-    has_success = np.isfinite(columns.get(SUCCESS.column, [])).any()
-    metric = SUCCESS if has_success else RETURN
-    values, episodes = columns[metric.column], run.config.eval_episodes
-    values = np.nan_to_num(values).tolist() if has_success else values
-    explored = _explored(run, metric.column.removeprefix("evaluation/"))
-    learning_curve(path, metric, steps, values, episodes, title, protocol(run.config), boundary, explored)
+def _draw_steps(subject: Subject, path: Path) -> str | None:
+    trained = subject.agent.params.critic.flow_steps
+    if trained is None:
+        return None
+    counts = critic_outputs.step_counts(trained)
+    values = critic_outputs.values_by_steps(subject.agent, subject.probes, counts)
+    return integration.settling(path, counts, values, trained)
 
 
-def _explored(run: Run, metric: str) -> tuple[list[float], list[float]]:
-    """Return the steps at which a metric of exploration is known, and its values."""
-    columns = run.training() if run.config.online_steps else {}
-    pairs = zip(columns.get("step", []), columns.get(f"exploration/{metric}", []), strict=False)
-    known = [(step, value) for step, value in pairs if not np.isnan(value)]
-    return [step for step, _ in known], [value for _, value in known]
+def _draw_noise(subject: Subject, path: Path) -> str | None:
+    """Draw what is left of the noise at some checkpoints of the run, evenly spread, the last of them this one."""
+    agent = subject.agent
+    if agent.params.critic.flow_steps is None or not np.ptp(agent.scale.noise(jnp.array([0.0, 1.0]))):
+        return None
+    folder = subject.run.folder / "checkpoints"
+    before = evenly_spaced([step for step in checkpoint.steps(folder) if step < subject.step], MAX_CHECKPOINTS - 1)
+    agents = {step: checkpoint.load(folder, step).agent for step in before} | {subject.step: agent}
+    landed = {step: critic_outputs.landings(agent, subject.probes) for step, agent in agents.items()}
+    ends = {step: values for step, (_, values) in landed.items()}
+    return integration.noise_left(path, landed[subject.step][0], ends, subject.probes.examples)
 
 
-def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
-    """Draw V(s) = Q(s, greedy action) over the maze, and the greedy policy's path. Returns a sentence on the result."""
+def evenly_spaced(items: Sequence[int], most: int) -> list[int]:
+    """Return at most `most` of the items, evenly spread, with the first and the last."""
+    at = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[i] for i in at]
+
+
+def _draw_members(subject: Subject, path: Path) -> str | None:
+    if subject.agent.params.critic.flow_steps is not None:
+        return None
+    values = critic_outputs.members(subject.agent, subject.probes)
+    title = f"The networks of the {subject.agent.static.critic_name} critic at {len(values)} state-actions"
+    return value_distributions.member_values(path, values, subject.probes.targets, title)
+
+
+def _draw_histograms(subject: Subject, path: Path) -> str | None:
+    found = critic_outputs.histograms(subject.agent, subject.probes)
+    return value_distributions.histograms(path, found) if found else None
+
+
+def _draw_quantiles(subject: Subject, path: Path) -> str | None:
+    found = critic_outputs.quantiles(subject.agent, subject.probes)
+    return value_distributions.quantile_functions(path, found) if found else None
+
+
+def _draw_diagnosis(subject: Subject, path: Path) -> str | None:
+    """Draw the logged metrics of the critic."""
+    title = f"How the {subject.run.config.agent.critic_name} critic developed, on held-out transitions"
+    return diagnosis.diagnosis(path, subject.run.training(), subject.boundary, title)
+
+
+# --- Of episodes ---
+
+
+def _draw_episodes(subject: Subject, path: Path) -> str | None:
+    """Draw the critic's values along the episodes."""
+    title = f"What the critic expects along the way\n{subject.run.config.task}, step {subject.step:,}"
+    return value_along(path, subject.played, title) if subject.played else None
+
+
+def _draw_value_map(subject: Subject, path: Path) -> str | None:
+    """Draw V(s) = Q(s, greedy action) over the maze, and the greedy policy's path, of a task with one goal."""
+    run, agent, data = subject.run, subject.agent, subject.data
+    name = run.config.env_name or ""
+    if not environments.is_singletask(name) or "maze" not in name:
+        return None
     env = run.config.make_env()
-    maze: Any = env.unwrapped
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
 
     greedy = lambda obs, elapsed: _greedy(agent, obs, jax.random.fold_in(walk_key, elapsed))  # noqa: E731
@@ -91,32 +165,9 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]
     values = _state_values(agent, states, value_key)
-    value_map(
-        path,
-        maze.maze_map,
-        maze._maze_unit,
-        np.array([maze._offset_x, maze._offset_y]),
-        np.asarray(states[:, :2]),
-        np.asarray(values),
-        walk,
-        np.array(maze.cur_goal_xy),
-        "What the critic has learned, and where the greedy policy goes",
-        f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data",
-    )
+    value_map(path, env.unwrapped, np.asarray(states[:, :2]), np.asarray(values), walk, outcome)
     low, high = np.quantile(values, [0.01, 0.99])
     return f"values from {low:.3g} to {high:.3g}; the greedy policy is {outcome}"
-
-
-def draw_flow(path: Path, agent: Agent, probes: Probes) -> str:
-    """Draw trajectories of z for state-actions of low, medium and high value. Returns a sentence on the result."""
-    flow_paths = probing.flow_paths(agent, probes)
-    steps, starts = flow_paths[0].paths.shape[-1] - 1, flow_paths[0].paths.shape[1]
-    plot_flow_paths(
-        path, flow_paths, f"From noise to value in K = {steps} steps: {starts} starts for each network of the ensemble"
-    )
-    landings = ", ".join(f"{flow.paths[..., -1].mean():.1f} ± {flow.paths[..., -1].std():.1f}" for flow in flow_paths)
-    start = flow_paths[0].paths[..., 0]
-    return f"noise {start.mean():.1f} ± {start.std():.1f} is carried to {landings}"
 
 
 @jax.jit
@@ -135,3 +186,18 @@ def _state_values(agent: Agent, states, key):
 
     keys = jax.random.split(key, states.shape[0])
     return jax.lax.map(lambda pair: value(*pair), (states, keys), batch_size=VALUE_BATCH)
+
+
+PICTURES: dict[str, tuple[str, Callable[[Subject, Path], str | None]]] = {
+    "flow.png": ("how noise becomes a value", _draw_flow),
+    "steps.png": ("how Q settles with K", _draw_steps),
+    "noise.png": ("what is left of the noise", _draw_noise),
+    "members.png": ("where the networks disagree", _draw_members),
+    "histogram.png": ("the histogram over returns", _draw_histograms),
+    "quantiles.png": ("the quantiles of the return", _draw_quantiles),
+    "diagnosis.png": ("the critic over its training", _draw_diagnosis),
+    "value_map.png": ("the value over the maze", _draw_value_map),
+    "episodes.png": ("value along episodes", _draw_episodes),
+}
+"""The subject of each file, and the function that draws it and returns a sentence on the result, or None where it does
+not apply to a run."""

@@ -1,7 +1,7 @@
-"""Videos of episodes: a separate process repeats the recorded actions and renders them. No JAX in here.
+"""Videos of episodes: the recorded actions are repeated, and each frame is drawn beside the critic's value.
 
 Elsewhere MuJoCo is imported without a renderer (see `floq.envs.environments`), and its renderer is fixed at import. So
-the recorder is a worker process, whose environment variables name the renderer before anything is imported."""
+frames are rendered in a worker process, whose environment variables name the renderer before anything is imported."""
 
 import contextlib
 import os
@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.animation import FFMpegWriter
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from floq.analysis.figures.episodes import Played
-from floq.analysis.figures.film import Show, film, scene
+from floq.analysis.figures.episodes import GREEN, Played, draw_reward, draw_value
+from floq.analysis.figures.style import BLUE, FAINT, INK, RC, TITLE
 from floq.envs.environments import EnvFactory, Seed, is_ogbench
 from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
@@ -23,49 +27,32 @@ RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}
 DEFAULT_RENDERERS = ("egl", "osmesa")  # both work without a display
 OFF = ("", "disable", "disabled", "off", "false", "0")
 SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
+FPS = 25  # frames per second
+STILL_FRAMES = 25  # repetitions of an episode's last frame
+SIZE, DPI = (11.2, 4.8), 100  # inches, and dots per inch; the codec needs even numbers of dots
+
+# --- Rendering, in the worker process ---
 
 
-class VideoRecorder:
-    """Environment that renders frames, and the video file that they go to. Runs in the worker process."""
+class Renderer:
+    """Environment that renders frames."""
 
     def __init__(self, make_env: EnvFactory):
         size = {"width": SIDE, "height": SIDE} if is_ogbench(make_env.name) else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not in the possible render_modes")  # OGBench's lists are empty
             self._env = make_env(render_mode="rgb_array", **size)
-        self._film, self._scene = contextlib.ExitStack(), contextlib.ExitStack()
-        self._add: Callable[[np.ndarray], None] | None = None
-        self._show: Show | None = None
 
-    def probe(self, seed: Seed) -> None:
-        """Render one frame, to check that rendering works."""
+    def reset(self, seed: Seed) -> np.ndarray:
+        """Begin an episode and return its first frame."""
         self._env.reset_with(seed)
-        self._frame()
+        return self._frame()
 
-    def open(self, path: Path) -> None:
-        """Begin a video file."""
-        self._add = self._film.enter_context(film(path))
-
-    def begin(self, episode: Played, seed: Seed, title: str) -> None:
-        """End the episode before, if any, and begin the next one."""
-        assert self._add is not None
-        self._scene.close()
-        self._env.reset_with(seed)
-        first = self._frame()
-        self._show = self._scene.enter_context(scene(self._add, first, episode, title))
-        self._show(first, 0)
-
-    def advance(self, actions: np.ndarray, step: int) -> None:
-        """Take some steps, up to step number `step` of the episode, and add a frame of the state after them."""
-        assert self._show is not None
+    def advance(self, actions: np.ndarray) -> np.ndarray:
+        """Take these actions and return a frame of the state after them."""
         for action in actions:
             self._env.step(action)
-        self._show(self._frame(), step)
-
-    def close(self) -> None:
-        """End the video; the file is complete."""
-        self._scene.close()
-        self._film.close()
+        return self._frame()
 
     def _frame(self) -> np.ndarray:
         with self._env.own_global_state():
@@ -76,22 +63,28 @@ class VideoRecorder:
 
 
 @contextlib.contextmanager
-def video_recorder(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
-    """Start a worker process with a working `VideoRecorder`: with the renderer that the user's MUJOCO_GL names, if any;
+def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
+    """Start a worker process with a working `Renderer`: with the renderer that the user's MUJOCO_GL names, if any;
     otherwise with the first of the platform's renderers that can render a frame.
 
     Raises:
-        UserError: no renderer works here.
+        UserError: no renderer works here, or the library that encodes videos is not installed.
     """
-    named = os.environ.get("MUJOCO_GL", "").lower()
+    encoder()
+    before = os.environ.get("MUJOCO_GL")
+    named = (before or "").lower()
     candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
     reasons: dict[str, list[str]] = {}
     for renderer in candidates:
-        with _environ("MUJOCO_GL", renderer):
-            workers = Workers(VideoRecorder, [(make_env,)])
+        os.environ["MUJOCO_GL"] = renderer  # a new process has the environment variables of this one
+        try:
+            workers = Workers(Renderer, [(make_env,)])
+        finally:
+            os.environ.pop("MUJOCO_GL")
+            os.environ.update({} if before is None else {"MUJOCO_GL": before})
         with workers:
             try:
-                workers.call_one(0, "probe", (seed,))
+                workers.call_one(0, "reset", (seed,))
             except WorkerError as error:
                 reasons.setdefault(str(error).strip().splitlines()[-1], []).append(renderer)
                 continue
@@ -102,6 +95,19 @@ def video_recorder(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
         f"cannot make pictures of {make_env.name} here ({failures}): fix that (on Debian apt-get install libegl1 "
         "libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave --video out"
     )
+
+
+# --- Films ---
+
+
+def encoder() -> str:
+    """Return the program that encodes videos. Raises UserError if it is not installed."""
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f'--video needs imageio-ffmpeg ({error}): pip install "floq[video]"') from error
 
 
 def film_episodes(
@@ -116,7 +122,7 @@ def film_episodes(
 
     Args:
         path: the video file.
-        workers: from `video_recorder`.
+        workers: from `open_renderer`.
         episodes: recorded episodes, each with the seed of its reset.
         title: of the video.
         skip: steps from one frame to the next.
@@ -124,30 +130,65 @@ def film_episodes(
     """
     done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
     try:
-        workers.call_one(0, "open", (partial,))
-        for episode, seed in episodes:
-            workers.call_one(0, "begin", (episode, seed, f"{title}, episode {episode.number}: {episode.outcome}"))
-            for start in range(0, len(episode.actions), skip):
-                actions = episode.actions[start : start + skip]
-                workers.call_one(0, "advance", (actions, start + len(actions)))
-                done += len(actions)
-                on_progress(done)
-        workers.call_one(0, "close", ())
+        with matplotlib.rc_context(RC | {"animation.ffmpeg_path": encoder()}):
+            fig = Figure(SIZE)
+            writer = FFMpegWriter(FPS, codec="libx264", extra_args=["-crf", "18", "-pix_fmt", "yuv420p"])
+            with writer.saving(fig, str(partial), DPI):
+                for episode, seed in episodes:
+                    frame = workers.call_one(0, "reset", (seed,))
+                    show = _draw_scene(fig, frame, episode, f"{title}, episode {episode.number}: {episode.outcome}")
+                    writer.grab_frame()
+                    for start in range(0, len(episode.actions), skip):
+                        actions = episode.actions[start : start + skip]
+                        show(workers.call_one(0, "advance", (actions,)), start + len(actions))
+                        writer.grab_frame()
+                        done += len(actions)
+                        on_progress(done)
+                    for _ in range(STILL_FRAMES):
+                        writer.grab_frame()
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return "; ".join(f"episode {episode.number}: {episode.outcome}" for episode, _ in episodes)
 
 
-@contextlib.contextmanager
-def _environ(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for processes that are started within the context."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _draw_scene(fig: Figure, first: np.ndarray, episode: Played, title: str) -> Callable[[np.ndarray, int], None]:
+    """Draw an episode's first frame, and its values and rewards beside it. Returns a function that shows a frame of the
+    environment, after a number of steps, instead."""
+    fig.clear()
+    fig.suptitle(title, **TITLE)
+    axes = fig.subplot_mosaic("fv;fr", width_ratios=(1, 1.35), height_ratios=(2.4, 1))
+    image = axes["f"].imshow(first)
+    axes["f"].set_axis_off()
+    look = {"transform": axes["f"].transAxes, "fill": False, "clip_on": False, "edgecolor": GREEN, "linewidth": 5}
+    border = axes["f"].add_patch(Rectangle((0, 0), 1, 1, **look))
+    draw_value(axes["v"], episode, faint=True)
+    draw_reward(axes["r"], episode)
+    axes["v"].set(ylabel="return from here on", xlim=(0, max(len(episode.rewards), 2)))
+    axes["v"].tick_params(labelbottom=False)
+    axes["r"].set_xlim(axes["v"].get_xlim())
+    (line,) = axes["v"].plot([], [], color=BLUE, linewidth=2.2)
+    (dot,) = axes["v"].plot([], [], "o", color=BLUE, markersize=7)
+    now = axes["r"].axvline(0, color=FAINT, linewidth=1)
+    axes["v"].legend(
+        [line, axes["v"].lines[0]], ["Q of what the policy does", "what the episode then earns"], fontsize=8
+    )
+    caption = axes["v"].set_title(" ", fontsize=11)
+
+    def show(frame: np.ndarray, step: int) -> None:
+        decisions = max(int(np.searchsorted(episode.decided, step, side="right")), 1)
+        times, values = episode.decided[:decisions], episode.values[:decisions]
+        image.set_data(frame)
+        line.set_data(times, values)
+        dot.set_data(times[-1:], values[-1:])
+        now.set_xdata([step, step])
+        success = episode.succeeded is not None and step >= episode.succeeded
+        caption.set(text=f"step {step}: " + ("success" if success else f"Q = {values[-1]:.1f}"))
+        caption.set_color(GREEN if success else INK)
+        border.set_visible(success)
+
+    show(first, 0)
+    fig.set_layout_engine("constrained")
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    return show

@@ -1,8 +1,6 @@
 """The command `floq bench`."""
 
-import dataclasses
-
-from floq.cli.flags import Flags, command_help, parse
+from floq.cli.flags import Flags, fields_of, parse
 from floq.cli.train import print_configs, resolve_train
 from floq.utils.errors import UserError
 
@@ -11,10 +9,10 @@ def bench_command(argv: list[str]) -> None:
     """Run `floq bench`."""
     from floq.training.bench import BenchOptions, bench
 
-    flags, types = Flags(argv), {f.name: f for f in dataclasses.fields(BenchOptions)}
-    own = flags.split(types)
-    options = parse(BenchOptions, own.normalised(types), "floq bench", command_help(BenchOptions))
-    if "agent.critic_flow_steps" in flags.names():
+    flags, types = Flags(argv), fields_of(BenchOptions)
+    options = parse(BenchOptions, flags.selected(types).normalised(types), "floq bench")
+    flags.drop(types)
+    if "agent.critic_flow_steps" in flags.values:
         raise UserError("--agent.critic_flow_steps: floq bench goes through several K, name them with --ks")
     request = resolve_train(flags)
     if len(request.configs) > 1:

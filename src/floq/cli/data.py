@@ -1,13 +1,12 @@
 """The commands `floq data ...`."""
 
 import signal
-import time
 from dataclasses import dataclass
 from typing import Literal
 
 from tyro.conf import Positional
 
-from floq.cli.flags import command_help, parse
+from floq.cli.flags import parse_options
 from floq.utils.errors import Interrupted
 from floq.utils.files import check_writable, user_path
 from floq.utils.untrusted import consent
@@ -31,39 +30,29 @@ class Collect:
 
 def collect_command(argv: list[str]) -> None:
     """Run `floq data collect`."""
-    options = parse(Collect, argv, "floq data collect", command_help(Collect))
+    options = parse_options(Collect, argv, "floq data collect")
 
     from floq.data.collection.collect import collect
     from floq.data.collection.recipes import recipe, with_validation
     from floq.utils.progress import Display
 
-    display = Display()
-    settings = recipe(options.name)
-    episodes = settings.episodes if options.episodes is None else options.episodes
-    total, started = with_validation(episodes), time.monotonic()
-    counts = [0]  # numbers of finished episodes: initially 0, then those of an earlier attempt, then after each
+    display, done = Display(), 0
+    episodes = recipe(options.name).episodes if options.episodes is None else options.episodes
+    total = with_validation(episodes)
     try:
         with display.bar("collect", total) as update:
 
-            def on_progress(done: int, _: int) -> None:
-                counts.append(done)
-                update(done)
+            def on_progress(count: int, _: int) -> None:
+                nonlocal done
+                done = count
+                update(count)
 
-            path = collect(
-                options.name,
-                user_path(options.dataset_dir),
-                episodes=options.episodes,
-                seed=options.seed,
-                workers=options.workers,
-                on_progress=on_progress,
-            )
+            folder, own = user_path(options.dataset_dir), {"episodes": options.episodes, "seed": options.seed}
+            path = collect(options.name, folder, workers=options.workers, on_progress=on_progress, **own)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped with {counts[-1]} of {total} episodes; the same command goes on", signal.SIGINT
-        ) from None
-    rows = (total - counts[1]) * settings.rows
-    rate = rows / (time.monotonic() - started)
-    display.note(f"wrote {path} and the validation part: {rows:,} new rows, {rate:,.0f} per second")
+        message = f"stopped with {done} of {total} episodes; the same command goes on"
+        raise Interrupted(message, signal.SIGINT) from None
+    display.note(f"wrote {path} and the validation part")
 
 
 @dataclass(frozen=True)
@@ -84,11 +73,9 @@ class Inspect:
 
 def inspect_command(argv: list[str]) -> None:
     """Run `floq data inspect`."""
-    options = parse(Inspect, argv, "floq data inspect", command_help(Inspect))
-    import numpy as np
-
+    options = parse_options(Inspect, argv, "floq data inspect")
     from floq.analysis.figures.dataset import dataset_picture
-    from floq.data.description import inspect, reward_over_time
+    from floq.data.description import inspect
     from floq.data.formats.open import open_dataset, with_unit_actions
     from floq.envs.environments import EnvFactory
     from floq.utils.progress import Display
@@ -112,16 +99,8 @@ def inspect_command(argv: list[str]) -> None:
         display.note(f"  {note}")
     for warning in found.warnings:
         display.note(f"  look at this: {warning}")
-    sample = np.linspace(0, len(data.ends) - 1, min(len(data.ends), 50_000)).astype(int)
-    dataset_picture(
-        picture,
-        options.name,
-        found.episodes.lengths,
-        found.episodes.returns if has_rewards else None,
-        reward_over_time(data) if has_rewards else None,
-        data.actions[sample],
-        data.observations[sample, :2] if "maze" in options.name and data.observations.shape[1] > 1 else None,
-    )
+    is_maze = "maze" in options.name and data.observations.shape[1] > 1
+    dataset_picture(picture, options.name, data, has_rewards, is_maze)
     display.note(f"  picture     {picture}")
 
 
@@ -139,7 +118,7 @@ class Convert:
 
 def convert_command(argv: list[str]) -> None:
     """Run `floq data convert`."""
-    options = parse(Convert, argv, "floq data convert", command_help(Convert))
+    options = parse_options(Convert, argv, "floq data convert")
     from floq.data.formats.convert import check_target, convert
     from floq.data.formats.open import open_dataset
     from floq.utils.progress import Display

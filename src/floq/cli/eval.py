@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from floq.cli.flags import command_help, parse
+from floq.cli.flags import parse_options
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Eval:
 
 def eval_command(argv: list[str]) -> None:
     """Run `floq eval`."""
-    options = parse(Eval, argv, "floq eval", command_help(Eval))
+    options = parse_options(Eval, argv, "floq eval")
     from floq.analysis.evaluate_run import evaluate_run
     from floq.runs.run import Run
     from floq.utils.machine import enable_compilation_cache

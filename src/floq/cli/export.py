@@ -1,6 +1,6 @@
 """The command `floq export`."""
 
-from floq.cli.flags import parse_with_folder
+from floq.cli.flags import parse_options
 
 
 def export_command(argv: list[str]) -> None:
@@ -8,6 +8,6 @@ def export_command(argv: list[str]) -> None:
     from floq.export.export_run import ExportOptions, export_run
     from floq.utils.machine import enable_compilation_cache
 
-    options = parse_with_folder(ExportOptions, argv, "floq export")
+    options = parse_options(ExportOptions, argv, "floq export")
     enable_compilation_cache()
     export_run(options)

@@ -1,7 +1,6 @@
 """Command-line flags in the spelling of the published code, converted for tyro; and tyro's errors on one line."""
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 import io
@@ -9,8 +8,8 @@ import itertools
 import json
 import re
 import types
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from collections.abc import Container, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from floq.utils.errors import UserError, nearest
 
@@ -18,11 +17,12 @@ T = TypeVar("T")
 
 
 class Flags:
-    """Arguments in the published spelling: `--x=1`, `--x 1`, `--x=True`, bare switches, tuples such as "(512,512)"."""
+    """Arguments in the published spelling: `--x=1`, `--x 1`, `--x=True`, bare switches, tuples such as "(512,512)". The
+    last of several equal flags counts. `values`: the words after each flag."""
 
-    def __init__(self, argv: list[str]):
-        self._pairs: list[tuple[str, list[str]]] = []
-        self.help = False
+    def __init__(self, argv: Sequence[str]):
+        self.values: dict[str, list[str]] = {}
+        self.help, last = False, None
         for word in argv:
             if word in ("-h", "--help"):
                 self.help = True
@@ -31,45 +31,39 @@ class Flags:
                 if " --" in value or "--agent." in value:
                     corrected = re.sub(r"\s*--", " --", word).strip()
                     raise UserError(f"{word!r} runs two flags together; write {corrected}")
-                self._pairs.append((name.replace("-", "_"), [value] if equals else []))
-            elif self._pairs:
-                self._pairs[-1][1].append(word)
+                last = [value] if equals else []
+                self.values[name.replace("-", "_")] = last
+            elif last is not None:
+                last.append(word)
             else:
                 raise UserError(f"unexpected argument {word!r}: settings are given as --name=value")
 
-    def peek(self, name: str, default: str | None = None) -> str | None:
-        """Return the last value given for a flag."""
-        values = [words for flag, words in self._pairs if flag == name]
-        if values and len(values[-1]) != 1:
+    def peek(self, name: str) -> str | None:
+        """Return the value of a flag; None if it is not given."""
+        words = self.values.get(name)
+        if words is not None and len(words) != 1:
             raise UserError(f"--{name} needs one value")
-        return values[-1][0] if values else default
+        return words[0] if words else None
 
-    def take(self, name: str, default: Any) -> Any:
-        """Remove a flag and return its last value."""
-        value = self.peek(name, default)
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+    def take(self, name: str) -> str | None:
+        """Remove a flag and return its value; None if it is not given."""
+        value = self.peek(name)
+        self.values.pop(name, None)
         return value
-
-    def take_list(self, name: str) -> list[str]:
-        """Remove a flag and return all its values."""
-        values = [word for flag, words in self._pairs if flag == name for word in words]
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
-        return values
 
     def take_switch(self, name: str) -> bool:
         """Remove a switch and return whether it is on: `--name`, `--name=True`."""
-        given = [" ".join(words).lower() or "true" for flag, words in self._pairs if flag == name]
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
-        if given and given[-1] not in ("true", "false"):
-            raise UserError(f"--{name}={given[-1]}: write --{name}, --{name}=True or --{name}=False")
-        return bool(given) and given[-1] == "true"
+        value = " ".join(self.values.pop(name, ["false"])).lower() or "true"
+        if value not in ("true", "false"):
+            raise UserError(f"--{name}={value}: write --{name}, --{name}=True or --{name}=False")
+        return value == "true"
 
     def take_table(self, prefix: str) -> dict[str, Any]:
         """Remove flags such as `--PREFIX.NAME=VALUE` and return the values by name: what is JSON, such as 1, true or
         [1, 2], as that, everything else as a text."""
         found: dict[str, Any] = {}
-        for flag in [flag for flag in self.names() if flag.startswith(f"{prefix}.")]:
-            name, text = flag.removeprefix(f"{prefix}."), str(self.take(flag, "true"))
+        for flag in [flag for flag in self.values if flag.startswith(f"{prefix}.")]:
+            name, text = flag.removeprefix(f"{prefix}."), self.take(flag) or "true"
             try:
                 found[name] = json.loads({"True": "true", "False": "false"}.get(text, text))
             except ValueError:
@@ -78,59 +72,49 @@ class Flags:
 
     def take_seeds(self) -> list[int]:
         """Remove `--seeds 0 1 2` (or `--seeds=0,1,2`) and return its values without repetitions; [] if not given."""
-        given = [words for flag, words in self._pairs if flag == "seeds"]
-        if not given:
+        if "seeds" not in self.values:
             return []
-        if "seed" in self.names():
+        if "seed" in self.values:
             raise UserError("--seed and --seeds exclude each other: give one of them")
-        self._pairs = [pair for pair in self._pairs if pair[0] != "seeds"]
-        words = _numbers(given[-1])
+        given = self.values.pop("seeds")
+        words = _numbers(given)
         if not words or not all(re.fullmatch(r"\d+", word) for word in words):
-            raise UserError(f"--seeds {' '.join(given[-1])}: give whole numbers, as in --seeds 0 1 2")
+            raise UserError(f"--seeds {' '.join(given)}: give whole numbers, as in --seeds 0 1 2")
         return list(dict.fromkeys(int(word) for word in words))
 
-    def split(self, names: Iterable[str]) -> "Flags":
-        """Move the flags of these names to a new set, and return it with the request for help, if any."""
-        own = copy.copy(self)
-        own._pairs = [pair for pair in self._pairs if pair[0] in names]
-        self._pairs = [pair for pair in self._pairs if pair[0] not in names]
-        return own
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give flags other names."""
+        self.values = {names.get(name, name): words for name, words in self.values.items()}
 
-    def keeping(self, names: Iterable[str], aliases: Mapping[str, str]) -> "Flags":
-        """Return a copy with only the flags of these names, also under an alias."""
-        kept = copy.copy(self)
-        kept._pairs = [pair for pair in self._pairs if aliases.get(pair[0], pair[0]) in names]
-        return kept
+    def selected(self, names: Container[str]) -> "Flags":
+        """Return a copy with only the flags of these names, and with the request for help, if any."""
+        return self._copy({name: words for name, words in self.values.items() if name in names})
 
-    def variants(self, fields: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> "list[Flags]":
+    def drop(self, names: Container[str]) -> None:
+        """Remove the flags of these names."""
+        self.values = {name: words for name, words in self.values.items() if name not in names}
+
+    def variants(self, fields: Mapping[str, Any]) -> "list[Flags]":
         """Return a set of flags for each combination of values of flags that have several: `--agent.alpha 100 300`, or
-        `--agent.alpha=100,300`. The first flag varies slowest, and the last of several equal flags counts. All words of
-        a flag whose field is a tuple are one value."""
-        allowed = {name: _types(field.type) for name, field in fields.items()}
-        several: list[tuple[str, list[str]]] = []
-        for name, words in dict(self._pairs).items():
-            kinds = allowed.get((aliases or {}).get(name, name), [tuple])
+        `--agent.alpha=100,300`. The first flag varies slowest. All words of a flag whose field is a tuple are one
+        value."""
+        several: dict[str, list[str]] = {}
+        for name, words in self.values.items():
+            kinds = _types(fields[name].type) if name in fields else [tuple]
             if int in kinds or float in kinds:
                 words = _numbers(words) or words
             if len(words) > 1 and tuple not in kinds:
-                several.append((name, list(dict.fromkeys(words))))
-        found = []
-        for combination in itertools.product(*(words for _, words in several)):
-            single = {name: [word] for (name, _), word in zip(several, combination, strict=True)}
-            flags = copy.copy(self)
-            flags._pairs = list((dict(self._pairs) | single).items())
-            found.append(flags)
-        return found
+                several[name] = list(dict.fromkeys(words))
+        combinations = itertools.product(*several.values())
+        return [
+            self._copy(self.values | {name: [word] for name, word in zip(several, words, strict=True)})
+            for words in combinations
+        ]
 
-    def names(self) -> list[str]:
-        """Return the names of the flags that are left."""
-        return [name for name, _ in self._pairs]
-
-    def normalised(self, fields: dict[str, Any], aliases: Mapping[str, str] | None = None) -> list[str]:
+    def normalised(self, fields: Mapping[str, Any]) -> list[str]:
         """Return the arguments in tyro's spelling. Raises UserError for a flag that is not in `fields`."""
         words = ["--help"] if self.help else []
-        for given, values in self._pairs:
-            name = (aliases or {}).get(given, given)
+        for name, values in self.values.items():
             if name not in fields or name == "agent":
                 known = [f"--{field}" for field in fields if field != "agent"]
                 raise UserError(f"unknown flag --{name} for this agent{nearest(f'--{name}', known)}")
@@ -141,6 +125,11 @@ class Flags:
                 values = _numbers(values)
             words += [f"--{name}", *values]
         return words
+
+    def _copy(self, values: dict[str, list[str]]) -> "Flags":
+        copied = Flags(["--help"] if self.help else [])
+        copied.values = values
+        return copied
 
 
 def _types(hint: Any) -> list[Any]:
@@ -156,35 +145,34 @@ def _numbers(values: list[str]) -> list[str]:
     return [word for value in values for word in re.split(r"[\s,]+", value.strip("()[] ")) if word]
 
 
-def parse_with_folder(command: type[T], argv: list[str], prog: str) -> T:
-    """Parse the options of a dataclass whose first field is a positional folder: `floq inspect RUN_DIR --step=5`."""
-    folder = [word for word in argv[:1] if not word.startswith("-")]
-    fields = {field.name: field for field in dataclasses.fields(cast(Any, command))}
-    words = [*folder, *Flags(argv[len(folder) :]).normalised(fields)]
-    return parse(command, words, prog, command_help(command))
+def fields_of(options: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name."""
+    return {field.name: field for field in dataclasses.fields(options)}
 
 
-def command_help(command: type) -> str:
-    """Return the help text of a command: the docstring of its options, without the indentation of the source."""
-    return inspect.cleandoc(command.__doc__ or "")
+def parse_options(options: type[T], argv: Sequence[str], prog: str) -> T:
+    """Parse the options of a command, a dataclass: its positional words, which come first, and flags."""
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return parse(options, [*argv[:count], *Flags(argv[count:]).normalised(fields_of(options))], prog)
 
 
-def parse(command: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
-    """Parse arguments with tyro. Raises UserError with the first sentence of tyro's error."""
+def parse(options: type[T], argv: list[str], prog: str, description: str | None = None, default: T | None = None) -> T:
+    """Parse arguments with tyro; the description is by default the docstring of the options. Raises UserError with the
+    first sentence of tyro's error."""
     import tyro
 
     message = io.StringIO()
-    options: dict[str, Any] = {} if default is None else {"default": default}
+    refined: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(message):
             return tyro.cli(
-                command,
+                options,
                 args=argv,
                 prog=prog,
-                description=description,
+                description=description or inspect.cleandoc(options.__doc__ or ""),
                 config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
-                **options,
+                **refined,
             )
     except SystemExit as exit:
         if exit.code in (0, None):

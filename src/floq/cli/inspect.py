@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from floq.cli.flags import parse_with_folder
+from floq.cli.flags import parse_options
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class InspectRun:
 
 def inspect_run_command(argv: list[str]) -> None:
     """Run `floq inspect`."""
-    options = parse_with_folder(InspectRun, argv, "floq inspect")
+    options = parse_options(InspectRun, argv, "floq inspect")
     from floq.analysis.inspect_run import inspect_run
     from floq.runs.run import Run
     from floq.utils.machine import enable_compilation_cache

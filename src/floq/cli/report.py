@@ -1,28 +1,27 @@
 """The commands `floq report` and `floq watch`: results and progress of runs."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
-from floq.cli.flags import Flags, command_help, parse
-from floq.utils import files
+from tyro.conf import Positional
+
+from floq.cli.flags import parse_options
 from floq.utils.errors import UserError, nearest
-from floq.utils.files import check_writable, user_path
+from floq.utils.files import check_writable, replace, user_path
 from floq.utils.untrusted import printable
-
-if TYPE_CHECKING:  # it loads SciPy
-    from floq.analysis.report.scores import Report
 
 Format = Literal["html", "md", "csv", "png", "pdf"]
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class Report:
     """Turn runs into a page that needs no network: success with intervals, learning curves, interquartile means, cost,
     health. The folders come first, those of runs or any above them: floq report exp --out report.html. Runs that have
     not ended are shown as such, and nothing in their folders is touched."""
 
+    runs: Positional[tuple[str, ...]] = ()
+    """Folders of runs, or above them."""
     out: str | None = None
     """The file to write; by default report.html, or as --format says, in the current folder."""
     format: Format | None = None
@@ -33,11 +32,13 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class WatchOptions:
+class Watch:
     """Show runs as they train, read from their files: step, success, loss, speed, time left. The folders come first,
     those of runs or any above them: floq watch exp. It ends when all runs have ended, or with Ctrl-C, which stops no
     run."""
 
+    runs: Positional[tuple[str, ...]] = ()
+    """Folders of runs, or above them."""
     once: bool = False
     """Print the table once, with every run, and exit."""
     seconds: float = 5.0
@@ -46,74 +47,53 @@ class WatchOptions:
 
 def report_command(argv: list[str]) -> None:
     """Run `floq report`."""
-    folders, flags = _folders(argv)
-    types = {f.name: f for f in dataclasses.fields(ReportOptions)}
-    options = parse(ReportOptions, flags.normalised(types), "floq report RUNS ...", command_help(ReportOptions))
-    _require_folders(folders, "floq report exp")
+    options = parse_options(Report, argv, "floq report")
+    _require_folders(options.runs, "floq report exp")
     form, out = _resolve_output(options.out, options.format)
+    from floq.analysis.report.csv_files import evaluation_rows, run_rows, write_csv
+    from floq.analysis.report.figures import WIDTHS, draw_figure
     from floq.analysis.report.groups import group_runs
+    from floq.analysis.report.page import markdown, page
     from floq.analysis.report.scores import assemble
     from floq.runs.record import find_runs, read_runs
 
-    found = find_runs(folders)
+    found = find_runs(options.runs)
     if inside := [folder for folder in found if out.parent == folder]:
         raise UserError(f"{out} lies in the folder of a run, {inside[0]}: give an --out elsewhere")
     runs, damaged = read_runs(found)
-    report = assemble(group_runs(runs), damaged, options.reference)
+    report, paths, left_out = assemble(group_runs(runs), damaged, options.reference), [out], []
     if not report.runs:
-        first = report.damaged[0]
-        raise UserError(f"none of {len(report.damaged)} runs can be read; {first.folder}: {first.reason}")
-    for line in write_report(report, form, out):
-        print(printable(line))
-
-
-def write_report(report: "Report", form: Format, out: Path) -> list[str]:
-    """Write a report in one of its formats. Return lines about the runs, damaged runs and the files written."""
-    counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
-    lines = [f"read    {len(report.runs) + len(report.damaged)} runs in {len(report.groups)} groups: {counts}"]
-    lines += [f"damaged {damaged.folder}: {damaged.reason}" for damaged in report.damaged]
-    if form == "html":
-        from floq.analysis.report.page import page
-
-        paths = [_write_text(out, page(report, out.parent))]
-    elif form == "md":
-        from floq.analysis.report.written import markdown
-
-        paths = [_write_text(out, markdown(report, out.parent))]
+        raise UserError(f"none of {len(damaged)} runs can be read; {damaged[0].folder}: {damaged[0].reason}")
+    if form in ("html", "md"):
+        replace(out, (page if form == "html" else markdown)(report, out.parent).encode())
     elif form == "csv":
-        from floq.analysis.report.written import evaluation_rows, run_rows, write_csv
-
-        paths = [out, out.with_name(f"{out.stem}-evaluations.csv")]
-        write_csv(paths[0], run_rows(report))
+        paths.append(out.with_name(f"{out.stem}-evaluations.csv"))
+        write_csv(out, run_rows(report))
         write_csv(paths[1], evaluation_rows(report), ("group", "task", "seed", "step"))
     else:
-        from floq.analysis.report.figures import draw_figures
-
-        paths, left_out = draw_figures(out.with_suffix(""), form, report)
-        lines += [f"left out {figure}" for figure in left_out]
-    return [*lines, f"wrote   {' and '.join(map(str, paths))}"]
+        paths = [out.with_name(f"{out.stem}-{end}.{form}") for end in WIDTHS]
+        for path, end in zip(paths, WIDTHS, strict=True):
+            left_out = draw_figure(path, report, end)
+    counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
+    lines = [f"read    {len(found)} runs in {len(report.groups)} groups: {counts}"]
+    lines += [f"damaged {one.folder}: {one.reason}" for one in damaged]
+    lines += [f"left out {figure}" for figure in left_out]
+    for line in [*lines, f"wrote   {' and '.join(map(str, paths))}"]:
+        print(printable(line))
 
 
 def watch_command(argv: list[str]) -> None:
     """Run `floq watch`."""
-    folders, flags = _folders(argv)
-    types = {f.name: f for f in dataclasses.fields(WatchOptions)}
-    options = parse(WatchOptions, flags.normalised(types), "floq watch RUNS ...", command_help(WatchOptions))
-    _require_folders(folders, "floq watch exp")
+    options = parse_options(Watch, argv, "floq watch")
+    _require_folders(options.runs, "floq watch exp")
     if not options.seconds >= 0.5:
         raise UserError(f"--seconds={options.seconds:g}: give at least 0.5")
     from floq.analysis.report.watch import watch
 
-    watch(folders, once=options.once, seconds=options.seconds)
+    watch(options.runs, once=options.once, seconds=options.seconds)
 
 
-def _folders(argv: list[str]) -> tuple[list[str], Flags]:
-    """Return the folders, which come first, and the flags."""
-    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    return argv[:count], Flags(argv[count:])
-
-
-def _require_folders(folders: list[str], example: str) -> None:
+def _require_folders(folders: tuple[str, ...], example: str) -> None:
     if not folders:
         raise UserError(f"which runs? Give their folders, or one above them, before the flags: {example}")
 
@@ -137,9 +117,3 @@ def _resolve_output(out: str | None, form: Format | None) -> tuple[Format, Path]
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: give another --out") from error
     return form or suffix, path  # pyright: ignore[reportReturnType]
-
-
-def _write_text(path: Path, text: str) -> Path:
-    """Write a file, atomically."""
-    files.replace(path, text.encode())
-    return path

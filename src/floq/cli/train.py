@@ -5,11 +5,11 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, NamedTuple, get_args
 
 from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
-from floq.cli.flags import Flags, parse
+from floq.cli.flags import Flags, fields_of, parse
 from floq.runs.config import Config
 from floq.runs.presets import PRESETS, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
@@ -27,24 +27,29 @@ def train_command(argv: list[str]) -> None:
         for note in request.notes:
             print(f"floq: {note}", file=sys.stderr)
         return print_configs(request.configs)
-    from floq.envs.environments import check_task
+    check_tasks(request.configs)
     from floq.training.train import train_fleet
     from floq.utils.machine import enable_compilation_cache
-
-    for config in request.configs:
-        if config.dataset is None and not config.from_scratch:
-            check_task(config.env_name)  # now, since a wrong name is the commonest mistake
 
     enable_compilation_cache()
     train_fleet(request.configs, notes=request.notes)
 
 
+def check_tasks(configs: Iterable[Config]) -> None:
+    """Check the names of tasks before anything slow, since a wrong name is the commonest mistake."""
+    from floq.envs.environments import check_task
+
+    for config in configs:
+        if config.dataset is None and not config.from_scratch:
+            check_task(config.env_name or "")
+
+
 def _resume(argv: list[str]) -> None:
     flags = Flags(argv)
-    folders = flags.take_list("resume")
-    env_name, dry_run = flags.take("env_name", None), flags.take_switch("dry_run")
+    folders = flags.values.pop("resume")
+    env_name, dry_run = flags.take("env_name"), flags.take_switch("dry_run")
     changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
-    for name in flags.names():
+    for name in flags.values:
         if name not in changeable:
             raise UserError(
                 f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
@@ -53,7 +58,7 @@ def _resume(argv: list[str]) -> None:
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
     options = _resume_options()
-    words = flags.normalised({f.name: f for f in dataclasses.fields(options)})
+    words = flags.normalised(fields_of(options))
     given = vars(parse(options, words, "floq train --resume RUN_DIR", " ".join(RESUME.split())))
     changes = {name: given[name] for name in changeable if given[name] is not None}
     from floq.runs.run import Run
@@ -93,30 +98,24 @@ class TrainRequest(NamedTuple):
 
 
 class AgentFlags:
-    """The flags that `floq train` has with one agent, and the configuration that they resolve to."""
+    """The flags that `floq train` has with one agent, and the configuration that they resolve to.
 
-    def __init__(
-        self,
-        agent: str,
-        preset: str | None,
-        critic: str | None = None,
-        actor: str | None = None,
-        restored: Any = None,
-    ):
-        """Args: see `presets.configure`. `restored`: the configuration of a run whose agent this is instead."""
-        from tyro.conf import Suppress
+    Args:
+        restored: the configuration of a run whose agent this is, instead of the one that `chosen` says.
+        chosen: `agent`, `preset`, `critic` and `actor` of `presets.configure`.
+    """
 
-        self.agent, self.preset, self._parts = agent, preset, {"critic": critic, "actor": actor}
-        self._restored = restored
-        any_task = (
-            restored.agent if restored else configure(None, agent, preset=preset, critic=critic, actor=actor).agent
-        )
+    def __init__(self, restored: Config | None = None, **chosen: Any):
+        self._restored, self._chosen = restored, chosen
+        any_task = restored.agent if restored else configure(None, **chosen).agent
         self.critic, self.actor = any_task.critic_name, any_task.actor_name
         self._settings = settings_type(self.critic, self.actor)
-        self.types: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config) if f.name != "env_kwargs"}
-        self.types |= {f"agent.{f.name}": f for f in dataclasses.fields(self._settings)}
+        self.types = {name: f for name, f in fields_of(Config).items() if name != "env_kwargs"}
+        self.types |= {f"agent.{name}": f for name, f in fields_of(self._settings).items()}
         published = PUBLISHED_ALIASES.get(self.critic, {})
         self.aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in published.items()}
+        from tyro.conf import Suppress
+
         hidden = ("env_kwargs", Annotated[Any, Suppress], dataclasses.field(default=None))
         default = dataclasses.field(default=self._settings(**any_task.flat()))
         self._command = dataclasses.make_dataclass(
@@ -126,20 +125,17 @@ class AgentFlags:
             frozen=True,
         )
 
-    def config(self, flags: Flags, aliases: dict[str, str] | None = None) -> Any:
+    def config(self, flags: Flags) -> Config:
         """Return the configuration of a run: flags refine the preset that the environment and the agent select."""
-        given = {name: flags.peek(name) for name in ("env_name", "dataset")}
-        base = configure(given["env_name"], self.agent, preset=self.preset, dataset=given["dataset"], **self._parts)
+        base = configure(flags.peek("env_name"), dataset=flags.peek("dataset"), **self._chosen)
         if self._restored:
             normalize = self._restored.normalize_observations
             base = dataclasses.replace(base, agent=self._restored.agent, normalize_observations=normalize)
-        run = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config) if f.name != "agent"}
-        default = self._command(**run, agent=self._settings(**base.agent.flat()))
-        words = flags.normalised(self.types, aliases or self.aliases)
-        parsed: Any = parse(self._command, words, "floq train", _description(), default)
-        values = {name: getattr(parsed, name) for name in run}
-        agent = type(base.agent).from_flat(self.critic, self.actor, dataclasses.asdict(parsed.agent))
-        return Config(**values, agent=agent)
+        default = self._command(**vars(base) | {"agent": self._settings(**base.agent.flat())})
+        words = flags.normalised(self.types)
+        values = vars(parse(self._command, words, "floq train", _description(), default))
+        agent = AgentConfig.from_flat(self.critic, self.actor, dataclasses.asdict(values["agent"]))
+        return Config(**values | {"agent": agent})
 
 
 def _description() -> str:
@@ -167,27 +163,34 @@ def parse_train(argv: list[str]) -> TrainRequest:
 def resolve_train(flags: Flags) -> TrainRequest:
     """Resolve flags: a configuration for each combination of values where a flag has several."""
     restored = _restored(flags)
-    name, preset = flags.take("agent", "floq"), flags.take("preset", None)
-    dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), Match.taken_from(flags)
-    own = AgentFlags(name, preset, flags.take("agent.critic", None), flags.take("agent.actor", None), restored)
+    name, preset = flags.take("agent") or "floq", flags.take("preset")
+    dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), take_match(flags)
+    critic, actor = flags.take("agent.critic"), flags.take("agent.actor")
+    own = AgentFlags(restored, agent=name, preset=preset, critic=critic, actor=actor)
+    flags.rename(own.aliases)
+    floq = None
     if match:
-        match.check(own.critic)
-    # The floq agent with the same actor, and without a family's settings if the baseline does without.
-    floq = AgentFlags("agents/floq.py" if "/" in name else "floq", preset, actor=own.actor) if match else None
+        if own.critic == "floq":
+            raise UserError(
+                f"--match={match.what} fits a baseline to the flow critic, and this agent has that critic: give "
+                "another one, as in --agent=fql"
+            )
+        # The floq agent with the same actor, and without a family's settings if the baseline does without.
+        floq = AgentFlags(agent="agents/floq.py" if "/" in name else "floq", preset=preset, actor=own.actor)
     configs: list[Any] = []
     env_kwargs = flags.take_table("env_kwargs")
     notes: dict[str | None, None] = {}
-    for variant in flags.variants((floq.types if floq else {}) | own.types, own.aliases):
+    for variant in flags.variants((floq.types if floq else {}) | own.types):
         reference = None
-        if match and floq:
-            theirs = variant.keeping(floq.types, own.aliases)
-            theirs.split(network_flags(variant, own.types))
-            variant.split(floq.types.keys() - own.types.keys())  # these describe floq alone
-            reference = floq.config(theirs, own.aliases)
+        if floq:
+            theirs = variant.selected(floq.types)
+            theirs.drop(network_flags(variant, own.types))
+            variant.drop(floq.types.keys() - own.types.keys())  # these describe floq alone
+            reference = floq.config(theirs).agent
         consent(variant.peek("env_name") or "")
         config = dataclasses.replace(own.config(variant), env_kwargs=env_kwargs)
         if match and reference:
-            config, found = match.apply(config, reference.agent)
+            config, found = match_to(match, config, reference)
             notes[found] = None
         configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
     configs = list(dict.fromkeys(configs))
@@ -204,7 +207,7 @@ def _restored(flags: Flags) -> Any:
     """Return the configuration of the run whose weights a new one takes over: since its networks must fit, the agent is
     that run's, unless a flag chooses one."""
     path = flags.peek("restore_path")
-    if path is None or {"agent", "preset", "agent.critic", "agent.actor", "match"} & set(flags.names()):
+    if path is None or {"agent", "preset", "agent.critic", "agent.actor", "match"} & flags.values.keys():
         return None
     from floq.runs.run import Run
 
@@ -221,51 +224,41 @@ class Match(NamedTuple):
     what: Any
     by: Any
 
-    @classmethod
-    def taken_from(cls, flags: Flags) -> "Match | None":
-        """Take `--match` and `--match_by` out of the flags.
 
-        Raises:
-            UserError: a value that there is not, or the second without the first.
-        """
-        what, by = flags.take("match", None), flags.take("match_by", None)
-        if what is None and by is None:
-            return None
-        from floq.analysis.matching import By, What  # it loads JAX
+def take_match(flags: Flags) -> Match | None:
+    """Take `--match` and `--match_by` out of the flags. Raises UserError for a value that there is not, or the second
+    without the first."""
+    what, by = flags.take("match"), flags.take("match_by")
+    if what is None and by is None:
+        return None
+    from floq.analysis.matching import By, What  # it loads JAX
 
-        for flag, value, known in (("match", what, get_args(What)), ("match_by", by, get_args(By))):
-            if value is not None and value not in known:
-                raise UserError(f"--{flag}={value}: choose {' or '.join(known)}{nearest(value, known)}")
-        if what is None:
-            raise UserError(f"--match_by={by} says how --match changes the baseline: give --match=params or flops too")
-        return cls(what, by or "width")
+    for flag, value, known in (("match", what, get_args(What)), ("match_by", by, get_args(By))):
+        if value is not None and value not in known:
+            raise UserError(f"--{flag}={value}: choose {' or '.join(known)}{nearest(value, known)}")
+    if what is None:
+        raise UserError(f"--match_by={by} says how --match changes the baseline: give --match=params or flops too")
+    return Match(what, by or "width")
 
-    def check(self, critic: str) -> None:
-        """Raise UserError if the agent to be matched has the flow critic itself."""
-        if critic == "floq":
-            raise UserError(
-                f"--match={self.what} fits a baseline to the flow critic, and this agent has that critic: give another "
-                "one, as in --agent=fql"
-            )
 
-    def apply(self, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
-        """Return the baseline made as large or as costly as the reference, and a line that says which sizes were found.
+def match_to(match: Match, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
+    """Return the baseline made as large or as costly as the reference, and a line that says which sizes were found.
 
-        Raises:
-            UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
-        """
-        dims = _dims(baseline.make_env, baseline.dataset, baseline.dataset_dir)
-        # Variants that differ in traced settings alone, as alpha, are matched once.
-        change, found = _matched(self, baseline.agent.compiled(), reference.compiled(), *dims)
-        critic = dataclasses.replace(baseline.agent.critic, **change)
-        return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
+    Raises:
+        UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
+    """
+    dims = _dims(baseline.make_env, baseline.dataset, baseline.dataset_dir)
+    # Variants that differ in traced settings alone, as alpha, are matched once.
+    change, found = _matched(match, baseline.agent.compiled(), reference.compiled(), *dims)
+    critic = dataclasses.replace(baseline.agent.critic, **change)
+    return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
 
 
 def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
     """List the flags that size the baseline's critic and not floq's, which has flags of the same names.
     Blocks are the baseline's if it is residual; the depth of plain ones is that of both."""
     names = ["use_resnets", "num_transformations", "activate_before_layernorm", "num_bins", "sigma", "reward_offset"]
-    if flags.keeping({"agent.use_resnets"}, {}).take_switch("agent.use_resnets"):
+    if flags.selected({"agent.use_resnets"}).take_switch("agent.use_resnets"):
         names += ["block_width", "block_depth"]
     return [flag for name in names if (flag := f"agent.{name}") in baseline]
 

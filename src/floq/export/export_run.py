@@ -10,7 +10,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from floq.analysis import probing
+from floq.analysis import critic_outputs
 from floq.export import exported, verification
 from floq.export.formats import Exportable, Format, check_packages, load_exported, write_exported
 from floq.export.operations import translate
@@ -74,7 +74,7 @@ def export_run(options: ExportOptions) -> Path:
     _check_free(folder, options.overwrite)
     check_packages(format)
     saved = checkpoint.load(run.folder / "checkpoints", options.step)
-    probing.check_finite(saved.agent, options.run_dir, saved.step)
+    critic_outputs.check_finite(saved.agent, options.run_dir, saved.step)
     policy = saved.agent.policy
     traced = TracedPolicy.of(policy, saved.agent.obs_spec, explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))

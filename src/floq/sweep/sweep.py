@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import jax
 
 from floq.analysis.metrics import METRICS
+from floq.analysis.report.csv_files import evaluation_rows, read_tables, run_rows, write_csv
 from floq.analysis.report.figures import draw_figure
 from floq.analysis.report.groups import RunGroup
+from floq.analysis.report.page import comparison_markdown
 from floq.analysis.report.scores import Report, assemble
-from floq.analysis.report.written import comparison_markdown, evaluation_rows, read_tables, run_rows, write_csv
 from floq.analysis.results import config_labels, show_result
 from floq.envs import environments
 from floq.runs.config import Config

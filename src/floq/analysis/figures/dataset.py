@@ -7,54 +7,40 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from floq.analysis.figures.style import BLUE, FAINT, ORANGE, figure
+from floq.data.arrays import Trajectories
+from floq.data.description import reward_over_time, summarise_episodes
 
 BINS = 40
+SAMPLE = 50_000  # rows whose actions and positions are drawn
 
 
-def dataset_picture(
-    path: Path,
-    title: str,
-    lengths: np.ndarray,
-    returns: np.ndarray | None,
-    reward_over_time: np.ndarray | None,
-    actions: np.ndarray,
-    positions: np.ndarray | None,
-) -> None:
-    """Draw an overview of a dataset.
-
-    Args:
-        path: the picture's file.
-        title: the dataset's name.
-        lengths: (episodes,).
-        returns: (episodes,), or None where there are no rewards.
-        reward_over_time: mean reward at each time within an episode, or None.
-        actions: (transitions, size), all or a sample.
-        positions: (rows, 2), positions of the states on the floor of a maze, or None.
-    """
-    panels = 2 + 2 * (returns is not None) + (positions is not None)
+def dataset_picture(path: Path, title: str, data: Trajectories, has_rewards: bool, is_maze: bool) -> None:
+    """Draw an overview of a dataset: lengths and returns of its episodes, rewards and actions; of a maze, positions."""
+    episodes, sample = (
+        summarise_episodes(data),
+        np.linspace(0, len(data.ends) - 1, min(len(data.ends), SAMPLE)).astype(int),
+    )
+    panels = 2 + 2 * has_rewards + is_maze
     columns = 2 if panels % 2 == 0 else 3
     rows = -(-panels // columns)
-    with figure(path, 3.4 * columns, 2.9 * rows + 0.3, rows, columns) as (fig, axes):
-        fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    with figure(path, 3.4 * columns, 2.9 * rows + 0.3, rows, columns, title) as (_, axes):
         free = iter(axes)
-        _histogram(next(free), lengths, "transitions in an episode", "episodes")
-        if returns is not None and reward_over_time is not None:
-            _histogram(next(free), returns, "return, undiscounted", "episodes")
+        _histogram(next(free), episodes.lengths, "transitions in an episode", "episodes")
+        if has_rewards:
+            _histogram(next(free), episodes.returns, "return, undiscounted", "episodes")
             ax = next(free)
-            ax.plot(reward_over_time, color=BLUE, linewidth=1)
+            ax.plot(reward_over_time(data), color=BLUE, linewidth=1)
             ax.set(xlabel="time in the episode", ylabel="mean reward")
         ax = next(free)
         edges = np.linspace(-1, 1, BINS + 1).tolist()
-        for column in actions.T:
+        for column in data.actions[sample].T:
             ax.hist(np.clip(column, -1, 1), edges, histtype="step", density=True, linewidth=1)
         ax.set(xlabel="action, one line per component", ylabel="density", xlim=(-1.02, 1.02))
-        if positions is not None:
-            ax = next(free)
+        if is_maze:
+            ax, positions = next(free), data.observations[sample, :2]
             ax.hist2d(*positions.T, bins=120, norm=LogNorm(), cmap="viridis", rasterized=True)
             ax.set(xlabel="x", ylabel="y", aspect="equal", title="states (log count)")
             ax.grid(False)
-        for ax in free:
-            ax.set_axis_off()
 
 
 def _histogram(ax: Axes, values: np.ndarray, name: str, what: str) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
 
-from floq.analysis.figures.style import BLUE, figure, mark_online
+from floq.analysis.figures.style import BLUE, figure, label_steps
 from floq.analysis.metrics import DIAGNOSTICS
 from floq.runs.record import OF_CRITIC
+
+SUMMARISED = ("curvature", "z0_spread", "return_spread", "quantile_spread", "abs_td_error")
 
 
 def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int | None, title: str) -> str | None:
@@ -18,8 +18,7 @@ def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int 
     Args:
         path: the picture's file.
         columns: of train.csv.
-        boundary: step at which gradient steps on data end and environment steps begin; None for a run without the
-            latter.
+        boundary: step at which the run goes online; None if it does not.
         title: of the figure.
 
     Returns:
@@ -34,22 +33,15 @@ def diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int 
         return None
     across = min(4, len(known)) if len(known) not in (5, 6, 9) else 3
     down = -(-len(known) // across)
-    with figure(path, 3.2 * across, 2.5 * down + 0.6, down, across) as (fig, axes):
-        fig.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
-        free = iter(axes)
-        for (name, points), ax in zip(known.items(), free, strict=False):
+    with figure(path, 3.2 * across, 2.5 * down + 0.6, down, across, title) as (_, axes):
+        for (name, points), ax in zip(known.items(), axes, strict=False):
             ax.plot(*points.T, "o-", color=BLUE, markersize=3, linewidth=1.4)
             ax.set_title(name, fontsize=10)
             ax.set_ylabel(DIAGNOSTICS[name], fontsize=7.5)
             if points[:, 1].min() >= 0:
                 ax.set_ylim(0, 1.1 * points[:, 1].max() or 1.0)
-            _steps(ax, boundary)
-        for ax in free:
-            ax.set_axis_off()
-    shown = [
-        name for name in ("curvature", "z0_spread", "return_spread", "quantile_spread", "abs_td_error") if name in known
-    ]
-    return ", ".join(f"{name} {_from_to(known[name])}" for name in shown)
+            label_steps(ax, boundary, 7)
+    return ", ".join(f"{name} {_from_to(known[name])}" for name in SUMMARISED if name in known)
 
 
 def _from_to(points: np.ndarray) -> str:
@@ -58,11 +50,3 @@ def _from_to(points: np.ndarray) -> str:
     if len(points) == 1:
         return f"{last[1]:.3g} (the only row)"
     return f"{first[1]:.3g} at step {first[0]:.0f}, {last[1]:.3g} at {last[0]:.0f}"
-
-
-def _steps(ax: Axes, boundary: int | None) -> None:
-    """Label the steps, and mark where the run goes online."""
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.set_xlabel("environment steps" if boundary == 0 else "steps" if boundary else "gradient steps", fontsize=8)
-    if boundary:
-        mark_online(ax, boundary, 7)

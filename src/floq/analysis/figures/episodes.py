@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure
+from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, legend_below
 
 COLUMNS = 3  # maximum number of episodes in a row
 WINDOWS = 50  # a trace that is longer gets a running mean, whose window is this fraction of it
@@ -47,22 +47,14 @@ def value_along(path: Path, played: Sequence[Played], title: str) -> str:
     across = min(COLUMNS, len(played))
     down = -(-len(played) // across)
     layout = {"rows": 2 * down, "columns": across, "height_ratios": (2.4, 1) * down, "sharey": False}
-    with figure(path, max(6.0, 4.2 * across), 4.2 * down + 0.7, **layout) as (fig, axes):
-        fig.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+    with figure(path, max(6.0, 4.2 * across), 4.2 * down + 0.7, title=title, **layout) as (fig, axes):
         grid = np.array(axes).reshape(down, 2, across)
-        for place in range(down * across):
-            above, below = grid[place // across, :, place % across]
-            if place >= len(played):
-                above.set_axis_off()
-                below.set_axis_off()
-                continue
-            episode = played[place]
+        for episode, (above, below) in zip(played, grid.swapaxes(1, 2).reshape(-1, 2), strict=False):
             draw_value(above, episode)
             draw_reward(below, episode)
             above.set_title(f"episode {episode.number}: {episode.outcome}")
         grid[0, 0, 0].set_ylabel("return from here on")
-        handles, labels = grid[0, 0, 0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels) if across > 2 else 1, fontsize=9)
+        legend_below(fig, grid[0, 0, 0], 6 if across > 2 else 1)
     errors = [e.values - e.earned[e.decided] for e in played]
     bias, size = np.mean(np.concatenate(errors)), np.mean(np.abs(np.concatenate(errors)))
     successes = sum(e.succeeded is not None for e in played)
@@ -103,15 +95,12 @@ def _mark_success(ax: Axes, episode: Played, named: bool = True) -> None:
         return
     ax.axvline(episode.succeeded, color=GREEN, linewidth=1.6)
     if named:
-        ax.annotate(
-            "success",
-            (episode.succeeded, 0.02),
-            xycoords=("data", "axes fraction"),
-            xytext=(-6, 4),
-            ha="right",
-            textcoords="offset points",
-            fontsize=9,
-            color=GREEN,
-            weight="bold",
-            bbox=BOX,
-        )
+        look = {
+            "ha": "right",
+            "textcoords": "offset points",
+            "fontsize": 9,
+            "color": GREEN,
+            "weight": "bold",
+            "bbox": BOX,
+        }
+        ax.annotate("success", (episode.succeeded, 0.02), (-6, 4), xycoords=("data", "axes fraction"), **look)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
 
-from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, star
+from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, legend_below, star
 
 MARGIN = 0.07  # of flow time, on both sides, for the noise interval and the targets
 MAX_LABELS = 3  # networks in a legend
@@ -40,7 +40,7 @@ def plot_flow_paths(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> 
     straight lines (below)."""
     layout = {"rows": 2, "columns": len(flow_paths), "sharex": True, "sharey": "row", "height_ratios": (2.3, 1)}
     max_speed = max(float(np.abs(paths.field).max()) for paths in flow_paths)
-    with figure(path, 3.7 * len(flow_paths) + 0.8, 6.6, **layout) as (fig, axes):
+    with figure(path, 3.7 * len(flow_paths) + 0.8, 6.6, title=title, **layout) as (fig, axes):
         above, below = axes[: len(flow_paths)], axes[len(flow_paths) :]
         norm = CenteredNorm(0.0, max_speed or 1.0)
         shades = ScalarMappable(norm, "PRGn")
@@ -72,9 +72,7 @@ def plot_flow_paths(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> 
         above[0].set_ylabel("z   (return)")
         below[0].set_ylabel("bend: distance of z\nfrom its straight line")
         fig.colorbar(shades, ax=above, alpha=0.45, label="velocity dz/dt", pad=0.01, aspect=30)
-        handles, labels = above[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
-        fig.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+        legend_below(fig, above[0])
 
 
 def _draw_paths(paths: FlowPaths, top: Axes, bottom: Axes) -> None:

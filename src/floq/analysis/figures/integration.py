@@ -5,32 +5,29 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.ticker import NullLocator
 
-from floq.analysis.figures.style import BLUE, FAINT, INK, ORANGE, figure
+from floq.analysis.figures.style import BLUE, FAINT, INK, ORANGE, figure, legend_below
 
 SHOWN = 12  # state-actions that are drawn one by one
 
 
-def settling(path: Path, counts: Sequence[int], values: np.ndarray, trained: int) -> str:
-    """Draw the convergence of Q over the number of integration steps.
+def settling(path: Path, counts: Sequence[int], values: Float[np.ndarray, "pairs counts"], trained: int) -> str:
+    """Draw the convergence of Q over the number of integration steps. Returns a sentence on the result.
 
     Args:
         path: the picture's file.
         counts: numbers of steps K, of which the last counts as exact.
-        values: (state-actions, counts), Q_K, in the order of the value.
+        values: Q_K of some state-actions, in the order of the value.
         trained: the K of the training, one of `counts`.
-
-    Returns:
-        A sentence on the result.
     """
     off = np.abs(values - values[:, -1:])
     at = list(counts).index(trained)
     ninetieth, half = np.quantile(off[:, at], [0.9, 0.5])
     low, high = np.quantile(values[:, -1], [0.05, 0.95])
     finding = f"with K={trained}, Q is within {ninetieth:.2g} of K={counts[-1]} for 90% of states (median {half:.2g})"
-    with figure(path, 10.4, 4.5, 1, 2) as (fig, (left, right)):
-        fig.suptitle(f"How Q settles with K: {finding}", x=0.01, ha="left", weight="bold", fontsize=11)
+    with figure(path, 10.4, 4.5, 1, 2, f"How Q settles with K: {finding}") as (fig, (left, right)):
         shown = np.linspace(0, len(values) - 1, SHOWN).astype(int)
         colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(shown)))
         for row, colour in zip(shown, colours, strict=True):
@@ -45,8 +42,7 @@ def settling(path: Path, counts: Sequence[int], values: np.ndarray, trained: int
             ylabel=f"Q_K less Q_{counts[-1]}   (return)",
             title=f"error of Q; 90% of Q lie in {low:.3g} to {high:.3g}",
         )
-        handles, labels = right.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+        legend_below(fig, right)
         for ax in (left, right):
             ax.axvline(trained, color=ORANGE, linewidth=1.2, linestyle="--")
             ax.set_xscale("log", base=2)
@@ -57,17 +53,20 @@ def settling(path: Path, counts: Sequence[int], values: np.ndarray, trained: int
     return finding
 
 
-def noise_left(path: Path, z_0: np.ndarray, ends: Mapping[int, np.ndarray], examples: Sequence[tuple[str, int]]) -> str:
-    """Draw the values z(1) of the source samples over training; an ideal flow maps all samples to one value.
+def noise_left(
+    path: Path,
+    z_0: Float[np.ndarray, " samples"],
+    ends: Mapping[int, Float[np.ndarray, "pairs members samples"]],
+    examples: Sequence[tuple[str, int]],
+) -> str:
+    """Draw the values z(1) of the source samples over training; an ideal flow maps all samples to one value. Returns a
+    sentence on the result.
 
     Args:
         path: the picture's file.
-        z_0: (samples,), evenly spaced over the noise interval, whose width must be positive.
-        ends: by training step, (state-actions, members, samples), their values z(1).
+        z_0: source samples, evenly spaced over the noise interval, whose width must be positive.
+        ends: by training step, their values z(1) for some state-actions.
         examples: a name and a row of `ends` for each panel.
-
-    Returns:
-        A sentence on the result.
     """
     steps = list(ends)
     shares = {step: ends[step].std(axis=-1).mean(axis=1) / z_0.std() for step in steps}
@@ -78,8 +77,8 @@ def noise_left(path: Path, z_0: np.ndarray, ends: Mapping[int, np.ndarray], exam
     ratios = (3, 1) * len(examples)
     layout = {"rows": 1, "columns": 2 * len(examples), "sharey": True, "width_ratios": ratios}
     shades = matplotlib.colormaps["Blues"](np.linspace(0.35, 1.0, len(steps))) if len(steps) > 1 else [BLUE]
-    with figure(path, 4.0 * len(examples), 4.6, **layout) as (fig, axes):
-        fig.suptitle(f"What is left of the noise: {finding}", x=0.01, ha="left", weight="bold", fontsize=11)
+    title = f"What is left of the noise: {finding}"
+    with figure(path, 4.0 * len(examples), 4.6, title=title, **layout) as (fig, axes):
         for (name, row), main, side in zip(examples, axes[::2], axes[1::2], strict=True):
             main.plot(z_0, z_0 - z_0.mean(), color=FAINT, linestyle=":", linewidth=1.6, label="noise as it came")
             main.axhline(0.0, color=INK, linewidth=0.8, linestyle="--", label="ideal: one value, whatever the noise")
@@ -97,6 +96,5 @@ def noise_left(path: Path, z_0: np.ndarray, ends: Mapping[int, np.ndarray], exam
             side.tick_params(left=False)
             side.grid(visible=False)
         axes[0].set_ylabel("z(1) less Q   (return)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=9)
+        legend_below(fig, axes[0], 4)
     return finding

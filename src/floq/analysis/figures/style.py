@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 INK, GREY, FAINT = "#222222", "#666666", "#9a9a9a"
 BLUE, ORANGE = "#2166ac", "#d6604d"
@@ -34,46 +32,56 @@ RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
+TITLE: Any = {"x": 0.01, "ha": "left", "weight": "bold", "fontsize": 11}
+"""Look of a figure's title."""
 BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
 """Background of text on a drawing."""
 
 
 @contextmanager
-def canvas(
-    width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
-) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and closes it at the end. `look`:
-    Matplotlib settings that override the common style."""
-    with plt.rc_context(RC | (look or {})):
-        fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs)
-        try:
-            yield fig, list(axes.flat)
-        finally:
-            plt.close(fig)
-
-
-@contextmanager
 def figure(
-    path: Path, width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
+    path: Path,
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    title: str = "",
+    look: Any = None,
+    **kwargs,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a `canvas` that is saved to `path` unless an exception is raised."""
-    with canvas(width, height, rows, columns, look, **kwargs) as (fig, axes):
+    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and saves it to `path` unless an
+    exception is raised. Axes without data are hidden. `look`: Matplotlib settings that override the common style."""
+    with matplotlib.rc_context(RC | (look or {})):
+        fig = Figure((width, height), layout="constrained")
+        if title:
+            fig.suptitle(title, **TITLE)
+        axes = list(fig.subplots(rows, columns, squeeze=False, **kwargs).flat)
         yield fig, axes
+        for ax in axes:
+            ax.set_visible(ax.has_data())
         fig.savefig(path)
+
+
+def legend_below(fig: Figure, ax: Axes, most: int = 6) -> None:
+    """Put the legend of one of the axes below all, in at most so many columns."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), most), fontsize=9)
+
+
+def label_steps(ax: Axes, boundary: int | None, size: int = 8) -> None:
+    """Label the axis of a run's steps, and mark the step at which it goes online; None if it does not."""
+    name = "gradient steps, then environment steps" if boundary else "environment steps"
+    ax.set_xlabel("gradient steps" if boundary is None else name)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if boundary:
+        mark_online(ax, boundary, size)
 
 
 def mark_online(ax: Axes, boundary: int, size: int = 8) -> None:
     """Mark the step at which a run goes online, with a label of this font size."""
     ax.axvline(boundary, color=GREY, linestyle="--", linewidth=0.9)
-    ax.annotate(
-        "online",
-        (boundary, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(size / 2, -size - 2),
-        textcoords="offset points",
-        fontsize=size,
-        color=GREY,
-    )
+    look = {"textcoords": "offset points", "fontsize": size, "color": GREY}
+    ax.annotate("online", (boundary, 1.0), (size / 2, -size - 2), xycoords=("data", "axes fraction"), **look)
 
 
 def star(ax: Axes, x: float, y: float, label: str) -> None:

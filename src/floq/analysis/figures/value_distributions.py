@@ -1,14 +1,16 @@
 """Figures of a critic's outputs at a few state-actions: histograms, quantiles, or one value per member."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from floq.analysis.figures.style import BLUE, COLOURS, INK, figure, star
+from floq.analysis.figures.style import BLUE, COLOURS, INK, figure, legend_below, star
 
 
 class ValueDistribution(NamedTuple):
@@ -25,88 +27,61 @@ class ValueDistribution(NamedTuple):
     targets: np.ndarray
 
 
-def histograms(path: Path, value_distributions: Sequence[ValueDistribution]) -> str:
+def histograms(path: Path, found: Sequence[ValueDistribution]) -> str:
     """Draw the histograms of a categorical critic. Returns a sentence on the result."""
-    masses = [distribution.said.mean(axis=0) for distribution in value_distributions]
-    widths = [
-        float(np.sqrt(np.sum(m * np.square(d.x - d.q)))) for m, d in zip(masses, value_distributions, strict=True)
-    ]
-    finding = "standard deviation of the histogram " + _listed(value_distributions, widths)
-    with figure(path, 3.7 * len(value_distributions), 4.2, 1, len(value_distributions), sharey=True) as (fig, axes):
-        fig.suptitle(
-            "The histogram over returns that each network puts out; Q is its mean",
-            x=0.01,
-            ha="left",
-            weight="bold",
-            fontsize=12,
-        )
-        for distribution, ax in zip(value_distributions, axes, strict=True):
-            for member, (masses_of, colour) in enumerate(zip(distribution.said, cycle(COLOURS), strict=False)):
-                ax.stairs(
-                    masses_of,
-                    _edges(distribution.x),
-                    color=colour,
-                    fill=member == 0,
-                    alpha=0.35 if not member else 1,
-                    linewidth=1.3,
-                    label=_numbered(member, distribution.said),
-                )
-            ax.axvline(distribution.q, color=INK, linewidth=1, linestyle="--", label="Q")
-            low = -0.03 * float(max(d.said.max() for d in value_distributions))
-            ax.plot(distribution.targets, np.full(len(distribution.targets), low), "|", color=INK, clip_on=False)
-            star(ax, float(distribution.targets.mean()), low, "TD target, draws and their mean")
-            ax.set(title=f"{distribution.name}: Q = {distribution.q:.1f}", xlabel="return")
+    low = -0.03 * float(max(each.said.max() for each in found))
+    title = "The histogram over returns that each network puts out; Q is its mean"
+    with _panels(path, found, title, sharey=True) as axes:
+        for each, ax in zip(found, axes, strict=True):
+            for masses, look in _members(each.said):
+                ax.stairs(masses, _edges(each.x), linewidth=1.3, **look)
+            ax.axvline(each.q, color=INK, linewidth=1, linestyle="--", label="Q")
+            ax.plot(each.targets, np.full(len(each.targets), low), "|", color=INK, clip_on=False)
+            star(ax, float(each.targets.mean()), low, "TD target, draws and their mean")
+            ax.set(xlabel="return")
         axes[0].set_ylabel("mass of a bin")
-        _legend(fig, axes[0])
-    return finding
+    widths = [float(np.sqrt(np.sum(each.said.mean(axis=0) * np.square(each.x - each.q)))) for each in found]
+    return "standard deviation of the histogram " + _listed(found, widths)
 
 
-def quantile_functions(path: Path, value_distributions: Sequence[ValueDistribution]) -> str:
+def quantile_functions(path: Path, found: Sequence[ValueDistribution]) -> str:
     """Draw the quantile functions of a quantile critic. Returns a sentence on the result."""
-    widths = [float(np.ptp(distribution.said.mean(axis=0))) for distribution in value_distributions]
-    finding = "from the lowest to the highest quantile: " + _listed(value_distributions, widths)
-    with figure(path, 3.7 * len(value_distributions), 4.2, 1, len(value_distributions)) as (fig, axes):
-        fig.suptitle(
-            "The return at each probability tau, by each network; Q is the mean over tau",
-            x=0.01,
-            ha="left",
-            weight="bold",
-            fontsize=12,
-        )
-        for distribution, ax in zip(value_distributions, axes, strict=True):
-            for member, (values, colour) in enumerate(zip(distribution.said, cycle(COLOURS), strict=False)):
-                ax.plot(distribution.x, values, color=colour, linewidth=1.6, label=_numbered(member, distribution.said))
-            ax.axhline(distribution.q, color=INK, linewidth=1, linestyle="--", label="Q")
-            ax.plot(np.full(len(distribution.targets), 1.03), distribution.targets, "_", color=INK)
-            star(ax, 1.03, float(distribution.targets.mean()), "TD targets, draws and their mean")
-            ax.set(title=f"{distribution.name}: Q = {distribution.q:.1f}", xlabel="tau", xlim=(0, 1.06))
+    with _panels(path, found, "The return at each probability tau, by each network; Q is the mean over tau") as axes:
+        for each, ax in zip(found, axes, strict=True):
+            for values, look in _members(each.said):
+                ax.plot(each.x, values, linewidth=1.6, **look)
+            ax.axhline(each.q, color=INK, linewidth=1, linestyle="--", label="Q")
+            ax.plot(np.full(len(each.targets), 1.03), each.targets, "_", color=INK)
+            star(ax, 1.03, float(each.targets.mean()), "TD targets, draws and their mean")
+            ax.set(xlabel="tau", xlim=(0, 1.06))
         axes[0].set_ylabel("tau-quantile of the return")
-        _legend(fig, axes[0])
-    return finding
+    widths = [float(np.ptp(each.said.mean(axis=0))) for each in found]
+    return "from the lowest to the highest quantile: " + _listed(found, widths)
 
 
-def member_values(path: Path, values: np.ndarray, targets: np.ndarray, title: str) -> str:
-    """Draw the disagreement of ensemble members, and Q against its TD target.
+@contextmanager
+def _panels(path: Path, found: Sequence[ValueDistribution], title: str, sharey: bool = False) -> Iterator[list[Axes]]:
+    """Open a figure with a panel for each state-action, and a legend below."""
+    with figure(path, 3.7 * len(found), 4.2, 1, len(found), title, sharey=sharey) as (fig, axes):
+        yield axes
+        for each, ax in zip(found, axes, strict=True):
+            ax.set_title(f"{each.name}: Q = {each.q:.1f}")
+        legend_below(fig, axes[0])
 
-    Args:
-        path: the picture's file.
-        values: (state-actions, members).
-        targets: (draws, state-actions).
-        title: of the figure.
 
-    Returns:
-        A sentence on the result.
-    """
+def member_values(
+    path: Path, values: Float[np.ndarray, "pairs members"], targets: Float[np.ndarray, "draws pairs"], title: str
+) -> str:
+    """Draw the disagreement of ensemble members at some state-actions, and Q against its TD target. Returns a sentence
+    on the result."""
     q, spread = values.mean(axis=1), values.std(axis=1)
     td_errors = targets.mean(axis=0) - q
     finding = f"half of {len(q)} state-actions have a TD error below {np.median(np.abs(td_errors)):.2g}"
     if values.shape[1] > 1:
         finding = f"members differ by {np.median(spread):.2g} (median standard deviation); {finding}"
-    with figure(path, 9.6, 4.3, 1, 2) as (fig, (left, right)):
-        fig.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
-        for member, colour in zip(range(values.shape[1]), cycle(COLOURS), strict=False):
-            named = _numbered(member, values.T)
-            left.plot(q, values[:, member] - q, ".", color=colour, markersize=4, alpha=0.7, label=named)
+    with figure(path, 9.6, 4.3, 1, 2, title) as (_, (left, right)):
+        for member, look in _members(values.T):
+            left.plot(q, member - q, ".", markersize=4, alpha=0.7, **look)
         left.set(
             title="What each network says, less their mean",
             xlabel="Q, the mean of the networks (return)",
@@ -125,9 +100,10 @@ def member_values(path: Path, values: np.ndarray, targets: np.ndarray, title: st
     return finding
 
 
-def _numbered(member: int, of_members: np.ndarray) -> str | None:
-    """Return the label of a member in a legend; None if there are too many members."""
-    return f"network {member + 1}" if len(of_members) <= len(COLOURS) else None
+def _members(values: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Yield the values of each member, and its colour and label; the latter is None if there are too many members."""
+    for number, (own, colour) in enumerate(zip(values, cycle(COLOURS), strict=False), 1):
+        yield own, {"color": colour, "label": f"network {number}" if len(values) <= len(COLOURS) else None}
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -135,12 +111,5 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.append(centres - half, centres[-1] + half)
 
 
-def _listed(value_distributions: Sequence[ValueDistribution], numbers: Sequence[float]) -> str:
-    return ", ".join(
-        f"{number:.2g} ({distribution.name})" for distribution, number in zip(value_distributions, numbers, strict=True)
-    )
-
-
-def _legend(fig, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=9)
+def _listed(found: Sequence[ValueDistribution], numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.2g} ({each.name})" for each, number in zip(found, numbers, strict=True))

@@ -2,14 +2,14 @@
 sheet; the colours of groups are legible on both."""
 
 import html
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
 
-from floq.analysis.metrics import Metric
-from floq.analysis.report.scores import Report, TaskScores, lines, mean
+from floq.analysis.report.scores import Report, TaskScores
 
 PALETTE = ("#3b82c4", "#dd6b4d", "#4f9e30", "#a367b8", "#b9792f", "#1a9a8f", "#e07ab0", "#c99a10")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -30,18 +30,15 @@ def looks(report: Report) -> dict[str, Look]:
 
 def curve_chart(task: TaskScores, looks: Mapping[str, Look]) -> go.Figure:
     """Draw the learning curves of a task: every run thin, the mean of each group thick, with its interval."""
-    chart, metric = _chart(), task.metric
-    shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, metric)]
-    for name, line in shown:  # first, so that the means lie above them
-        run, so_far = line.run, "" if line.run.ends else f", {line.run.state}"
-        hover = f"seed {run.seed}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}{so_far}"
+    chart, metric, form = _chart(), task.metric, ".1%" if task.metric.is_rate else ".4g"
+    for name, run, steps, values in task.lines:  # first, so that the means lie above them
+        hover = f"seed {run.seed}, step %{{x:,}}<br>{metric.name} %{{y:{form}}}" + (
+            "" if run.ends else f", {run.state}"
+        )
         style = {"color": looks[name][0], "width": 1 if run.ends else 1.5, "dash": "solid" if run.ends else "dot"}
-        opacity = 0.9 if not run.ends else 0.45 if len(shown) <= CROWDED else 0.15
-        chart.add_scatter(x=line.steps, y=line.values, line=style, opacity=opacity, **_of(name, hover, len(line.steps)))
-    for name, cell in task.cells.items():
-        found = mean(cell, metric)
-        if found is None:
-            continue
+        opacity = 0.9 if not run.ends else 0.45 if len(task.lines) <= CROWDED else 0.15
+        chart.add_scatter(x=steps, y=values, line=style, opacity=opacity, **_of(name, hover, len(steps)))
+    for name, found in task.means.items():
         if found.over != "nothing":
             known = abs(found.low) < float("inf")
             band = found.steps[known], found.low[known], found.high[known]
@@ -49,9 +46,14 @@ def curve_chart(task: TaskScores, looks: Mapping[str, Look]) -> go.Figure:
         style = {"color": looks[name][0], "width": 2.5, "dash": looks[name][1]}
         over = f"mean of {found.number} runs" if found.number > 1 else "the only run"
         over += "" if found.has_ended else ", which have not ended"
-        hover = f"{over}, step %{{x:,}}<br>{metric.name} %{{y:{_form(metric)}}}"
+        hover = f"{over}, step %{{x:,}}<br>{metric.name} %{{y:{form}}}"
         chart.add_scatter(x=found.steps, y=found.values, line=style, **_of(name, hover, len(found.steps)))
-    _name_axes(chart, task)
+    chart.update_xaxes(tickformat="~s", title_text=task.step_name)
+    chart.update_yaxes(title_text=metric.name)
+    if metric.is_rate:
+        chart.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
+    for boundary in task.boundaries:
+        chart.add_vline(boundary, line={"dash": "dash", "width": 1, "color": "#888"}, annotation_text="online")
     return chart
 
 
@@ -99,17 +101,9 @@ def _chart() -> go.Figure:
 def _of(name: str, hover: str, points: int) -> dict[str, Any]:
     """Return the properties that traces of a group share; a single point becomes a marker. Plotly parses texts as
     HTML."""
-    template = f"<b>{_wrapped(name)}</b><br>{hover}<extra></extra>"
+    wrapped = "<br>".join(html.escape(line) for line in textwrap.wrap(name, 38)).replace("%{", "% {")
+    template = f"<b>{wrapped}</b><br>{hover}<extra></extra>"
     return {"legendgroup": name, "mode": "lines" if points > 1 else "markers", "hovertemplate": template}
-
-
-def _wrapped(name: str, width: int = 38) -> str:
-    """Wrap a group's name at its commas."""
-    found = [""]
-    for part in name.split(", "):
-        joined = f"{found[-1]}, {part}" if found[-1] else part
-        found = [*found[:-1], joined] if len(joined) <= width else [*found, part]
-    return ",<br>".join(html.escape(line) for line in found if line).replace("%{", "% {")
 
 
 def _add_band(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: str, visible: bool) -> None:
@@ -119,26 +113,3 @@ def _add_band(chart: go.Figure, x: Any, low: Any, high: Any, name: str, colour: 
     shared |= {"meta": "band", "visible": visible}
     chart.add_scatter(x=x, y=low, **shared)
     chart.add_scatter(x=x, y=high, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.15)", **shared)
-
-
-def _name_axes(chart: go.Figure, task: TaskScores) -> None:
-    runs = [run for cell in task.cells.values() for run in (*cell.runs, *cell.unfinished)]
-    chart.update_xaxes(
-        tickformat="~s", title_text=step_name([(r.settings["offline_steps"], r.settings["online_steps"]) for r in runs])
-    )
-    chart.update_yaxes(title_text=task.metric.name)
-    if task.metric.is_rate:
-        chart.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
-    for boundary in sorted({run.boundary for run in runs} - {0}):
-        chart.add_vline(boundary, line={"dash": "dash", "width": 1, "color": "#888"}, annotation_text="online")
-
-
-def step_name(phases: Sequence[tuple[int, int]]) -> str:
-    """Name the steps of runs with these numbers of offline and online steps."""
-    offline, online = any(both[0] for both in phases), any(both[1] for both in phases)
-    kinds = ["gradient steps"] * offline + ["environment steps"] * online
-    return ", then ".join(kinds) or "steps"
-
-
-def _form(metric: Metric) -> str:
-    return ".1%" if metric.is_rate else ".4g"

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from floq.analysis.figures.style import COLOURS, FAINT, INK, figure, mark_online
-from floq.analysis.report.charts import BANDS, CROWDED, step_name
-from floq.analysis.report.scores import Report, TaskScores, lines, mean
+from floq.analysis.report.charts import BANDS, CROWDED
+from floq.analysis.report.scores import Report, TaskScores
 from floq.analysis.report.tables import short_task
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
@@ -38,17 +38,6 @@ DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 Look = tuple[str, Any]
 """A colour and a line style."""
 Panel = Callable[[Axes], None]
-
-
-def draw_figures(stem: Path, suffix: str, report: Report) -> tuple[list[Path], list[str]]:
-    """Draw the report in each width, as STEM-column.SUFFIX and STEM-page.SUFFIX.
-
-    Returns:
-        The files, and a line for each part that was left out.
-    """
-    paths = [stem.with_name(f"{stem.name}-{end}.{suffix}") for end in WIDTHS]
-    left_out = [draw_figure(path, report, end) for path, end in zip(paths, WIDTHS, strict=True)]
-    return paths, left_out[0]
 
 
 def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", curves: bool = True) -> list[str]:
@@ -86,8 +75,6 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
     with figure(path, width, height, rows, columns, look=RC, height_ratios=heights) as (fig, axes):
         for ax, panel in zip(axes, panels, strict=False):
             panel(ax)
-        for ax in axes[len(panels) :]:
-            ax.set_axis_off()
         if legend:  # with the title, over which the layout would draw it
             fig.legend(
                 handles=legend,
@@ -127,24 +114,19 @@ def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
 
 
 def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
-    shown = [(name, line) for name, cell in task.cells.items() for line in lines(cell, task.metric)]
-    phases = {(line.run.settings["offline_steps"], line.run.settings["online_steps"]) for _, line in shown}
-    for name, line in shown:  # first, so that the means lie above them
-        dots, width = ("-", 0.5) if line.run.ends else (":", 0.9)
-        alpha = 0.9 if not line.run.ends else 0.35 if len(shown) <= CROWDED else 0.12
-        ax.plot(line.steps, line.values, color=styles[name][0], linewidth=width, alpha=alpha, linestyle=dots)
-    for name, cell in task.cells.items():
-        found = mean(cell, task.metric)
-        if found is None:
-            continue
+    for name, run, steps, values in task.lines:  # first, so that the means lie above them
+        dots, width = ("-", 0.5) if run.ends else (":", 0.9)
+        alpha = 0.9 if not run.ends else 0.35 if len(task.lines) <= CROWDED else 0.12
+        ax.plot(steps, values, color=styles[name][0], linewidth=width, alpha=alpha, linestyle=dots)
+    for name, found in task.means.items():
         colour, dash = styles[name]
         if len(task.cells) <= BANDS and found.over != "nothing":
             ax.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.12, linewidth=0)
         alone = len(found.steps) == 1
         ax.plot(found.steps, found.values, color=colour, linestyle=dash, marker="o" if alone else None, markersize=3)
-    for boundary in sorted({offline for offline, online in phases if offline and online}):
+    for boundary in task.boundaries:
         mark_online(ax, boundary, 6)
-    ax.set(xlabel=step_name(sorted(phases)), ylabel=task.metric.name)
+    ax.set(xlabel=task.step_name, ylabel=task.metric.name)
     ax.set_title("\n".join(textwrap.wrap(short_task(task.name), 26)))
     if task.metric.is_rate:
         ax.set_ylim(-0.03, 1.03)

@@ -52,11 +52,14 @@ def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
         buckets[tuple(str(values.get(name)) for name in IDENTITY)].append(number)
     keyed: dict[tuple, list[int]] = defaultdict(list)
     for identity, members in buckets.items():
-        splitting = [name for name in names if _varies_in_a_family(name, members, runs, settings)]
+        varied = {name: map(len, _by_family(name, members, runs, settings).values()) for name in names}
+        splitting = [name for name in names if max(varied[name]) > 1]
         for number in members:
             keyed[identity, tuple((name, _format(settings[number].get(name))) for name in splitting)].append(number)
     members = list(keyed.values())
-    formatted = [{name: _format_by_family(name, group, runs, settings) for name in names} for group in members]
+    formatted = [
+        {name: _format_by_family(_by_family(name, group, runs, settings)) for name in names} for group in members
+    ]
     differing = [name for name in names if len({values[name] for values in formatted}) > 1]
     group_names = _names(list(keyed))
     found = [
@@ -80,21 +83,20 @@ def _compared(run: RunRecord) -> dict[str, Any]:
     return values
 
 
-def _varies_in_a_family(name: str, members: list[int], runs: Sequence[RunRecord], settings: list[dict]) -> bool:
-    if name in IDENTITY:
-        return False
-    by_family: dict[str, set[str]] = defaultdict(set)
+def _by_family(name: str, members: list[int], runs: Sequence[RunRecord], settings: list[dict]) -> dict[str, set[str]]:
+    """Return the values of a setting in each environment family of these runs, formatted."""
+    found: dict[str, set[str]] = defaultdict(set)
     for number in members:
-        by_family[runs[number].family].add(_format(settings[number].get(name)))
-    return any(len(values) > 1 for values in by_family.values())
+        found[runs[number].family].add(_format(settings[number].get(name)))
+    return found
 
 
-def _format_by_family(name: str, group: list[int], runs: Sequence[RunRecord], settings: list[dict]) -> str:
+def _format_by_family(by_family: dict[str, set[str]]) -> str:
     """Format a group's value of a setting, or each family's value if they differ."""
-    by_family = {runs[number].family: _format(settings[number].get(name)) for number in group}
-    if len(set(by_family.values())) == 1:
-        return next(iter(by_family.values()))
-    return ", ".join(f"{value} ({family})" for family, value in sorted(by_family.items()))
+    values = {family: value for family, (value,) in by_family.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} ({family})" for family, value in sorted(values.items()))
 
 
 def _names(keys: Sequence[tuple[tuple, tuple]]) -> list[str]:

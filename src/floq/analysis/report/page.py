@@ -1,68 +1,77 @@
-"""Report as one self-contained HTML page, which needs no network and no other file."""
+"""Report as one self-contained HTML page, which needs no network and no other file, and as Markdown. The templates
+beside this file say what they look like."""
 
 import functools
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from floq.analysis.metrics import METRICS
 from floq.analysis.report import charts, tables
 from floq.analysis.report.scores import Report
-from floq.analysis.report.tables import join_names, link, short_task
+from floq.analysis.report.tables import Section, join_names, link, short_task
 from floq.utils.machine import version
 
 
 def page(report: Report, folder: Path) -> str:
     """Render the page; links to run folders are relative to `folder`, where it will be written."""
-    looks = charts.looks(report)
-    sections: list[dict[str, Any]] = []
-    for metric in METRICS.values():
-        tasks = [task for task in report.tasks if task.metric is metric]
-        if tasks:
-            found = {"title": metric.name.capitalize(), "tables": tables.results(report, tasks), "charts": []}
-            for task in tasks:
-                chart = charts.as_html(charts.curve_chart(task, looks), f"chart-{len(sections)}-{len(found['charts'])}")
-                found["charts"].append((short_task(task.name), chart, len(task.cells) > charts.BANDS))
-            sections.append(found)
-    intervals = {name: found.iqm for name, found in report.aggregates.items()}
-    profile = charts.as_html(charts.profile_chart(report, looks), "chart-profiles") if report.aggregates else None
-    return _template().render(
-        title=_title(report),
+    looks, drawn, sections = charts.looks(report), {}, tables.sections(report)
+    for n, section in enumerate(sections):
+        tasks = [task for task in report.tasks if task.metric is section.metric]
+        drawn[section.title] = [
+            (short_task(task.name), charts.as_html(charts.curve_chart(task, looks), f"chart-{n}-{m}"), len(task.cells))
+            for m, task in enumerate(tasks)
+        ]
+    families = list(dict.fromkeys(task.family for task in report.tasks))
+    count = len(report.runs) + len(report.damaged)
+    return _render(
+        "page.html.j2",
+        folder,
+        title=f"{count} {'run' if count == 1 else 'runs'} of {join_names(families, 3)}",
         made=time.strftime("%Y-%m-%d %H:%M"),
         version=version("floq"),
         report=report,
         looks=looks,
         sections=sections,
-        tables={
-            "overview": tables.overview(report),
-            "published": tables.beside_published(report),
-            "aggregates": tables.aggregates(report),
-            "improvements": tables.improvements(report),
-            "costs": tables.costs(report),
-            "health": tables.health(report),
-            "differences": tables.settings_table(report),
-            "runs": tables.runs(report),
-        },
-        intervals=intervals,
-        profile=profile,
+        charts=drawn,
+        profile=charts.as_html(charts.profile_chart(report, looks), "chart-profiles") if report.aggregates else None,
         bands=charts.BANDS,
-        link=functools.partial(link, folder=folder),
         plotly_js=get_plotlyjs(),
     )
 
 
-def _title(report: Report) -> str:
-    families = list(dict.fromkeys(task.family for task in report.tasks))
-    count = len(report.runs) + len(report.damaged)
-    return f"{count} {'run' if count == 1 else 'runs'} of {join_names(families, 3)}"
+def markdown(report: Report, folder: Path) -> str:
+    """Format the tables of the report in Markdown; links to run folders are relative to `folder`."""
+    return _markdown(tables.sections(report), folder)
 
 
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("floq", "analysis/report")
+def comparison_markdown(report: Report, title: str, question: str = "") -> str:
+    """Format the tables of an experiment in Markdown."""
+    found = [table for table in (tables.comparison(report), tables.diagnosis(report)) if table.rows]
+    return _markdown([Section(title, found)], Path(), question)
+
+
+def _markdown(sections: Sequence[Section], folder: Path, question: str = "") -> str:
+    return _render("report.md.j2", folder, sections=sections, question=question)
+
+
+def _render(template: str, folder: Path, **values: Any) -> str:
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("floq", "analysis/report"),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html.j2")
+    environment.filters["escaped"] = _escaped
+    return environment.get_template(template).render(link=functools.partial(link, folder=folder), **values)
+
+
+def _escaped(text: str) -> str:
+    """Escape Markdown, so that a name cannot end its cell, make a link or a footnote, or emphasise."""
+    text = re.sub(r"([\\|*<>`])", r"\\\1", text)
+    return re.sub(r"(?<!\w)_|_(?!\w)|\](?=[(\[:])|\[(?=\^)", r"\\\g<0>", text)

@@ -58,6 +58,32 @@ class TaskScores:
     metric: Metric
     cells: dict[str, Cell]
 
+    @cached_property
+    def lines(self) -> list[tuple[str, RunRecord, np.ndarray, np.ndarray]]:
+        """The learning curve of each run, finished or not, that has one: its group, the run, steps and values."""
+        runs = [(name, run) for name, cell in self.cells.items() for run in (*cell.runs, *cell.unfinished)]
+        return [(name, run, *found) for name, run in runs if len((found := curve(run, self.metric))[0])]
+
+    @cached_property
+    def means(self) -> dict[str, "Mean"]:
+        """The mean learning curve of each group that has one."""
+        found = {name: mean(cell, self.metric) for name, cell in self.cells.items()}
+        return {name: each for name, each in found.items() if each is not None}
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Steps at which runs go online."""
+        return sorted({run.boundary for _, run, _, _ in self.lines} - {0})
+
+    @property
+    def step_name(self) -> str:
+        """What a step of these runs is."""
+        phases = [[run.settings[name] for _, run, _, _ in self.lines] for name in ("offline_steps", "online_steps")]
+        kinds = [
+            name for name, steps in zip(("gradient steps", "environment steps"), phases, strict=True) if any(steps)
+        ]
+        return ", then ".join(kinds) or "steps"
+
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -232,14 +258,6 @@ def _episodes(run: RunRecord) -> int:
 # --- Learning curves ---
 
 
-class Line(NamedTuple):
-    """Learning curve of one run."""
-
-    run: RunRecord
-    steps: np.ndarray
-    values: np.ndarray
-
-
 class Mean(NamedTuple):
     """Mean over `number` runs, finished or not, at the steps that they share, and its interval, infinite where
     unknown."""
@@ -253,24 +271,19 @@ class Mean(NamedTuple):
     has_ended: bool
 
 
-def lines(cell: Cell, metric: Metric) -> list[Line]:
-    """Return the curves of all runs of a cell, finished or not, that have one."""
-    found = [Line(run, *curve(run, metric)) for run in (*cell.runs, *cell.unfinished)]
-    return [line for line in found if len(line.steps)]
-
-
 def mean(cell: Cell, metric: Metric) -> Mean | None:
     """Compute the mean curve of the runs that have ended; of all runs while none has. None if they share no step, or
     for a single run that has not ended."""
-    shown = lines(cell, metric)
-    ended = [line for line in shown if line.run.ends]
+    curves = {run: curve(run, metric) for run in (*cell.runs, *cell.unfinished)}
+    shown = [run for run, (steps, _) in curves.items() if len(steps)]
+    ended = [run for run in shown if run.ends]
     averaged = ended or (shown if len(shown) > 1 else [])
-    common = set.intersection(*(set(line.steps) for line in averaged)) if averaged else set()
+    common = set.intersection(*(set(curves[run][0]) for run in averaged)) if averaged else set()
     if not common:
         return None
     steps = np.array(sorted(common))
-    values = np.array([line.values[np.isin(line.steps, steps)] for line in averaged])
-    episodes = [int(line.run.settings.get("eval_episodes") or 0) for line in averaged]
+    values = np.array([curves[run][1][np.isin(curves[run][0], steps)] for run in averaged])
+    episodes = [int(run.settings.get("eval_episodes") or 0) for run in averaged]
     found = [interval(column, metric, episodes) for column in values.T]
     low, high = (np.array([estimate[end] for estimate, _ in found]) for end in (1, 2))
     over: Over = "seeds" if any(o == "seeds" for _, o in found) else found[-1][1]

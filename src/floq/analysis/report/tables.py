@@ -6,7 +6,6 @@ import os
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -14,13 +13,11 @@ from urllib.parse import quote
 import numpy as np
 
 from floq.analysis.health import run_problems
-from floq.analysis.metrics import DIAGNOSTICS, SUCCESS, last
+from floq.analysis.metrics import DIAGNOSTICS, METRICS, SUCCESS, Metric, last
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
 from floq.analysis.statistics import Estimate
-from floq.runs.record import OF_CRITIC, RunRecord
-
-# --- Results ---
+from floq.runs.record import OF_CRITIC, DamagedRun, RunRecord
 
 
 class Text(NamedTuple):
@@ -31,22 +28,45 @@ class Text(NamedTuple):
     folder: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Table whose first column is text; the others are numbers if `numbers`. `notes` explain it."""
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[Text, ...], ...]
-    notes: tuple[str, ...] = ()
-    numbers: bool = True
+    header: Sequence[str]
+    rows: Sequence[Sequence[Text]]
+    notes: Sequence[str]
+    numbers: bool
+
+
+class Section(NamedTuple):
+    """Tables under one title; those of a metric have its learning curves beside them."""
+
+    title: str
+    tables: Sequence[Table]
+    metric: Metric | None = None
 
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[Text | str]], notes: Sequence[str] = (), numbers=True
 ) -> Table:
     """Make a table of cells, each a `Text` or plain text."""
-    cells = tuple(tuple(Text(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
-    return Table(tuple(header), cells, tuple(notes), numbers)
+    return Table(header, [[Text(c) if isinstance(c, str) else c for c in row] for row in rows], notes, numbers)
+
+
+def sections(report: Report) -> list[Section]:
+    """Return the tables of a report; those without rows are left out, except that of health."""
+    by_metric = [(metric, [task for task in report.tasks if task.metric is metric]) for metric in METRICS.values()]
+    found = [
+        Section("What was run", [overview(report)]),
+        *(Section(metric.name.capitalize(), results(report, own), metric) for metric, own in by_metric if own),
+        Section("Beside published numbers", [beside_published(report)]),
+        Section("Over all tasks", [aggregates(report)]),
+        Section("Probability of improvement", [improvements(report)]),
+        Section("Cost", [costs(report)]),
+        Section("Health", [health(report)]),
+        Section("Settings in which groups differ", [settings_table(report)]),
+        Section("Runs", [runs(report)]),
+    ]
+    return [section for section in found if section.tables[0].rows or section.title == "Health"]
 
 
 def with_interval(estimate: Estimate, shown: Callable[[float], str]) -> str:
@@ -71,133 +91,127 @@ def link(run: str, folder: Path) -> str:
     return quote(os.path.relpath(run, folder).replace(os.sep, "/")) + "/"
 
 
-NO_WIDTH = "An interval without width: these runs agree, which does not tell that others would."
+# --- Results ---
 
 
 def results(report: Report, tasks: Sequence[TaskScores]) -> list[Table]:
     """Return tables of the last values of these tasks, which share one metric: a table for each family of tasks, with a
     row for each group and a column for each task. The notes of the last table explain all."""
-    seen: set[str] = set()
-    families = list(dict.fromkeys(task.family for task in tasks))
-    members = [[task for task in tasks if task.family == family] for family in families]
-    rows = [_family_rows(report, own, seen) for own in members]
-    notes = [[] for _ in families[1:]] + [_explanations(tasks, seen)]
-    return [
-        table(("group", *(short_task(task.name) for task in own)), cells, own_notes)
-        for own, cells, own_notes in zip(members, rows, notes, strict=True)
+    found: list[Table] = []
+    for family in dict.fromkeys(task.family for task in tasks):
+        own = [task for task in tasks if task.family == family]
+        cells = {g.name: [_cell(task, task.cells.get(g.name)) for task in own] for g in report.groups}
+        rows = [[name, *row] for name, row in cells.items() if any(row)]
+        found.append(table(("group", *(short_task(task.name) for task in own)), rows))
+    return [*found[:-1], found[-1]._replace(notes=_explanations(report, tasks[0].metric))]
+
+
+def _explanations(report: Report, metric: Metric) -> list[str]:
+    notes = [
+        f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are. (faint): the "
+        "newest value of runs that have not ended, at their step; it is in no mean."
     ]
-
-
-def _family_rows(report: Report, tasks: Sequence[TaskScores], seen: set[str]) -> list[list[Text | str]]:
-    found = []
-    for group in report.groups:
-        cells = [task.cells.get(group.name) for task in tasks]
-        if any(cells):
-            shown = [_cell(task, cell, seen) if cell else "" for task, cell in zip(tasks, cells, strict=True)]
-            found.append([group.name, *shown])
-    return found
-
-
-def _explanations(tasks: Sequence[TaskScores], seen: set[str]) -> list[str]:
-    """Explain the cells of these tasks; `seen` holds the kinds of cell that occur."""
-    metric = tasks[0].metric
-    notes = [f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are."]
     if not metric.more_is_better:
         notes.append(
             "These runs have no environment to play in. The TD error is the critic's disagreement with itself on "
             "held-out data: smaller does not mean a better policy."
         )
-    if "seeds" in seen:
-        cut = ", cut to what a rate can be" if metric.is_rate else ""
-        notes.append(f"[ ]: 95% Student's interval of the mean over seeds{cut}.")
-    if "episodes" in seen:
-        notes.append(
+    if metric.is_rate:
+        notes += [
+            "[ ]: 95% Student's interval of the mean over seeds, cut to what a rate can be.",
             f"[ ]*: 95% Wilson interval of all episodes together, where there are fewer than {FEW} seeds or all agree: "
-            "it says how well these very policies are measured, and nothing about how other seeds would do."
-        )
-    if "nothing" in seen:
-        notes.append(f"No interval: fewer than {FEW} seeds, or seeds that agree, do not tell how others would do.")
-    repeated = sum(len(cell.repeated) for task in tasks for cell in task.cells.values())
-    if repeated:
-        notes.append(f"Left out: {repeated} runs whose seed has a newer run, or one that ended.")
-    if "unfinished" in seen:
-        notes.append("(faint): the newest value of runs that have not ended, at their step; it is in no mean.")
+            "it says how well these very policies are measured, and nothing about how other seeds would do.",
+        ]
+    else:
+        notes.append(f"[ ]: 95% Student's interval of the mean over seeds; none for fewer than {FEW}, or if all agree.")
+    if report.repeated:
+        notes.append(f"Left out: {len(report.repeated)} runs whose seed has a newer run, or one that ended.")
     return notes
 
 
-def _cell(task: TaskScores, cell: Cell, seen: set[str]) -> Text:
-    if not len(cell.values):
-        return _so_far(task, cell.unfinished, seen)
-    seen.add(cell.over)
-    shown = with_interval(cell.estimate, task.metric.shown) + ("*" if cell.over == "episodes" else "")
-    waiting = f", {len(cell.unfinished)} not ended" if cell.unfinished else ""
-    return Text(f"{shown} ({len(cell.values)}{waiting})")
-
-
-def _so_far(task: TaskScores, runs: Sequence[RunRecord], seen: set[str]) -> Text:
-    known = [run for run in runs if math.isfinite(last(run, task.metric))]
+def _cell(task: TaskScores, cell: Cell | None) -> Text | str:
+    if cell is None:
+        return ""
+    if len(cell.values):
+        shown = with_interval(cell.estimate, task.metric.shown) + ("*" if cell.over == "episodes" else "")
+        waiting = f", {len(cell.unfinished)} not ended" if cell.unfinished else ""
+        return f"{shown} ({len(cell.values)}{waiting})"
+    known = [run for run in cell.unfinished if math.isfinite(last(run, task.metric))]
     if not known:
-        return Text(f"no evaluation yet ({len(runs)} {'run' if len(runs) == 1 else 'runs'})", faint=True)
-    seen.add("unfinished")
+        count = len(cell.unfinished)
+        return Text(f"no evaluation yet ({count} {'run' if count == 1 else 'runs'})", faint=True)
     values, steps = sorted(last(run, task.metric) for run in known), sorted(run.step for run in known)
-    ends = list(dict.fromkeys(map(task.metric.shown, (values[0], values[-1]))))
-    at = list(dict.fromkeys(map(short_count, (steps[0], steps[-1]))))
-    states = Counter(run.state for run in known)
-    counted = ", ".join(state if len(known) == 1 else f"{count} {state}" for state, count in states.items())
-    return Text(f"({' to '.join(ends)} at {' to '.join(at)}, {counted})", faint=True)
+    ends = dict.fromkeys(map(task.metric.shown, (values[0], values[-1])))
+    at = dict.fromkeys(map(short_count, (steps[0], steps[-1])))
+    states = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in known).items())
+    return Text(f"({' to '.join(ends)} at {' to '.join(at)}, {states})", faint=True)
+
+
+def aggregates(report: Report) -> Table:
+    """Return the interquartile means over all tasks with success."""
+    rows = [
+        (name, with_interval(found.iqm, "{:.2f}".format), str(found.tasks), str(found.runs))
+        for name, found in report.aggregates.items()
+    ]
+    notes = [
+        "Interquartile mean of the last success rates of all runs that have ended, with a 95% stratified bootstrap "
+        "interval: runs are drawn again within each task (Agarwal et al. 2021, arXiv 2108.13264). A task with a single "
+        f"run gives none; with fewer than {FEW} seeds for each task it is too narrow to be relied on, and without "
+        "width where runs agree, which does not tell that others would.",
+    ]
+    if len({found.tasks for found in report.aggregates.values()}) > 1:
+        notes.append("Groups with different numbers of tasks were not tried on the same ones: do not compare them.")
+    return table(("group", "IQM of success [95%]", "tasks", "runs"), rows, notes)
+
+
+def improvements(report: Report) -> Table:
+    """Return the probability that one group is better than another, for pairs of groups."""
+    columns = [group.name for group in report.groups if any(group.name == second for _, second in report.improvements)]
+    rows = []
+    for first in dict.fromkeys(first for first, _ in report.improvements):
+        found = [report.improvements.get((first, second)) for second in columns]
+        rows.append([first, *(with_interval(x[0], "{:.2f}".format) + f" ({x[1]})" if x else "" for x in found)])
+    few = "" if len(columns) > 1 else f" Of more than {MANY} groups each is compared with one alone (--reference)."
+    note = (
+        "How probably a run of the row is better than a run of the column on the same task, a tie counting one half, "
+        f"with a 95% stratified bootstrap interval, and on how many tasks both have runs that have ended.{few}"
+    )
+    return table(("P(row better than column)", *columns), rows, [note])
 
 
 # --- Beside published numbers ---
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 TASKS, SEEDS, EPISODES = 5, 3, 50  # of an environment family, in the protocol of those numbers
+ABOUT_PUBLISHED = (
+    f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds), and "
+    "have not been reproduced independently. Ours: mean over the tasks of the mean over seeds, with the 95% Student's "
+    f"interval over seeds where at least {FEW} have run all of these tasks; only runs on the benchmark's own data, "
+    "without an online phase, with success_timing=post."
+)
 
 
-def beside_published(report: Report) -> Table | None:
-    """Return success by environment family beside published numbers; None if no run is comparable."""
-    rows, notes, published = [], [], tomllib.loads(PUBLISHED.read_text())
+def beside_published(report: Report) -> Table:
+    """Return success by environment family beside published numbers, of the runs that are comparable."""
+    rows, published = [], tomllib.loads(PUBLISHED.read_text())
     for family, numbers in published["success"].items():
         own = []
         for group in report.groups:
             ended = [run for run in group.runs if run.family == family and run.ends and run not in report.repeated]
-            kept, reasons = comparable(ended)
-            notes += [f"{group.name} is not compared on {family}: {reason}." for reason in reasons]
-            kept = [run for run in kept if math.isfinite(last(run, SUCCESS))]
+            kept = [run for run in ended if is_comparable(run) and math.isfinite(last(run, SUCCESS))]
             if kept:
                 differs = "; ".join(protocol_differences(kept)) or "none"
                 own.append([family, f"{group.name}, here", with_interval(_over_tasks(kept), "{:.0f}".format), differs])
-        if own:
-            rows += own
-            marked = [(name, x) for name, x in zip(published["methods"], numbers, strict=True) if x]
-            rows += [[Text(family, True), Text(f"{name}, published", True), Text(x, True), ""] for name, x in marked]
-    if not rows:
-        return None
-    about = (
-        f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds), "
-        "and have not been reproduced independently."
-    )
+        marked = [(name, x) for name, x in zip(published["methods"], numbers, strict=True) if x and own]
+        rows += own + [[Text(family, True), Text(f"{name}, published", True), Text(x, True), ""] for name, x in marked]
     header = ("environment", "method", "success, %", "differs from the published protocol in")
-    return table(header, rows, [about, OURS, *notes])
+    return table(header, rows, [ABOUT_PUBLISHED])
 
 
-OURS = "Ours: mean over the tasks of the mean over seeds, with the 95% Student's interval over seeds where at least "
-OURS += f"{FEW} have run all of these tasks."
-
-
-def comparable(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """Select those of a family's finished runs that are comparable to its published numbers, with reasons why others
-    are not: runs need the benchmark's own data, no online phase, and success as published, read after a step."""
-    kept, reasons = [], []
-    for run in runs:
-        if run.settings.get("dataset"):
-            reasons.append("other data than the benchmark's")
-        elif run.settings["online_steps"]:
-            reasons.append("an online phase")
-        elif run.settings.get("success_timing") != "post":
-            reasons.append(f"success_timing={run.settings.get('success_timing')}")
-        else:
-            kept.append(run)
-    return kept, list(dict.fromkeys(reasons))
+def is_comparable(run: RunRecord) -> bool:
+    """Return whether a run may stand beside published numbers."""
+    own_data = not run.settings.get("dataset")
+    return own_data and not run.settings["online_steps"] and run.settings.get("success_timing") == "post"
 
 
 def protocol_differences(runs: Sequence[RunRecord]) -> list[str]:
@@ -237,50 +251,6 @@ def _over_tasks(runs: Sequence[RunRecord]) -> Estimate:
     return Estimate(100 * mean, 100 * low, 100 * high)
 
 
-def aggregates(report: Report) -> Table | None:
-    """Return the interquartile means over all tasks with success; None without any."""
-    if not report.aggregates:
-        return None
-    most = max(found.tasks for found in report.aggregates.values())
-    rows = [
-        (name, with_interval(found.iqm, "{:.2f}".format), str(found.tasks), str(found.runs))
-        for name, found in report.aggregates.items()
-    ]
-    notes = [
-        "Interquartile mean of the last success rates of all runs that have ended, with a 95% stratified bootstrap "
-        "interval: runs are drawn again within each task (Agarwal et al. 2021, arXiv 2108.13264)."
-    ]
-    if any(not math.isfinite(found.iqm.low) for found in report.aggregates.values()):
-        notes.append("No interval: a task with a single run cannot say how others would do.")
-    if any(found.iqm.low == found.iqm.high for found in report.aggregates.values()):
-        notes.append(NO_WIDTH)
-    if any(found.runs < FEW * found.tasks for found in report.aggregates.values()):
-        notes.append(f"With fewer than {FEW} seeds for each task such an interval is too narrow to be relied on.")
-    if any(found.tasks < most for found in report.aggregates.values()):
-        notes.append("Groups with different numbers of tasks were not tried on the same ones: do not compare them.")
-    return table(("group", "IQM of success [95%]", "tasks", "runs"), rows, notes)
-
-
-def improvements(report: Report) -> Table | None:
-    """Return the probability that one group is better than another, for pairs of groups; None with one group."""
-    if not report.improvements:
-        return None
-    rows = list(dict.fromkeys(first for first, _ in report.improvements))
-    columns = [group.name for group in report.groups if any(group.name == second for _, second in report.improvements)]
-    cells = []
-    for first in rows:
-        found = [report.improvements.get((first, second)) for second in columns]
-        cells.append([first, *(with_interval(x[0], "{:.2f}".format) + f" ({x[1]})" if x else "" for x in found)])
-    few = "" if len(columns) > 1 else f" Of more than {MANY} groups each is compared with one alone (--reference)."
-    notes = [
-        "How probably a run of the row is better than a run of the column on the same task, a tie counting one half, "
-        f"with a 95% stratified bootstrap interval, and on how many tasks both have runs that have ended.{few}"
-    ]
-    if any(found.low == found.high for found, _ in report.improvements.values()):
-        notes.append(NO_WIDTH)
-    return table(("P(row better than column)", *columns), cells, notes)
-
-
 # --- Experiments ---
 
 
@@ -312,8 +282,8 @@ def comparison(report: Report) -> Table:
     return table(header, rows, [note])
 
 
-def diagnosis(report: Report) -> Table | None:
-    """Return the critics' diagnostic metrics, with a column for each that any group has; None without any."""
+def diagnosis(report: Report) -> Table:
+    """Return the critics' diagnostic metrics, with a column for each that any group has."""
     groups = [group for group in report.groups if group.runs]
     known = {name: [_known([run.last(OF_CRITIC + name) for run in g.runs]) for g in groups] for name in DIAGNOSTICS}
     known = {name: values for name, values in known.items() if any(values)}
@@ -322,7 +292,7 @@ def diagnosis(report: Report) -> Table | None:
         for n, group in enumerate(groups)
     ]
     note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
-    return table(("group", *known), rows, [note]) if known else None
+    return table(("group", *known), rows if known else (), [note])
 
 
 # --- Runs ---
@@ -364,13 +334,10 @@ def costs(report: Report) -> Table:
             [run.summary_value(name) for run in ended]
             for name in ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
         )
-        row = [group.name, _range([1000 / rate for rate in rates if rate > 0]), _range(rates), _range(steps)]
-        row += [_range(fleets)]
-        row += [_duration(np.nanmedian(known)) if (known := _known([run.seconds for run in ended])) else ""]
-        rows.append([*row, str(len(ended))])
+        seconds = _known([run.seconds for run in ended])
+        shown = map(_range, ([1000 / rate for rate in rates if rate > 0], rates, steps, fleets))
+        rows.append([group.name, *shown, _duration(np.median(seconds)) if seconds else "", str(len(ended))])
     header = ["group", "ms per update", "updates/s", "environment steps/s", "runs in fleet", "time of a run", "runs"]
-    if not any(row[3] for row in rows):
-        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
     notes = [
         "Median over the runs that have ended, and from the least to the most. Updates of a run in a fleet are made "
         "beside those of the others, so a fleet of n makes n times as many. Compare only runs of one machine."
@@ -378,38 +345,28 @@ def costs(report: Report) -> Table:
     return table(header, rows, notes)
 
 
-def health(report: Report) -> Table | None:
-    """Return the runs that have problems; None if none has."""
-    rows: list[Sequence[Text | str]] = [
-        (Text(str(d.folder), folder=str(d.folder)), "", d.reason) for d in report.damaged
-    ]
+def health(report: Report) -> Table:
+    """Return the runs that have problems."""
+    rows: list[list[Text | str]] = [[Text(str(d.folder), folder=str(d.folder)), "", d.reason] for d in report.damaged]
     for group in report.groups:
         for run in group.runs:
-            found = run_problems(run)
-            if found:
-                rows.append(
-                    (
-                        Text(f"{short_task(run.task)}, seed {run.seed}", folder=str(run.folder)),
-                        group.name,
-                        "; ".join(found),
-                    )
-                )
-    return table(("run", "group", "what is wrong"), rows, numbers=False) if rows else None
+            if found := run_problems(run):
+                name = Text(f"{short_task(run.task)}, seed {run.seed}", folder=str(run.folder))
+                rows.append([name, group.name, "; ".join(found)])
+    return table(("run", "group", "what is wrong"), rows, numbers=False)
 
 
-def settings_table(report: Report) -> Table | None:
-    """Return the settings in which groups differ; None with one group."""
-    if len(report.groups) < 2:
-        return None
-    names = list(report.groups[0].settings)
-    rows = [(group.name, *(group.settings[name] for name in names)) for group in report.groups]
+def settings_table(report: Report) -> Table:
+    """Return the settings in which groups differ."""
+    names = list(report.groups[0].settings) if len(report.groups) > 1 else []
+    rows = [(group.name, *(group.settings[name] for name in names)) for group in report.groups if names]
     note = "All other settings are the same. -: none, or not a setting of this critic and actor."
     return table(("group", *(name.removeprefix("agent.") for name in names)), rows, [note])
 
 
 def runs(report: Report) -> Table:
     """List every run, with its state and its folder."""
-    rows: list[Sequence[Text | str]] = []
+    rows: list[list[Text | str]] = []
     metrics = {task.name: task.metric for task in report.tasks}
     for group in report.groups:
         for run in sorted(group.runs, key=lambda run: (run.task, run.seed, run.folder.name)):
@@ -419,15 +376,15 @@ def runs(report: Report) -> Table:
             done = f"{short_count(run.step)} of {short_count(run.total_steps)}"
             if run in report.repeated:
                 problems.append("not counted: its seed has another run")
-            folder = Text(run.folder.name, folder=str(run.folder))
-            rows.append(
-                (folder, group.name, short_task(run.task), str(run.seed), state, done, score, "; ".join(problems))
-            )
-    rows += [
-        (Text(d.folder.name, folder=str(d.folder)), "", "", "", "damaged", "", "", d.reason) for d in report.damaged
-    ]
+            row = [group.name, short_task(run.task), str(run.seed), state, done, score, "; ".join(problems)]
+            rows.append([_folder(run), *row])
+    rows += [[_folder(one), "", "", "", "damaged", "", "", one.reason] for one in report.damaged]
     header = ("folder", "group", "task", "seed", "state", "steps", "last evaluation", "health")
     return table(header, rows, numbers=False)
+
+
+def _folder(run: RunRecord | DamagedRun) -> Text:
+    return Text(run.folder.name, folder=str(run.folder))
 
 
 def _known(values: Sequence[float]) -> list[float]:

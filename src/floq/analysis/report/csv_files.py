@@ -1,8 +1,7 @@
-"""Report as files for papers and scripts: Markdown, and tidy CSV, from which its runs can be read again."""
+"""Report as tidy CSV files, from which its runs can be read again."""
 
 import csv
 import io
-import re
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import numpy as np
 
 from floq.analysis.health import run_problems
 from floq.analysis.metrics import METRICS, area, last
-from floq.analysis.report import tables
 from floq.analysis.report.scores import Report
-from floq.analysis.report.tables import Table, link
 from floq.runs.record import OF_CRITIC, RunRecord
 from floq.utils import files
 from floq.utils.errors import UserError
@@ -24,64 +21,6 @@ FORMULA_PREFIXES = tuple("=+-@")
 COSTS = ("parameters", "critic_parameters", "update_gflop", "action_mflop")
 SPEEDS = ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
 """Entries of a run's summary: what a sweep adds, and what it has."""
-
-
-def markdown(report: Report, folder: Path) -> str:
-    """Format the tables of the report in Markdown; links to run folders are relative to `folder`."""
-    sections: list[tuple[str | None, Table | None]] = [("What was run", tables.overview(report))]
-    for metric in METRICS.values():
-        tasks = [task for task in report.tasks if task.metric is metric]
-        if tasks:
-            found = tables.results(report, tasks)
-            sections += [(metric.name.capitalize(), found[0]), *((None, other) for other in found[1:])]
-    sections += [
-        ("Beside published numbers", tables.beside_published(report)),
-        ("Over all tasks", tables.aggregates(report)),
-        ("Probability of improvement", tables.improvements(report)),
-        ("Cost", tables.costs(report)),
-        ("Health", tables.health(report)),
-        ("Settings in which groups differ", tables.settings_table(report)),
-        ("Runs", tables.runs(report)),
-    ]
-    return _joined(sections, folder)
-
-
-def comparison_markdown(report: Report, title: str, question: str = "") -> str:
-    """Format the tables of an experiment in Markdown."""
-    heading = f"{title}\n\n{question}" if question else title
-    return _joined([(heading, tables.comparison(report)), (None, tables.diagnosis(report))], Path())
-
-
-def _joined(sections: Sequence[tuple[str | None, Table | None]], folder: Path) -> str:
-    return "\n".join(
-        (f"## {title}\n\n" if title else "") + _markdown(table, folder)
-        for title, table in sections
-        if table is not None
-    )
-
-
-def _markdown(table: Table, folder: Path) -> str:
-    lines = [
-        f"| {' | '.join(map(_escaped, table.header))} |",
-        "|---|" + ("---:|" if table.numbers else "---|") * (len(table.header) - 1),
-    ]
-    for row in table.rows:
-        cells = [_escaped(cell.text) for cell in row]
-        cells = [
-            f"[{text}]({link(cell.folder, folder)})" if cell.folder else text
-            for text, cell in zip(cells, row, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{_escaped(note)}\n" for note in table.notes)])
-
-
-def _escaped(text: str) -> str:
-    """Escape Markdown, so that a name cannot end its cell, make a link or a footnote, or emphasise."""
-    text = re.sub(r"([\\|*<>`])", r"\\\1", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)|\](?=[(\[:])|\[(?=\^)", r"\\\g<0>", text)
-
-
-# --- Tidy CSV ---
 
 
 def run_rows(report: Report) -> list[dict[str, Any]]:
