@@ -25,13 +25,15 @@ def evaluate_run(
     workers: int | None = None,
     acting_flow_steps: int | None = None,
     data: Dataset | None = None,
+    dataset: str | None = None,
     show: bool = True,
 ) -> Evaluation | HeldOutEvaluation:
     """Evaluate a checkpoint of a run again, and print the result.
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
     an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
-    it from Python. `acting_flow_steps` changes the number of integration steps K of a flow critic in the policy.
+    it from Python, and `dataset` where it lies now if it was moved. `acting_flow_steps` changes the number of
+    integration steps K of a flow critic in the policy.
 
     Raises:
         UserError: there is no such run or checkpoint, the data differs, an option is out of range, or the policy does
@@ -50,11 +52,11 @@ def evaluate_run(
             raise UserError(
                 f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
             )
-        run_data.check_in_memory_data(run, data)
-        splits = run_data.load_data(config, display, data, run)
-        run_data.check_fingerprint(run, splits)
+        splits = run_data.load_own_data([run], display, data, dataset)[run_data.data_key(run.config)]
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
+        if dataset is not None:
+            display.note(f"note    --dataset={dataset} is not read: this run is evaluated in episodes")
         if parts := run.records["data"].get("observation_parts"):
             now = environments.make(config.env_name).parts
             check_same_parts(now, parts, config.env_name, f"the data of {run.folder}")

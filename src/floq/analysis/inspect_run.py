@@ -1,7 +1,7 @@
 """`floq inspect`: pictures of what a run's critic has learned and how, and of episodes that its policy plays."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +12,6 @@ from floq.agent.state import Keys
 from floq.analysis import pictures, probing
 from floq.analysis.figures import diagnosis, film, integration, value_distributions
 from floq.analysis.figures.episodes import Played, value_along
-from floq.analysis.probing import Probes
 from floq.analysis.video import film_episodes, video_recorder
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
@@ -124,6 +123,7 @@ def inspect_run(
     episodes: int = 3,
     video: bool = False,
     data: Dataset | None = None,
+    dataset: str | None = None,
     show: bool = True,
 ) -> dict[Path, str]:
     """Draw the pictures that apply to a run, and print what each shows.
@@ -135,6 +135,7 @@ def inspect_run(
         episodes: number of episodes to play, the first ones of the evaluation at that step.
         video: film these episodes as well.
         data: the dataset that the run was given from Python, if any.
+        dataset: where the run's data lie now, if they were moved.
         show: print progress and the table.
 
     Returns:
@@ -152,7 +153,7 @@ def inspect_run(
     saved = checkpoint.load(run.folder / "checkpoints", step)
     probing.check_finite(saved.agent, run_dir, saved.step)
     with _camera(run, saved, video) as camera:
-        transitions = _experience(run, saved, data, display)
+        transitions = _experience(run, saved, data, dataset, display)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -177,7 +178,6 @@ class RunInspection:
     def __init__(self, run: Run, saved: Checkpoint, data: Dataset, folder: Path, display: Display):
         self._run, self._saved, self._data = run, saved, data
         self._folder, self._display = folder, display
-        self._log = run.training()
         self._probes = pictures.probes_of_run(run, saved.agent, data)
         self.made: dict[Path, str] = {}
 
@@ -186,31 +186,36 @@ class RunInspection:
         agent, probes = self._saved.agent, self._probes
         trained = agent.params.critic.flow_steps
         if trained is not None:
-            self._add("flow.png", pictures.draw_flow(self._path("flow.png"), agent, probes))
-            counts = probing.step_counts(trained)
-            values = probing.values_by_steps(agent, probes, counts)
-            self._add("steps.png", integration.settling(self._path("steps.png"), counts, values, trained))
-            self._noise(probes)
+            self._add("flow.png", lambda path: pictures.draw_flow(path, agent, probes))
+            self._add("steps.png", lambda path: self._settling(path, trained))
+            if probing.noise_width(agent):
+                self._add("noise.png", self._noise)
+            else:
+                self._display.note("the noise interval has no width (--agent.noise_coverage=0): no noise to draw")
         else:
             self._display.note(f"a {agent.static.critic_name} critic has no flow: no K, no source noise to draw")
-            path, values = self._path("members.png"), probing.members(agent, probes)
-            title = f"The networks of the {agent.static.critic_name} critic at {len(values)} state-actions"
-            self._add(path.name, value_distributions.member_values(path, values, probes.targets, title))
+            self._add("members.png", self._members)
         if found := probing.histograms(agent, probes):
-            path = self._path("histogram.png")
-            self._add(path.name, value_distributions.histograms(path, found))
+            self._add("histogram.png", lambda path: value_distributions.histograms(path, found))
         if found := probing.quantiles(agent, probes):
-            path = self._path("quantiles.png")
-            self._add(path.name, value_distributions.quantile_functions(path, found))
+            self._add("quantiles.png", lambda path: value_distributions.quantile_functions(path, found))
 
-    def _noise(self, probes: Probes) -> None:
-        if not probing.noise_width(self._saved.agent):
-            return self._display.note("the noise interval has no width (--agent.noise_coverage=0): no noise to draw")
+    def _settling(self, path: Path, trained: int) -> str:
+        counts = probing.step_counts(trained)
+        values = probing.values_by_steps(self._saved.agent, self._probes, counts)
+        return integration.settling(path, counts, values, trained)
+
+    def _members(self, path: Path) -> str:
+        agent, values = self._saved.agent, probing.members(self._saved.agent, self._probes)
+        title = f"The networks of the {agent.static.critic_name} critic at {len(values)} state-actions"
+        return value_distributions.member_values(path, values, self._probes.targets, title)
+
+    def _noise(self, path: Path) -> str:
+        probes = self._probes
         landed = {at: probing.landings(agent, probes) for at, agent in self._over_training()}
         z_0 = next(iter(landed.values()))[0]
         ends = {at: landing for at, (_, landing) in landed.items()}
-        path = self._path("noise.png")
-        self._add(path.name, integration.noise_left(path, z_0, ends, probes.examples))
+        return integration.noise_left(path, z_0, ends, probes.examples)
 
     def _over_training(self) -> Iterator[tuple[int, Agent]]:
         """Yield at most `MAX_CHECKPOINTS` checkpoints of the run, evenly spread, the last of them this one."""
@@ -222,39 +227,44 @@ class RunInspection:
 
     def training(self) -> None:
         """Draw the logged metrics of the critic."""
+        self._add("diagnosis.png", self._diagnosis)
+
+    def _diagnosis(self, path: Path) -> str | None:
         config = self._run.config
-        path = self._path("diagnosis.png")
         title = f"How the {config.agent.critic_name} critic developed, on held-out transitions"
         boundary = config.offline_steps if config.online_steps else None
-        found = diagnosis.diagnosis(path, self._log, boundary, title)
+        found = diagnosis.diagnosis(path, self._run.training(), boundary, title)
         if found is None:
             self._display.note("train.csv has no metrics of the critic yet: no picture of its training")
-        else:
-            self._add(path.name, found)
+        return found
 
     def environment(self, episodes: int, camera: Workers | None) -> None:
         """Draw the critic's values in the states that the policy visits."""
         run, saved, display = self._run, self._saved, self._display
         if pictures.has_value_map(run):
-            path = self._path("value_map.png")
-            self._add(path.name, pictures.draw_value_map(path, run, saved.agent, self._data))
-        with display.bar("episodes", episodes) as update:
+            self._add("value_map.png", lambda path: pictures.draw_value_map(path, run, saved.agent, self._data))
+        played: list[Played] = []
+        with display.tolerate("episodes"), display.bar("episodes", episodes) as update:
             played = play(run, saved.agent, saved.step, episodes, update)
-        path = self._path("episodes.png")
+        if not played:
+            return
         title = f"What the critic expects along the way\n{run.config.task}, step {saved.step:,}"
-        self._add(path.name, value_along(path, played, title))
+        self._add("episodes.png", lambda path: value_along(path, played, title))
         if camera is not None:
-            path = self._path("film.mp4")
-            seeded = [(episode, seed_of(run, saved.step, episode.number)) for episode in played]
-            with display.bar("film", sum(len(episode.actions) for episode in played)) as update:
-                found = film_episodes(path, camera, seeded, run.config.task, run.config.video_frame_skip, update)
-            self._add(path.name, found)
+            self._add("film.mp4", lambda path: self._film(path, played, camera))
 
-    def _path(self, name: str) -> Path:
-        return self._folder / name
+    def _film(self, path: Path, played: Sequence[Played], camera: Workers) -> str:
+        run, step = self._run, self._saved.step
+        seeded = [(episode, seed_of(run, step, episode.number)) for episode in played]
+        with self._display.bar("film", sum(len(episode.actions) for episode in played)) as update:
+            return film_episodes(path, camera, seeded, run.config.task, run.config.video_frame_skip, update)
 
-    def _add(self, name: str, finding: str) -> None:
-        self.made[self._path(name)] = f"{CAPTIONS[name]}: {finding}"
+    def _add(self, name: str, draw: Callable[[Path], str | None]) -> None:
+        """Draw a picture, or show why it cannot be drawn."""
+        path = self._folder / name
+        with self._display.tolerate(str(path)):
+            if (finding := draw(path)) is not None:
+                self.made[path] = f"{CAPTIONS[name]}: {finding}"
 
 
 @contextlib.contextmanager
@@ -270,17 +280,14 @@ def _camera(run: Run, saved: Checkpoint, video: bool) -> Iterator[Workers | None
         yield workers
 
 
-def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:
+def _experience(run: Run, saved: Checkpoint, given: Dataset | None, dataset: str | None, display: Display) -> Dataset:
     """Return the transitions to draw: of a run from scratch the replay in its checkpoint, if there is one; otherwise
     its training data."""
     replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step) if run.config.from_scratch else None
     if given is None and replay is not None and (~replay.ends).any():
         display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
         return _dataset(replay).for_chunks(run.config.agent.action_chunk)
-    run_data.check_in_memory_data(run, given)
-    splits = run_data.load_data(run.config, display, given, run)
-    run_data.check_fingerprint(run, splits)
-    return splits.train
+    return run_data.load_own_data([run], display, given, dataset)[run_data.data_key(run.config)].train
 
 
 def _dataset(replay: ReplaySnapshot) -> Dataset:

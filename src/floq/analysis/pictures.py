@@ -1,5 +1,7 @@
 """Pictures of a run: the numbers are computed with the agent here, and drawn by `analysis.figures`."""
 
+import contextlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,54 @@ from floq.data.dataset import Dataset
 from floq.envs import environments
 from floq.evaluation.rollouts import play_episode
 from floq.runs.run import Run, protocol
+from floq.utils.progress import Display
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
 VALUE_BATCH = 500  # states evaluated at a time, to limit memory
 GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
 
 
-def draw_pictures(run: Run, agent: Agent, data: Dataset) -> None:
-    """Draw the pictures that apply to this run into its `plots` folder: the learning curve; for mazes, the value over
-    the floor plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent
-    diverged, only the learning curve."""
+LEARNING_CURVE, VALUE_MAP, FLOW = NAMES = ("learning_curve.png", "value_map.png", "flow.png")
+"""The pictures of a finished run, in its folder `plots`."""
+
+
+def applicable(run: Run, agent: Agent) -> list[str]:
+    """Return which of the `NAMES` apply to this run: the learning curve; for mazes, the value over the floor plan with
+    the greedy policy's path; for a flow critic, how it integrates a few values. If the agent diverged, only the
+    learning curve."""
+    whole, has_flow = not probing.diverged(agent), agent.params.critic.flow_steps is not None
+    applies = bool(run.evaluations()), whole and has_value_map(run), whole and has_flow
+    return [name for name, does in zip(NAMES, applies, strict=True) if does]
+
+
+def draw_pictures(
+    run: Run, agent: Agent, data: Dataset, display: Display, wanted: Collection[str] | None = None
+) -> None:
+    """Draw the pictures that are `wanted`, by default those that apply to this run. The cause is shown where one cannot
+    be drawn."""
     plots = run.folder / "plots"
-    draw_learning_curve(run)
-    if probing.diverged(agent):
-        return
-    if has_value_map(run):
-        draw_value_map(plots / "value_map.png", run, agent, data)
-    if agent.params.critic.flow_steps is not None:
-        draw_flow(plots / "flow.png", agent, probes_of_run(run, agent, data))
+    draw = {
+        LEARNING_CURVE: lambda path: draw_learning_curve(run),
+        VALUE_MAP: lambda path: draw_value_map(path, run, agent, data),
+        FLOW: lambda path: draw_flow(path, agent, probes_of_run(run, agent, data)),
+    }
+    with display.tolerate(f"pictures in {plots}"):
+        plots.mkdir(exist_ok=True)
+        for name in applicable(run, agent) if wanted is None else wanted:
+            with display.tolerate(str(plots / name)):
+                draw[name](plots / name)
+
+
+def missing(run: Run, agent: Agent) -> list[str]:
+    """Return the names of the pictures that apply to a finished run and are not there."""
+    return [name for name in applicable(run, agent) if not (run.folder / "plots" / name).exists()]
+
+
+def remove(run: Run) -> None:
+    """Delete the pictures of an earlier end of this run."""
+    for name in NAMES:
+        with contextlib.suppress(OSError):
+            (run.folder / "plots" / name).unlink()
 
 
 def probes_of_run(run: Run, agent: Agent, data: Dataset) -> Probes:
@@ -55,7 +87,7 @@ def draw_learning_curve(run: Run) -> None:
     columns = run.evaluations()
     if not columns:
         return
-    path, title = run.folder / "plots" / "learning_curve.png", f"{run.config.task}, seed {run.config.seed}"
+    path, title = run.folder / "plots" / LEARNING_CURVE, f"{run.config.task}, seed {run.config.seed}"
     steps, boundary = columns["step"], run.config.offline_steps if run.config.online_steps else None
     if "evaluation/initial_value" in columns:
         names = ("evaluation/initial_value", "evaluation/data_return", "evaluation/td_error")
@@ -96,8 +128,8 @@ def draw_value_map(path: Path, run: Run, agent: Agent, data: Dataset) -> str:
         maze.maze_map,
         maze._maze_unit,
         np.array([maze._offset_x, maze._offset_y]),
-        np.asarray(states[:, :2]),
-        np.asarray(values),
+        np.asarray(states[:, :2], np.float64),  # in 32 bits the outermost points could fall out of the hexagons
+        np.asarray(values, np.float64),
         walk,
         np.array(maze.cur_goal_xy),
         "What the critic has learned, and where the greedy policy goes",

@@ -98,9 +98,7 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
     paths, curvatures = _flow_paths(agent, _pairs(agent, probes, rows))
     noise = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0])))
     targets = probes.targets[:, rows]
-    low, high = min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max())
-    margin = 0.06 * max(high - low, 1e-3)
-    z = np.linspace(low - margin, high + margin, FIELD[1])
+    z = value_grid(min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max()))
     t = np.linspace(0.0, 1.0, FIELD[0])
     fields = np.asarray(
         _fields(agent, _pairs(agent, probes, rows), jnp.asarray(t, jnp.float32), jnp.asarray(z, jnp.float32))
@@ -118,6 +116,14 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
         )
         for i, (name, _) in enumerate(probes.examples)
     ]
+
+
+def value_grid(low: float, high: float) -> np.ndarray:
+    """Return evenly spaced values from a little below `low` to a little above `high`. They are in 64 bits: Matplotlib's
+    streamplot refuses spacings that differ by more than 1e-5 of themselves."""
+    low, high = float(low), float(high)
+    margin = 0.06 * max(high - low, 1e-3, 1e-6 * abs(low), 1e-6 * abs(high))
+    return np.linspace(low - margin, high + margin, FIELD[1])
 
 
 @jax.jit

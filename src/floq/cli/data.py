@@ -82,11 +82,13 @@ def inspect_command(argv: list[str]) -> None:
     import numpy as np
 
     from floq.analysis.figures.dataset import dataset_picture
+    from floq.analysis.figures.style import check_suffix
     from floq.data.description import inspect, reward_over_time
     from floq.data.formats.open import open_dataset
     from floq.utils.progress import Display
 
     picture = user_path(options.out or f"{user_path(options.name).absolute().stem}-inspected.png")
+    check_suffix(picture)
     check_writable(picture.parent, "give another --out")
     data, has_rewards, source, _, parts = open_dataset(options.name, options.dataset_dir)
     found = inspect(data, has_rewards)
@@ -99,16 +101,17 @@ def inspect_command(argv: list[str]) -> None:
     for warning in found.warnings:
         display.note(f"  look at this: {warning}")
     sample = np.linspace(0, len(data.ends) - 1, min(len(data.ends), 50_000)).astype(int)
-    dataset_picture(
-        picture,
-        options.name,
-        found.episodes.lengths,
-        found.episodes.returns if has_rewards else None,
-        reward_over_time(data) if has_rewards else None,
-        data.actions[sample],
-        data.observations[sample, :2] if "maze" in options.name and data.observations.shape[1] > 1 else None,
-    )
-    display.note(f"  picture     {picture}")
+    with display.tolerate(str(picture)):
+        dataset_picture(
+            picture,
+            options.name,
+            found.episodes.lengths,
+            found.episodes.returns if has_rewards else None,
+            reward_over_time(data) if has_rewards else None,
+            data.actions[sample],
+            data.observations[sample, :2] if "maze" in options.name and data.observations.shape[1] > 1 else None,
+        )
+        display.note(f"  picture     {picture}")
 
 
 @dataclass(frozen=True)

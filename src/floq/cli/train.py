@@ -40,12 +40,13 @@ def train_command(argv: list[str]) -> None:
 def _resume(argv: list[str]) -> None:
     flags = Flags(argv)
     folders = flags.take_list("resume")
-    dry_run, changeable = flags.take_switch("dry_run"), marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
+    dataset, dry_run = flags.take("dataset", None), flags.take_switch("dry_run")
+    changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
     for name in flags.names():
         if name not in changeable:
             raise UserError(
                 f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
-                "and how it learns online may change"
+                "and how it learns online may change; --dataset says where its data lie now"
             )
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
@@ -54,13 +55,15 @@ def _resume(argv: list[str]) -> None:
     given = vars(parse(options, words, "floq train --resume RUN_DIR", " ".join(RESUME.split())))
     changes = {name: given[name] for name in changeable if given[name] is not None}
     from floq.runs.run import Run
+    from floq.runs.run_data import moved
     from floq.training.resume import continued, resume_fleet
     from floq.utils.machine import enable_compilation_cache
 
     if dry_run:
-        return print_configs([continued(Run.open(folder), changes) for folder in folders])
+        runs = [moved(Run.open(folder), dataset) for folder in folders]
+        return print_configs([continued(run, changes) for run in runs])
     enable_compilation_cache()
-    resume_fleet(folders, **changes)
+    resume_fleet(folders, dataset=dataset, **changes)
 
 
 def print_configs(configs: list[Any]) -> None:
@@ -302,7 +305,8 @@ def _sizes(env_name: str | None, dataset: str | None, dataset_dir: str) -> tuple
 
 RESUME = """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts, which are
 new totals, may change, and how it learns online as long as it does not. With several folders, runs that stopped at the
-same step go on as one fleet. --dry_run prints the resolved configuration."""
+same step go on as one fleet. --dataset=PATH says where their data lie now, if they were moved. --dry_run prints the
+resolved configuration."""
 
 
 def _resume_options() -> type:

@@ -245,7 +245,7 @@ def run_to_completion(
     step: int = 0,
     recorded: Sequence[ReplaySnapshot | None] = (),
 ) -> list[Run]:
-    """Train to the last step, draw, and then write the summaries that mark the runs as finished."""
+    """Train to the last step, write the summaries that mark the runs as finished, and then draw."""
     loggers, splits = [RunLogger(run, step) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
@@ -267,22 +267,23 @@ def run_to_completion(
             logs.callback(logger.close)
         loop.run(received, pending)
     ended = [number for number in range(len(runs)) if number not in loop.diverged]
-    summaries = {number: loop.summary(number) for number in ended}
     try:
+        for number in ended:
+            pictures.remove(runs[number])
+            runs[number].write_json("summary.json", loop.summary(number))
         if received:  # after the last step
             raise Stopped(received[0])
         if draw and ended:
             display.note("drawing the pictures")
-        for number, summary in summaries.items():
-            if draw:
-                pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train)
-            runs[number].write_json("summary.json", summary)
+            for number in ended:
+                pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train, display)
     except KeyboardInterrupt as stop:
         left = f"stopped by {signal_of(stop).name} when all was trained; the rest comes with floq train --resume"
         folders = " ".join(str(runs[number].folder) for number in ended)
         raise Interrupted(f"{left} {folders}", signal_of(stop)) from stop
     if ended:
-        show_result([runs[number] for number in ended], display)
+        with display.tolerate("table of results"):
+            show_result([runs[number] for number in ended], display)
     if loop.diverged:
         raise Failed("; ".join(loop.diverged.values()))
     return runs

@@ -79,6 +79,6 @@ def held_out_curve(
         right.plot(steps, td_errors, "o-", color=BLUE, markersize=4)
         right.set(xlabel="gradient steps", ylabel="mean |TD error|, held-out transitions")
         if finite := [x for x in td_errors if np.isfinite(x)]:
-            right.set_ylim(0, 1.1 * max(finite))
+            right.set_ylim(0, 1.1 * max(finite) or 1.0)
         for ax in (left, right):
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 from floq.analysis.figures.episodes import GREEN, Played, draw_reward, draw_value
-from floq.analysis.figures.style import BLUE, FAINT, INK, canvas
+from floq.analysis.figures.style import BLUE, FAINT, INK, canvas, make_drawable
 from floq.utils.errors import UserError
 
 FPS = 25  # frames per second
@@ -76,6 +76,7 @@ def scene(add: Callable[[np.ndarray], None], first: np.ndarray, episode: Played,
         border_look = {"transform": left.transAxes, "fill": False, "animated": True, "clip_on": False}
         border = left.add_patch(Rectangle((0, 0), 1, 1, edgecolor=GREEN, linewidth=5, **border_look))
         figure_canvas = FigureCanvasAgg(fig)
+        make_drawable(fig)
         figure_canvas.draw()
         fig.set_layout_engine("none")
         background = figure_canvas.copy_from_bbox(fig.bbox)

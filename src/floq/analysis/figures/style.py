@@ -1,5 +1,7 @@
 """Common style of all figures."""
 
+import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +12,20 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from floq.utils import files
+from floq.utils.errors import UserError
+from floq.utils.untrusted import printable
 
 INK, GREY, FAINT = "#222222", "#666666", "#9a9a9a"
 BLUE, ORANGE = "#2166ac", "#d6604d"
 COLOURS = (BLUE, ORANGE, "#4d9221", "#762a83", "#8c510a", "#01665e", "#de77ae", "#e0a010")
 RC: Any = {
     "text.parse_math": False,  # names of runs and groups may have dollar signs
+    "text.usetex": False,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -34,6 +43,7 @@ RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
+MAX_LETTERS, MAX_LINES = 200, 12  # of a text: longer ones would leave no place for the axes
 BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
 """Background of text on a drawing."""
 
@@ -52,14 +62,37 @@ def canvas(
             plt.close(fig)
 
 
+def check_suffix(path: Path) -> None:
+    """Raise UserError if Matplotlib writes no pictures whose files end so."""
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise UserError(f"--out={path}: end it in {', '.join(f'.{name}' for name in ('png', 'pdf', 'svg'))}")
+
+
 @contextmanager
 def figure(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, look: Any = None, **kwargs
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a `canvas` that is saved to `path` unless an exception is raised."""
+    """Open a `canvas` that is saved to `path`, whole or not at all, unless an exception is raised."""
     with canvas(width, height, rows, columns, look, **kwargs) as (fig, axes):
         yield fig, axes
-        fig.savefig(path)
+        make_drawable(fig)
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for characters that the font lacks
+            warnings.filterwarnings("ignore", "constrained_layout not applied")
+            fig.savefig(content, format=path.suffix.removeprefix("."))
+        files.replace(path, content.getvalue())
+
+
+def make_drawable(fig: Figure) -> None:
+    """Replace in all texts of a figure what Matplotlib cannot draw, and cut those that are too long: names of runs,
+    groups and data may hold anything."""
+    for text in fig.findobj(Text):
+        assert isinstance(text, Text)
+        lines = [line.expandtabs(4)[:MAX_LETTERS] for line in printable(text.get_text()).split("\n")[:MAX_LINES]]
+        if (drawable := "\n".join(lines)) != text.get_text():
+            text.set_text(drawable)
 
 
 def mark_online(ax: Axes, boundary: int, size: int = 8) -> None:

@@ -1,18 +1,23 @@
 """Report as one self-contained HTML page, which needs no network and no other file."""
 
 import functools
+import html
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from floq.analysis.metrics import METRICS
 from floq.analysis.report import charts, tables
 from floq.analysis.report.scores import Report
 from floq.analysis.report.tables import join_names, link, short_task
+from floq.utils.errors import in_one_line
 from floq.utils.machine import version
+from floq.utils.untrusted import printable
 
 
 def page(report: Report, folder: Path) -> str:
@@ -24,11 +29,14 @@ def page(report: Report, folder: Path) -> str:
         if tasks:
             found = {"title": metric.name.capitalize(), "tables": tables.results(report, tasks), "charts": []}
             for task in tasks:
-                chart = charts.as_html(charts.curve_chart(task, looks), f"chart-{len(sections)}-{len(found['charts'])}")
+                number = f"chart-{len(sections)}-{len(found['charts'])}"
+                chart = _chart(functools.partial(charts.curve_chart, task, looks), number)
                 found["charts"].append((short_task(task.name), chart, len(task.cells) > charts.BANDS))
             sections.append(found)
     intervals = {name: found.iqm for name, found in report.aggregates.items()}
-    profile = charts.as_html(charts.profile_chart(report, looks), "chart-profiles") if report.aggregates else None
+    profile = None
+    if report.aggregates:
+        profile = _chart(functools.partial(charts.profile_chart, report, looks), "chart-profiles")
     return _template().render(
         title=_title(report),
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -52,6 +60,14 @@ def page(report: Report, folder: Path) -> str:
         link=functools.partial(link, folder=folder),
         plotly_js=get_plotlyjs(),
     )
+
+
+def _chart(draw: Callable[[], go.Figure], name: str) -> str:
+    """Render a chart as HTML, or why it is left out."""
+    try:
+        return charts.as_html(draw(), name)
+    except Exception as error:  # a run's numbers may be anything
+        return f"<p>left out: {html.escape(printable(in_one_line(error)))}</p>"
 
 
 def _title(report: Report) -> str:
