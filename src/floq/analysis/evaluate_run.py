@@ -13,6 +13,7 @@ from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
 from floq.runs import checkpoint, run_data
 from floq.runs.run import Run
 from floq.utils.errors import UserError
+from floq.utils.machine import device
 from floq.utils.progress import Display
 
 
@@ -40,11 +41,12 @@ def evaluate_run(
             not integrate the flow.
         Failed: an environment raised, or hangs repeatedly.
     """
-    run = Run.open(run_dir)
+    run, display = Run.open(run_dir), Display(show)
+    display.note(f"device  {device()}")
     seed = run.config.seed if seed is None else seed
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
     config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
-    saved, display = checkpoint.load(run.folder / "checkpoints", step), Display(show)
+    saved = checkpoint.load(run.folder / "checkpoints", step)
     agent = saved.agent
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
     if config.env_name is None:

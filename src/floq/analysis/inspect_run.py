@@ -24,6 +24,7 @@ from floq.runs.checkpoint import Checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
+from floq.utils.machine import device
 from floq.utils.progress import Display
 
 # --- Episodes ---
@@ -150,6 +151,7 @@ def inspect_run(
         raise UserError(f"--episodes={episodes}: must be between {EPISODES.start} and {EPISODES.stop - 1}")
     folder = run.folder / "plots" if out is None else user_path(out)
     check_writable(folder, "give another --out")
+    display.note(f"device  {device()}")
     saved = checkpoint.load(run.folder / "checkpoints", step)
     probing.check_finite(saved.agent, run_dir, saved.step)
     with _camera(run, saved, video) as camera:

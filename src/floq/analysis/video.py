@@ -18,10 +18,10 @@ from floq.analysis.figures.film import Show, film, scene
 from floq.envs.environments import Seed, is_ogbench, make
 from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
+from floq.utils.machine import NO_RENDERER
 
 RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}
 DEFAULT_RENDERERS = ("egl", "osmesa")  # both work without a display
-OFF = ("", "disable", "disabled", "off", "false", "0")
 SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
 
 
@@ -84,7 +84,7 @@ def video_recorder(env_name: str, success_timing: str | None, seed: Seed) -> Ite
         UserError: no renderer works here.
     """
     named = os.environ.get("MUJOCO_GL", "").lower()
-    candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
+    candidates = (named,) if named not in NO_RENDERER else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
     reasons: dict[str, list[str]] = {}
     for renderer in candidates:
         with _environ("MUJOCO_GL", renderer):

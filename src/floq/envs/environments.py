@@ -20,6 +20,7 @@ import numpy as np
 
 from floq.envs.spaces import ordered, part_names
 from floq.utils.errors import UserError, nearest
+from floq.utils.machine import explain_renderer
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
@@ -87,7 +88,7 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
     """
     if success_timing is not None and is_singletask(env_name):
         kwargs["success_timing"] = success_timing
-    with warnings.catch_warnings():
+    with explain_renderer(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
         warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:

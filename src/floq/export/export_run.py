@@ -22,7 +22,7 @@ from floq.runs.run import Run
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import version
+from floq.utils.machine import device, version
 from floq.utils.progress import Display
 from floq.utils.untrusted import read_json
 
@@ -67,6 +67,7 @@ def export_run(
     folder = (run.folder / DEFAULT_FOLDERS[format] if out is None else user_path(out)).absolute()
     _check_free(folder, overwrite)
     check_packages(format)
+    display.note(f"device  {device()}")
     saved = checkpoint.load(run.folder / "checkpoints", step)
     probing.check_finite(saved.agent, run_dir, saved.step)
     policy = saved.agent.policy

@@ -29,7 +29,7 @@ from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import clear_jit_cache, use_all_cores
+from floq.utils.machine import clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
 
 if TYPE_CHECKING:  # it needs Ray
@@ -167,7 +167,7 @@ def _start_jax(runs: int, dry_run: bool, placement: "Placement | None") -> None:
         jax.config.update("jax_platforms", "cpu")
         return
     use_all_cores(runs)
-    jax.devices()
+    device()
 
 
 def _label(config: Config) -> str:

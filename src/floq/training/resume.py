@@ -37,7 +37,7 @@ from floq.training.train import (
 )
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import be_deterministic, use_all_cores
+from floq.utils.machine import be_deterministic, device, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.schema import Mark, marked
 
@@ -179,6 +179,7 @@ def resume_fleet(
     if any(run.config.deterministic for run in old):
         be_deterministic()
     use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
+    display.note(f"device  {device()}")
     runs = [Run(run.folder, continued(run, changes)) for run in old]
     configs = [run.config for run in runs]
     for config in configs:

@@ -28,7 +28,7 @@ from floq.training.run_logger import RunLogger
 from floq.training.sharding import Layout
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable
-from floq.utils.machine import be_deterministic, clear_jit_cache, use_all_cores
+from floq.utils.machine import be_deterministic, clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.signals import Stopped, catch_signals, signal_of
 
@@ -88,6 +88,7 @@ def train_fleet(
     configs = list(configs)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
+    display.note(f"device  {device()}")
     configs = [resolve_paths(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
