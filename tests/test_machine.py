@@ -256,5 +256,5 @@ def test_commands_on_plain_arrays_import_no_simulator(tmp_path):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith("device "))
-    assert lines[first + 1].startswith("data ")  # what the run computes on stands before what it reads
+    places = {word: next(n for n, line in enumerate(lines) if line.startswith(word)) for word in ("device ", "train ")}
+    assert places["device "] < places["train "]  # what the run computes on stands before its progress

@@ -42,13 +42,13 @@ def evaluate_run(
         Failed: an environment raised, or hangs repeatedly.
     """
     run, display = Run.open(run_dir), Display(show)
-    display.note(f"device  {device()}")
     seed = run.config.seed if seed is None else seed
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
     config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
-    saved = checkpoint.load(run.folder / "checkpoints", step)
+    here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     agent = saved.agent
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
+    display.note(f"device  {here}")
     if config.env_name is None:
         if acting_flow_steps is not None:
             raise UserError(

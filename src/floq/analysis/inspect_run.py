@@ -151,9 +151,9 @@ def inspect_run(
         raise UserError(f"--episodes={episodes}: must be between {EPISODES.start} and {EPISODES.stop - 1}")
     folder = run.folder / "plots" if out is None else user_path(out)
     check_writable(folder, "give another --out")
-    display.note(f"device  {device()}")
-    saved = checkpoint.load(run.folder / "checkpoints", step)
+    here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     probing.check_finite(saved.agent, run_dir, saved.step)
+    display.note(f"device  {here}")
     with _camera(run, saved, video) as camera:
         transitions = _experience(run, saved, data, dataset, display)
         try:

@@ -67,8 +67,8 @@ def export_run(
     folder = (run.folder / DEFAULT_FOLDERS[format] if out is None else user_path(out)).absolute()
     _check_free(folder, overwrite)
     check_packages(format)
-    display.note(f"device  {device()}")
-    saved = checkpoint.load(run.folder / "checkpoints", step)
+    here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
+    display.note(f"device  {here}")
     probing.check_finite(saved.agent, run_dir, saved.step)
     policy = saved.agent.policy
     traced = TracedPolicy.of(policy, saved.sizes[0], explore)

@@ -179,7 +179,7 @@ def resume_fleet(
     if any(run.config.deterministic for run in old):
         be_deterministic()
     use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
-    display.note(f"device  {device()}")
+    device()
     runs = [Run(run.folder, continued(run, changes)) for run in old]
     configs = [run.config for run in runs]
     for config in configs:
@@ -206,6 +206,7 @@ def _go_on(
     configs, found = [run.config for run in runs], newest_common(old, display.note)
     step = found[0].step
     _check_steps(old[0].config, configs[0], step)
+    display.note(f"device  {device()}")
     if all(run.is_finished for run in runs) and step == configs[0].total_steps:
         display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
         if dataset is not None:

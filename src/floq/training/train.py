@@ -88,7 +88,7 @@ def train_fleet(
     configs = list(configs)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
-    display.note(f"device  {device()}")
+    device()  # complains early; resolving paths may read a checkpoint, which starts JAX
     configs = [resolve_paths(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
@@ -168,6 +168,7 @@ def _train_group(
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
     with episodes_of(configs) as episodes:
         tasks = run_data.load_fleet_data(configs, display, data)
+        display.note(f"device  {device()}")
         splits = [tasks[run_data.data_key(config)] for config in configs]
         agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)
