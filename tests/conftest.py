@@ -53,7 +53,7 @@ MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "
 MEMORY, MAPPINGS = 4 * 2**30, 45_000  # of a test process, beyond which it lets go of its programs; Linux grants 65,530
 
 SHARE_PROGRAMS = (
-    "cli chunks export fleet inspect_run logged mirrors pairs resume run sweep untrusted",
+    "cli chunks decoration export fleet inspect_run logged mirrors pairs resume run sweep untrusted",
     "any_data crashes disk_faults divergence online online_failures random_play recovery",
     "agent precision train",
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -344,3 +345,21 @@ def test_diagnosis_of_the_features():
     assert float(found["critic/feature_rank"]) == pytest.approx(np.mean(ranks), rel=1e-3)
     norms = np.linalg.norm(np.asarray(features), axis=-1)
     assert float(found["critic/feature_norm"]) == pytest.approx(norms.mean(), rel=1e-4)
+
+
+def test_act_and_value_take_lists_and_check_shapes():
+    agent, key = Agent.init(jax.random.key(0), OBS, ACT, agent_config(SCALAR)), partial(jax.random.key, 1)
+    obs, act = [0.5] * OBS, [0.0] * ACT
+    np.testing.assert_array_equal(agent.act(obs, key()), agent.act(jnp.asarray(obs), key()))
+    assert agent.value(obs, np.zeros(ACT), key()) == agent.value(jnp.asarray(obs), act, key())
+    for wrong, complaint in (
+        (obs[1:], r"the observation has shape \(2,\); this agent takes \(3,\)$"),
+        ([obs] * 4, r"the observation has shape \(4, 3\); .*; jax.vmap takes many at once"),
+        (["a"] * OBS, "the observation is not an array of numbers: give 3 of them"),
+        ([[0.0], [0.0, 1.0]], "the observation is not an array of numbers"),
+    ):
+        for call in (lambda x: agent.act(x, key()), lambda x: agent.value(x, act, key())):
+            with pytest.raises(UserError, match=complaint):
+                call(wrong)
+    with pytest.raises(UserError, match=r"the action has shape \(3,\); this agent takes \(2,\)"):
+        agent.value(obs, obs, key())

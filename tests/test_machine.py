@@ -163,3 +163,98 @@ def test_xla_knows_that_flag():
     command = [sys.executable, "-c", probe]
     done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": DETERMINISTIC}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+# --- what environment variables name ---
+
+
+def one_line(process) -> str:
+    _, err = process.communicate()
+    assert process.returncode == 2, err
+    (line,) = err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        ({"JAX_PLATFORMS": "bogus"}, "set JAX_PLATFORMS=cpu"),
+        ({"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "0"}, "unset CUDA_VISIBLE_DEVICES"),
+        ({"JAX_PLATFORMS": "", "ROCR_VISIBLE_DEVICES": "0,1"}, "unset ROCR_VISIBLE_DEVICES"),
+    ],
+)
+def test_an_accelerator_that_is_not_here_is_one_line(named, remedy, monkeypatch):
+    code = "import sys; from floq.utils import machine; import floq.cli; floq.cli.COMMANDS['x'] = 'x:y'\n"
+    code += "floq.cli._name_of = lambda _: machine.device()\nsys.exit(floq.cli.run(['x']))"
+    line = one_line(in_a_process("-c", code, **named))
+    (name, value) = list(named.items())[-1]
+    assert line.startswith(f"floq: {name}={value}")
+    assert remedy in line
+
+
+@pytest.mark.parametrize("unset", ["", "-1", "NoDevFiles"])
+def test_the_cpu_may_be_chosen(unset, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert machine.device().startswith(("CPU, ", "1 x"))  # JAX_PLATFORMS, which the tests set, names it
+    values = jax.config.values | {"jax_platforms": None}
+    monkeypatch.setattr(type(jax.config), "values", values, raising=False)
+    if jax.default_backend() == "cpu":
+        with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=0 names a GPU"):
+            machine.device()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", unset)
+    assert machine.device()
+
+
+@pytest.mark.parametrize(
+    ("named", "env_name"),
+    [
+        ({"MUJOCO_GL": "no-such-renderer"}, "pointmaze-medium-navigate-singletask-v0"),
+        ({"MUJOCO_GL": "no-such-renderer", "PYOPENGL_PLATFORM": "glx"}, "cube-single-play-singletask-v0"),
+        ({"MUJOCO_GL": "no-such-renderer"}, "HalfCheetah-v5"),
+    ],
+)
+def test_a_renderer_that_is_not_here_is_one_line(named, env_name):
+    code = "import sys, floq.cli; from floq.envs import environments\n"
+    code += f"floq.cli._name_of = lambda _: environments.make({env_name!r})\nsys.exit(floq.cli.run(['x']))"
+    line = one_line(in_a_process("-c", code, **named))
+    assert all(f"{name}={value}" in line for name, value in named.items())
+    assert f"unset {' and '.join(named)}" in line
+
+
+def test_a_renderer_is_not_blamed_for_other_errors(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(KeyError), machine.explain_renderer():
+        raise KeyError("of the environment")
+
+
+NO_SIMULATOR = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mujoco", "dm_control", "gymnasium_robotics", "ogbench"):
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Refuse())
+from floq import cli
+from online_runs import FLAGS, write_data
+from pathlib import Path
+
+data = write_data(Path("a.npz"))
+train = ["train", *FLAGS, "--offline_steps=2", "--dataset=a.npz"]
+for command in ("data inspect a.npz", "data convert a.npz b.npz", "data inspect b.npz"):
+    assert cli.run(command.split()) == 0, command
+assert cli.run(train) == 0
+"""
+
+
+def test_commands_on_plain_arrays_import_no_simulator(tmp_path):
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NO_SIMULATOR],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    places = {word: next(n for n, line in enumerate(lines) if line.startswith(word)) for word in ("device ", "train ")}
+    assert places["device "] < places["train "]  # what the run computes on stands before its progress

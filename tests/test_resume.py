@@ -168,7 +168,7 @@ def test_a_restored_agent_acts_in_targets_as_the_old_one_did(dataset_dir, tmp_pa
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_run_stopped_while_drawing_is_not_finished(dataset_dir, tmp_path, monkeypatch):
+def test_a_run_stopped_while_drawing_has_its_record_and_is_drawn_later(dataset_dir, tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -176,11 +176,12 @@ def test_a_run_stopped_while_drawing_is_not_finished(dataset_dir, tmp_path, monk
     with pytest.raises(Interrupted, match=r"stopped by SIGINT when all was trained; the rest comes with .* --resume"):
         train(small_config(dataset_dir, tmp_path, "fql", offline_steps=1), show=False)
     (folder,) = tmp_path.glob("floq/debug/*/*")
-    assert not Run.open(folder).is_finished
+    before = Run.open(folder).summary
     drawn = []
-    monkeypatch.setattr(pictures, "draw_pictures", lambda *_: drawn.append(True))
-    assert resume(folder, show=False).is_finished
-    assert drawn
+    monkeypatch.setattr(pictures, "draw_pictures", lambda run, agent, data, display, names: drawn.extend(names))
+    assert resume(folder).summary == before
+    assert drawn == ["learning_curve.png", "value_map.png"]
+    assert "drawing what is missing: learning_curve.png, value_map.png" in capsys.readouterr().out
 
 
 def test_one_process_at_a_time_works_in_a_run_folder(old_run, capsys):

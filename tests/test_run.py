@@ -15,6 +15,7 @@ from floq import cli
 from floq.analysis import pictures
 from floq.analysis.evaluate_run import evaluate_run
 from floq.runs import checkpoint
+from floq.runs.config import Config
 from floq.runs.loggers import CsvLogger, read_csv
 from floq.runs.run import Run
 from floq.utils.errors import UserError
@@ -159,3 +160,20 @@ def test_csv_rows_are_on_disk_at_once_and_keep_their_columns(tmp_path):
     assert columns["a"] == [0.1, 0.25, 0.5]
     np.testing.assert_array_equal(columns["b"], [2.0, 3.0, np.nan])
     np.testing.assert_array_equal(columns["c"], [np.nan, np.nan, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("run_group", "g" * 256),
+        ("run_group", "good/" + "\u8bed" * 86),  # characters of three bytes
+        ("project_name", "p" * 300),
+        ("save_dir", "/tmp/" + "s" * 256),
+        ("run_group", "/".join(["g" * 200] * 20)),  # each name is short enough, the path is not
+    ],
+    ids=["ascii", "three bytes a letter", "project", "save_dir", "path"],
+)
+def test_names_that_no_file_system_takes(setting, value):
+    with pytest.raises(UserError, match=rf"^--{setting}=.*bytes .*: shorten it$"):
+        Config(**{setting: value})
+    assert Config(run_group="g" * 255).run_group == "g" * 255

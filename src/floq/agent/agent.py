@@ -200,11 +200,11 @@ class Agent(eqx.Module):
             info["feature_rank"] = jax.vmap(effective_rank)(features)
         return _named_means("critic", info)
 
-    @jax.jit
-    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+    def act(self, obs: Any, key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return one action in [-1, 1] for one observation; vmap over both arguments for many. Consumes `key`. With the
-        setting `action_chunk` h it is the next h actions, concatenated, to be executed one after another."""
-        return self.policy.act(obs, key)
+        setting `action_chunk` h it is the next h actions, concatenated, to be executed one after another. Raises
+        UserError if `obs` has another shape than the observations that the agent was trained on."""
+        return self.policy.act(_vector("the observation", obs, self.obs_stats.mean.shape), key)
 
     @property
     def policy(self) -> Policy:
@@ -214,12 +214,19 @@ class Agent(eqx.Module):
         return Policy(self.params.actor, critic, scale, self.obs_stats)
 
     def value(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray, num_steps: int | None = None
+        self,
+        obs: Any,
+        act: Any,
+        key: PRNGKeyArray,
+        num_steps: int | None = None,
     ) -> Float[Array, ""]:
         """Return Q(obs, act) by the critic's `read_out`, in units of return; K = `num_steps` for a flow critic.
 
-        One observation and one action; vmap for many. Consumes `key`.
+        One observation and one action; vmap for many. Consumes `key`. Raises UserError if one of them has another shape
+        than those that the agent was trained on.
         """
+        obs = _vector("the observation", obs, self.obs_stats.mean.shape)
+        act = _vector("the action", act, jax.eval_shape(self.policy.act, obs, jax.random.key(0)).shape)
         with matmul_precision("f32"):
             return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
 
@@ -333,6 +340,18 @@ def _init_agent(
 
 def _named_means(prefix: str, info: dict[str, Any]) -> Info:
     return {f"{prefix}/{name}": jnp.mean(values) for name, values in info.items()}
+
+
+def _vector(what: str, given: Any, shape: tuple[int, ...]) -> Array:
+    """Return a vector of numbers as an array. Raises UserError if it is none, or of another shape."""
+    try:
+        array = jnp.asarray(given, jnp.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} is not an array of numbers: give {shape[0]} of them") from error
+    if array.shape != shape:
+        many = "; jax.vmap takes many at once" if array.shape[1:] == shape else ""
+        raise UserError(f"{what} has shape {array.shape}; this agent takes {shape}{many}")
+    return array
 
 
 def zeros_like_info(agent: Agent, batch: PyTree) -> Info:

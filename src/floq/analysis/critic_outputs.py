@@ -92,15 +92,22 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
     rows = [row for _, row in probes.examples]
     noise, paths = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0]))), _paths(agent, probes, PATH_SAMPLES, rows)
     targets = probes.targets[:, rows]
-    low, high = min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max())
-    margin = 0.06 * max(high - low, 1e-3)
-    t, z = np.linspace(0.0, 1.0, FIELD[0]), np.linspace(low - margin, high + margin, FIELD[1])
+    z = value_grid(min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max()))
+    t = np.linspace(0.0, 1.0, FIELD[0])
     fields = _at_pairs(_velocities, agent, probes, rows, t=jnp.asarray(t), z=jnp.asarray(z, jnp.float32))
     curvatures = jax.vmap(jax.vmap(jax.vmap(curvature)))(jnp.asarray(paths)).mean(axis=(1, 2))
     return [
         FlowPaths(name, paths[i], float(curvatures[i]), t, z, fields[i], (noise[0], noise[1]), targets[:, i])
         for i, (name, _) in enumerate(probes.examples)
     ]
+
+
+def value_grid(low: float, high: float) -> np.ndarray:
+    """Return evenly spaced values from a little below `low` to a little above `high`. They are in 64 bits: Matplotlib's
+    streamplot refuses spacings that differ by more than 1e-5 of themselves."""
+    low, high = float(low), float(high)
+    margin = 0.06 * max(high - low, 1e-3, 1e-6 * abs(low), 1e-6 * abs(high))
+    return np.linspace(low - margin, high + margin, FIELD[1])
 
 
 def step_counts(trained: int) -> list[int]:

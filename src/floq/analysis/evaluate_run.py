@@ -14,6 +14,7 @@ from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
 from floq.runs import checkpoint, run_data
 from floq.runs.run import Run
 from floq.utils.errors import UserError
+from floq.utils.machine import device
 from floq.utils.progress import Display
 
 
@@ -26,36 +27,39 @@ def evaluate_run(
     workers: int | None = None,
     acting_flow_steps: int | None = None,
     data: Dataset | None = None,
+    dataset: str | None = None,
     show: bool = True,
 ) -> Evaluation | HeldOutEvaluation:
     """Evaluate a checkpoint of a run again, and print the result.
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
     an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
-    it from Python. `acting_flow_steps` changes the number of integration steps K of a flow critic in the policy.
+    it from Python, and `dataset` where it lies now if it was moved. `acting_flow_steps` changes the number of
+    integration steps K of a flow critic in the policy.
 
     Raises:
         UserError: there is no such run or checkpoint, the data differs, an option is out of range, or the policy does
             not integrate the flow.
         Failed: an environment raised, or hangs repeatedly.
     """
-    run = Run.open(run_dir)
+    run, display = Run.open(run_dir), Display(show)
     seed = run.config.seed if seed is None else seed
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
     config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
-    saved, display = checkpoint.load(run.folder / "checkpoints", step), Display(show)
+    here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     agent = saved.agent
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
+    display.note(f"device  {here}")
     if config.env_name is None:
         if acting_flow_steps is not None:
             raise UserError(
                 f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
             )
-        run_data.check_in_memory_data(run, data)
-        splits = run_data.load_data(config, display, data, run)
-        run_data.check_fingerprint(run, splits)
+        splits = run_data.load_own_data([run], display, data, dataset)[run_data.data_key(run.config)]
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
+        if dataset is not None:
+            display.note(f"note    --dataset={dataset} is not read: this run is evaluated in episodes")
         if not is_ogbench(config.env_name):
             probe(env := config.make_env())
             before = run.records["data"].get("observation_parts", ())

@@ -58,7 +58,8 @@ def run_problems(run: RunRecord) -> list[str]:
     """Return a short description of each problem of a run; none for a healthy one."""
     found = list(run.problems)
     if run.diverged_at is not None:
-        return [*found, f"diverged at step {run.diverged_at:,}: the {run.diverged['term']} was not finite"]
+        term = run.diverged.get("term", "update")
+        return [*found, f"diverged at step {run.diverged_at:,}: the {term} was not finite"]
     low, high, margin = value_range(run)
     warnings = [outside_range(run.last("training/critic/q"), low, high, margin)]
     warnings.append(outside_histogram({name: run.last(name) for name in run.training}))

@@ -24,6 +24,7 @@ from floq.runs.checkpoint import Checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
+from floq.utils.machine import device
 from floq.utils.progress import Display
 
 EPISODES = range(1, 13)  # a picture of more is not legible
@@ -36,6 +37,7 @@ def inspect_run(
     episodes: int = 3,
     video: bool = False,
     data: Dataset | None = None,
+    dataset: str | None = None,
     show: bool = True,
 ) -> dict[Path, str]:
     """Draw the pictures that apply to a run, and print what each shows.
@@ -47,6 +49,7 @@ def inspect_run(
         episodes: number of episodes to play, the first ones of the evaluation at that step.
         video: film these episodes as well.
         data: the dataset that the run was given from Python, if any.
+        dataset: where the run's data lie now, if they were moved.
         show: print progress and the table.
 
     Returns:
@@ -61,30 +64,32 @@ def inspect_run(
         raise UserError(f"--episodes={episodes}: must be between {EPISODES.start} and {EPISODES.stop - 1}")
     folder = run.folder / "plots" if out is None else user_path(out)
     check_writable(folder, "give another --out")
-    saved = checkpoint.load(run.folder / "checkpoints", step)
+    here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     critic_outputs.check_finite(saved.agent, run_dir, saved.step)
     if video and run.config.env_name is None:
         raise UserError("--video: this run has no environment to film; leave it out")
+    display.note(f"device  {here}")
     with contextlib.ExitStack() as stack:
         renderer = None
         if video:  # first, since it often fails
             renderer = stack.enter_context(open_renderer(run.config.make_env, _seed(run, saved.step, 0)))
-        transitions = _experience(run, saved, data, display)
+        transitions = _experience(run, saved, data, dataset, display)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
         played = []
         if run.config.env_name is not None:
-            with display.bar("episodes", episodes) as update:
+            with display.tolerate("episodes"), display.bar("episodes", episodes) as update:
                 played = play(run, saved.agent, saved.step, episodes, update)
-        found = draw(PICTURES, Subject(run, saved.agent, saved.step, transitions, played), folder)
-        if renderer is not None:
+        found = draw(PICTURES, Subject(run, saved.agent, saved.step, transitions, played), folder, display)
+        if renderer is not None and played:
             seeded = [(episode, _seed(run, saved.step, episode.number)) for episode in played]
-            with display.bar("film", sum(len(episode.actions) for episode in played)) as update:
+            frames = sum(len(episode.actions) for episode in played)
+            with display.tolerate(str(folder / "film.mp4")), display.bar("film", frames) as update:
                 options = run.config.task, run.config.video_frame_skip, update
                 outcomes = film_episodes(folder / "film.mp4", renderer, seeded, *options)
-            found["film.mp4"] = f"the policy beside its value: {outcomes}"
+                found["film.mp4"] = f"the policy beside its value: {outcomes}"
     display.table(f"{run.config.task}, checkpoint of step {saved.step}", found)
     if others := [name for name in PICTURES if name not in found]:
         display.note(f"  not for this run: {', '.join(others)}")
@@ -92,17 +97,14 @@ def inspect_run(
     return {folder / name: finding for name, finding in found.items()}
 
 
-def _experience(run: Run, saved: Checkpoint, given: Dataset | None, display: Display) -> Dataset:
+def _experience(run: Run, saved: Checkpoint, given: Dataset | None, dataset: str | None, display: Display) -> Dataset:
     """Return the transitions to draw: of a run from scratch the replay in its checkpoint, if there is one; otherwise
     its training data."""
     replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step) if run.config.from_scratch else None
     if given is None and replay is not None and (~replay.ends).any():
         display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
         return _dataset(replay).for_chunks(run.config.agent.action_chunk)
-    run_data.check_in_memory_data(run, given)
-    splits = run_data.load_data(run.config, display, given, run)
-    run_data.check_fingerprint(run, splits)
-    return splits.train
+    return run_data.load_own_data([run], display, given, dataset)[run_data.data_key(run.config)].train
 
 
 def _dataset(replay: ReplaySnapshot) -> Dataset:

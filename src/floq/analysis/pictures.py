@@ -1,5 +1,6 @@
 """Pictures of a run: the numbers are computed with the agent here, and drawn by `analysis.figures`."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from floq.envs import environments
 from floq.evaluation.rollouts import play_episode
 from floq.runs import checkpoint
 from floq.runs.run import Run
+from floq.utils.progress import Display
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
 VALUE_BATCH = 500  # states evaluated at a time, to limit memory
@@ -55,19 +57,57 @@ class Subject:
         return self.run.config.offline_steps if self.run.config.online_steps else None
 
 
-def draw(names: Iterable[str], subject: Subject, folder: Path) -> dict[str, str]:
-    """Draw those of these `PICTURES` that apply to the subject. Returns a sentence on what each shows."""
-    found = {name: PICTURES[name][1](subject, folder / name) for name in names}
+def draw(names: Iterable[str], subject: Subject, folder: Path, display: Display) -> dict[str, str]:
+    """Draw those of these `PICTURES` that apply to the subject. Returns a sentence on what each shows; where one cannot
+    be drawn, the cause is printed."""
+    found = {}
+    for name in names:
+        with display.tolerate(str(folder / name)):
+            found[name] = PICTURES[name][1](subject, folder / name)
     return {name: f"{PICTURES[name][0]}: {finding}" for name, finding in found.items() if finding is not None}
 
 
-def draw_pictures(run: Run, agent: Agent, data: Dataset) -> None:
-    """Draw the pictures that apply to this run into its `plots` folder: the learning curve; for mazes, the value over
-    the floor plan with the greedy policy's path; for a flow critic, how it integrates a few values. If the agent
-    diverged, only the learning curve."""
-    draw_learning_curve(run)
-    if not critic_outputs.diverged(agent):
-        draw(("value_map.png", "flow.png"), Subject(run, agent, run.config.total_steps, data), run.folder / "plots")
+LEARNING_CURVE, VALUE_MAP, FLOW = NAMES = ("learning_curve.png", "value_map.png", "flow.png")
+"""The pictures of a finished run, in its folder `plots`."""
+
+
+def draw_pictures(run: Run, agent: Agent, data: Dataset, display: Display, wanted: Sequence[str] = NAMES) -> None:
+    """Draw those of the wanted pictures that apply to this run; where one cannot be drawn, the cause is printed."""
+    plots, names = run.folder / "plots", [name for name in wanted if name in applicable(run, agent)]
+    with display.tolerate(f"pictures in {plots}"):
+        plots.mkdir(exist_ok=True)
+        if LEARNING_CURVE in names:
+            names.remove(LEARNING_CURVE)
+            with display.tolerate(str(plots / LEARNING_CURVE)):
+                draw_learning_curve(run)
+        draw(names, Subject(run, agent, run.config.total_steps, data), plots, display)
+
+
+def applicable(run: Run, agent: Agent) -> list[str]:
+    """Return which of the `NAMES` apply to this run: the learning curve; for mazes, the value over the floor plan with
+    the greedy policy's path; for a flow critic, how it integrates a few values. If the agent diverged, only the
+    learning curve."""
+    whole, has_flow = not critic_outputs.diverged(agent), agent.params.critic.flow_steps is not None
+    applies = bool(run.evaluations()), whole and has_value_map(run), whole and has_flow
+    return [name for name, does in zip(NAMES, applies, strict=True) if does]
+
+
+def missing(run: Run, agent: Agent) -> list[str]:
+    """Return the names of the pictures that apply to a finished run and are not there."""
+    return [name for name in applicable(run, agent) if not (run.folder / "plots" / name).exists()]
+
+
+def remove(run: Run) -> None:
+    """Delete the pictures of an earlier end of this run."""
+    for name in NAMES:
+        with contextlib.suppress(OSError):
+            (run.folder / "plots" / name).unlink()
+
+
+def has_value_map(run: Run) -> bool:
+    """Return whether the run's task is a maze with one goal."""
+    name = run.config.env_name or ""
+    return environments.is_singletask(name) and "maze" in name
 
 
 # --- Of the critic ---
@@ -151,8 +191,7 @@ def _draw_episodes(subject: Subject, path: Path) -> str | None:
 def _draw_value_map(subject: Subject, path: Path) -> str | None:
     """Draw V(s) = Q(s, greedy action) over the maze, and the greedy policy's path, of a task with one goal."""
     run, agent, data = subject.run, subject.agent, subject.data
-    name = run.config.env_name or ""
-    if not environments.is_singletask(name) or "maze" not in name:
+    if not has_value_map(run):
         return None
     env = run.config.make_env()
     walk_key, value_key = jax.random.split(Keys.of(run.config.seed).pictures)
@@ -165,7 +204,7 @@ def _draw_value_map(subject: Subject, path: Path) -> str | None:
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations[rows]
     values = _state_values(agent, states, value_key)
-    value_map(path, env.unwrapped, np.asarray(states[:, :2]), np.asarray(values), walk, outcome)
+    value_map(path, env.unwrapped, np.asarray(states[:, :2], np.float64), np.asarray(values, np.float64), walk, outcome)
     low, high = np.quantile(values, [0.01, 0.99])
     return f"values from {low:.3g} to {high:.3g}; the greedy policy is {outcome}"
 

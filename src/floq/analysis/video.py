@@ -22,10 +22,10 @@ from floq.analysis.figures.style import BLUE, FAINT, INK, RC, TITLE
 from floq.envs.environments import EnvFactory, Seed, is_ogbench
 from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
+from floq.utils.machine import NO_RENDERER
 
 RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}
 DEFAULT_RENDERERS = ("egl", "osmesa")  # both work without a display
-OFF = ("", "disable", "disabled", "off", "false", "0")
 SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
 FPS = 25  # frames per second
 STILL_FRAMES = 25  # repetitions of an episode's last frame
@@ -73,7 +73,7 @@ def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
     encoder()
     before = os.environ.get("MUJOCO_GL")
     named = (before or "").lower()
-    candidates = (named,) if named not in OFF else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
+    candidates = (named,) if named not in NO_RENDERER else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
     reasons: dict[str, list[str]] = {}
     for renderer in candidates:
         os.environ["MUJOCO_GL"] = renderer  # a new process has the environment variables of this one

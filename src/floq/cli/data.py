@@ -75,12 +75,15 @@ def inspect_command(argv: list[str]) -> None:
     """Run `floq data inspect`."""
     options = parse_options(Inspect, argv, "floq data inspect")
     from floq.analysis.figures.dataset import dataset_picture
+    from floq.analysis.figures.style import check_suffix
     from floq.data.description import inspect
     from floq.data.formats.open import open_dataset, with_unit_actions
     from floq.envs.environments import EnvFactory
     from floq.utils.progress import Display
 
     picture = user_path(options.out or f"{user_path(options.name).absolute().stem}-inspected.png")
+    check_suffix(picture)
+    check_suffix(picture)
     check_writable(picture.parent, "give another --out")
     consent(options.env_name or "")
     env = EnvFactory(options.env_name)() if options.env_name else None
@@ -100,8 +103,9 @@ def inspect_command(argv: list[str]) -> None:
     for warning in found.warnings:
         display.note(f"  look at this: {warning}")
     is_maze = "maze" in options.name and data.observations.shape[1] > 1
-    dataset_picture(picture, options.name, data, has_rewards, is_maze)
-    display.note(f"  picture     {picture}")
+    with display.tolerate(str(picture)):
+        dataset_picture(picture, options.name, data, has_rewards, is_maze)
+        display.note(f"  picture     {picture}")
 
 
 @dataclass(frozen=True)

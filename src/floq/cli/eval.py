@@ -17,6 +17,8 @@ class Eval:
     """The run's folder."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
+    dataset: str | None = None
+    """Where the data of the run lie now, if they were moved."""
     eval_episodes: int = 50
     """Episodes."""
     seed: int | None = None

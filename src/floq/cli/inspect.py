@@ -18,6 +18,8 @@ class InspectRun:
     """The run's folder."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
+    dataset: str | None = None
+    """Where the data of the run lie now, if they were moved."""
     out: str | None = None
     """The folder of the pictures; by default the run's own plots."""
     episodes: int = 3

@@ -47,13 +47,13 @@ def check_tasks(configs: Iterable[Config]) -> None:
 def _resume(argv: list[str]) -> None:
     flags = Flags(argv)
     folders = flags.values.pop("resume")
-    env_name, dry_run = flags.take("env_name"), flags.take_switch("dry_run")
+    env_name, dataset, dry_run = flags.take("env_name"), flags.take("dataset"), flags.take_switch("dry_run")
     changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
     for name in flags.values:
         if name not in changeable:
             raise UserError(
                 f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
-                "and how it learns online may change"
+                "and how it learns online may change; --dataset says where its data lie now"
             )
     if not flags.help and not folders:
         raise UserError("--resume needs a run's folder, or several")
@@ -62,15 +62,17 @@ def _resume(argv: list[str]) -> None:
     given = vars(parse(options, words, "floq train --resume RUN_DIR", " ".join(RESUME.split())))
     changes = {name: given[name] for name in changeable if given[name] is not None}
     from floq.runs.run import Run
+    from floq.runs.run_data import moved
     from floq.training.resume import continued, resume_fleet
     from floq.utils.machine import enable_compilation_cache
 
     for folder in folders:
         Run.open(folder, env_name)
     if dry_run:
-        return print_configs([continued(Run.open(folder), changes) for folder in folders])
+        runs = [moved(Run.open(folder), dataset) for folder in folders]
+        return print_configs([continued(run, changes) for run in runs])
     enable_compilation_cache()
-    resume_fleet(folders, **changes)
+    resume_fleet(folders, dataset=dataset, **changes)
 
 
 def print_configs(configs: list[Any]) -> None:
@@ -306,8 +308,8 @@ def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec
 
 RESUME = """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts, which are
 new totals, may change, and how it learns online as long as it does not. With several folders, runs that stopped at the
-same step go on as one fleet. --dry_run prints the resolved configuration, and --env_name=module:Id,
-the run's own, lets that module be imported."""
+same step go on as one fleet. --dataset=PATH says where their data lie now, if they were moved. --dry_run prints the
+resolved configuration, and --env_name=module:Id, the run's own, lets that module be imported."""
 
 
 def _resume_options() -> type:

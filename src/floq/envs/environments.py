@@ -24,6 +24,7 @@ import numpy as np
 from floq.envs import probe
 from floq.envs.spaces import action_box, ordered, part_names, unit_to_box
 from floq.utils.errors import UserError, in_one_line, nearest
+from floq.utils.machine import explain_renderer
 from floq.utils.schema import NO_ARGUMENTS, FrozenDict
 
 DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
@@ -130,7 +131,7 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
     """
     timing = {"success_timing": success_timing} if success_timing is not None and is_singletask(env_name) else {}
     factory = EnvFactory(env_name, success_timing, FrozenDict(kwargs))
-    with warnings.catch_warnings():
+    with explain_renderer(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
         warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:

@@ -21,7 +21,7 @@ from floq.runs.run import Run
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import version
+from floq.utils.machine import device, version
 from floq.utils.progress import Display
 from floq.utils.schema import Settings
 from floq.utils.untrusted import read_json
@@ -73,8 +73,10 @@ def export_run(options: ExportOptions) -> Path:
     folder = (run.folder / DEFAULT_FOLDERS[format] if options.out is None else user_path(options.out)).absolute()
     _check_free(folder, options.overwrite)
     check_packages(format)
+    here, display = device(), Display()
     saved = checkpoint.load(run.folder / "checkpoints", options.step)
     critic_outputs.check_finite(saved.agent, options.run_dir, saved.step)
+    display.note(f"device  {here}")
     policy = saved.agent.policy
     traced = TracedPolicy.of(policy, saved.agent.obs_spec, explore)
     exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
@@ -88,7 +90,6 @@ def export_run(options: ExportOptions) -> Path:
     actions = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
     if agreement.ties:
         actions += f", but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
-    display = Display()
     display.table(
         f"{run.config.task}, policy of step {saved.step}",
         {

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from floq.envs.environments import EnvFactory
 
 RANDOM_STEPS = 5_000
+MAX_NAME = 255  # bytes in the name of a file or folder
+MAX_PATH = 3_500  # bytes in the path of a group's folder; systems allow 4,096, and names of files below need some
 
 
 def task_name(env_name: str | None, dataset: str | None) -> str:
@@ -142,6 +145,7 @@ class Config(Settings):
         super().__post_init__()
         for name in ("project_name", "run_group"):
             _check_folder_name(name, getattr(self, name))
+        self._check_path()
         if self.agent.batch_size % self.batch_devices:
             batch_size = self.agent.batch_size
             raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
@@ -164,6 +168,23 @@ class Config(Settings):
             steps, envs = self.online_steps, self.num_envs
             raise UserError(
                 f"--online_steps={steps}: must be a multiple of --num_envs={envs}, all of which step at once"
+            )
+
+    def _check_path(self) -> None:
+        """Raise UserError if the path of the run's folder would be longer than file systems allow."""
+        names = ("project_name", "run_group", "save_dir")
+        for name in names:
+            for part in re.split(r"[/\\]", value := getattr(self, name)):
+                if (length := len(os.fsencode(part))) > MAX_NAME:
+                    raise UserError(
+                        f"--{name}={value[:40]}...: has {length} bytes in one name, file systems allow {MAX_NAME}: "
+                        "shorten it"
+                    )
+        if (length := sum(len(os.fsencode(getattr(self, name))) for name in names)) > MAX_PATH:
+            longest = max(names, key=lambda name: len(getattr(self, name)))
+            raise UserError(
+                f"--{longest}={getattr(self, longest)[:40]}...: makes the path of the run's folder {length} bytes "
+                f"long, at most {MAX_PATH} leave room for its files: shorten it"
             )
 
     @property

@@ -2,6 +2,7 @@
 imported on request only."""
 
 import abc
+import contextlib
 import csv
 import importlib.util
 import io
@@ -140,7 +141,18 @@ def metric_sinks(folder: Path, config: Config, step: int) -> list[MetricSink]:
     Raises:
         UserError: one of them cannot be opened.
     """
-    return [_GuardedSink(name, METRIC_SINKS[name](folder, config, step)) for name in config.logger]
+    return [_GuardedSink(name, _open_sink(name, folder, config, step)) for name in config.logger]
+
+
+def _open_sink(name: str, folder: Path, config: Config, step: int) -> MetricSink:
+    try:
+        return METRIC_SINKS[name](folder, config, step)
+    except UserError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        raise UserError(
+            f"--logger={name} cannot be opened ({in_one_line(error)}): mend that, or do without it, with --logger="
+        ) from error
 
 
 class TensorBoard(MetricSink):
@@ -212,6 +224,8 @@ class _GuardedSink(MetricSink):
             return
         try:
             act(self._sink)
-        except Exception as error:  # third-party code may raise anything
+        except (Exception, SystemExit) as error:  # third-party code may raise anything
             self._sink = None
-            print(f"floq: --logger={self._name} failed ({error!r}); training goes on without it", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # there may be no terminal any more
+                line = printable(f"floq: --logger={self._name} failed ({error!r}); training goes on without it")
+                print(line, file=sys.stderr)

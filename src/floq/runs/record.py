@@ -156,8 +156,15 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[RunRecord], list[DamagedRun]]:
     """Read the runs in these folders; returns them, and the folders that cannot be read."""
-    records = [read_run(folder) for folder in folders]
+    records = [_read_or_damaged(folder) for folder in folders]
     return [r for r in records if isinstance(r, RunRecord)], [r for r in records if isinstance(r, DamagedRun)]
+
+
+def _read_or_damaged(folder: Path) -> RunRecord | DamagedRun:
+    try:
+        return read_run(folder)
+    except Exception as error:  # one folder must not keep the others from being reported
+        return DamagedRun(folder, all_printable(in_one_line(error)))
 
 
 def read_run(folder: Path) -> RunRecord | DamagedRun:

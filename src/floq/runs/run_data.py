@@ -60,7 +60,8 @@ def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbenc
         if run is not None and (directory != user_path(Config.dataset_dir) or config.dataset_mirror is not None):
             raise UserError(
                 f"{directory / name}.npz is missing, and nothing is brought from or to where {run.folder} says: bring "
-                f"it there yourself, as with `floq data collect {name} --dataset_dir={directory}`"
+                f"it there yourself, as with `floq data collect {name} --dataset_dir={directory}`, or say where it "
+                f"lies now with --dataset=PATH/{name}.npz"
             )
         if name != DEMO_DATASET or config.dataset_mirror is not None:
             display.note(f"downloading {name}")
@@ -83,6 +84,31 @@ def collect_with_progress(name: str, directory: Path, episodes: int, display: Di
 def load_data(config: Config, display: Display, given: Dataset | None = None, run: Run | None = None) -> Splits:
     """Load the data of one run; see `load_fleet_data`."""
     return load_fleet_data([config], display, given, [run] if run else [])[data_key(config)]
+
+
+def load_own_data(
+    runs: Sequence[Run], display: Display, given: Dataset | None = None, dataset: str | None = None
+) -> dict[Hashable, Splits]:
+    """Load the data that the runs of a fleet were trained on, by `data_key`.
+
+    Args:
+        runs: in their folders.
+        display: see `load_fleet_data`.
+        given: what they were given from Python, if they were.
+        dataset: where their data lie now, if not where their records say.
+
+    Raises:
+        UserError: the data is missing, or is not what they were trained on.
+    """
+    for run in runs if dataset is None else ():
+        check_in_memory_data(run, given)
+        if given is None:
+            _check_there(run)
+    runs = [moved(run, dataset) for run in runs]
+    tasks = load_fleet_data([run.config for run in runs], display, given, runs)
+    for run in runs:
+        check_fingerprint(run, tasks[data_key(run.config)])
+    return tasks
 
 
 def data_key(config: Config) -> Hashable:
@@ -148,6 +174,7 @@ def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
     """Mix new data with that of the run whose weights are restored. Only new data are held out."""
     run = Run.open(config.restore_path or "")
     check_in_memory_data(run, None)
+    _check_there(run, f"floq train --resume {run.folder} ")
     display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
     prior = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
     check_fingerprint(run, prior)
@@ -167,6 +194,38 @@ def resolve_data_paths(config: Config) -> Config:
     return dataclasses.replace(config, **paths)
 
 
+def moved(run: Run, dataset: str | None) -> Run:
+    """Return the run with its data where they lie now, at `dataset` unless it is None.
+
+    Raises:
+        UserError: the run has no data, or its record cannot tell whether these are the same.
+    """
+    if dataset is None:
+        return run
+    if run.config.from_scratch:
+        raise UserError(
+            f"--dataset={dataset}: {run.folder} began with random play, which it holds itself; leave it out"
+        )
+    if "fingerprint" not in run.records["data"]:
+        place = run.config.dataset or run.config.dataset_dir
+        raise UserError(
+            f"--dataset={dataset}: the record of {run.folder} has no fingerprint, which would tell that these are its "
+            f"data: bring them back to {place}"
+        )
+    return Run(run.folder, resolve_data_paths(dataclasses.replace(run.config, dataset=dataset)))
+
+
+def _check_there(run: Run, command: str = "") -> None:
+    """Raise UserError if the file or folder that the run was trained on is missing. The remedy is a flag, of `command`
+    if that is another one."""
+    name = run.config.dataset
+    if name is not None and looks_like_path(name) and not os.path.exists(user_path(name)):
+        raise UserError(
+            f"{name} is missing, the data of {run.folder}: bring it back, or say where it lies now with "
+            f"{command}--dataset=PATH"
+        )
+
+
 def check_fingerprint(run: Run, data: Splits) -> None:
     """Raise UserError if this is not the data that the run was trained on."""
     before = run.records["data"]
@@ -177,8 +236,9 @@ def check_fingerprint(run: Run, data: Splits) -> None:
                 "its environment does not follow its seed alone; start a new run"
             )
         raise UserError(
-            f"the data in {run.config.dataset or run.config.dataset_dir} is not what {run.folder} was trained on "
-            f"({before.get('provenance', 'unknown')}): bring that back, or start a new run"
+            f"the data in {run.config.dataset or run.config.dataset_dir} ({data.provenance}; fingerprint {now}) is not "
+            f"what {run.folder} was trained on ({before.get('provenance', 'unknown')}; {before['fingerprint']}): bring "
+            "that back, say where it lies now with --dataset=PATH, or start a new run"
         )
 
 

@@ -85,7 +85,8 @@ def resume_checkpoint(run: Run, step: int) -> Checkpoint:
     folder = run.folder / "checkpoints"
     saved = checkpoint.load(folder, step)
     here, there = (config.to_json() for config in (run.config, saved.config))
-    same = dict.fromkeys(marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE))
+    changeable = *marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE), "dataset", "dataset_dir"  # data may be moved
+    same = dict.fromkeys(changeable)
     if differ := setting_differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
         raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
     return saved

@@ -31,7 +31,7 @@ from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import clear_jit_cache, use_all_cores
+from floq.utils.machine import clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
 
 if TYPE_CHECKING:  # it needs Ray
@@ -122,7 +122,8 @@ def sweep_configs(configs: Sequence[Config], options: SweepOptions, notes: Seque
         return []
     finished = [run for config in labels for run in runs_of(config)[:1] if run.is_finished]
     for numbers in fleets([run.config for run in finished]) if list(map(len, local)) != [len(labels)] else []:
-        show_result([finished[number] for number in numbers], display)
+        with display.tolerate("table of results"):
+            show_result([finished[number] for number in numbers], display)
     display.note(f"page    floq report {folder} --out report.html")
     if failures:
         raise Failed("; ".join(failures))
@@ -138,7 +139,7 @@ def _start_jax(runs: int, options: SweepOptions) -> None:
         jax.config.update("jax_platforms", "cpu")
         return
     use_all_cores(runs)
-    jax.devices()
+    device()
 
 
 def _train(
@@ -246,8 +247,11 @@ def _write_csv(experiment: Experiment, report: Report, folder: Path) -> None:
 def _draw(experiment: Experiment, report: Report, folder: Path, display: Display) -> Path:
     """Write the figure and the table of an experiment. Return the path of the figure."""
     picture, text = (folder / f"{experiment.name}.{suffix}" for suffix in ("png", "md"))
-    text.write_text(comparison_markdown(report, experiment.title, experiment.question))
-    for line in draw_figure(picture, report, title=experiment.title, curves=experiment.curves):
-        display.note(f"left out {line}")
-    display.note(f"wrote   {picture} and {text.name}")
+    with display.tolerate(str(text)):
+        text.write_text(comparison_markdown(report, experiment.title, experiment.question))
+        display.note(f"wrote   {text}")
+    with display.tolerate(str(picture)):
+        for line in draw_figure(picture, report, title=experiment.title, curves=experiment.curves):
+            display.note(f"left out {line}")
+        display.note(f"wrote   {picture}")
     return picture

@@ -38,7 +38,7 @@ from floq.training.sharding import Layout
 from floq.training.train import check_built
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import cores, use_all_cores
+from floq.utils.machine import cores, device, use_all_cores
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
 from floq.utils.schema import Positive, PositiveFloat, Settings, Size
@@ -212,13 +212,14 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[Meas
         check_writable(path.parent, "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
     use_all_cores(max(fleets) * config.batch_devices)
+    display.note(f"device  {device()}")
     Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
     check_built(config)
     env = environments.make(config.env_name, config.success_timing)
     obs_spec, action_dim = probe(env)
     data = synthetic_data(obs_spec, action_dim)
-    device = jax.local_devices()[0]
-    machine = f"{len(jax.local_devices())} x {device.device_kind}, {platform.machine()}, {cores()} cores"
+    devices = jax.local_devices()
+    machine = f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, {cores()} cores"
     display.note(f"{date.today()}, {machine}")
     display.note(f"{config.env_name}: {obs_spec.dim} observations, {action_dim} actions")
     peaks = matmul_peaks(config)

@@ -1,11 +1,14 @@
 """Continue runs that were stopped, as if they had not been: one, or a fleet of them."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from floq.agent.agent import Agent
+from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
@@ -34,7 +37,7 @@ from floq.training.train import (
 )
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
-from floq.utils.machine import be_deterministic, use_all_cores
+from floq.utils.machine import be_deterministic, device, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.schema import Mark, marked
 
@@ -132,6 +135,7 @@ def resume(
     run_dir: Path | str,
     data: Dataset | None = None,
     *,
+    dataset: str | None = None,
     show: bool = True,
     **changes: Any,
 ) -> Run:
@@ -142,6 +146,7 @@ def resume(
     Args:
         run_dir: the run's folder.
         data: what the run was given from Python, if it was.
+        dataset: where the run's data lie now, if they were moved; its record keeps that place.
         show: print progress.
         changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`, `logger`,
             `on_divergence`, `keep_checkpoints`, `checkpoint_minutes`; and, if the run is not online yet, `utd`,
@@ -151,13 +156,14 @@ def resume(
         UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
         Interrupted: a signal ended the run.
     """
-    return resume_fleet([run_dir], data, show=show, **changes)[0]
+    return resume_fleet([run_dir], data, dataset=dataset, show=show, **changes)[0]
 
 
 def resume_fleet(
     run_dirs: Sequence[Path | str],
     data: Dataset | None = None,
     *,
+    dataset: str | None = None,
     show: bool = True,
     draw: bool = True,
     **changes: Any,
@@ -173,6 +179,7 @@ def resume_fleet(
     if any(run.config.deterministic for run in old):
         be_deterministic()
     use_all_cores(len(folders) * old[0].config.batch_devices)  # now: reading a checkpoint starts JAX
+    device()
     runs = [Run(run.folder, continued(run, changes)) for run in old]
     configs = [run.config for run in runs]
     for config in configs:
@@ -182,13 +189,14 @@ def resume_fleet(
     for folder in folders:
         check_writable(folder / "checkpoints", "make the run's folder writable, or resume a copy of it")
     with lock_runs(runs), to_error(runs):
-        return _go_on(old, runs, data, display, started, draw)
+        return _go_on(old, runs, data, dataset, display, started, draw)
 
 
 def _go_on(
     old: Sequence[Run],
     runs: list[Run],
     data: Dataset | None,
+    dataset: str | None,
     display: Display,
     started: float,
     draw: bool,
@@ -198,18 +206,24 @@ def _go_on(
     configs, found = [run.config for run in runs], newest_common(old, display.note)
     step = found[0].step
     _check_steps(old[0].config, configs[0], step)
+    display.note(f"device  {device()}")
     if all(run.is_finished for run in runs) and step == configs[0].total_steps:
         display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
-        show_result(runs, display)
+        if dataset is not None:
+            tasks = run_data.load_own_data(runs, display, data, dataset)
+            runs = [run_data.moved(run, dataset) for run in runs]
+            for run in runs:
+                run.write_config(run_records(tasks[run_data.data_key(run.config)]))
+        if draw:
+            _draw_missing(runs, [one.saved.agent for one in found if one.saved], data, display)
+        with display.tolerate("table of results"):
+            show_result(runs, display)
         return runs
 
-    for run in old:
-        run_data.check_in_memory_data(run, data)
     with episodes_of(configs) as episodes:
-        tasks = run_data.load_fleet_data(configs, display, data, runs)
+        tasks = run_data.load_own_data(runs, display, data, dataset)
+        runs = [run_data.moved(run, dataset) for run in runs]
         splits = [tasks[run_data.data_key(config)] for config in configs]
-        for run, split in zip(old, splits, strict=True):
-            run_data.check_fingerprint(run, split)
         for package, version in installed_versions().items():
             if (before := old[0].records["versions"].get(package)) != version:
                 display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
@@ -228,6 +242,18 @@ def _go_on(
         return run_to_completion(
             runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, replays
         )
+
+
+def _draw_missing(runs: Sequence[Run], agents: Sequence[Agent], data: Dataset | None, display: Display) -> None:
+    """Draw the pictures that finished runs lack: they were stopped while they drew, or a picture failed."""
+    with display.tolerate("pictures"):
+        missing = [pictures.missing(run, agent) for run, agent in zip(runs, agents, strict=True)]
+        if not any(missing):
+            return
+        display.note(f"drawing what is missing: {', '.join(dict.fromkeys(itertools.chain(*missing)))}")
+        tasks = run_data.load_own_data(runs, display, data)
+        for run, agent, names in zip(runs, agents, missing, strict=True):
+            pictures.draw_pictures(run, agent, tasks[run_data.data_key(run.config)].train, display, names)
 
 
 def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:

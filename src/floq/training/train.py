@@ -28,7 +28,7 @@ from floq.training.run_logger import RunLogger
 from floq.training.sharding import Layout
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable
-from floq.utils.machine import be_deterministic, clear_jit_cache, use_all_cores
+from floq.utils.machine import be_deterministic, clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.signals import Stopped, catch_signals, signal_of
 
@@ -88,6 +88,7 @@ def train_fleet(
     configs = list(configs)
     groups = fleets(configs)
     use_all_cores(max((len(group) * configs[group[0]].batch_devices for group in groups), default=1))
+    device()  # complains early; resolving paths may read a checkpoint, which starts JAX
     configs = [resolve_paths(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
@@ -167,6 +168,7 @@ def _train_group(
     started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
     with episodes_of(configs) as episodes:
         tasks = run_data.load_fleet_data(configs, display, data)
+        display.note(f"device  {device()}")
         splits = [tasks[run_data.data_key(config)] for config in configs]
         agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)
@@ -244,7 +246,7 @@ def run_to_completion(
     step: int = 0,
     recorded: Sequence[ReplaySnapshot | None] = (),
 ) -> list[Run]:
-    """Train to the last step, draw, and then write the summaries that mark the runs as finished."""
+    """Train to the last step, write the summaries that mark the runs as finished, and then draw."""
     loggers, splits = [RunLogger(run, step) for run in runs], list(tasks.values())
     fleet = Fleet(
         agents,
@@ -265,22 +267,23 @@ def run_to_completion(
             logs.callback(logger.close)
         loop.run(received, pending)
     ended = [number for number in range(len(runs)) if number not in loop.diverged]
-    summaries = {number: loop.summary(number) for number in ended}
     try:
+        for number in ended:
+            pictures.remove(runs[number])
+            runs[number].write_json("summary.json", loop.summary(number))
         if received:  # after the last step
             raise Stopped(received[0])
         if draw and ended:
             display.note("drawing the pictures")
-        for number, summary in summaries.items():
-            if draw:
-                pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train)
-            runs[number].write_json("summary.json", summary)
+            for number in ended:
+                pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train, display)
     except KeyboardInterrupt as stop:
         left = f"stopped by {signal_of(stop).name} when all was trained; the rest comes with floq train --resume"
         folders = " ".join(str(runs[number].folder) for number in ended)
         raise Interrupted(f"{left} {folders}", signal_of(stop)) from stop
     if ended:
-        show_result([runs[number] for number in ended], display)
+        with display.tolerate("table of results"):
+            show_result([runs[number] for number in ended], display)
     if loop.diverged:
         raise Failed("; ".join(loop.diverged.values()))
     return runs

@@ -3,22 +3,30 @@
 JAX is imported where it is needed: worker processes import this file.
 """
 
+import contextlib
 import gc
 import hashlib
+import importlib
 import math
 import os
 import platform
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from floq.utils.errors import UserError
+from floq.utils.errors import UserError, in_one_line
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and of the period that they are for
 CORES = "FLOQ_CORES"  # environment variable: use no more cores than this
 FROM_SOURCE = "from source"
 MAX_CACHE_BYTES = 2**30
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # environment variables that name JAX's backend
+GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # and those that name GPUs
+RENDERERS = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # and those that name MuJoCo's renderer
+NO_GPU = ("", "-1", "none", "void", "nodevfiles")
+NO_RENDERER = ("", "disable", "disabled", "off", "false", "0")
 MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not cached
 
 
@@ -65,6 +73,71 @@ def use_all_cores(devices: int) -> None:
             jax.config.update("jax_num_cpu_devices", min(devices, cores()))
         except RuntimeError:
             return
+
+
+def device() -> str:
+    """Start JAX, and describe the device that it computes on.
+
+    Raises:
+        UserError: an environment variable names an accelerator that this machine, or JAX here, lacks.
+    """
+    import jax
+
+    try:
+        devices = jax.local_devices()
+    except Exception as error:  # RuntimeError, and AssertionError where JAX has no plugin of that name
+        given = _set_variables(PLATFORMS) or "JAX's devices"
+        cause = in_one_line(error).split(" (set JAX_PLATFORMS")[0]
+        raise UserError(
+            f"{given}: JAX cannot use that here ({cause}): install JAX for it, as with pip install 'jax[cuda12]', or "
+            "set JAX_PLATFORMS=cpu to compute on the CPU"
+        ) from error
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    visible = [name for name in GPUS if os.environ.get(name, "").lower() not in NO_GPU]
+    if visible and "cpu" not in (jax.config.values["jax_platforms"] or "").split(","):
+        raise UserError(
+            f"{_set_variables(visible)} names a GPU, and JAX finds none here: install JAX for it, as with pip install "
+            f"'jax[cuda12]', or unset {visible[0]}, or set JAX_PLATFORMS=cpu, to compute on the CPU"
+        )
+    return f"CPU, {cores()} cores"
+
+
+@contextlib.contextmanager
+def explain_renderer() -> Iterator[None]:
+    """Turn the failure to make an environment into one line where it comes from an environment variable that names a
+    renderer, as MuJoCo imports it; a context manager.
+
+    Raises:
+        UserError: in place of another error, if a variable of `RENDERERS` is set and MuJoCo cannot be imported.
+    """
+    try:
+        yield
+    except Exception as error:
+        named = [name for name in RENDERERS if os.environ.get(name, "").lower() not in NO_RENDERER]
+        cause = _import_error("mujoco") or _import_error("dm_control._render") if named else None
+        if cause is None:
+            raise
+        raise UserError(
+            f"{_set_variables(named)}: MuJoCo cannot use that renderer on this machine ({cause}): unset "
+            f"{' and '.join(named)}, or name one that is here; only films need it"
+        ) from error
+
+
+def _import_error(module: str) -> str | None:
+    """Return why a package that is installed cannot be imported; None if it can."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # RuntimeError, ImportError, or AttributeError where a library of the system is missing
+        return in_one_line(error)
+    return None
+
+
+def _set_variables(names: Iterable[str]) -> str:
+    """Return those of these environment variables that are set, with their values: `JAX_PLATFORMS=cuda`."""
+    return " and ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
 
 
 def be_deterministic() -> None:

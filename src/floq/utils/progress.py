@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from floq.utils.errors import in_one_line
 from floq.utils.untrusted import printable
 
 
@@ -46,6 +47,15 @@ class Display:
     def note(self, text: str) -> None:
         """Print one line that stays."""
         self._console.print(printable(text), markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def tolerate(self, what: str) -> Iterator[None]:
+        """Turn an exception within the context into a note with its cause: for what only shows a result that is kept,
+        as a picture does."""
+        try:
+            yield
+        except Exception as error:  # Matplotlib, environments and loggers may raise anything
+            self.note(f"warning no {what}: {in_one_line(error)}")
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print a short table of names and values."""

@@ -29,7 +29,7 @@ HEADER_LIMIT = 4 * 2**20  # bytes of a safetensors header; that of the largest p
 MAX_DEPTH = 32  # tables within tables; a configuration has two
 LARGEST = 2**63  # bound of whole numbers; floq writes none as large
 SIZE_LIMIT = 64 * 2**30  # bytes that one file may unpack to; the largest published state dataset has 3 GiB
-MEMORY_SHARE = 0.5  # of the memory that is free, that one file may unpack to: it is copied on its way to the device
+WORKING_COPIES = 4  # bytes of memory that reading takes, for each that a file unpacks to: 3.6 were measured
 
 MEMORY = Path("/proc/meminfo")
 
@@ -40,13 +40,15 @@ def check_size(declared: int, source: object) -> None:
     if declared > limit:
         raise UserError(
             f"{source} would unpack to {declared / 2**30:,.1f} GiB, more than the {limit / 2**30:,.1f} GiB that this "
-            "machine has to spare for one file: is it what it should be?"
+            f"machine has to spare for one file, reading takes {WORKING_COPIES} times as much memory: is it what it "
+            "should be? Then free memory, or give a part of it"
         )
 
 
 def size_limit() -> int:
-    """Return how many bytes one file may unpack to: `SIZE_LIMIT`, or `MEMORY_SHARE` of the free memory if less."""
-    return min(SIZE_LIMIT, int(MEMORY_SHARE * _free_memory()))
+    """Return how many bytes one file may unpack to: `SIZE_LIMIT`, or less if its working copies would not fit into the
+    free memory."""
+    return min(SIZE_LIMIT, _free_memory() // WORKING_COPIES)
 
 
 def _free_memory() -> int:

@@ -58,6 +58,6 @@ def _draw_held_out(path: Path, title: str, columns: Mapping[str, Sequence[float]
         right.plot(steps, td_errors, "o-", color=BLUE, markersize=4)
         right.set_ylabel("mean |TD error|, held-out transitions")
         if (finite := td_errors[np.isfinite(td_errors)]).size:
-            right.set_ylim(0, 1.1 * finite.max())
+            right.set_ylim(0, 1.1 * finite.max() or 1.0)
         for ax in (left, right):
             label_steps(ax, None)

@@ -1,5 +1,7 @@
 """Common style of all figures."""
 
+import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,14 +9,21 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
+
+from floq.utils import files
+from floq.utils.errors import UserError
+from floq.utils.untrusted import printable
 
 INK, GREY, FAINT = "#222222", "#666666", "#9a9a9a"
 BLUE, ORANGE = "#2166ac", "#d6604d"
 COLOURS = (BLUE, ORANGE, "#4d9221", "#762a83", "#8c510a", "#01665e", "#de77ae", "#e0a010")
 RC: Any = {
     "text.parse_math": False,  # names of runs and groups may have dollar signs
+    "text.usetex": False,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -32,6 +41,7 @@ RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 160,
 }
+MAX_LETTERS, MAX_LINES = 200, 12  # of a text: longer ones would leave no place for the axes
 TITLE: Any = {"x": 0.01, "ha": "left", "weight": "bold", "fontsize": 11}
 """Look of a figure's title."""
 BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
@@ -49,8 +59,9 @@ def figure(
     look: Any = None,
     **kwargs,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and saves it to `path` unless an
-    exception is raised. Axes without data are hidden. `look`: Matplotlib settings that override the common style."""
+    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and saves it to `path`, whole or
+    not at all, unless an exception is raised. Axes without data are hidden. `look`: Matplotlib settings that override
+    the common style."""
     with matplotlib.rc_context(RC | (look or {})):
         fig = Figure((width, height), layout="constrained")
         if title:
@@ -59,7 +70,30 @@ def figure(
         yield fig, axes
         for ax in axes:
             ax.set_visible(ax.has_data())
-        fig.savefig(path)
+        make_drawable(fig)
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for characters that the font lacks
+            warnings.filterwarnings("ignore", "constrained_layout not applied")
+            fig.savefig(content, format=path.suffix.removeprefix("."))
+        files.replace(path, content.getvalue())
+
+
+def make_drawable(fig: Figure) -> None:
+    """Replace in all texts of a figure what Matplotlib cannot draw, and cut those that are too long: names of runs,
+    groups and data may hold anything."""
+    for text in fig.findobj(Text):
+        assert isinstance(text, Text)
+        lines = [line.expandtabs(4)[:MAX_LETTERS] for line in printable(text.get_text()).split("\n")[:MAX_LINES]]
+        if (drawable := "\n".join(lines)) != text.get_text():
+            text.set_text(drawable)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UserError if Matplotlib writes no pictures whose files end so."""
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise UserError(f"--out={path}: end it in {', '.join(f'.{name}' for name in ('png', 'pdf', 'svg'))}")
 
 
 def legend_below(fig: Figure, ax: Axes, most: int = 6) -> None:

@@ -15,6 +15,7 @@ from floq.analysis.figures.style import COLOURS, FAINT, INK, figure, mark_online
 from floq.analysis.report.charts import BANDS, CROWDED
 from floq.analysis.report.scores import Report, TaskScores
 from floq.analysis.report.tables import short_task
+from floq.utils.errors import in_one_line
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
 """By suffix of the file name: width in inches, and number of columns of panels."""
@@ -58,11 +59,11 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
             f"learning curves of {len(tasks) - MAX_TASKS} of {len(tasks)} tasks: give fewer runs to see them"
         )
         tasks = tasks[:MAX_TASKS]
-    panels: list[Panel] = [lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks]
+    panels: dict[str, Panel] = {task.name: lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks}
     if report.aggregates:
-        panels.append(lambda ax: _draw_dots(ax, report, looks, int(19 * width) if crowded else 0))
+        panels["interquartile means"] = lambda ax: _draw_dots(ax, report, looks, int(19 * width) if crowded else 0)
     if report.aggregates and not crowded:
-        panels.append(lambda ax: _draw_profiles(ax, report, looks))
+        panels["profiles"] = lambda ax: _draw_profiles(ax, report, looks)
     columns = 2 if columns > 1 and len(panels) == 4 else max(1, min(columns, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     heights = [0.7 + (0.3 if report.by_area else 0.24) * len(report.aggregates)] if crowded else [1.75] * rows
@@ -73,8 +74,12 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
     lines = math.ceil(len(legend) / legend_columns) + bool(title)
     height = sum(heights) + 0.15 * lines + 0.1 * (note.count("\n") + 2)
     with figure(path, width, height, rows, columns, look=RC, height_ratios=heights) as (fig, axes):
-        for ax, panel in zip(axes, panels, strict=False):
-            panel(ax)
+        for ax, (name, panel) in zip(axes, panels.items(), strict=False):
+            try:
+                panel(ax)
+            except Exception as error:  # a run's numbers may be anything
+                ax.clear()
+                left_out.append(f"{name}: {in_one_line(error)}")
         if legend:  # with the title, over which the layout would draw it
             fig.legend(
                 handles=legend,

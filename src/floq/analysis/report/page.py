@@ -2,19 +2,23 @@
 beside this file say what they look like."""
 
 import functools
+import html
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from floq.analysis.report import charts, tables
 from floq.analysis.report.scores import Report
 from floq.analysis.report.tables import Section, join_names, link, short_task
+from floq.utils.errors import in_one_line
 from floq.utils.machine import version
+from floq.utils.untrusted import printable
 
 
 def page(report: Report, folder: Path) -> str:
@@ -23,9 +27,14 @@ def page(report: Report, folder: Path) -> str:
     for n, section in enumerate(sections):
         tasks = [task for task in report.tasks if task.metric is section.metric]
         drawn[section.title] = [
-            (short_task(task.name), charts.as_html(charts.curve_chart(task, looks), f"chart-{n}-{m}"), len(task.cells))
+            (
+                short_task(task.name),
+                _chart(f"chart-{n}-{m}", charts.curve_chart, task, looks),
+                len(task.cells),
+            )
             for m, task in enumerate(tasks)
         ]
+    profile = _chart("chart-profiles", charts.profile_chart, report, looks) if report.aggregates else None
     families = list(dict.fromkeys(task.family for task in report.tasks))
     count = len(report.runs) + len(report.damaged)
     return _render(
@@ -38,10 +47,18 @@ def page(report: Report, folder: Path) -> str:
         looks=looks,
         sections=sections,
         charts=drawn,
-        profile=charts.as_html(charts.profile_chart(report, looks), "chart-profiles") if report.aggregates else None,
+        profile=profile,
         bands=charts.BANDS,
         plotly_js=get_plotlyjs(),
     )
+
+
+def _chart(name: str, draw: Callable[..., go.Figure], *args: Any) -> str:
+    """Render a chart as HTML, or why it is left out."""
+    try:
+        return charts.as_html(draw(*args), name)
+    except Exception as error:  # a run's numbers may be anything
+        return f"<p>left out: {html.escape(printable(in_one_line(error)))}</p>"
 
 
 def markdown(report: Report, folder: Path) -> str:

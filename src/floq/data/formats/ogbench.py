@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from ogbench.relabel_utils import relabel_dataset
-from ogbench.utils import DATASET_URL
 
 from floq.data.arrays import Trajectories
 from floq.data.checks import check_rows, check_widths
@@ -62,6 +60,8 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
     Raises:
         UserError: the server does not answer, lacks a file or breaks off, or the disk is too small.
     """
+    from ogbench.utils import DATASET_URL  # here: other data need no OGBench
+
     check_writable(directory, "give another --dataset_dir")
     address = (DATASET_URL if mirror is None else mirror).rstrip("/")
     if urllib.parse.urlsplit(address).scheme not in SCHEMES:
@@ -217,6 +217,8 @@ def label(
     Raises:
         UserError: the rows are not those of the task.
     """
+    from ogbench.relabel_utils import relabel_dataset
+
     check_widths(rows, widths(task), source, env_name)
     labelled = dict(rows)
     relabel_dataset(env_name, task, labelled)  # adds `rewards` and `masks` for every row, from that row's own state
