@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 from typing import Any
 
 import gymnasium
@@ -15,12 +16,14 @@ import pytest
 from gymnasium import spaces
 
 from floq import cli
+from floq.analysis.evaluate_run import evaluate_run
 from floq.data.arrays import Trajectories
 from floq.data.formats.open import OpenedDataset, with_unit_actions
 from floq.envs import environments
 from floq.envs.environments import EnvFactory, SeededEnv
 from floq.envs.probe import probe
 from floq.envs.spaces import action_box, box_to_unit, unit_to_box
+from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.utils import untrusted
@@ -141,6 +144,28 @@ def test_a_wrong_environment_ends_the_command_before_data_are_read(register, cap
     assert cli.run(["train", "--env_name=Foreign-v0", "--dataset=none/of/these.npz", "--offline_steps=1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "its reward was None" in line
+
+
+class Named(Foreign):
+    observation_space = spaces.Dict(goal=spaces.Box(-1, 1, (1,)), arm=spaces.Box(-1, 1, (2,)))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"goal": np.zeros(1), "arm": np.zeros(2)}, {}
+
+    def step(self, action):
+        return {"goal": np.zeros(1), "arm": np.zeros(2)}, 0.0, False, False, {}
+
+
+def test_a_run_is_not_evaluated_where_observations_have_other_parts(register, tmp_path, monkeypatch):
+    """The names of the parts are kept in the run; the sizes of these are the same."""
+    config = Config(env_name=register(Named), dataset="logs", save_dir=str(tmp_path))
+    run = Run.create(config, {"versions": {}, "data": {"observation_parts": ["arm (2)", "target (1)"]}})
+    assert Run.open(run.folder).records["data"]["observation_parts"] == ["arm (2)", "target (1)"]
+    saved = types.SimpleNamespace(agent=types.SimpleNamespace(policy=None), step=1)
+    monkeypatch.setattr(checkpoint, "load", lambda *_: saved)
+    with pytest.raises(UserError, match=r"observations are arm \(2\), goal \(1\); those of .* are arm \(2\), target"):
+        evaluate_run(str(run.folder), show=False)
 
 
 # --- Actions ---

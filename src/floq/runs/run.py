@@ -160,12 +160,13 @@ class Run:
         return self.is_finished or bool(self.diverged)
 
     @property
-    def records(self) -> dict[str, dict[str, str]]:
-        """Records of `config.json` about the packages (`versions`) and the data (`data`) of the run."""
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Records of `config.json` about the packages (`versions`) and the data (`data`) of the run: texts and lists of
+        texts."""
         values = read_json(self.folder / "config.json")
         found = {name: values.get(name) for name in ("versions", "data")}
         kept = {name: x if isinstance(x, dict) else {} for name, x in found.items()}
-        return {name: {key: x for key, x in record.items() if isinstance(x, str)} for name, record in kept.items()}
+        return {name: {key: x for key, x in record.items() if _is_text(x)} for name, record in kept.items()}
 
     def write_config(self, records: dict[str, dict[str, str]]) -> None:
         """Write `config.json`: the configuration, the evaluation protocol and the given records."""
@@ -209,6 +210,10 @@ def read_record(path: Path, default: Any, whole_number: str | None = None) -> An
         return default
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({in_one_line(error)}): delete it and --resume the run") from error
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def _without_nan(value: Any) -> Any:
