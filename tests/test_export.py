@@ -50,6 +50,7 @@ def test_exploring_is_exported_on_request(pair, tmp_path):
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])
 @pytest.mark.parametrize("pair", ["fql", "best, integrated"])
 def test_other_formats_act_as_the_agent(form, pair, tmp_path):
+    pytest.importorskip({"onnx": "onnxruntime", "stablehlo": "flatbuffers"}[form], reason="needs floq[export]")
     agent = make_agent(*PAIRS[pair])
     policy = written(tmp_path, agent, form)
     expected = verification.samples(agent.policy, policy.traced, count=10)
@@ -116,6 +117,7 @@ def test_the_command(run_dir, tmp_path, capsys):
 
 
 def test_formats_go_to_folders_of_their_own(run_dir, tmp_path):
+    pytest.importorskip("onnx", reason="needs floq[export]")
     run = shutil.copytree(run_dir, tmp_path / run_dir.name)  # other tests share the run
     assert export(run, "--format=onnx") == 0
     assert sorted(file.name for file in (run / "export-onnx").iterdir()) == [

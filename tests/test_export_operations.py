@@ -50,6 +50,8 @@ def traced_function(function, size=6):
 @pytest.mark.parametrize("form", ["numpy", "onnx"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_operation_is_that_of_jax(name, form, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs floq[export]")
     function = FUNCTIONS[name]
     traced = traced_function(function)
     x = np.random.default_rng(3).normal(size=6).astype(np.float32)

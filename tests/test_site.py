@@ -35,6 +35,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_site_builds_and_needs_no_network(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs floq[docs]")
     build = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path}"],
         cwd=ROOT,
