@@ -35,7 +35,7 @@ def one_run(folder):
 def test_a_picture_that_fails_is_a_note_and_resume_draws_it(tmp_path, monkeypatch, capsys):
     data = write_data(tmp_path / "choice.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "held_out_curve", fail)
+        patch.setattr(pictures, "draw_learning_curve", fail)
         assert cli.run(["train", *TRAIN, f"--dataset={data}", f"--save_dir={tmp_path / 'exp'}"]) == 0
     folder = one_run(tmp_path)
     picture = folder / "plots" / "learning_curve.png"
@@ -93,7 +93,7 @@ def test_inspect_draws_what_it_can(run_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(integration, "settling", fail)
     monkeypatch.setattr(rollouts, "play_episode", fail)
     monkeypatch.setattr("floq.analysis.inspect_run.play", fail)
-    monkeypatch.setattr(pictures, "draw_value_map", fail)
+    monkeypatch.setitem(pictures.PICTURES, "value_map.png", ("the value over the maze", fail))
     assert cli.run(["inspect", str(run_dir), f"--out={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"flow.png", "noise.png", "diagnosis.png"}

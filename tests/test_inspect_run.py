@@ -34,6 +34,7 @@ from floq.envs.environments import EnvFactory
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
+from floq.utils.progress import Display
 
 NEW_CRITIC = Path(__file__).parents[1] / "docs" / "tutorials" / "new_critic.md"
 
@@ -142,7 +143,7 @@ def test_a_new_critic_is_drawn_as_far_as_it_shows_itself(optional, drawn, tmp_pa
     agent, _ = make_probes(names["LaplaceConfig"](value_hidden_dims=(WIDTH, WIDTH)))
     config = floq.Config(env_name=None, dataset="own.npz")
     run: Any = types.SimpleNamespace(folder=tmp_path, config=config, training=dict)
-    made = draw(PICTURES, Subject(run, agent, 0, make_data()), tmp_path)
+    made = draw(PICTURES, Subject(run, agent, 0, make_data()), tmp_path, Display(False))
     assert set(made) == {path.name for path in tmp_path.iterdir()} == drawn
 
 

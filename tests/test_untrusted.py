@@ -178,6 +178,7 @@ TRAP = "open(__file__ + '.sprung', 'w')\n"
 
 def test_a_run_cannot_have_a_module_imported(stranger, tmp_path, monkeypatch, capsys):
     """Gymnasium imports `trap` to make `trap:Any-v0`; `python -m floq` has the current folder on its path."""
+    monkeypatch.setenv(untrusted.CONSENT, "")  # other tests name modules on the command line
     (tmp_path / "trap.py").write_text(TRAP)
     monkeypatch.syspath_prepend(tmp_path)
     edit_json(stranger / "config.json", env_name="trap:Any-v0")

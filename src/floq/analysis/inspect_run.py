@@ -68,6 +68,7 @@ def inspect_run(
     critic_outputs.check_finite(saved.agent, run_dir, saved.step)
     if video and run.config.env_name is None:
         raise UserError("--video: this run has no environment to film; leave it out")
+    run.training()  # a damaged log is refused before anything is drawn
     display.note(f"device  {here}")
     with contextlib.ExitStack() as stack:
         renderer = None

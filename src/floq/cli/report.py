@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from tyro.conf import Positional
 
 from floq.cli.flags import parse_options
-from floq.utils.errors import UserError, nearest
+from floq.utils.errors import UserError, in_one_line, nearest
 from floq.utils.files import check_writable, replace, user_path
 from floq.utils.untrusted import printable
 
@@ -71,14 +71,19 @@ def report_command(argv: list[str]) -> None:
         write_csv(out, run_rows(report))
         write_csv(paths[1], evaluation_rows(report), ("group", "task", "seed", "step"))
     else:
-        paths = [out.with_name(f"{out.stem}-{end}.{form}") for end in WIDTHS]
-        for path, end in zip(paths, WIDTHS, strict=True):
-            left_out = draw_figure(path, report, end)
+        paths = []
+        for end in WIDTHS:
+            path = out.with_name(f"{out.stem}-{end}.{form}")
+            try:
+                left_out += draw_figure(path, report, end)
+                paths.append(path)
+            except Exception as error:  # Matplotlib may raise anything
+                left_out.append(f"{path}: {in_one_line(error)}")
     counts = ", ".join(f"{count} {state}" for state, count in report.state_counts.items())
     lines = [f"read    {len(found)} runs in {len(report.groups)} groups: {counts}"]
     lines += [f"damaged {one.folder}: {one.reason}" for one in damaged]
-    lines += [f"left out {figure}" for figure in left_out]
-    for line in [*lines, f"wrote   {' and '.join(map(str, paths))}"]:
+    lines += [f"left out {figure}" for figure in dict.fromkeys(left_out)]
+    for line in [*lines, f"wrote   {' and '.join(map(str, paths)) or 'nothing'}"]:
         print(printable(line))
 
 
