@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from floq import cli
-from floq.data.arrays import from_episodes
+from floq.data.arrays import Trajectories, from_episodes
 from floq.data.description import inspect, reward_over_time, summarise_episodes
 from floq.utils.errors import UserError
 
@@ -120,3 +120,11 @@ def test_what_is_not_there(tmp_path, capsys, name, message):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_returns_of_16_bit_rewards_are_sums_in_64():
+    """The picture sums them itself; 65,504 is the largest number of 16 bits."""
+    rows, rewards = 1001, np.full(1001, 100, np.float16)
+    zeros, ends = np.zeros((rows, 1), np.float32), np.arange(rows) == rows - 1
+    data = Trajectories(zeros, zeros, rewards, np.ones(rows), ends)
+    assert summarise_episodes(data).returns == [100_000]

@@ -71,7 +71,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
 def summarise_episodes(data: Trajectories) -> EpisodeStats:
     """Compute length, return and termination of each episode that has a transition."""
     first, last = bounds(data)
-    counted = np.where(data.ends, 0.0, data.rewards)
+    counted = np.where(data.ends, 0.0, data.rewards.astype(np.float64))  # sums of 16 bits could overflow
     finished = np.where(data.ends, False, data.masks == 0)
     sums = np.add.reduceat(counted, first), np.add.reduceat(finished.astype(int), first)
     keep = last > first
