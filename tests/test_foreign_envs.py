@@ -316,6 +316,17 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
+@pytest.mark.filterwarnings("ignore:.*Using the latest versioned environment")
+def test_an_id_without_its_version_goes_along_too(register):
+    """Gymnasium makes the newest version, of those that this process has registered."""
+    register(Foreign, "Foreign-v0", size=2)
+    register(Foreign, "Foreign-v1", size=3)
+    sent = pickle.dumps(EnvFactory("Foreign"))
+    del gymnasium.registry["Foreign-v0"], gymnasium.registry["Foreign-v1"]
+    env: Any = pickle.loads(sent)()
+    assert env.unwrapped.size == 3
+
+
 def test_what_cannot_be_sent_is_said(register):
     lock = threading.Lock()
     name = register(lambda **kwargs: (lock, Foreign(**kwargs))[1])

@@ -97,17 +97,15 @@ class EnvFactory:
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if (spec := gymnasium.registry.get(self.name.rpartition(":")[2])) is not None:
-            try:
-                state["registered"] = cloudpickle.dumps(spec)
-            except Exception as error:
-                raise UserError(f"{self.name} cannot be sent to other processes: {in_one_line(error)}") from error
-        return state
+        named = self.name.rpartition(":")[2]
+        versions = {known: spec for known, spec in gymnasium.registry.items() if _is_version(known, named)}
+        try:
+            return state | {"registered": cloudpickle.dumps(versions)}
+        except Exception as error:
+            raise UserError(f"{self.name} cannot be sent to other processes: {in_one_line(error)}") from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if registered := state.pop("registered", None):
-            spec = cloudpickle.loads(registered)
-            gymnasium.registry[spec.id] = spec
+        gymnasium.registry.update(cloudpickle.loads(state.pop("registered")))
         for name, value in state.items():
             object.__setattr__(self, name, value)
 
@@ -189,7 +187,12 @@ def is_ogbench(env_name: str) -> bool:
     one of Gymnasium's, with or without a version or the module that registers it (`module:id`)."""
     if ":" in env_name or not any(kind in env_name.split("-") for kind in DATASET_TYPES):
         return False
-    return not any(env_name in (known, known.rpartition("-v")[0]) for known in gymnasium.registry)
+    return not any(_is_version(known, env_name) for known in gymnasium.registry)
+
+
+def _is_version(known: str, env_name: str) -> bool:
+    """Return whether a registered id is this one, or a version of it."""
+    return env_name in (known, known.rpartition("-v")[0])
 
 
 def is_singletask(env_name: str) -> bool:
