@@ -4,8 +4,8 @@ Every network is `body(entry(x))`: an entry layer that computes the first pre-ac
 layers. The velocity field has a split entry layer, because the contribution of (s, a) is constant during an
 integration.
 
-Hidden layers compute in the type of the matrices (`precision.py` lowers it); the last layer accumulates in float32,
-since bfloat16 would round a value of -150 to an integer.
+Hidden layers compute in the type of the matrices (`precision.py` lowers it); the last layer accumulates in at least
+float32, since bfloat16 would round a value of -150 to an integer. With float64 weights all is float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,6 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 NORM_EPS = 1e-6  # Flax's default, which the published code relies on; Equinox's is 1e-5
@@ -37,8 +36,8 @@ class Linear(eqx.Module):
         """Initialise the layer. Consumes `key`."""
         return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
 
-    def __call__(self, x: Float[Array, " size_in"], result_type: DTypeLike | None = None) -> Float[Array, " size_out"]:
-        return _product(x, self.weight, result_type, self.bias)
+    def __call__(self, x: Float[Array, " size_in"], is_head: bool = False) -> Float[Array, " size_out"]:
+        return _product(x, self.weight, self.bias, is_head)
 
 
 class SplitLinear(eqx.Module):
@@ -56,7 +55,7 @@ class SplitLinear(eqx.Module):
 
     def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
         """Compute W_x x + b, the part that is independent of y."""
-        return _product(x, self.weight_x, None, self.bias)
+        return _product(x, self.weight_x, self.bias)
 
     def varying(self, y: Float[Array, " size_y"]) -> Float[Array, " size_out"]:
         """Compute W_y y, the part that depends on y."""
@@ -66,16 +65,22 @@ class SplitLinear(eqx.Module):
 def _product(
     x: Float[Array, " size_in"],
     weight: Float[Array, "size_in size_out"],
-    result_type: DTypeLike | None = None,
     bias: Float[Array, " size_out"] | None = None,
+    is_head: bool = False,
 ) -> Float[Array, " size_out"]:
-    """Compute x W + b in the type of W, or accumulated in `result_type` if it is given."""
-    y = jnp.matmul(x.astype(weight.dtype), weight, preferred_element_type=result_type or weight.dtype)
+    """Compute x W + b in the type of W; that of a head accumulated in at least float32."""
+    result_type = _at_least_f32(weight.dtype) if is_head else weight.dtype
+    y = jnp.matmul(x.astype(weight.dtype), weight, preferred_element_type=result_type)
     return y if bias is None else y + bias.astype(y.dtype)
 
 
+def _at_least_f32(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class LayerNorm(eqx.Module):
-    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax. Computes in float32."""
+    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax. Computes in at
+    least float32."""
 
     scale: Float[Array, " size"]
     shift: Float[Array, " size"]
@@ -87,14 +92,14 @@ class LayerNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         mean, rstd = _moments(x)
-        return ((x.astype(jnp.float32) - mean) * rstd * self.scale + self.shift).astype(x.dtype)
+        return ((x.astype(mean.dtype) - mean) * rstd * self.scale + self.shift).astype(x.dtype)
 
 
 def _moments(x: Float[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the mean of x and one over its standard deviation, in float32."""
-    x_f32 = x.astype(jnp.float32)
-    mean = jnp.mean(x_f32)
-    variance = jnp.maximum(jnp.mean(jnp.square(x_f32)) - jnp.square(mean), 0.0)
+    """Return the mean of x and one over its standard deviation, in at least float32."""
+    x = x.astype(_at_least_f32(x.dtype))
+    mean = jnp.mean(x)
+    variance = jnp.maximum(jnp.mean(jnp.square(x)) - jnp.square(mean), 0.0)
     return mean, jax.lax.rsqrt(variance + NORM_EPS)
 
 
@@ -134,7 +139,7 @@ class PlainBody(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
-        return self.linears[-1](self.features(x), result_type=jnp.float32)
+        return self.linears[-1](self.features(x), is_head=True)
 
     def features(self, x: Float[Array, " width"]) -> Float[Array, " features"]:
         """Return the input of the head."""
@@ -165,8 +170,7 @@ class FoldedBody(eqx.Module):
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         for number, linear in enumerate(self.linears):
             y = jax.nn.gelu(x, approximate=True)
-            is_head = number == len(self.linears) - 1
-            product = _product(y, linear.weight, jnp.float32 if is_head else None)
+            product = _product(y, linear.weight, is_head=number == len(self.linears) - 1)
             x = product * _moments(y)[1].astype(product.dtype) + linear.bias.astype(product.dtype)
         return x
 
@@ -175,7 +179,7 @@ def fold_layer_norm(norm: LayerNorm, linear: Linear) -> Linear:
     """Fold a LayerNorm into the layer after it, whose input is then only divided by the std of a row."""
     scaled = norm.scale[:, None] * linear.weight
     weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)
-    return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(jnp.float32))
+    return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(norm.shift.dtype))
 
 
 class ResidualBody(eqx.Module):
@@ -206,7 +210,7 @@ class ResidualBody(eqx.Module):
         return cls(activation(), blocks, Linear.init(head_key, width, size_out))
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
-        return self.head(self.features(x), result_type=jnp.float32)
+        return self.head(self.features(x), is_head=True)
 
     def features(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
         """Return the input of the head."""
