@@ -143,8 +143,6 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("project_name", "run_group"):
-            _check_folder_name(name, getattr(self, name))
         self._check_path()
         if self.agent.batch_size % self.batch_devices:
             batch_size = self.agent.batch_size
@@ -171,26 +169,28 @@ class Config(Settings):
             )
 
     def _check_path(self) -> None:
-        """Raise UserError if the path of the run's folder would be longer than file systems allow."""
-        names = ("project_name", "run_group", "save_dir")
-        for name in names:
-            for part in re.split(r"[/\\]", value := getattr(self, name)):
-                if (length := len(os.fsencode(part))) > MAX_NAME:
-                    raise UserError(
-                        f"--{name}={value[:40]}...: has {length} bytes in one name, file systems allow {MAX_NAME}: "
-                        "shorten it"
-                    )
-        if (length := sum(len(os.fsencode(getattr(self, name))) for name in names)) > MAX_PATH:
-            longest = max(names, key=lambda name: len(getattr(self, name)))
+        """Raise UserError if the run's folder would lie outside its parent folder, or its path would be too long."""
+        given = {name: getattr(self, name) for name in ("project_name", "run_group", "save_dir")}
+        for name, value in given.items():
+            parts = re.split(r"[/\\]", value)
+            leads_out = ".." in parts or not all(parts) or re.search(r"[\x00-\x1f\x7f:]", value)
+            if leads_out and name != "save_dir":
+                raise UserError(
+                    f"{name}={value!r}: must be the name of a folder, without '..', colons or a slash at its ends"
+                )
+            if (length := max(len(os.fsencode(part)) for part in parts)) > MAX_NAME:
+                start = f"--{name}={value[:40]}..."
+                raise UserError(f"{start}: has {length} bytes in one name, file systems allow {MAX_NAME}: shorten it")
+        if (length := len(os.fsencode("".join(given.values())))) > MAX_PATH:
+            longest = max(given, key=lambda name: len(given[name]))
             raise UserError(
-                f"--{longest}={getattr(self, longest)[:40]}...: makes the path of the run's folder {length} bytes "
-                f"long, at most {MAX_PATH} leave room for its files: shorten it"
+                f"--{longest}={given[longest][:40]}...: makes the path of the run's folder {length} bytes long, at "
+                f"most {MAX_PATH} leave room for its files: shorten it"
             )
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the run begins with neither data nor weights: it has no offline phase, no `dataset` and no
-        `restore_path`."""
+        """Whether the run begins with neither data nor weights."""
         return self.offline_steps == 0 and self.dataset is None and self.restore_path is None
 
     @property
@@ -232,7 +232,7 @@ class Config(Settings):
         return EnvFactory(self.env_name or "", self.success_timing, FrozenDict(self.env_kwargs))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain values; the agent's settings are flat, beside critic and actor."""
+        """Return the resolved configuration; the agent's settings are flat, beside critic and actor."""
         agent = {"critic": self.agent.critic_name, "actor": self.agent.actor_name, **self.agent.flat()}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"agent": agent}
 
@@ -243,34 +243,21 @@ class Config(Settings):
         Raises:
             UserError: a key is unknown, or a value is of another type or out of range.
         """
-        given = values.get("agent")
-        if not isinstance(given, dict):
-            raise UserError("agent: give its settings, by name")
-        agent, types = dict(given), hints_of(cls)
+        run, types = dict(values), hints_of(cls)
+        agent = dict(convert("agent", run.pop("agent", None), dict[str, Any]))
         critic, actor = (str(agent.pop(part, None)) for part in ("critic", "actor"))
         known = hints_of(settings_type(critic, actor))
-        for name in values:
+        for name in run:
             if name not in types:
                 raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
         # `from_flat` rejects settings that neither critic nor actor has.
         agent = {name: convert(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
-        run = {name: x for name, x in values.items() if name != "agent"}
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """Return a hash of 8 hexadecimal digits of the settings, as their marks say. Those that were removed count too,
-        so that the hash of a run stays."""
+        """Return a hash of the settings, as their marks say; removed settings count too, so that old hashes stay."""
         optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
         excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
         values = {name: value for name, value in self.to_json().items() if name not in excluded}
         values["agent"] |= removed_settings(self.agent.critic_name)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _check_folder_name(setting: str, value: str) -> None:
-    """Raise UserError if this name of a folder could lead out of its parent folder."""
-    parts = re.split(r"[/\\]", value)
-    if ".." in parts or not all(parts) or re.search(r"[\x00-\x1f\x7f:]", value):
-        raise UserError(
-            f"{setting}={value!r}: must be the name of a folder, without '..', colons or a slash at its ends"
-        )

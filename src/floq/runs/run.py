@@ -36,8 +36,8 @@ NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)  #
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; if it is
-    from scratch also `random.npz`, and if it diverged `diverged.json` or `rewinds.json`."""
+    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; from
+    scratch also `random.npz`, and if it diverged `diverged.json` or `rewinds.json`."""
 
     folder: Path
     config: Config
@@ -102,13 +102,10 @@ class Run:
         path = folder / "config.json"
         try:
             values = read_json(path)
+            config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
         except OSError as error:
             raise UserError(f"{folder} is not a run folder: it has no readable config.json") from error
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error})") from error
-        try:
-            config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
-        except UserError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"{path} is damaged ({error})") from error
         if env_name is not None:
             if env_name != config.env_name:
@@ -136,7 +133,7 @@ class Run:
         """`summary.json`, which exists once the run has ended. Raises UserError if it is missing or damaged."""
         if not self.is_finished:
             raise UserError(f"{self.folder} has no summary.json: the run has not ended")
-        return read_record(self.folder / "summary.json", {})
+        return read_record(self.folder / "summary.json")
 
     @property
     def is_finished(self) -> bool:
@@ -147,12 +144,12 @@ class Run:
     def diverged(self) -> dict[str, Any]:
         """`diverged.json`: at which step the run diverged and stopped, which term was not finite, and the metrics of
         that update. Empty if it did not."""
-        return read_record(self.folder / "diverged.json", {}, "step")
+        return read_record(self.folder / "diverged.json", dict, "step")
 
     @property
     def rewinds(self) -> list[dict[str, Any]]:
         """`rewinds.json`: at which steps the run went back to earlier weights, and to those of which step."""
-        return read_record(self.folder / "rewinds.json", [], "step")
+        return read_record(self.folder / "rewinds.json", list, "step")
 
     @property
     def has_ended(self) -> bool:
@@ -161,12 +158,10 @@ class Run:
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
-        """Records of `config.json` about the packages (`versions`) and the data (`data`) of the run: texts and lists of
-        texts."""
+        """Records of `config.json` about packages (`versions`) and data (`data`): texts and lists of texts."""
         values = read_json(self.folder / "config.json")
-        found = {name: values.get(name) for name in ("versions", "data")}
-        kept = {name: x if isinstance(x, dict) else {} for name, x in found.items()}
-        return {name: {key: x for key, x in record.items() if _is_text(x)} for name, record in kept.items()}
+        found = {name: x if isinstance(x := values.get(name), dict) else {} for name in ("versions", "data")}
+        return {name: {key: x for key, x in record.items() if _is_text(x)} for name, record in found.items()}
 
     def write_config(self, records: dict[str, dict[str, str]]) -> None:
         """Write `config.json`: the configuration, the evaluation protocol and the given records."""
@@ -195,19 +190,19 @@ class Run:
             partial.unlink(missing_ok=True)
 
 
-def read_record(path: Path, default: Any, whole_number: str | None = None) -> Any:
-    """Read a JSON file that not all runs have: an object, or a list of objects, like `default`, in each of which an
-    entry is a `whole_number`. Raises UserError if it is damaged."""
+def read_record(path: Path, kind: Any = dict, number: str | None = None) -> Any:
+    """Read a JSON file that not all runs have, empty if it is missing: an object, or a list of objects, in each of
+    which the entry `number` is a whole number. Raises UserError if it is damaged."""
     try:
         found = parse_json(read_text(path, JSON_LIMIT))
-        if type(found) is not type(default):
-            raise ValueError(f"it holds no JSON {'object' if isinstance(default, dict) else 'list'}")
-        for one in [found] if isinstance(found, dict) else found:
-            if whole_number is not None and type(one[whole_number]) is not int:
-                raise ValueError(f"its {whole_number} is {one[whole_number]!r}")
+        if type(found) is not kind:
+            raise ValueError(f"it holds no JSON {'object' if kind is dict else 'list'}")
+        for one in [found] if kind is dict else found:
+            if number is not None and type(one[number]) is not int:
+                raise ValueError(f"its {number} is {one[number]!r}")
         return found
     except FileNotFoundError:
-        return default
+        return kind()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({in_one_line(error)}): delete it and --resume the run") from error
 
@@ -261,20 +256,19 @@ def to_error(runs: Sequence[Run]) -> Iterator[None]:
 
 def _concerns(error: OSError, folders: Sequence[Path]) -> bool:
     """Return whether an error is about these folders. The error of a full disk may have no file name."""
-    if error.filename is None:
+    if error.filename is None or isinstance(error.filename, int):
         return error.errno in NAMELESS
-    path = Path(os.fsdecode(error.filename)).absolute() if not isinstance(error.filename, int) else Path()
+    path = Path(os.fsdecode(error.filename)).absolute()
     return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def _message(error: OSError, folders: Sequence[Path]) -> str:
-    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    gone = [folder for folder in folders if not folder.is_dir()]
-    left = [folder for folder in folders if folder not in gone]
+    gone, left = ([folder for folder in folders if folder.is_dir() == there] for there in (False, True))
     command = f"floq train --resume {' '.join(map(str, left))}"
     if gone:
         deleted = f"{' '.join(map(str, gone))} vanished while it was trained, and what was learned there with it"
         return f"{deleted}; the others go on with {command}" if left else f"{deleted}: start it again"
+    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     saved = min((steps(folder / "checkpoints") or [0])[-1] for folder in folders)
     kept = f"the checkpoint of step {saved} is whole" if saved else "there was no checkpoint yet"
     return f"{reason}; {kept}: {REMEDIES.get(error.errno or 0, 'fix this')}, then go on with {command}"
