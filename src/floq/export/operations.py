@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.export.exported import DTYPES, OPERATIONS, PolicyError, Type
-from floq.export.trace import Noise, TracedPolicy, Visitor, evaluate, walk
+from floq.export.trace import Interpreter, Noise, TracedPolicy
 from floq.utils.errors import UserError
 
 
@@ -54,7 +54,7 @@ def translate(traced: TracedPolicy) -> Program:
     writer = _Writer()
     leaves = [Constant(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
     observation = Variable("observation", Type(traced.obs_spec.shape, "float32"))
-    (action,) = walk(traced.program, [*leaves, observation, HIDDEN], Visitor(writer.primitive, writer.draw))
+    (action,) = writer.run(traced.program, [*leaves, observation, HIDDEN])
     if action is HIDDEN:
         raise UserError(
             "this actor draws random numbers with a function that floq export does not know: use jax.random.normal or "
@@ -67,7 +67,7 @@ def translate(traced: TracedPolicy) -> Program:
 
 
 @dataclass
-class _Writer:
+class _Writer(Interpreter):
     """Interpreter that writes lines for primitives, and evaluates those whose inputs are all constants."""
 
     lines: list[tuple[str, list[Value], list[Any]]] = field(default_factory=list)
@@ -85,7 +85,7 @@ class _Writer:
             x if isinstance(x, Constant | Variable) else Constant(np.asarray(x, atom.aval.dtype)) for atom, x in pairs
         ]
         if all(isinstance(x, Constant) for x in given):
-            return [Constant(np.asarray(x)) for x in evaluate(equation, [jnp.asarray(x.array) for x in given])]
+            return [Constant(np.asarray(x)) for x in super().primitive(equation, [jnp.asarray(x.array) for x in given])]
         name = equation.primitive.name
         if name in UNCHANGED:
             return list(given)

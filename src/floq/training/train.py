@@ -177,7 +177,7 @@ def _train_group(
         runs = [Run.create(config, run_records(split)) for config, split in zip(configs, splits, strict=True)]
         with lock_runs(runs), to_error(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
-                run_data.save_initial_data(run, split)
+                run_data.save_random_data(run, split)
             return run_to_completion(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 
