@@ -60,10 +60,10 @@ def translate(traced: TracedPolicy) -> Program:
             "this actor draws random numbers with a function that floq export does not know: use jax.random.normal or "
             "uniform, or others that are made of them"
         )
-    if not isinstance(action.name, int):  # a constant or an input
-        writer.line("reshape", [action], action.type.shape)
-        return _prune(writer, len(writer.lines) - 1)
-    return _prune(writer, action.name)
+    if isinstance(action.name, int):
+        return _prune(writer, action.name)
+    writer.line("reshape", [action], action.type.shape)  # of a constant or an input
+    return _prune(writer, len(writer.lines) - 1)
 
 
 @dataclass
@@ -132,7 +132,6 @@ class _Writer(Interpreter):
         return Constant(np.transpose(x.array, axes)) if isinstance(x, Constant) else self.line("transpose", [x], axes)
 
     def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Variable:
-        """Write a slice with constant bounds."""
         return self.line("slice", [x], [[int(a), int(b)] for a, b in zip(starts, ends, strict=True)])
 
 

@@ -20,8 +20,7 @@ from floq.networks import kernels
 from floq.runs import run_data
 from floq.runs.config import Config
 from floq.runs.loggers import check_loggers
-from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import make_agent, restore, restored_checkpoint
+from floq.runs.run import Run, installed_versions, make_agent, restore, restored_checkpoint, to_error
 from floq.training.fleet import Fleet, FleetData
 from floq.training.loop import Loop
 from floq.training.run_logger import RunLogger
