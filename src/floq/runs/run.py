@@ -29,7 +29,7 @@ from floq.runs.config import Config
 from floq.runs.loggers import cut_csv, read_csv
 from floq.utils import files
 from floq.utils.errors import Failed, UserError, in_one_line
-from floq.utils.files import lock_folder, make_folder, user_path
+from floq.utils.files import lock_folder, user_path
 from floq.utils.machine import version
 from floq.utils.schema import Mark, marked
 from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, consent, parse_json, read_json, read_text
@@ -67,8 +67,7 @@ class Run:
         try:
             if folder.exists():
                 raise FileExistsError(folder)
-            make_folder(partial)
-            (partial / "checkpoints").mkdir()
+            (partial / "checkpoints").mkdir(parents=True)
             (partial / "plots").mkdir()
             cls(partial, config).write_config(records)
             partial.rename(folder)

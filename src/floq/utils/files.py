@@ -42,16 +42,6 @@ def check_writable(folder: Path, remedy: str) -> None:
         raise UserError(f"cannot write to {folder}: {remedy}")
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, or none of them. Raises FileExistsError if it exists, or another OSError."""
-    missing = [f for f in (folder, *folder.parents) if not os.path.exists(f)]
-    try:
-        folder.mkdir(parents=True)
-    except OSError:
-        remove_empty(missing)
-        raise
-
-
 def remove_empty(folders: list[Path]) -> None:
     """Remove those of the folders that are empty; the deepest must come first."""
     for folder in folders:

@@ -19,14 +19,12 @@ from floq.utils.errors import UserError, in_one_line
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and of the period that they are for
 CORES = "FLOQ_CORES"  # environment variable: use no more cores than this
-MAX_CACHE_BYTES = 2**30
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # environment variables that name JAX's backend
 GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # and those that name GPUs
 RENDERERS = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # and those that name MuJoCo's renderer
 NO_GPU = ("", "-1", "none", "void", "nodevfiles")
 NO_RENDERER = ("", "disable", "disabled", "off", "false", "0")
-MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not cached
 
 
 def version(package: str) -> str:
@@ -174,8 +172,8 @@ def enable_compilation_cache() -> Path | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     return folder
 
 

@@ -58,20 +58,19 @@ class Display:
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print a short table of names and values."""
-        table = _titled_table(title, show_header=False, padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        self._print_rows(table, rows.items())
+        columns = Column(style="dim", no_wrap=True), Column(overflow="fold")
+        self._print_table(title, columns, rows.items(), show_header=False, padding=(0, 2))
 
     def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a header; the first column is text, which is folded on a narrow terminal, the others are
         numbers."""
-        table = _titled_table(title, padding=(0, 0, 0, 1))
-        for number, name in enumerate(header):
-            table.add_column(_plain_text(name), justify="right" if number else "left", no_wrap=number > 0)
-        self._print_rows(table, rows)
+        columns = [Column(_plain_text(name), justify="right", no_wrap=True) for name in header]
+        columns[0] = Column(_plain_text(header[0]))
+        self._print_table(title, columns, rows, padding=(0, 0, 0, 1))
 
-    def _print_rows(self, table: Table, rows: Iterable[Sequence[str]]) -> None:
+    def _print_table(self, title: str, columns: Iterable[Column], rows: Iterable[Sequence[str]], **layout: Any) -> None:
+        title_layout = {"title": _plain_text(title), "title_justify": "left", "title_style": "bold"}
+        table = Table(*columns, **title_layout, box=None, **layout)
         for row in rows:
             table.add_row(*map(_plain_text, row))
         self._console.print(table)
@@ -132,10 +131,6 @@ class Display:
                 self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_format_values(what)}".rstrip())
 
         return update
-
-
-def _titled_table(title: str, **layout: Any) -> Table:
-    return Table(title=_plain_text(title), title_justify="left", title_style="bold", box=None, **layout)
 
 
 def _plain_text(text: str) -> Text:
