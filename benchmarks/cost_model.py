@@ -21,8 +21,7 @@ from cost_formula import FLOAT, update_cost
 from floq.agent.config import AgentConfig
 from floq.analysis.cost import cost_of
 from floq.cli.train import parse_train
-from floq.runs.config import Config
-from floq.runs.presets import configure
+from floq.runs.config import Config, configure
 from floq.training.bench import best_in_turn, fleet_of, repetitions_for, synthetic_data
 from floq.utils.machine import cores, use_all_cores
 

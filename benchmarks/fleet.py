@@ -24,7 +24,7 @@ def measure(agent: str, size: int, layout: str, steps: int, settings: list[str])
 
     from floq.agent.state import Keys
     from floq.cli.train import parse_train
-    from floq.runs.weights import make_agent
+    from floq.runs.run import make_agent
     from floq.training.bench import best_in_turn, fleet_of, synthetic_data
     from floq.training.sharding import Layout
     from floq.utils.machine import cores, use_all_cores

@@ -21,9 +21,8 @@ from floq.agent.state import Keys
 from floq.data.collection.random_play import RandomRollout
 from floq.data.dataset import Dataset
 from floq.envs.environments import EnvFactory
-from floq.runs.config import Config
-from floq.runs.presets import configure
-from floq.runs.weights import make_agent
+from floq.runs.config import Config, configure
+from floq.runs.run import make_agent
 from floq.training.bench import best_in_turn, repetitions_for
 from floq.training.fleet import Fleet, FleetData
 from floq.training.online import Online

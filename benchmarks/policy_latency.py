@@ -23,7 +23,7 @@ from floq.actors import BestOfNConfig, DeterministicConfig, FQLConfig, GaussianC
 from floq.agent.agent import Agent
 from floq.agent.config import AgentConfig
 from floq.critics import FloqConfig, ScalarConfig
-from floq.export import verification
+from floq.export import export_run
 from floq.export.formats import Exportable, Format, load_exported, write_exported
 from floq.export.operations import translate
 from floq.export.trace import TracedPolicy
@@ -54,9 +54,9 @@ def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[in
     about = {"task": "a benchmark", "step": 0, "floq": "-"}
     described = {"about": about, "observation_size": sizes[0], "action_size": sizes[1], "action_chunk": 1}
     exportable = Exportable(traced, translate(traced), described)
-    samples = verification.samples(policy, traced, count=CHECKED)
+    samples = export_run.samples(policy, traced, count=CHECKED)
     keys = list(jax.random.split(jax.random.key(1), calls))
-    acting: dict[str, Callable[[verification.Sample], object]] = {
+    acting: dict[str, Callable[[export_run.Sample], object]] = {
         "jax": lambda sample: np.asarray(policy.act(sample.obs, keys.pop()))
     }
     with tempfile.TemporaryDirectory() as root:
@@ -65,7 +65,7 @@ def measure(config: AgentConfig, sizes: tuple[int, int], calls: int) -> tuple[in
             folder.mkdir()
             write_exported(form, exportable, folder)
             act = load_exported(form, folder)
-            verification.compare_with_agent(policy, act, samples)
+            export_run.compare_with_agent(policy, act, samples)
             acting[form] = lambda sample, act=act: act(sample.obs, sample.noise)
     taken: dict[str, list[float]] = {name: [] for name in acting}
     for number in range(calls):

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from floq.agent.state import Keys
-from floq.runs.presets import configure
-from floq.runs.weights import make_agent
+from floq.runs.config import configure
+from floq.runs.run import make_agent
 from floq.training.bench import synthetic_data
 from floq.training.fleet import Fleet, FleetData, sample_batch
 

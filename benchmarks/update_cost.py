@@ -13,7 +13,7 @@ import platform
 from datetime import date
 
 from floq.analysis.cost import cost_of
-from floq.runs.presets import configure
+from floq.runs.config import configure
 from floq.training.bench import best_in_turn, fleet_of, synthetic_data
 from floq.utils.machine import cores, use_all_cores
 

@@ -6,7 +6,7 @@ import pytest
 
 from floq import cli
 from floq.analysis.cost import cost_of
-from floq.runs.presets import configure
+from floq.runs.config import configure
 from floq.training import bench
 
 TINY_NETWORKS = ["--agent.batch_size=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]

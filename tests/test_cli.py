@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 
 from floq import cli
-from floq.runs.presets import FAMILIES, configure, family
+from floq.runs.config import FAMILIES, configure, family
 
 
 def dry_run(capsys, *flags):

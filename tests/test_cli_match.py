@@ -11,7 +11,7 @@ from floq import cli
 from floq.agent.config import AgentConfig
 from floq.analysis.matching import matched
 from floq.cli import train
-from floq.runs.presets import configure
+from floq.runs.config import configure
 
 # Two fields (2 + 2 + 50 bins + cos t) -> 10 -> 1, two distilled critics 4 -> 8 -> 1.
 SMALL: dict[str, Any] = {

@@ -26,7 +26,7 @@ from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.runs.loggers import read_csv
 from floq.runs.record import RunRecord, read_run
-from floq.runs.weights import make_agent
+from floq.runs.run import make_agent
 from floq.training import divergence
 from floq.training.divergence import what_helps
 from floq.training.fleet import Fleet, FleetData

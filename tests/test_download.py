@@ -118,7 +118,7 @@ def test_training_downloads_from_the_mirror(mirror, dataset_dir, tmp_path):
     wrong = ["--agent=fql", "--offline_steps=1", "--env_name=pointmaze-large-navigate-singletask-v0"]
     assert cli.run(["train", *wrong, *flags]) == 2  # not there; and nothing is left of it
     assert list(tmp_path.iterdir()) == []
-    from floq.runs.presets import configure
+    from floq.runs.config import configure
     from floq.runs.run_data import load_data
     from floq.utils.progress import Display
 

@@ -16,7 +16,7 @@ from helpers import ACT, ACTOR, FLOQ, OBS, agent_config
 
 from floq import cli
 from floq.agent.agent import Agent
-from floq.export import export_run, verification
+from floq.export import export_run
 from floq.export.exported import PolicyError, load_policy
 from floq.export.formats import load_exported
 from floq.export.operations import translate
@@ -30,10 +30,10 @@ from floq.utils.errors import Failed, UserError
 def test_numpy_acts_as_the_agent(pair, tmp_path):
     agent = make_agent(*PAIRS[pair])
     policy = written(tmp_path, agent)
-    expected = verification.samples(agent.policy, policy.traced, count=20)
+    expected = export_run.samples(agent.policy, policy.traced, count=20)
     assert len({tuple(sample.action) for sample in expected}) > 10
-    agreement = verification.compare_with_agent(agent.policy, load_exported("numpy", tmp_path), expected)
-    assert agreement == verification.Agreement(agreement.largest, ties=0, count=20)
+    agreement = export_run.compare_with_agent(agent.policy, load_exported("numpy", tmp_path), expected)
+    assert agreement == export_run.Agreement(agreement.largest, ties=0, count=20)
     assert agreement.largest < 2e-6
 
 
@@ -43,8 +43,8 @@ def test_exploring_is_exported_on_request(pair, tmp_path):
     assert not make_exportable(agent).program.noise
     policy = written(tmp_path, agent, explore=True)
     assert [noise.distribution for noise in policy.program.noise] == ["normal"]
-    expected = verification.samples(agent.policy, policy.traced, explore=True, count=10)
-    assert verification.compare_with_agent(agent.policy, load_exported("numpy", tmp_path), expected).largest < 2e-6
+    expected = export_run.samples(agent.policy, policy.traced, explore=True, count=10)
+    assert export_run.compare_with_agent(agent.policy, load_exported("numpy", tmp_path), expected).largest < 2e-6
 
 
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])
@@ -53,8 +53,8 @@ def test_other_formats_act_as_the_agent(form, pair, tmp_path):
     pytest.importorskip({"onnx": "onnxruntime", "stablehlo": "flatbuffers"}[form], reason="needs floq[export]")
     agent = make_agent(*PAIRS[pair])
     policy = written(tmp_path, agent, form)
-    expected = verification.samples(agent.policy, policy.traced, count=10)
-    assert verification.compare_with_agent(agent.policy, load_exported(form, tmp_path), expected).largest < 2e-6
+    expected = export_run.samples(agent.policy, policy.traced, count=10)
+    assert export_run.compare_with_agent(agent.policy, load_exported(form, tmp_path), expected).largest < 2e-6
     (tmp_path / "policy.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(PolicyError, match="no program"):
         load_policy(tmp_path)
@@ -64,13 +64,13 @@ def test_a_wrong_action_is_no_tie(tmp_path):
     """Of candidates that the critic likes equally well any may be taken; anything else that differs is refused."""
     agent = make_agent(*PAIRS["best, scalar"])
     policy = written(tmp_path, agent)
-    expected = verification.samples(agent.policy, policy.traced, count=3)
+    expected = export_run.samples(agent.policy, policy.traced, count=3)
     acting = load_exported("numpy", tmp_path)
     with pytest.raises(Failed, match=r"is 0\.5 from the agent"):
-        verification.compare_with_agent(agent.policy, lambda obs, noise: acting(obs, noise) + 0.5, expected)
+        export_run.compare_with_agent(agent.policy, lambda obs, noise: acting(obs, noise) + 0.5, expected)
     silent = jax.tree.map(jnp.zeros_like, agent.params.critic)
     indifferent = dataclasses.replace(agent.policy, critic=silent)
-    assert verification.compare_with_agent(indifferent, lambda obs, noise: acting(obs, noise) + 0.5, expected).ties == 3
+    assert export_run.compare_with_agent(indifferent, lambda obs, noise: acting(obs, noise) + 0.5, expected).ties == 3
 
 
 def test_what_is_not_needed_to_act_stays_behind(tmp_path):
@@ -141,7 +141,7 @@ def test_wrong_commands(run_dir, tmp_path, capsys):
         ([tmp_path], "is not a run folder"),
         ([run_dir, "--step=5"], "has no checkpoint of step 5: choose one of"),
         ([run_dir, "--format=torch"], "--format"),
-        ([run_dir, "--tolerance=2"], "give a small number such as 1e-4"),
+        ([run_dir, "--tolerance=2"], "tolerance=2.0: must be at least 0 and less than 1"),
         ([run_dir, "--out", "/proc/nowhere/policy"], "cannot write to"),
         ([], "missing from floq export"),
     ):
@@ -207,7 +207,7 @@ def test_a_bare_environment_acts_the_same(form, tmp_path):
     folder = tmp_path / "policy"
     folder.mkdir()
     policy = written(folder, agent, form)
-    expected = verification.samples(agent.policy, policy.traced, count=20)
+    expected = export_run.samples(agent.policy, policy.traced, count=20)
     np.savez(
         tmp_path / "given.npz",
         obs=[s.obs for s in expected],
@@ -225,4 +225,4 @@ def test_a_bare_environment_acts_the_same(form, tmp_path):
     )
     done = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True, env={})
     actions = json.loads(done.stdout.splitlines()[-1])
-    np.testing.assert_allclose(actions, [sample.action for sample in expected], rtol=0, atol=verification.TOLERANCE)
+    np.testing.assert_allclose(actions, [sample.action for sample in expected], rtol=0, atol=export_run.TOLERANCE)

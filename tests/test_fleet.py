@@ -24,10 +24,8 @@ from floq.envs.environments import EnvFactory, EnvSlots
 from floq.evaluation import background
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.rollouts import RESTARTS, Evaluator
-from floq.runs.config import Config
-from floq.runs.presets import configure
-from floq.runs.run import Run
-from floq.runs.weights import make_agent
+from floq.runs.config import Config, configure
+from floq.runs.run import Run, make_agent
 from floq.training.fleet import Fleet, FleetData, sample_batch
 from floq.training.sharding import Layout
 from floq.training.train import fleets, train_fleet

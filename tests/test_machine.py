@@ -22,8 +22,8 @@ from floq.data.dataset import Dataset
 from floq.training.fleet import Fleet, FleetData
 from floq.training.sharding import Layout
 from floq.agent.state import Keys
-from floq.runs.presets import configure
-from floq.runs.weights import make_agent
+from floq.runs.config import configure
+from floq.runs.run import make_agent
 
 rng = np.random.default_rng(0)
 rows = rng.normal(size=(60, 3)), rng.uniform(-1, 1, (60, 2)), -np.ones(60), np.ones(60), np.arange(1, 61) % 20 == 0

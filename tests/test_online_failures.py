@@ -8,7 +8,7 @@ from floq import cli
 from floq.agent.state import Keys
 from floq.runs import checkpoint
 from floq.runs.loggers import read_csv
-from floq.runs.weights import make_agent
+from floq.runs.run import make_agent
 from floq.training import online
 from floq.training.fleet import Fleet, FleetData
 from floq.training.online import Online

@@ -12,7 +12,7 @@ from conftest import TINY, undrawn
 from floq import cli
 from floq.agent.config import AgentConfig
 from floq.runs import checkpoint
-from floq.runs.presets import configure
+from floq.runs.config import configure
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 

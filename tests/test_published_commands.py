@@ -10,7 +10,7 @@ import pytest
 from floq import cli
 from floq.agent.config import AGENTS, AgentConfig
 from floq.cli.train import parse_train
-from floq.runs.presets import FAMILIES, configure, family
+from floq.runs.config import FAMILIES, configure, family
 
 COMMANDS = (Path(__file__).parent / "published_commands.txt").read_text().splitlines()
 

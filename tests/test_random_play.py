@@ -82,7 +82,7 @@ def test_a_run_keeps_its_random_play_since_not_every_environment_makes_it_again(
         made = first[run_data.data_key(run.config)]
         assert run_data.data_records(made) != run_data.data_records(again[run_data.data_key(run.config)])
         run.write_config({"data": run_data.data_records(made)})
-        run_data.save_initial_data(run, made)
+        run_data.save_random_data(run, made)
     kept = run_data.load_fleet_data(configs, display, runs=runs)
     for run in runs:
         run_data.check_fingerprint(run, kept[run_data.data_key(run.config)])

@@ -122,7 +122,7 @@ def test_a_damaged_file_is_named(tmp_path, name, text, complaint):
         ("[1]", "it holds no JSON object"),
         ('{"model": "bert"}', "not the configuration of a run: it has no agent"),
         ('{"agent": {"critic": "floq"}, "seed": 0, "offline_steps": 1, "online_steps": 0, "env_name": "x"}', "agent.a"),
-        ('{"agent": {"critic": "floq", "actor": "fql"}, "seed": "0"}', "seed is '0'"),
+        ('{"agent": {"critic": "floq", "actor": "fql"}, "seed": "0"}', "seed = '0': must be a whole number"),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_no_run_is_named(tmp_path, config, reason):

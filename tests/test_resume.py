@@ -18,11 +18,9 @@ from floq.agent.agent import Agent
 from floq.analysis import pictures
 from floq.evaluation.rollouts import Evaluator
 from floq.runs import checkpoint
-from floq.runs.config import Config
+from floq.runs.config import Config, configure
 from floq.runs.loggers import CsvLogger, cut_csv, read_csv
-from floq.runs.presets import configure
-from floq.runs.run import Run
-from floq.runs.weights import restore
+from floq.runs.run import Run, restore
 from floq.training import loop
 from floq.training.fleet import Fleet
 from floq.training.resume import resume

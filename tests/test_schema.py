@@ -11,8 +11,7 @@ from annotated_types import Ge, Gt, Interval, Le, Len
 from floq import cli
 from floq.agent.config import AgentConfig, Hypers
 from floq.critics import CRITICS, FloqConfig, ScalarCritic
-from floq.runs.config import Config
-from floq.runs.presets import configure
+from floq.runs.config import Config, configure
 from floq.utils.errors import UserError
 from floq.utils.schema import Mark, Settings, convert, from_table, marked
 

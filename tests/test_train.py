@@ -19,7 +19,7 @@ from floq.agent.state import Keys
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
 from floq.runs.config import Config
-from floq.runs.weights import make_agent
+from floq.runs.run import make_agent
 from floq.training.fleet import Fleet, FleetData
 
 ROWS = 60

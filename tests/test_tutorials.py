@@ -13,7 +13,7 @@ import floq
 from floq import cli
 from floq.actors import ACTORS
 from floq.critics import CRITICS
-from floq.runs import presets
+from floq.runs import config
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"(?ms)^```(\w+)\n(.*?)^```$")
@@ -28,7 +28,7 @@ ON_REQUEST = {"online_steps", "warmup_steps"}  # only where a tutorial speaks of
 def at_work(tmp_path, monkeypatch):
     """In an empty folder. Critics and actors that a tutorial adds are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    configure = presets.configure
+    configure = config.configure
     monkeypatch.setattr(floq, "configure", lambda *names, **given: configure(*names, **(given | few_of(given))))
     known = [(registry, dict(registry)) for registry in (CRITICS, ACTORS)]
     yield tmp_path

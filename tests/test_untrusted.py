@@ -154,7 +154,7 @@ def test_toml_that_is_refused(tmp_path, text, message):
         ({"agent": {"block_depth": 10**9}}, "block_depth=1000000000: must be at most 256"),
         ({"agent": {"noise_samples": 10**9}}, "noise_samples=1000000000: must be at most"),
         ({"agent": {"alpha": None}}, "agent.alpha = None: must be a number"),
-        ({"agent": None}, "agent: give its settings"),
+        ({"agent": None}, "agent = None: must be a table"),
         ({"__class__": 1}, "__class__: no such setting"),
         ({"run_group": "../../x"}, "run_group='../../x': must be the name of a folder"),
         ({"project_name": "/etc"}, "project_name='/etc': must be the name of a folder"),

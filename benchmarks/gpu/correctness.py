@@ -25,7 +25,7 @@ from floq.cli.train import parse_train
 from floq.data.dataset import Batch
 from floq.networks.precision import cast_for_compute, matmul_precision
 from floq.runs.config import Config
-from floq.runs.weights import make_agent
+from floq.runs.run import make_agent
 from floq.training.bench import synthetic_data
 from floq.training.fleet import sample_batch
 from floq.utils.errors import UserError

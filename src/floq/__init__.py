@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from floq.agent.config import AgentConfig as AgentConfig
     from floq.data.dataset import Dataset as Dataset
     from floq.runs.config import Config as Config
-    from floq.runs.presets import configure as configure
+    from floq.runs.config import configure as configure
     from floq.runs.run import Run as Run
     from floq.training.resume import resume as resume
     from floq.training.train import train as train
@@ -36,7 +36,7 @@ _HOME = {
     "Interrupted": "utils.errors",
     "Run": "runs.run",
     "UserError": "utils.errors",
-    "configure": "runs.presets",
+    "configure": "runs.config",
     "resume": "training.resume",
     "train": "training.train",
 }

@@ -10,8 +10,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
 from floq.cli.flags import Flags, fields_of, parse
-from floq.runs.config import Config
-from floq.runs.presets import PRESETS, configure, missing_preset_note
+from floq.runs.config import PRESETS, Config, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Mark, hints_of, marked
@@ -104,7 +103,7 @@ class AgentFlags:
 
     Args:
         restored: the configuration of a run whose agent this is, instead of the one that `chosen` says.
-        chosen: `agent`, `preset`, `critic` and `actor` of `presets.configure`.
+        chosen: `agent`, `preset`, `critic` and `actor` of `configure`.
     """
 
     def __init__(self, restored: Config | None = None, **chosen: Any):

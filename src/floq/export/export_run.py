@@ -1,25 +1,32 @@
-"""`floq export`: write the policy of a checkpoint as a folder that runs without floq."""
+"""`floq export`: write the policy of a checkpoint as a folder that runs without floq, and compare it with the agent."""
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Interval
+from jaxtyping import Array, Float, PRNGKeyArray
 from tyro.conf import Positional
 
+from floq.agent.policy import Policy, select_action
 from floq.analysis import critic_outputs
-from floq.export import exported, verification
-from floq.export.formats import Exportable, Format, check_packages, load_exported, write_exported
+from floq.export import exported
+from floq.export.formats import ActFunction, Exportable, Format, check_packages, load_exported, write_exported
 from floq.export.operations import translate
 from floq.export.trace import TracedPolicy
+from floq.networks.precision import matmul_precision
 from floq.runs import checkpoint
-from floq.runs.checkpoint import Checkpoint
 from floq.runs.run import Run
 from floq.utils import files
-from floq.utils.errors import UserError
+from floq.utils.errors import Failed, UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import device, version
 from floq.utils.progress import Display
@@ -27,6 +34,7 @@ from floq.utils.schema import Settings
 from floq.utils.untrusted import read_json
 
 DEFAULT_FOLDERS = {"numpy": "export", "stablehlo": "export-stablehlo", "onnx": "export-onnx"}  # in the run's folder
+OBSERVATIONS, TOLERANCE, CALLS = 200, 1e-5, 300
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,10 @@ class ExportOptions(Settings):
     explore: bool = False
     """Export the exploration policy (a Gaussian's samples, noise on a deterministic action) instead of the one that is
     evaluated."""
-    tolerance: float = verification.TOLERANCE
+    tolerance: Annotated[float, Interval(ge=0, lt=1)] = TOLERANCE
     """Largest difference of an action from the agent's; rounding errors grow where a policy is very steep."""
     overwrite: bool = False
     """Replace an earlier export in that folder."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.tolerance < 1:
-            raise UserError(f"--tolerance={self.tolerance:g}: actions are in [-1, 1], give a small number such as 1e-4")
 
 
 def export_run(options: ExportOptions) -> Path:
@@ -77,37 +80,31 @@ def export_run(options: ExportOptions) -> Path:
     saved = checkpoint.load(run.folder / "checkpoints", options.step)
     critic_outputs.check_finite(saved.agent, options.run_dir, saved.step)
     display.note(f"device  {here}")
-    policy = saved.agent.policy
+    policy, config = saved.agent.policy, saved.config
     traced = TracedPolicy.of(policy, saved.agent.obs_spec, explore)
-    exportable = Exportable(traced, translate(traced), _description(run, saved, explore))
-    expected = verification.samples(policy, traced, explore)
+    about = {"task": run.config.task, "step": saved.step, "seed": config.seed, "explores": explore}
+    about |= {"critic": config.agent.critic_name, "actor": config.agent.actor_name}
+    description: dict[str, Any] = {"about": about | {"floq": version("floq"), "jax": version("jax")}}
+    description["observation_size"] = saved.agent.obs_spec.dim
+    description["action_size"] = saved.agent.action_dim // config.agent.action_chunk
+    description["action_chunk"] = config.agent.action_chunk
+    expected = samples(policy, traced, explore)
     with _appearing(folder) as partial:
-        write_exported(format, exportable, partial)
+        write_exported(format, Exportable(traced, translate(traced), description), partial)
         acting = load_exported(format, partial)
-        agreement = verification.compare_with_agent(policy, acting, expected, options.tolerance)
-        speed = verification.milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
-        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+        agreement = compare_with_agent(policy, acting, expected, options.tolerance)
+        speed = milliseconds(lambda sample: acting(sample.obs, sample.noise), expected)
+        sizes = {file.name: f"{file.stat().st_size / 1000:,.1f} kB" for file in sorted(partial.iterdir())}
     actions = f"the agent's, within {agreement.largest:.1g}, for {agreement.count} observations"
     if agreement.ties:
         actions += f", but for {agreement.ties} where the critic likes two candidates equally well up to rounding"
-    display.table(
-        f"{run.config.task}, policy of step {saved.step}",
-        {
-            **{name: f"{size / 1000:,.1f} kB" for name, size in files.items()},
-            "actions": actions,
-            "one action": f"{speed:.3g} ms here, median of {verification.CALLS}",
-        },
-    )
+    measured = {"actions": actions, "one action": f"{speed:.3g} ms here, median of {CALLS}"}
+    display.table(f"{run.config.task}, policy of step {saved.step}", sizes | measured)
     display.note(f"  policy      {folder}")
     return folder
 
 
-def _description(run: Run, saved: Checkpoint, explore: bool) -> dict[str, Any]:
-    agent, chunk = saved.config.agent, saved.config.agent.action_chunk
-    about = {"task": run.config.task, "step": saved.step, "seed": saved.config.seed, "explores": explore}
-    about |= {"critic": agent.critic_name, "actor": agent.actor_name, "floq": version("floq"), "jax": version("jax")}
-    sizes = {"observation_size": saved.agent.obs_spec.dim, "action_size": saved.agent.action_dim // chunk}
-    return {"about": about, **sizes, "action_chunk": chunk}
+# --- The folder ---
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -117,19 +114,14 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{folder} exists: give another --out, or --overwrite to replace what was exported there")
-    if not _is_export(folder):
-        raise UserError(f"{folder} was not written by floq export, and is left as it is: give another --out")
-
-
-def _is_export(folder: Path) -> bool:
-    """Return whether `floq export` wrote the folder, and it holds no other files."""
     known = {*("policy.json", "policy.safetensors", "policy.stablehlo", "policy.onnx", "read_policy.py", "README.txt")}
-    known |= {"__pycache__"}
     try:
-        described = read_json(folder / exported.PROGRAM)
-        return described.get("format") == exported.FORMAT and {p.name for p in folder.iterdir()} <= known
+        written = read_json(folder / exported.PROGRAM).get("format") == exported.FORMAT
+        written = written and {path.name for path in folder.iterdir()} <= known | {"__pycache__"}
     except (OSError, ValueError):
-        return False
+        written = False
+    if not written:
+        raise UserError(f"{folder} was not written by floq export, and is left as it is: give another --out")
 
 
 @contextlib.contextmanager
@@ -149,3 +141,86 @@ def _appearing(folder: Path) -> Iterator[Path]:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --out") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+# --- Verification ---
+
+
+class Sample(NamedTuple):
+    """An observation, the agent's own noise, and its action."""
+
+    obs: np.ndarray
+    key: PRNGKeyArray
+    noise: list[np.ndarray]
+    action: np.ndarray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest distance of exported actions from the agent's, except for `ties`: in these, another action was chosen
+    among candidates whose values are equal up to rounding."""
+
+    largest: float
+    ties: int
+    count: int
+
+
+def samples(policy: Policy, traced: TracedPolicy, explore: bool = False, count: int = OBSERVATIONS) -> list[Sample]:
+    """Return the agent's actions for random observations, drawn with the mean and spread of the data if known."""
+    rng, draw = np.random.default_rng(0), jax.jit(traced.draw)
+    mean, std = np.asarray(policy.obs_stats.mean), np.asarray(policy.obs_stats.std)
+    act, found = policy.explore if explore else policy.act, []
+    for number in range(count):
+        obs = (mean + std * rng.standard_normal(traced.obs_spec.shape)).astype(np.float32)
+        key = jax.random.key(number)
+        noise = [np.asarray(x) for x in draw(jax.random.clone(key))]
+        found.append(Sample(obs, jax.random.clone(key), noise, np.asarray(act(jnp.asarray(obs), key))))
+    return found
+
+
+def compare_with_agent(
+    policy: Policy, acting: ActFunction, expected: Sequence[Sample], tolerance: float = TOLERANCE
+) -> Agreement:
+    """Compare the exported policy's actions with the agent's.
+
+    Raises:
+        Failed: one is further than `tolerance` from the agent's, and is no tie.
+    """
+    largest, ties = 0.0, 0
+    for sample in expected:
+        action = acting(sample.obs, sample.noise)
+        distance = float(np.max(np.abs(action - sample.action)))
+        if distance <= tolerance:
+            largest = max(largest, distance)
+        elif policy.critic is not None and _equally_good(policy, sample, action):
+            ties += 1
+        else:
+            raise Failed(
+                f"an exported action is {distance:.2g} from the agent's, more than {tolerance:g}, nothing was written: "
+                "give --tolerance if that is near enough; if it cannot be rounding, please report it"
+            )
+    return Agreement(largest, ties, len(expected))
+
+
+def _equally_good(policy: Policy, sample: Sample, action: np.ndarray) -> bool:
+    values = [float(_value(policy, sample.obs, act, jax.random.clone(sample.key))) for act in (action, sample.action)]
+    return abs(values[0] - values[1]) <= TOLERANCE * max(1.0, *map(abs, values))
+
+
+@jax.jit
+def _value(policy: Policy, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
+    """Return the value of an action according to the policy's critic when it acts with `key`. Consumes `key`."""
+    normalised = (obs - policy.obs_stats.mean) / policy.obs_stats.std
+    with matmul_precision("f32"):
+        return select_action(lambda obs, value, _: value(act)[None], policy.critic, policy.scale, normalised, key)[0]
+
+
+def milliseconds(act: Callable[[Sample], object], expected: Sequence[Sample], calls: int = CALLS) -> float:
+    """Measure the median time of sequential actions in milliseconds, after ten that are not counted."""
+    times = []
+    for number in range(-10, calls):
+        sample = expected[number % len(expected)]
+        begin = time.perf_counter()
+        act(sample)
+        times.append(time.perf_counter() - begin)
+    return 1000 * float(np.median(times[10:]))

@@ -12,7 +12,7 @@ take it from a floq that you trust.
 import json
 import math
 import sys
-import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ class Operation(NamedTuple):
     """An operation: the rule for the type of its result, and its function of inputs followed by constant parameters."""
 
     inputs: int | None  # number of inputs; None for any number from 1
-    types: Callable[[list[Type], list[Any]], Type]
+    types: "TypeRule"
     function: Callable[..., Any]
 
 
@@ -54,12 +54,9 @@ class Operation(NamedTuple):
 
 
 class Policy:
-    """A policy that acts for one observation at a time.
-
-    `observation_size` and `action_size` are the dimensions of an observation and an action, `action_chunk` is the
-    number of actions per call, `noise` the distribution and shape of each array of noise for a call, `about` the origin
-    of the policy.
-    """
+    """A policy that acts for one observation at a time: `observation_size` and `action_size` are dimensions,
+    `action_chunk` is the number of actions per call, `noise` the distribution and shape of each array of noise for a
+    call, `about` the origin of the policy."""
 
     def __init__(self, document: Mapping[str, Any], tensors: Mapping[str, np.ndarray], memory: int = MEMORY):
         """Build a policy from the contents of its two files, which `load_policy` reads. Raises PolicyError."""
@@ -116,11 +113,9 @@ class Policy:
                 for slot in dead:
                     values[slot] = None
         action = np.array(values[-1])
-        if not np.isfinite(action).all():
-            raise ValueError(
-                "the action is not finite: is the observation far from all that the policy was trained on?"
-            )
-        return action
+        if np.isfinite(action).all():
+            return action
+        raise ValueError("the action is not finite: is the observation far from all that the policy was trained on?")
 
     def controller(self, seed: int | None = None) -> "Controller":
         """Return a function for a control loop, to be called once per step; see `Controller`."""
@@ -128,8 +123,8 @@ class Policy:
 
 
 class Controller:
-    """A function that returns one action per call. A policy with action chunks is called again when its last chunk is
-    used up; observations in between are ignored. Call `reset` at the start of an episode."""
+    """A function that returns one action per call. While a chunk of actions lasts, observations are ignored. Call
+    `reset` at the start of an episode."""
 
     def __init__(self, policy: Policy, seed: int | None = None):
         self._policy, self._rng = policy, np.random.default_rng(seed)
@@ -162,7 +157,10 @@ def _array(what: str, given: Any, shape: tuple[int, ...]) -> np.ndarray:
 # --- Operations ---
 
 
-def _elementwise(*dtypes: str, result: str | None = None) -> Callable[[list[Type], list[Any]], Type]:
+TypeRule = Callable[[list[Type], list[Any]], Type]
+
+
+def _elementwise(*dtypes: str, result: str | None = None) -> TypeRule:
     def types(inputs: list[Type], parameters: list[Any]) -> Type:
         _need(not parameters and inputs[0].dtype in dtypes, "wrong parameters or dtype")
         _need(len({x.dtype for x in inputs}) == 1, "mixed dtypes")
@@ -184,7 +182,7 @@ def _matmul(inputs: list[Type], parameters: list[Any]) -> Type:
     return Type((*batch, *a.shape[-2:-1], *b.shape[-1:]), "float32")
 
 
-def _reduction(result: str | None = None, max_axes: int = MAX_DIMS) -> Callable[[list[Type], list[Any]], Type]:
+def _reduction(result: str | None = None, max_axes: int = MAX_DIMS) -> TypeRule:
     def types(inputs: list[Type], parameters: list[Any]) -> Type:
         (x,), axes = inputs, _numbers(parameters, len(inputs[0].shape))
         _need(len(set(axes)) == len(axes) <= max_axes and axes and x.dtype == "float32", "wrong axes or dtype")
@@ -194,16 +192,12 @@ def _reduction(result: str | None = None, max_axes: int = MAX_DIMS) -> Callable[
     return types
 
 
-def _reshape(inputs: list[Type], parameters: list[Any]) -> Type:
-    shape = _shape(parameters)
-    _need(math.prod(shape) == math.prod(inputs[0].shape), "shapes do not fit")
-    return Type(shape, inputs[0].dtype)
+def _to_shape(fits: Callable[[tuple[int, ...], tuple[int, ...]], bool]) -> TypeRule:
+    def types(inputs: list[Type], parameters: list[Any]) -> Type:
+        _need(fits(inputs[0].shape, shape := _shape(parameters)), "shapes do not fit")
+        return Type(shape, inputs[0].dtype)
 
-
-def _broadcast(inputs: list[Type], parameters: list[Any]) -> Type:
-    shape = _shape(parameters)
-    _need(np.broadcast_shapes(inputs[0].shape, shape) == shape, "shapes do not fit")
-    return Type(shape, inputs[0].dtype)
+    return types
 
 
 def _transpose(inputs: list[Type], parameters: list[Any]) -> Type:
@@ -261,9 +255,7 @@ def _erf(x: Any) -> np.ndarray:
     return (_ERF[nearest] + _SLOPE[nearest] * h * (1.0 - h * (a - h * (2.0 * a * a - 1.0) / 3.0))).astype(np.float32)
 
 
-def _table(
-    inputs: int, types: Callable[[list[Type], list[Any]], Type], *functions: Callable[..., Any]
-) -> dict[str, Operation]:
+def _table(inputs: int, types: TypeRule, *functions: Callable[..., Any]) -> dict[str, Operation]:
     return {function.__name__: Operation(inputs, types, function) for function in functions}
 
 
@@ -284,8 +276,10 @@ OPERATIONS: dict[str, Operation] = {
     "max": Operation(1, _reduction(), lambda x, *axes: np.maximum.reduce(x, axis=axes)),
     "min": Operation(1, _reduction(), lambda x, *axes: np.minimum.reduce(x, axis=axes)),
     "argmax": Operation(1, _reduction("int32", max_axes=1), lambda x, axis: np.argmax(x, axis=axis).astype(np.int32)),
-    "reshape": Operation(1, _reshape, lambda x, *shape: np.reshape(x, shape)),
-    "broadcast": Operation(1, _broadcast, lambda x, *shape: np.broadcast_to(x, shape)),
+    "reshape": Operation(1, _to_shape(lambda a, b: math.prod(a) == math.prod(b)), lambda x, *to: np.reshape(x, to)),
+    "broadcast": Operation(
+        1, _to_shape(lambda a, b: np.broadcast_shapes(a, b) == b), lambda x, *to: np.broadcast_to(x, to)
+    ),
     "transpose": Operation(1, _transpose, lambda x, *axes: np.transpose(x, axes)),
     "concatenate": Operation(None, _concatenate, lambda *xs: np.concatenate(xs[:-1], xs[-1])),
     "slice": Operation(1, _slice, lambda x, *ranges: x[tuple(slice(a, b) for a, b in ranges)]),
@@ -328,15 +322,8 @@ def _compile(program: list[Any], types: dict[str, Type], memory: int) -> tuple[l
 
 
 def load_policy(folder: str | Path, memory: int = MEMORY) -> Policy:
-    """Load the policy that `floq export` wrote into a folder.
-
-    Args:
-        folder: holds `policy.json` and `policy.safetensors`.
-        memory: limit for its arrays and the results of its operations, in bytes.
-
-    Raises:
-        PolicyError: the files are missing, damaged, or would take more memory.
-    """
+    """Load the policy that `floq export` wrote into a folder. Raises PolicyError if its files are missing or damaged,
+    or if its arrays and the results of its operations would take more than `memory` bytes."""
     folder = Path(folder)
     try:
         document = _of(_json(_read(folder / PROGRAM, MAX_JSON)), dict, "the file")
@@ -422,11 +409,7 @@ def _short(error: BaseException) -> str:
 def main() -> None:
     """Print a policy's description and the time of an action on this machine: `python read_policy.py [FOLDER]`."""
     policy = load_policy(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)
-    seconds = []
-    for _ in range(100):
-        begin = time.perf_counter()
-        policy.act(np.zeros(policy.observation_size))
-        seconds.append(time.perf_counter() - begin)
+    seconds = timeit.repeat(lambda: policy.act(np.zeros(policy.observation_size)), number=1, repeat=100)
     print("\n".join(f"{name:<12} {value}" for name, value in policy.about.items()))
     print(f"observation  {policy.observation_size} numbers")
     print(f"action       {policy.action_size} numbers, actions decided on at once: {policy.action_chunk}")

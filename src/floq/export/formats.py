@@ -25,8 +25,6 @@ READER, README = "read_policy.py", "README.txt"
 PLATFORMS = ("cpu", "cuda")
 PACKAGES = {"numpy": (), "stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
 
-# --- Formats ---
-
 
 @dataclass(frozen=True)
 class Exportable:
@@ -35,11 +33,6 @@ class Exportable:
     traced: TracedPolicy
     program: Program
     description: dict[str, Any]  # entries of policy.json: sizes, and the origin of the policy
-
-    @property
-    def action_dim(self) -> int:
-        """Dimension of an action, or of a chunk of actions."""
-        return self.description["action_size"] * self.description["action_chunk"]
 
 
 def check_packages(form: Format) -> None:
@@ -63,10 +56,11 @@ def write_exported(form: Format, policy: Exportable, folder: Path) -> None:
     elif form == "stablehlo":
         (folder / "policy.stablehlo").write_bytes(_stablehlo(policy))
     else:
-        described = f"{policy.description['about']['task']}, exported by floq"
         from floq.export.onnx_graph import onnx_model
 
-        model = onnx_model(policy.program, policy.traced.obs_spec, policy.action_dim, described)
+        d = policy.description
+        action_dim, described = d["action_size"] * d["action_chunk"], f"{d['about']['task']}, exported by floq"
+        model = onnx_model(policy.program, policy.traced.obs_spec, action_dim, described)
         (folder / "policy.onnx").write_bytes(model.SerializeToString())
     (folder / exported.PROGRAM).write_text(text + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(form, policy), encoding="utf-8")

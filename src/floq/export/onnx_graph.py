@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from floq.export.exported import OPERATIONS
 from floq.export.operations import Program
 from floq.utils.obs_spec import ObsSpec
 
@@ -24,20 +23,11 @@ DTYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": Tens
 
 
 def onnx_model(program: Program, obs_spec: ObsSpec, action_dim: int, described: str) -> onnx.ModelProto:
-    """Return a model with the inputs `observation`, `noise.0`, `noise.1`, ... and the output `action`.
-
-    Args:
-        program: the policy's.
-        obs_spec: what an observation is.
-        action_dim: dimension of an action, or of a chunk of actions.
-        described: one line for the model's documentation.
-    """
+    """Return a model with the inputs `observation`, `noise.0`, `noise.1`, ... and the output `action`, an action or
+    chunk of actions of dimension `action_dim`; `described` is its documentation, one line."""
     graph = _Graph(program)
-    inputs = [helper.make_tensor_value_info("observation", TensorProto.FLOAT, obs_spec.shape)]
-    inputs += [
-        helper.make_tensor_value_info(f"noise.{i}", TensorProto.FLOAT, noise.shape)
-        for i, noise in enumerate(program.noise)
-    ]
+    shapes = {"observation": obs_spec.shape} | {f"noise.{i}": noise.shape for i, noise in enumerate(program.noise)}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     output = helper.make_tensor_value_info("action", TensorProto.FLOAT, [action_dim])
     made = helper.make_graph(graph.nodes, "policy", inputs, [output], graph.constants)
     opset = [helper.make_opsetid("", OPSET)]
@@ -59,7 +49,7 @@ class _Graph:
             self._add(operation, names, parameters, "action" if number == last else f"line.{number}")
 
     def _add(self, operation: str, inputs: list[str], parameters: list[Any], out: str) -> None:
-        assert operation in OPERATIONS
+        number = lambda name, numbers: self._numbers(f"{out}.{name}", numbers)  # noqa: E731
         if operation in ONNX_NAMES:
             self._node(ONNX_NAMES[operation], inputs, out)
         elif operation == "not_equal":
@@ -68,21 +58,19 @@ class _Graph:
             one = self._constant(f"{out}.one", np.ones((), np.float32))
             self._node("Log", [self._node("Add", [*inputs, one], f"{out}.plus")], out)
         elif operation in REDUCTIONS:
-            self._node(REDUCTIONS[operation], [*inputs, self._numbers(f"{out}.axes", parameters)], out, keepdims=0)
+            self._node(REDUCTIONS[operation], [*inputs, number("axes", parameters)], out, keepdims=0)
         elif operation == "argmax":
             index = self._node("ArgMax", inputs, f"{out}.index", axis=parameters[0], keepdims=0)
             self._node("Cast", [index], out, to=TensorProto.INT32)
         elif operation in SHAPE_OPERATIONS:
-            self._node(SHAPE_OPERATIONS[operation], [*inputs, self._numbers(f"{out}.shape", parameters)], out)
+            self._node(SHAPE_OPERATIONS[operation], [*inputs, number("shape", parameters)], out)
         elif operation == "transpose":
             self._node("Transpose", inputs, out, perm=parameters)
         elif operation == "concatenate":
             self._node("Concat", inputs, out, axis=parameters[0])
         elif operation == "slice":
             starts, ends = zip(*parameters, strict=True)
-            self._node(
-                "Slice", [*inputs, self._numbers(f"{out}.starts", starts), self._numbers(f"{out}.ends", ends)], out
-            )
+            self._node("Slice", [*inputs, number("starts", starts), number("ends", ends)], out)
         elif operation == "cast":
             self._node("Cast", inputs, out, to=DTYPES[parameters[0]])
         else:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.export.exported import DTYPES, OPERATIONS, PolicyError, Type
-from floq.export.trace import Noise, TracedPolicy, Visitor, evaluate, walk
+from floq.export.trace import Interpreter, Noise, TracedPolicy
 from floq.utils.errors import UserError
 
 
@@ -54,20 +54,20 @@ def translate(traced: TracedPolicy) -> Program:
     writer = _Writer()
     leaves = [Constant(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
     observation = Variable("observation", Type(traced.obs_spec.shape, "float32"))
-    (action,) = walk(traced.program, [*leaves, observation, HIDDEN], Visitor(writer.primitive, writer.draw))
+    (action,) = writer.run(traced.program, [*leaves, observation, HIDDEN])
     if action is HIDDEN:
         raise UserError(
             "this actor draws random numbers with a function that floq export does not know: use jax.random.normal or "
             "uniform, or others that are made of them"
         )
-    if not isinstance(action.name, int):  # a constant or an input
-        writer.line("reshape", [action], action.type.shape)
-        return _prune(writer, len(writer.lines) - 1)
-    return _prune(writer, action.name)
+    if isinstance(action.name, int):
+        return _prune(writer, action.name)
+    writer.line("reshape", [action], action.type.shape)  # of a constant or an input
+    return _prune(writer, len(writer.lines) - 1)
 
 
 @dataclass
-class _Writer:
+class _Writer(Interpreter):
     """Interpreter that writes lines for primitives, and evaluates those whose inputs are all constants."""
 
     lines: list[tuple[str, list[Value], list[Any]]] = field(default_factory=list)
@@ -85,7 +85,7 @@ class _Writer:
             x if isinstance(x, Constant | Variable) else Constant(np.asarray(x, atom.aval.dtype)) for atom, x in pairs
         ]
         if all(isinstance(x, Constant) for x in given):
-            return [Constant(np.asarray(x)) for x in evaluate(equation, [jnp.asarray(x.array) for x in given])]
+            return [Constant(np.asarray(x)) for x in super().primitive(equation, [jnp.asarray(x.array) for x in given])]
         name = equation.primitive.name
         if name in UNCHANGED:
             return list(given)
@@ -132,7 +132,6 @@ class _Writer:
         return Constant(np.transpose(x.array, axes)) if isinstance(x, Constant) else self.line("transpose", [x], axes)
 
     def slice(self, x: Value, starts: Iterable[Any], ends: Iterable[Any]) -> Variable:
-        """Write a slice with constant bounds."""
         return self.line("slice", [x], [[int(a), int(b)] for a, b in zip(starts, ends, strict=True)])
 
 

@@ -22,69 +22,80 @@ class Noise(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Visitor(NamedTuple):
-    """Interpreter of the values of a program: `primitive(equation, inputs)` returns the outputs of an equation
-    of one primitive; `draw(noise, sample)` random numbers, of which `sample()` returns those that JAX would draw, if
-    values are arrays."""
+class Interpreter:
+    """Interpreter of a program. It computes primitives with JAX and takes the draws of JAX; subclasses do otherwise."""
 
-    primitive: Callable[[Any, list[Any]], list[Any]]
-    draw: Callable[[Noise, Callable[[], Array]], Any]
+    def primitive(self, equation: Any, inputs: list[Any]) -> list[Any]:
+        """Return the outputs of an equation of one primitive."""
+        outputs = equation.primitive.bind(*inputs, **equation.params)
+        return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+    def draw(self, noise: Noise, sample: Callable[[], Array]) -> Any:
+        """Return random numbers; `sample()` are those of JAX, if values are arrays."""
+        return sample()
+
+    def run(self, program: Any, inputs: Sequence[Any]) -> list[Any]:
+        """Interpret a program with the given inputs and return its outputs."""
+        jaxpr, consts = (program.jaxpr, program.consts) if hasattr(program, "consts") else (program, ())
+        values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+        read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
+        for equation in jaxpr.eqns:
+            given, p = [read(atom) for atom in equation.invars], equation.params
+            inner = next((p[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in p), None)
+            if inner is not None and p.get("name") in DRAWS:
+                outputs = self._draw(equation, inner, given)
+            elif equation.primitive.name == "scan":
+                outputs = self._unroll(equation, given)
+            elif inner is not None and equation.primitive.name not in ("while", "cond"):
+                outputs = self.run(inner, given)
+            else:
+                outputs = self.primitive(equation, given)
+            values |= zip(equation.outvars, outputs, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _draw(self, equation: Any, inner: core.ClosedJaxpr, given: list[Any]) -> list[Any]:
+        """Replace a draw with noise; uniform noise is scaled to the interval of the draw."""
+        (key, *interval), (out,) = given, equation.outvars
+        avals = [atom.aval for atom in equation.invars[1:]]
+        unit = [jnp.full(aval.shape, end, aval.dtype) for aval, end in zip(avals, (0, 1), strict=bool(avals))]
+        noise = Noise(DRAWS[equation.params["name"]], tuple(out.aval.shape))
+        value = self.draw(noise, lambda: core.jaxpr_as_fun(inner)(key, *unit)[0])
+        if not interval:
+            return [value]
+        return self._inline(lambda u, low, high: low + (high - low) * u, [out.aval, *avals], [value, *interval])
+
+    def _unroll(self, equation: Any, given: list[Any]) -> list[Any]:
+        """Interpret a scan step by step."""
+        p, body = equation.params, equation.params["jaxpr"]
+        num_fixed, num_carry = _scan_sizes(p)
+        fixed, carry, rows = given[:num_fixed], given[num_fixed : num_fixed + num_carry], given[num_fixed + num_carry :]
+        row_avals = [atom.aval for atom in equation.invars[num_fixed + num_carry :]]
+        made: dict[int, list[Any]] = {}
+        for i in sorted(range(p["length"]), reverse=p["reverse"]):
+            row = self._inline(lambda *xs, i=i: [x[i] for x in xs], row_avals, rows)
+            outputs = self.run(body, [*fixed, *carry, *row])
+            carry, made[i] = outputs[:num_carry], outputs[num_carry:]
+        stacked = []
+        for place, aval in enumerate(body.out_avals[num_carry:]):
+            parts = [made[i][place] for i in range(p["length"])]
+            stacked += self._inline(lambda *xs: jnp.stack(xs), [aval] * len(parts), parts)
+        return [*carry, *stacked]
+
+    def _inline(self, function: Callable[..., Any], avals: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Trace a JAX function for these shapes, and interpret it with these inputs."""
+        specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        return self.run(jax.make_jaxpr(function)(*specs), inputs)
 
 
-def walk(program: Any, inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
-    """Interpret a program with the given inputs, of any type that the visitor accepts, and return its outputs."""
-    jaxpr, consts = (program.jaxpr, program.consts) if hasattr(program, "consts") else (program, ())
-    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
-    for equation in jaxpr.eqns:
-        given, name = [read(atom) for atom in equation.invars], equation.params.get("name")
-        inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params), None)
-        if inner is not None and name in DRAWS:
-            outputs = _draw(equation, inner, given, visitor)
-        elif equation.primitive.name == "scan":
-            outputs = _unroll(equation, given, visitor)
-        elif inner is not None and equation.primitive.name not in ("while", "cond"):
-            outputs = walk(inner, given, visitor)
-        else:
-            outputs = visitor.primitive(equation, given)
-        values |= zip(equation.outvars, outputs, strict=True)
-    return [read(atom) for atom in jaxpr.outvars]
+class _WithNoise(Interpreter):
+    """Interpreter that takes the given noise, or without it keeps what JAX draws."""
 
+    def __init__(self, given: Sequence[Array] | None = None):
+        self._left, self.drawn = None if given is None else iter(given), []
 
-def evaluate(equation: Any, inputs: list[Any]) -> list[Any]:
-    """Compute the outputs of an equation with JAX."""
-    outputs = equation.primitive.bind(*inputs, **equation.params)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
-
-
-def _draw(equation: Any, inner: core.ClosedJaxpr, given: list[Any], visitor: Visitor) -> list[Any]:
-    """Replace a draw with noise; uniform noise is scaled to the interval of the draw."""
-    (key, *interval), (out,) = given, equation.outvars
-    avals = [atom.aval for atom in equation.invars[1:]]
-    unit = [jnp.full(aval.shape, end, aval.dtype) for aval, end in zip(avals, (0, 1), strict=bool(avals))]
-    noise = Noise(DRAWS[equation.params["name"]], tuple(out.aval.shape))
-    value = visitor.draw(noise, lambda: core.jaxpr_as_fun(inner)(key, *unit)[0])
-    if not interval:
-        return [value]
-    return _inline(lambda u, low, high: low + (high - low) * u, [out.aval, *avals], [value, *interval], visitor)
-
-
-def _unroll(equation: Any, given: list[Any], visitor: Visitor) -> list[Any]:
-    """Interpret a scan step by step."""
-    p, body = equation.params, equation.params["jaxpr"]
-    num_fixed, num_carry = _scan_sizes(p)
-    fixed, carry, rows = given[:num_fixed], given[num_fixed : num_fixed + num_carry], given[num_fixed + num_carry :]
-    row_avals = [atom.aval for atom in equation.invars[num_fixed + num_carry :]]
-    made: dict[int, list[Any]] = {}
-    for i in sorted(range(p["length"]), reverse=p["reverse"]):
-        row = _inline(lambda *xs, i=i: [x[i] for x in xs], row_avals, rows, visitor)
-        outputs = walk(body, [*fixed, *carry, *row], visitor)
-        carry, made[i] = outputs[:num_carry], outputs[num_carry:]
-    stacked = []
-    for place, aval in enumerate(body.out_avals[num_carry:]):
-        parts = [made[i][place] for i in range(p["length"])]
-        stacked += _inline(lambda *xs: jnp.stack(xs), [aval] * len(parts), parts, visitor)
-    return [*carry, *stacked]
+    def draw(self, noise: Noise, sample: Callable[[], Array]) -> Array:
+        self.drawn.append(sample() if self._left is None else next(self._left))
+        return self.drawn[-1]
 
 
 def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
@@ -93,12 +104,6 @@ def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     fixed, carry, _ = params["ft_in"].unpack()
     return len(fixed), len(carry)
-
-
-def _inline(function: Callable[..., Any], avals: Sequence[Any], inputs: Sequence[Any], visitor: Visitor) -> list[Any]:
-    """Trace a JAX function for these shapes, and interpret it with these inputs."""
-    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    return walk(jax.make_jaxpr(function)(*specs), inputs, visitor)
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,9 @@ class TracedPolicy:
 
     def act(self, obs: Float[Array, " obs"], *noise: Float[Array, "..."]) -> Float[Array, " act"]:
         """Return the action for given noise."""
-        left = iter(noise)
-        return walk(self.program, [*self.leaves, obs, jax.random.key(0)], Visitor(evaluate, lambda *_: next(left)))[0]
+        return _WithNoise(noise).run(self.program, [*self.leaves, obs, jax.random.key(0)])[0]
 
     def draw(self, key: PRNGKeyArray) -> tuple[Float[Array, "..."], ...]:
         """Draw the noise that the policy itself draws with `key`. Consumes `key`."""
-        drawn: list[Array] = []
-
-        def draw(noise: Noise, sample: Callable[[], Array]) -> Array:
-            drawn.append(sample())
-            return drawn[-1]
-
-        walk(self.program, [*self.leaves, self.obs_spec.zeros(), key], Visitor(evaluate, draw))
-        return tuple(drawn)
+        (interpreter := _WithNoise()).run(self.program, [*self.leaves, self.obs_spec.zeros(), key])
+        return tuple(interpreter.drawn)

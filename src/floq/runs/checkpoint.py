@@ -1,12 +1,14 @@
 """Checkpoints of a run: the whole state of an agent as safetensors beside a JSON manifest, written atomically, never a
 pickle. Each is a folder `checkpoints/<step>/` of the run's folder."""
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -46,9 +48,9 @@ class DamagedCheckpoint(UserError):
 
 
 class Checkpoint(NamedTuple):
-    """Contents of a checkpoint: the agent's whole state, the configuration it was trained with, the clocks of its run
-    (seconds and steps, by name), by step the policies whose evaluation was not finished, and the run's step: gradient
-    steps offline, plus environment steps. The replay of an online run is read by `load_replay`."""
+    """Contents of a checkpoint: the agent's whole state, its configuration, the clocks of its run (seconds and steps,
+    by name), by step the policies whose evaluation was not finished, and the run's step: gradient steps offline, plus
+    environment steps. The replay of an online run is read by `load_replay`."""
 
     agent: Agent
     config: Config
@@ -70,12 +72,12 @@ def save(
     step: int | None = None,
     replay: ReplaySnapshot | None = None,
 ) -> Path:
-    """Write `folder`/<step>/; the folder appears under that name only when it is complete.
+    """Write `folder`/<step>/, which appears under that name only when it is complete; see `Checkpoint`.
 
     Args:
         folder: a run's `checkpoints` folder.
-        agent: its whole state is stored, so training can be resumed from it.
-        config: stored beside the state, to rebuild the agent and to refuse a state that does not fit it.
+        agent: its whole state is stored.
+        config: rebuilds the agent, and refuses a state that does not fit it.
         clocks: counters that a resumed run continues from.
         pending: by step, policies that a resumed run still has to evaluate.
         step: of the run; by default the agent's, which counts its updates.
@@ -113,7 +115,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     """Read the checkpoint of `step`, by default the newest one.
 
     Raises:
-        Damaged: its files are not those that were written.
+        DamagedCheckpoint: its files are not those that were written.
         UserError: there is none, it cannot be read, or its tensors are not those of its configuration.
     """
     available = steps(folder)
@@ -126,8 +128,9 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     manifest = _manifest(path, remedy)
     try:
         saved = Manifest.of(manifest)
-        template = _template(saved)
-    except (ValueError, UserError) as error:
+        given = saved.obs_size, saved.act_size, saved.config.agent
+        template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *given, precision=saved.config.precision))
+    except (UserError, ValueError, OverflowError, TypeError, MemoryError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
     digests = manifest[DIGESTS]
     agent = _read(template, path / TENSORS, digests, remedy)
@@ -139,7 +142,7 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     """Read the online experience of the run at its checkpoint of `step`, None if it has no replay.
 
     Raises:
-        Damaged: it is not what was written.
+        DamagedCheckpoint: it is not what was written.
         UserError: it cannot be read.
     """
     path = path_of(folder, step) / REPLAY
@@ -147,20 +150,10 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
         return None
     remedy = _remedy(step, steps(folder))
     stored = _tensors(path, _manifest(path.parent, remedy)[DIGESTS], remedy)
-    if stored.keys() != REPLAY_KINDS.keys() or len({x.shape[:2] for x in stored.values()}) > 1:
-        raise DamagedCheckpoint(f"{path} is damaged (it lacks a part): {remedy}")
-    if any((x.ndim, str(x.dtype)) != REPLAY_KINDS[name] for name, x in stored.items()):
-        raise DamagedCheckpoint(f"{path} is damaged (a part is of another shape or type): {remedy}")
+    kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
+    if kinds != REPLAY_KINDS or len({x.shape[:2] for x in stored.values()}) > 1:
+        raise DamagedCheckpoint(f"{path} is damaged (a part is missing, or of another shape or type): {remedy}")
     return ReplaySnapshot(**stored)
-
-
-def _template(saved: "Manifest") -> Agent:
-    """Return the shapes of an agent, without allocating arrays. Raises ValueError if the settings have none."""
-    given = saved.obs_size, saved.act_size, saved.config.agent
-    try:
-        return jax.eval_shape(lambda: Agent.init(jax.random.key(0), *given, precision=saved.config.precision))
-    except (OverflowError, TypeError, MemoryError) as error:
-        raise ValueError(f"no agent has these sizes: {error}") from error
 
 
 def _remedy(step: int, available: list[int]) -> str:
@@ -171,11 +164,19 @@ def _remedy(step: int, available: list[int]) -> str:
     return f"floq train --resume goes back to that of step {older[-1]}, floq eval takes --step={older[-1]}"
 
 
-def _unreadable(path: Path, error: OSError, remedy: str) -> UserError:
-    """Return the exception for a file that cannot be read: Damaged if the file is at fault, UserError otherwise."""
-    if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
-        return DamagedCheckpoint(f"{path} is damaged ({error.strerror}): {remedy}")
-    return UserError(f"{path} cannot be read ({error.strerror}): fix this, and try again")
+@contextlib.contextmanager
+def _explain_damage(path: Path, remedy: str) -> Iterator[None]:
+    """Turn errors of reading a file into DamagedCheckpoint if the file is at fault, otherwise into UserError."""
+    try:
+        yield
+    except TensorMismatch as error:
+        raise UserError(f"{path} does not fit its configuration: {error}") from error
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno != errno.EIO:
+            raise UserError(f"{path} cannot be read ({error.strerror}): fix this, and try again") from error
+        raise DamagedCheckpoint(f"{path} is damaged ({error.strerror}): {remedy}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{path} is damaged ({error}): {remedy}") from error
 
 
 # --- Folder ---
@@ -212,19 +213,16 @@ def repair(folder: Path) -> list[Path]:
 
 def quarantine(folder: Path, step: int) -> Path:
     """Rename a damaged checkpoint, so that it is no longer read but can still be examined."""
-    target, number = folder / f"{step}.damaged", 1
-    while target.exists():
-        number += 1
-        target = folder / f"{step}.damaged-{number}"
+    names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged-{number}" for number in itertools.count(2)))
+    target = next(folder / name for name in names if not (folder / name).exists())
     path_of(folder, step).rename(target)
     return target
 
 
 def quarantined_steps(folder: Path) -> list[int]:
     """Return the steps of checkpoints that were found damaged."""
-    return sorted(
-        int(p.name.split(".")[0]) for p in folder.glob("*") if re.fullmatch(rf"({STEP})\.damaged(-\d+)?", p.name)
-    )
+    found = (re.fullmatch(rf"({STEP})\.damaged(-\d+)?", path.name) for path in folder.glob("*"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def remove_after(folder: Path, step: int) -> None:
@@ -287,7 +285,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 def _manifest(path: Path, remedy: str) -> dict[str, Any]:
     """Read the manifest of a checkpoint and check its format and its digest."""
-    try:
+    with _explain_damage(path / MANIFEST, remedy):
         manifest = read_json(path / MANIFEST)
         if (version := manifest["format"]) != FORMAT:
             raise UserError(f"{path} has checkpoint format {version!r}; this version of floq reads {FORMAT}")
@@ -296,10 +294,6 @@ def _manifest(path: Path, remedy: str) -> dict[str, Any]:
         if _digest(manifest | {DIGESTS: digests}) != written:
             raise ValueError("its checksum differs")
         return manifest
-    except OSError as error:
-        raise _unreadable(path / MANIFEST, error, remedy) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
 
 
 # --- Arrays ---
@@ -309,30 +303,21 @@ def _tensors(
     path: Path, digests: Mapping[str, str], remedy: str, expected: Mapping[str, TensorSpec] | None = None
 ) -> dict[str, np.ndarray]:
     """Read the arrays of a file after checking its digest against the manifest's."""
-    try:
+    with _explain_damage(path, remedy):
         if path.is_file():  # reading a pipe might never end
             with open(path, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digests.get(path.name):
-                    raise DamagedCheckpoint(f"{path} is damaged (its checksum differs): {remedy}")
+                    raise ValueError("its checksum differs")
         return read_tensors(path, expected)[0]
-    except TensorMismatch as error:
-        raise UserError(f"{path} does not fit its configuration: {error}") from error
-    except OSError as error:
-        raise _unreadable(path, error, remedy) from error
-    except ValueError as error:
-        raise DamagedCheckpoint(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def _read(template: T, path: Path, digests: Mapping[str, str], remedy: str) -> T:
     """Read a tree with the template's structure and shapes."""
     expected = {name: (x.shape, str(x.dtype)) for name, x in jax.eval_shape(_stored, template).items()}
-    stored = _tensors(path, digests, remedy, expected)
-
-    def restored(place: Any, _: Any) -> jax.Array:
-        array = jnp.asarray(stored[_name(place)])
-        return jax.random.wrap_key_data(array) if _name(place) == "key" else array
-
-    return jax.tree_util.tree_map_with_path(restored, template)
+    leaves: dict[str, Any] = {n: jnp.asarray(x) for n, x in _tensors(path, digests, remedy, expected).items()}
+    if "key" in leaves:
+        leaves["key"] = jax.random.wrap_key_data(leaves["key"])
+    return jax.tree_util.tree_map_with_path(lambda place, _: leaves[_name(place)], template)
 
 
 def _stored(tree: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Configuration of a run: a frozen dataclass, and the flat published names of its settings."""
+"""Configuration of a run: a frozen dataclass, and the published settings of each family of environments."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, Le
 from pydantic import AfterValidator
 
-from floq.agent.config import AgentConfig, removed_settings, settings_type
+from floq.agent.config import AGENTS, AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
@@ -32,6 +32,7 @@ from floq.utils.schema import (
     convert,
     hints_of,
     marked,
+    read_toml,
 )
 
 if TYPE_CHECKING:
@@ -143,54 +144,50 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("project_name", "run_group"):
-            _check_folder_name(name, getattr(self, name))
         self._check_path()
-        if self.agent.batch_size % self.batch_devices:
-            batch_size = self.agent.batch_size
-            raise UserError(f"--batch_devices={self.batch_devices}: does not divide --agent.batch_size={batch_size}")
+        devices, batch_size, envs = self.batch_devices, self.agent.batch_size, self.num_envs
+        updates = self.utd * envs
+        if batch_size % devices:
+            raise UserError(f"--batch_devices={devices}: does not divide --agent.batch_size={batch_size}")
         if not (self.env_name or self.dataset):
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
         if self.action_units == "env" and self.env_name is None:
             raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
-        if not self.offline_steps + self.online_steps:
+        if not self.total_steps:
             raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
-        if self.old_data_share and self.restore_path is None:
+        if (share := self.old_data_share) and self.restore_path is None:
+            raise UserError(f"--old_data_share={share}: it is about the data of a --restore_path, give one")
+        if self.updates_per_tick < 1 or not math.isclose(self.updates_per_tick, updates):
             raise UserError(
-                f"--old_data_share={self.old_data_share}: it is about the data of a --restore_path, give one"
+                f"--utd={self.utd:g} with --num_envs={envs}: these step at once, which makes {updates:g} gradient "
+                "steps: choose them such that this is a whole number"
             )
-        if self.updates_per_tick < 1 or not math.isclose(self.updates_per_tick, self.utd * self.num_envs):
-            raise UserError(
-                f"--utd={self.utd:g} with --num_envs={self.num_envs}: these step at once, which makes "
-                f"{self.utd * self.num_envs:g} gradient steps: choose them such that this is a whole number"
-            )
-        if self.online_steps % self.num_envs:
-            steps, envs = self.online_steps, self.num_envs
-            raise UserError(
-                f"--online_steps={steps}: must be a multiple of --num_envs={envs}, all of which step at once"
-            )
+        if (steps := self.online_steps) % envs:
+            raise UserError(f"--online_steps={steps}: must be a multiple of --num_envs={envs}, which step at once")
 
     def _check_path(self) -> None:
-        """Raise UserError if the path of the run's folder would be longer than file systems allow."""
-        names = ("project_name", "run_group", "save_dir")
-        for name in names:
-            for part in re.split(r"[/\\]", value := getattr(self, name)):
-                if (length := len(os.fsencode(part))) > MAX_NAME:
-                    raise UserError(
-                        f"--{name}={value[:40]}...: has {length} bytes in one name, file systems allow {MAX_NAME}: "
-                        "shorten it"
-                    )
-        if (length := sum(len(os.fsencode(getattr(self, name))) for name in names)) > MAX_PATH:
-            longest = max(names, key=lambda name: len(getattr(self, name)))
+        """Raise UserError if the run's folder would lie outside its parent folder, or its path would be too long."""
+        given = {name: getattr(self, name) for name in ("project_name", "run_group", "save_dir")}
+        for name, value in given.items():
+            parts = re.split(r"[/\\]", value)
+            leads_out = ".." in parts or not all(parts) or re.search(r"[\x00-\x1f\x7f:]", value)
+            if leads_out and name != "save_dir":
+                raise UserError(
+                    f"{name}={value!r}: must be the name of a folder, without '..', colons or a slash at its ends"
+                )
+            if (length := max(len(os.fsencode(part)) for part in parts)) > MAX_NAME:
+                start = f"--{name}={value[:40]}..."
+                raise UserError(f"{start}: has {length} bytes in one name, file systems allow {MAX_NAME}: shorten it")
+        if (length := len(os.fsencode("".join(given.values())))) > MAX_PATH:
+            longest = max(given, key=lambda name: len(given[name]))
             raise UserError(
-                f"--{longest}={getattr(self, longest)[:40]}...: makes the path of the run's folder {length} bytes "
-                f"long, at most {MAX_PATH} leave room for its files: shorten it"
+                f"--{longest}={given[longest][:40]}...: makes the path of the run's folder {length} bytes long, at "
+                f"most {MAX_PATH} leave room for its files: shorten it"
             )
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the run begins with neither data nor weights: it has no offline phase, no `dataset` and no
-        `restore_path`."""
+        """Whether the run begins with neither data nor weights."""
         return self.offline_steps == 0 and self.dataset is None and self.restore_path is None
 
     @property
@@ -232,7 +229,7 @@ class Config(Settings):
         return EnvFactory(self.env_name or "", self.success_timing, FrozenDict(self.env_kwargs))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain values; the agent's settings are flat, beside critic and actor."""
+        """Return the resolved configuration; the agent's settings are flat, beside critic and actor."""
         agent = {"critic": self.agent.critic_name, "actor": self.agent.actor_name, **self.agent.flat()}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"agent": agent}
 
@@ -243,23 +240,19 @@ class Config(Settings):
         Raises:
             UserError: a key is unknown, or a value is of another type or out of range.
         """
-        given = values.get("agent")
-        if not isinstance(given, dict):
-            raise UserError("agent: give its settings, by name")
-        agent, types = dict(given), hints_of(cls)
+        run, types = dict(values), hints_of(cls)
+        agent = dict(convert("agent", run.pop("agent", None), dict[str, Any]))
         critic, actor = (str(agent.pop(part, None)) for part in ("critic", "actor"))
         known = hints_of(settings_type(critic, actor))
-        for name in values:
+        for name in run:
             if name not in types:
                 raise UserError(f"{name}: no such setting of a run{nearest(name, types)}")
         # `from_flat` rejects settings that neither critic nor actor has.
         agent = {name: convert(f"agent.{name}", x, known[name]) if name in known else x for name, x in agent.items()}
-        run = {name: x for name, x in values.items() if name != "agent"}
         return cls(**run, agent=AgentConfig.from_flat(critic, actor, agent))
 
     def digest(self) -> str:
-        """Return a hash of 8 hexadecimal digits of the settings, as their marks say. Those that were removed count too,
-        so that the hash of a run stays."""
+        """Return a hash of the settings, as their marks say; removed settings count too, so that old hashes stay."""
         optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
         excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
         values = {name: value for name, value in self.to_json().items() if name not in excluded}
@@ -267,10 +260,82 @@ class Config(Settings):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _check_folder_name(setting: str, value: str) -> None:
-    """Raise UserError if this name of a folder could lead out of its parent folder."""
-    parts = re.split(r"[/\\]", value)
-    if ".." in parts or not all(parts) or re.search(r"[\x00-\x1f\x7f:]", value):
-        raise UserError(
-            f"{setting}={value!r}: must be the name of a folder, without '..', colons or a slash at its ends"
-        )
+# --- Published settings ---
+
+_TABLES = read_toml(Path(__file__).with_name("presets.toml"))
+
+FAMILIES: dict[str, dict[str, dict[str, Any]]] = _TABLES["families"]
+"""Settings of each agent for each environment family, chosen by `env_name`; more specific settings override them."""
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = _TABLES["presets"]
+"""Changes of `--preset NAME` to the family's settings, by agent, or agent and family."""
+
+
+def preset_for(preset: str, agent: str, family: str) -> dict[str, Any]:
+    """Return the changes of a preset for an agent and a family of environments; empty if there are none."""
+    return PRESETS[preset].get(f"{agent} on {family}") or PRESETS[preset].get(agent, {})
+
+
+def family(env_name: str) -> str:
+    """Return the family of an environment: `cube-double-play-singletask-task2-v0` -> `cube-double`."""
+    return re.sub(r"-(navigate|stitch|explore|play|noisy)\b.*", "", env_name)
+
+
+def missing_preset_note(task: str, agent: str, preset: str | None = None) -> str | None:
+    """Return a line of warning if the task's family has no settings for this agent or this preset, otherwise None."""
+    if preset is not None and not preset_for(preset, agent, family(task)):
+        return f"--preset={preset} changes nothing for {family(task)} with {agent}"
+    if agent not in FAMILIES or family(task) in FAMILIES[agent]:
+        return None
+    return f"no published settings for {family(task)} with {agent}: using its defaults, set --agent.alpha at least"
+
+
+def configure(
+    env_name: str | None = None,
+    agent: str = "floq",
+    *,
+    critic: str | None = None,
+    actor: str | None = None,
+    preset: str | None = None,
+    **settings: Any,
+) -> Config:
+    """Return the configuration of a run: `configure("cube-double-play-singletask-v0", alpha=100.0, seed=3)`.
+
+    Settings given here override the preset, the preset the family's settings, and those the defaults.
+
+    Args:
+        env_name: the task; by default the demonstration task, or none if there is a `dataset`.
+        agent: a name in `AGENTS`. The path form of the published commands, `agents/floq.py`, means that file's
+            defaults without the family's settings.
+        critic: replaces the agent's critic; the family's settings still apply where the new critic has them.
+        actor: replaces the agent's actor, likewise, except alpha: another actor's has another unit.
+        preset: a name in `PRESETS`.
+        **settings: any setting of the run or of the agent, by its flat name.
+
+    Raises:
+        UserError: an unknown name, or a value out of range.
+    """
+    if env_name is None and settings.get("dataset") is None:
+        env_name = Config.env_name
+    task = family(task_name(env_name, settings.get("dataset")))
+    path_form = re.fullmatch(r"agents/(\w+)\.py", agent)
+    name = path_form.group(1) if path_form else agent
+    if name not in AGENTS:
+        raise UserError(f"--agent={agent}: unknown agent; choose {' or '.join(AGENTS)}{nearest(name, AGENTS)}")
+    critic = AGENTS[name][0] if critic is None else critic
+    actor = AGENTS[name][1] if actor is None else actor
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset={preset}: unknown preset; choose {' or '.join(PRESETS)}{nearest(preset, PRESETS)}")
+
+    published = {} if path_form else FAMILIES[name].get(task, {})
+    if preset is not None:
+        published = published | preset_for(preset, name, task)
+    run_names = {f.name for f in dataclasses.fields(Config)} - {"agent", "env_name"}
+    has = set(hints_of(settings_type(critic, actor)))
+    if actor != AGENTS[name][1]:
+        has -= {"alpha"}  # the family's alpha is the weight of another actor's loss, in other units
+    run: dict[str, Any] = {} if path_form else dict(_TABLES["run"].get(task, {}))
+    flat = {key: value for key, value in published.items() if key in has}
+    for key, value in settings.items():
+        (run if key in run_names else flat)[key] = value
+    return Config(env_name=env_name, agent=AgentConfig.from_flat(critic, actor, flat), **run)

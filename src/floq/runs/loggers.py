@@ -1,7 +1,6 @@
 """Metrics of a run: its CSV files, and optional copies of their rows for TensorBoard or Weights & Biases, which are
 imported on request only."""
 
-import abc
 import contextlib
 import csv
 import importlib.util
@@ -40,10 +39,11 @@ class CsvLogger:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one whole row before returning. Raises OSError if that fails, as on a full disk."""
         row = {"step": step, **metrics}
-        if self._columns is not None and (added := [name for name in row if name not in self._columns]):
-            self._add_columns(added)
-        columns = list(row) if self._columns is None else self._columns
-        header = [columns] if self._columns is None else []
+        header, columns = [], self._columns
+        if columns is None:
+            header = [columns := list(row)]
+        elif added := [name for name in row if name not in columns]:
+            columns = self._add_columns(added)
         files.append(self._path, _encoded([*header, [row.get(name, MISSING) for name in columns]]))
         self._columns = columns
 
@@ -52,11 +52,11 @@ class CsvLogger:
         if self._path.exists():
             files.sync(self._path)
 
-    def _add_columns(self, columns: list[str]) -> None:
+    def _add_columns(self, columns: list[str]) -> list[str]:
         with open(self._path, newline="") as file:
             header, *rows = list(csv.reader(file))
         files.replace(self._path, _encoded([header + columns, *(row + [MISSING] * len(columns) for row in rows)]))
-        self._columns = header + columns
+        return header + columns
 
 
 def cut_csv(path: Path, last_step: int) -> None:
@@ -94,8 +94,7 @@ def read_csv(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
                 raise ValueError(f"line {number} has {len(row)} cells, the header {len(header)}")
         places = {printable(name): place for place, name in enumerate(header) if place == 0 or wanted(name)}
         columns = {name: [float(row[place]) for row in rows] for name, place in places.items()}
-        steps = columns["step"]
-        if not all(a < b for a, b in itertools.pairwise(steps)) or not all(abs(step) < LARGEST for step in steps):
+        if not all(a < b for a, b in itertools.pairwise([-LARGEST, *columns["step"], LARGEST])):
             raise ValueError("its steps do not increase")
         return columns
     except FileNotFoundError:
@@ -113,19 +112,7 @@ def _encoded(rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-# --- Metric sinks ---
-
-
-class MetricSink(abc.ABC):
-    """Receives rows in any order of steps: rows of an evaluation come after later rows of training."""
-
-    @abc.abstractmethod
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log a row."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Close the sink; no rows follow."""
+# --- TensorBoard, Weights & Biases ---
 
 
 def check_loggers(config: Config) -> None:
@@ -135,27 +122,45 @@ def check_loggers(config: Config) -> None:
             raise UserError(f"--logger={name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
 
 
-def metric_sinks(folder: Path, config: Config, step: int) -> list[MetricSink]:
-    """Open the configured sinks of a run, for the rows after `step`.
+class MetricSinks:
+    """The configured copies of a run's rows after `step`. Rows may come in any order of steps: those of an evaluation
+    come after later ones of training. A sink that fails is dropped, since the CSV files hold all rows.
 
-    Raises:
-        UserError: one of them cannot be opened.
+    Raises UserError if a sink cannot be opened.
     """
-    return [_GuardedSink(name, _open_sink(name, folder, config, step)) for name in config.logger]
+
+    def __init__(self, folder: Path, config: Config, step: int):
+        self._sinks: dict[str, Any] = {}
+        for name in config.logger:
+            try:
+                self._sinks[name] = METRIC_SINKS[name](folder, config, step)
+            except Exception as error:  # third-party code may raise anything
+                remedy = "log in with wandb login, or set WANDB_MODE=offline" if name == "wandb" else "mend that"
+                raise UserError(
+                    f"--logger={name} cannot be opened ({in_one_line(error)}): {remedy}, or do without it, "
+                    "with --logger="
+                ) from error
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log a row."""
+        self._each(lambda sink: sink.log(step, metrics))
+
+    def close(self) -> None:
+        """Close the sinks; no rows follow."""
+        self._each(lambda sink: sink.close())
+
+    def _each(self, act: Callable[[Any], None]) -> None:
+        for name, sink in list(self._sinks.items()):
+            try:
+                act(sink)
+            except (Exception, SystemExit) as error:
+                del self._sinks[name]
+                with contextlib.suppress(OSError, ValueError):  # there may be no terminal any more
+                    line = f"floq: --logger={name} failed ({error!r}); training goes on without it"
+                    print(printable(line), file=sys.stderr)
 
 
-def _open_sink(name: str, folder: Path, config: Config, step: int) -> MetricSink:
-    try:
-        return METRIC_SINKS[name](folder, config, step)
-    except UserError:
-        raise
-    except Exception as error:  # third-party code may raise anything
-        raise UserError(
-            f"--logger={name} cannot be opened ({in_one_line(error)}): mend that, or do without it, with --logger="
-        ) from error
-
-
-class TensorBoard(MetricSink):
+class TensorBoard:
     """Event files in the folder `tensorboard` of the run. Events of later steps by an earlier process are hidden."""
 
     def __init__(self, folder: Path, config: Config, step: int):
@@ -173,27 +178,23 @@ class TensorBoard(MetricSink):
         self._writer.close()
 
 
-class WandB(MetricSink):
+class WandB:
     """A run of Weights & Biases whose id is the folder's name, so that a resumed run continues it. The account, or
     `WANDB_MODE=offline`, and all other settings of that package are the user's."""
 
     def __init__(self, folder: Path, config: Config, step: int):
         import wandb  # pyright: ignore[reportMissingImports]  an extra that tests do without
 
-        try:
-            self._run = wandb.init(
-                project=config.project_name,
-                group=config.run_group,
-                id=folder.name,
-                name=f"{config.task} seed {config.seed}",
-                dir=str(folder),
-                config=config.to_json(),
-                resume="allow",
-                reinit="create_new",  # the runs of a fleet are open at the same time
-            )
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--logger=wandb: {reason}; log in with wandb login, or set WANDB_MODE=offline") from error
+        self._run = wandb.init(
+            project=config.project_name,
+            group=config.run_group,
+            id=folder.name,
+            name=f"{config.task} seed {config.seed}",
+            dir=str(folder),
+            config=config.to_json(),
+            resume="allow",
+            reinit="create_new",  # the runs of a fleet are open at the same time
+        )
         self._run.define_metric("*", step_metric="step")  # its own steps must increase, and evaluations come late
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -203,29 +204,4 @@ class WandB(MetricSink):
         self._run.finish()
 
 
-METRIC_SINKS: dict[str, Callable[[Path, Config, int], MetricSink]] = {"tensorboard": TensorBoard, "wandb": WandB}
-
-
-class _GuardedSink(MetricSink):
-    """A sink that is dropped when it fails, without ending the run: the CSV files hold all rows."""
-
-    def __init__(self, name: str, sink: MetricSink):
-        self._name = name
-        self._sink: MetricSink | None = sink
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._try(lambda sink: sink.log(step, metrics))
-
-    def close(self) -> None:
-        self._try(lambda sink: sink.close())
-
-    def _try(self, act: Callable[[MetricSink], None]) -> None:
-        if self._sink is None:
-            return
-        try:
-            act(self._sink)
-        except (Exception, SystemExit) as error:  # third-party code may raise anything
-            self._sink = None
-            with contextlib.suppress(OSError, ValueError):  # there may be no terminal any more
-                line = printable(f"floq: --logger={self._name} failed ({error!r}); training goes on without it")
-                print(line, file=sys.stderr)
+METRIC_SINKS: dict[str, Callable[[Path, Config, int], Any]] = {"tensorboard": TensorBoard, "wandb": WandB}

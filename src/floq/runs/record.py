@@ -13,18 +13,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from floq.runs.config import task_name
 from floq.runs.loggers import read_csv
 from floq.runs.run import read_record
 from floq.utils.errors import UserError, in_one_line
 from floq.utils.files import is_locked, user_path
+from floq.utils.schema import NonNegative, Seed, convert
 from floq.utils.untrusted import all_printable, read_json
 
 State = Literal["running", "stopped", "finished"]
 Columns = dict[str, np.ndarray]
 FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
 RECORDS = {"protocol": str, "versions": dict, "data": dict}  # entries of config.json that are no settings
-COUNTS = ("seed", "offline_steps", "online_steps")
-NUMBERS = ("eval_episodes", "agent.discount", "agent.reward_scale")  # settings used in calculations
+SETTINGS: dict[str, Any] = {"seed": Seed, "offline_steps": NonNegative, "online_steps": NonNegative}  # used in reports
+SETTINGS |= {"agent.critic": str, "agent.actor": str, "env_name": str | None, "dataset": str | None}
+SETTINGS |= dict.fromkeys(("eval_episodes", "agent.discount", "agent.reward_scale"), float | None)
 LOSSES = ("training/critic/critic_loss", "training/critic/q")
 TIMES = ("time/epoch_time", "time/total_time")
 OF_CRITIC = "validation/critic/"
@@ -70,10 +73,8 @@ class RunRecord:
     def task(self) -> str:
         """Environment id, with the name of the data if it is not the environment's own; else the name of the data."""
         env_name, dataset = self.settings["env_name"], self.settings.get("dataset")
-        if not dataset:
-            return str(env_name)
-        data = Path(dataset).stem if dataset.endswith((".npz", ".hdf5", ".h5")) else Path(dataset).name
-        return f"{env_name} on {data}" if env_name else data
+        data = Path(task_name(None, dataset)).name
+        return f"{env_name} on {data}" if env_name and data else env_name or data
 
     @cached_property
     def family(self) -> str:
@@ -156,15 +157,8 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[RunRecord], list[DamagedRun]]:
     """Read the runs in these folders; returns them, and the folders that cannot be read."""
-    records = [_read_or_damaged(folder) for folder in folders]
-    return [r for r in records if isinstance(r, RunRecord)], [r for r in records if isinstance(r, DamagedRun)]
-
-
-def _read_or_damaged(folder: Path) -> RunRecord | DamagedRun:
-    try:
-        return read_run(folder)
-    except Exception as error:  # one folder must not keep the others from being reported
-        return DamagedRun(folder, all_printable(in_one_line(error)))
+    found = [read_run(folder) for folder in folders]
+    return [r for r in found if isinstance(r, RunRecord)], [r for r in found if isinstance(r, DamagedRun)]
 
 
 def read_run(folder: Path) -> RunRecord | DamagedRun:
@@ -173,11 +167,8 @@ def read_run(folder: Path) -> RunRecord | DamagedRun:
     try:
         config = all_printable(read_json(folder / "config.json"))
         settings = flat_settings(config)
-        records = {name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)}
-    except (OSError, ValueError) as error:
-        return DamagedRun(
-            folder, f"config.json: {'not text' if isinstance(error, UnicodeError) else in_one_line(error)}"
-        )
+    except Exception as error:  # one folder must not keep the others from being reported
+        return DamagedRun(folder, all_printable(f"config.json: {in_one_line(error)}"))
     problems: list[str] = []
 
     def read(reader: Callable[..., Any], name: str, *given: Any) -> Any:
@@ -185,56 +176,42 @@ def read_run(folder: Path) -> RunRecord | DamagedRun:
             return reader(folder / name, *given)
         except UserError as error:
             problems.append(all_printable(str(error).removeprefix(f"{folder}{os.sep}")))
-            return given[0] if reader is read_record else {}
+            return {}
 
-    summary = read(read_record, "summary.json", {})
-    evaluations, training = read(read_csv, "eval.csv"), read(read_csv, "train.csv", _is_reported)
-    diverged = all_printable(read(read_record, "diverged.json", {}, "step"))
-    rewinds = len(read(read_record, "rewinds.json", [], "step"))
+    summary = read(read_record, "summary.json")
+    evaluations, training = (
+        {column: np.array(numbers) for column, numbers in read(read_csv, name, wanted).items()}
+        for name, wanted in (("eval.csv", lambda column: True), ("train.csv", _is_reported))
+    )
     return RunRecord(
         folder,
         settings,
-        records,
-        "finished" if summary else "running" if locked else "stopped",
-        summary,
-        *({name: np.array(column) for name, column in columns.items()} for columns in (evaluations, training)),
+        records={name: config[name] for name, kind in RECORDS.items() if isinstance(config.get(name), kind)},
+        state="finished" if summary else "running" if locked else "stopped",
+        summary=summary,
+        evaluations=evaluations,
+        training=training,
+        diverged=all_printable(read(read_record, "diverged.json", dict, "step")),
+        rewinds=len(read(read_record, "rewinds.json", list, "step")),
         problems=tuple(problems),
-        changed=max(_changed(folder / name) for name in FILES),
-        diverged=diverged,
-        rewinds=rewinds,
+        changed=max(path.stat().st_mtime for name in FILES if (path := folder / name).exists()),
     )
 
 
 def _is_reported(column: str) -> bool:
-    return column in LOSSES or column in TIMES or column.startswith(OF_CRITIC)
+    return column in (*LOSSES, *TIMES) or column.startswith(OF_CRITIC)
 
 
 def flat_settings(config: Any) -> dict[str, Any]:
-    """Return the settings of config.json, flat, the agent's as `agent.NAME`. Raises ValueError if one that a report
-    needs is missing."""
+    """Return the settings of config.json, flat, the agent's as `agent.NAME`. Raises ValueError or UserError if one that
+    a report needs is missing."""
     if not isinstance(config, dict) or not isinstance(config.get("agent"), dict):
         raise ValueError("not the configuration of a run: it has no agent")
-    settings = {name: value for name, value in config.items() if name not in (*RECORDS, "agent")}
+    settings = {"env_name": None, "dataset": None}
+    settings |= {name: value for name, value in config.items() if name not in (*RECORDS, "agent")}
     settings |= {f"agent.{name}": value for name, value in config["agent"].items()}
-    needed: dict[str, type | tuple[type, ...]] = dict.fromkeys(COUNTS, int)
-    needed |= {"env_name": (str, type(None)), "agent.critic": str, "agent.actor": str}
-    if "dataset" in settings:
-        needed["dataset"] = (str, type(None))
-    for name, kind in needed.items():
-        if not isinstance(settings.get(name, ...), kind):
-            raise ValueError(f"{name} is {settings[name]!r}" if name in settings else f"it has no {name}")
-    if negative := [name for name in COUNTS if settings[name] < 0]:
-        raise ValueError(f"{negative[0]} is {settings[negative[0]]}")
-    for name in NUMBERS:
-        if not isinstance(settings.get(name, 0), int | float | None):
-            raise ValueError(f"{name} is {settings[name]!r}, and no number")
-    if not (settings["env_name"] or isinstance(settings.get("dataset"), str)):
+    for name, kind in SETTINGS.items():
+        convert(name, settings.get(name), kind)
+    if not (settings["env_name"] or settings["dataset"]):
         raise ValueError("it names neither an environment nor data")
     return settings
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

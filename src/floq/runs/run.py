@@ -1,6 +1,7 @@
-"""Folder of a run: its files, how it is created and opened, and readable messages for errors of its disk."""
+"""Folder of a run: its files, how it is created and opened, the agent it starts from, and errors of its disk."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -14,16 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from floq.agent.agent import Agent
+from floq.agent.policy import ObsStats
+from floq.agent.state import Keys, ValueRange
+from floq.data.dataset import Dataset
 from floq.envs.environments import is_singletask
 from floq.runs import checkpoint
-from floq.runs.checkpoint import steps
+from floq.runs.checkpoint import Checkpoint, steps
 from floq.runs.config import Config
 from floq.runs.loggers import cut_csv, read_csv
 from floq.utils import files
 from floq.utils.errors import Failed, UserError, in_one_line
-from floq.utils.files import lock_folder, make_folder, user_path
+from floq.utils.files import lock_folder, user_path
 from floq.utils.machine import version
+from floq.utils.schema import Mark, marked
 from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, consent, parse_json, read_json, read_text
 
 RECORDS = ("protocol", "versions", "data")  # entries of config.json beside the configuration
@@ -36,8 +44,8 @@ NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)  #
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; if it is
-    from scratch also `random.npz`, and if it diverged `diverged.json` or `rewinds.json`."""
+    """A run on disk: `config.json`, `train.csv`, `eval.csv`, `summary.json`, `checkpoints/<step>/`, `plots/`; from
+    scratch also `random.npz`, and if it diverged `diverged.json` or `rewinds.json`."""
 
     folder: Path
     config: Config
@@ -59,8 +67,7 @@ class Run:
         try:
             if folder.exists():
                 raise FileExistsError(folder)
-            make_folder(partial)
-            (partial / "checkpoints").mkdir()
+            (partial / "checkpoints").mkdir(parents=True)
             (partial / "plots").mkdir()
             cls(partial, config).write_config(records)
             partial.rename(folder)
@@ -102,13 +109,10 @@ class Run:
         path = folder / "config.json"
         try:
             values = read_json(path)
+            config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
         except OSError as error:
             raise UserError(f"{folder} is not a run folder: it has no readable config.json") from error
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error})") from error
-        try:
-            config = Config.from_json({name: x for name, x in values.items() if name not in RECORDS})
-        except UserError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"{path} is damaged ({error})") from error
         if env_name is not None:
             if env_name != config.env_name:
@@ -136,7 +140,7 @@ class Run:
         """`summary.json`, which exists once the run has ended. Raises UserError if it is missing or damaged."""
         if not self.is_finished:
             raise UserError(f"{self.folder} has no summary.json: the run has not ended")
-        return read_record(self.folder / "summary.json", {})
+        return read_record(self.folder / "summary.json")
 
     @property
     def is_finished(self) -> bool:
@@ -147,12 +151,12 @@ class Run:
     def diverged(self) -> dict[str, Any]:
         """`diverged.json`: at which step the run diverged and stopped, which term was not finite, and the metrics of
         that update. Empty if it did not."""
-        return read_record(self.folder / "diverged.json", {}, "step")
+        return read_record(self.folder / "diverged.json", dict, "step")
 
     @property
     def rewinds(self) -> list[dict[str, Any]]:
         """`rewinds.json`: at which steps the run went back to earlier weights, and to those of which step."""
-        return read_record(self.folder / "rewinds.json", [], "step")
+        return read_record(self.folder / "rewinds.json", list, "step")
 
     @property
     def has_ended(self) -> bool:
@@ -161,12 +165,10 @@ class Run:
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
-        """Records of `config.json` about the packages (`versions`) and the data (`data`) of the run: texts and lists of
-        texts."""
+        """Records of `config.json` about packages (`versions`) and data (`data`): texts and lists of texts."""
         values = read_json(self.folder / "config.json")
-        found = {name: values.get(name) for name in ("versions", "data")}
-        kept = {name: x if isinstance(x, dict) else {} for name, x in found.items()}
-        return {name: {key: x for key, x in record.items() if _is_text(x)} for name, record in kept.items()}
+        found = {name: x if isinstance(x := values.get(name), dict) else {} for name in ("versions", "data")}
+        return {name: {key: x for key, x in record.items() if _is_text(x)} for name, record in found.items()}
 
     def write_config(self, records: dict[str, dict[str, str]]) -> None:
         """Write `config.json`: the configuration, the evaluation protocol and the given records."""
@@ -195,19 +197,19 @@ class Run:
             partial.unlink(missing_ok=True)
 
 
-def read_record(path: Path, default: Any, whole_number: str | None = None) -> Any:
-    """Read a JSON file that not all runs have: an object, or a list of objects, like `default`, in each of which an
-    entry is a `whole_number`. Raises UserError if it is damaged."""
+def read_record(path: Path, kind: Any = dict, number: str | None = None) -> Any:
+    """Read a JSON file that not all runs have, empty if it is missing: an object, or a list of objects, in each of
+    which the entry `number` is a whole number. Raises UserError if it is damaged."""
     try:
         found = parse_json(read_text(path, JSON_LIMIT))
-        if type(found) is not type(default):
-            raise ValueError(f"it holds no JSON {'object' if isinstance(default, dict) else 'list'}")
-        for one in [found] if isinstance(found, dict) else found:
-            if whole_number is not None and type(one[whole_number]) is not int:
-                raise ValueError(f"its {whole_number} is {one[whole_number]!r}")
+        if type(found) is not kind:
+            raise ValueError(f"it holds no JSON {'object' if kind is dict else 'list'}")
+        for one in [found] if kind is dict else found:
+            if number is not None and type(one[number]) is not int:
+                raise ValueError(f"its {number} is {one[number]!r}")
         return found
     except FileNotFoundError:
-        return default
+        return kind()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({in_one_line(error)}): delete it and --resume the run") from error
 
@@ -240,6 +242,83 @@ def protocol(config: Config) -> str:
     return f"{config.eval_episodes} episodes, success_timing={config.success_timing}, {labels}"
 
 
+# --- Initial agent ---
+
+
+def make_agent(config: Config, train_data: Dataset) -> Agent:
+    """Return the initial agent of a run with this configuration and this data."""
+    stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
+    given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
+    obs_spec, action_dim = train_data.dims
+    width = config.agent.action_chunk * action_dim
+    return Agent.init(Keys.of(config.seed).agent, obs_spec, width, config.agent, **given)
+
+
+def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
+    """Return `agent` with the networks, target networks and optimiser state of another run's checkpoint.
+
+    Its step, random streams and hyperparameters stay its own. The reward range covers both runs, and the statistics
+    that normalise observations are the checkpoint's.
+
+    Raises:
+        UserError: the networks have other shapes, or observations are normalised in one of the two runs only.
+    """
+    old = source.agent
+    own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
+    if own != theirs:
+        if agent.obs_spec != old.obs_spec:
+            what = f"observations have {agent.obs_spec.dim} numbers here and {old.obs_spec.dim} there"
+        else:
+            differ = setting_differences(config.agent.networks(), source.config.agent.networks())
+            what = "; ".join(differ) or "actions have another size"
+        raise UserError(f"--restore_path={config.restore_path}: its networks do not fit ({what})")
+    if config.normalize_observations != source.config.normalize_observations:
+        there = source.config.normalize_observations
+        raise UserError(f"--restore_path={config.restore_path}: it needs --normalize_observations={there}")
+    take = lambda new, of: jax.tree.unflatten(jax.tree.structure(new), jax.tree.leaves(of))  # noqa: E731
+    here, there = agent.value_range, old.value_range
+    return dataclasses.replace(
+        agent,
+        params=take(agent.params, old.params),
+        target=take(agent.target, old.target),
+        target_actor=agent.target_actor and take(agent.target_actor, old.target_actor or old.params.actor),
+        opt_state=take(agent.opt_state, old.opt_state),
+        value_range=ValueRange(jnp.minimum(here.r_min, there.r_min), jnp.maximum(here.r_max, there.r_max)),
+        obs_stats=old.obs_stats,
+    )
+
+
+def setting_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """Describe each setting in which two configurations differ."""
+    names = dict.fromkeys((*here, *there))
+    return [f"{n} is {here.get(n)} here and {there.get(n)} there" for n in names if here.get(n) != there.get(n)]
+
+
+def restored_checkpoint(config: Config) -> Checkpoint | None:
+    """Load the checkpoint that `restore_path` and `restore_epoch` name, None without `restore_path`.
+
+    Raises:
+        UserError: there is no such checkpoint, or `restore_epoch` is given alone.
+    """
+    if config.restore_path is None:
+        if config.restore_epoch is not None:
+            raise UserError("--restore_epoch chooses a checkpoint of --restore_path: give that too")
+        return None
+    return checkpoint.load(Run.open(config.restore_path, makes_env=False).folder / "checkpoints", config.restore_epoch)
+
+
+def resume_checkpoint(run: Run, step: int) -> Checkpoint:
+    """Load the run's checkpoint of `step`. Raises UserError if it does not belong to the run's configuration."""
+    folder = run.folder / "checkpoints"
+    saved = checkpoint.load(folder, step)
+    here, there = (config.to_json() for config in (run.config, saved.config))
+    changeable = *marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE), "dataset", "dataset_dir"  # data may be moved
+    same = dict.fromkeys(changeable)
+    if differ := setting_differences(here | here.pop("agent") | same, there | there.pop("agent") | same):
+        raise UserError(f"the checkpoint in {folder} belongs to another configuration: {'; '.join(differ)}")
+    return saved
+
+
 # --- Disk errors ---
 
 
@@ -261,20 +340,19 @@ def to_error(runs: Sequence[Run]) -> Iterator[None]:
 
 def _concerns(error: OSError, folders: Sequence[Path]) -> bool:
     """Return whether an error is about these folders. The error of a full disk may have no file name."""
-    if error.filename is None:
+    if error.filename is None or isinstance(error.filename, int):
         return error.errno in NAMELESS
-    path = Path(os.fsdecode(error.filename)).absolute() if not isinstance(error.filename, int) else Path()
+    path = Path(os.fsdecode(error.filename)).absolute()
     return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def _message(error: OSError, folders: Sequence[Path]) -> str:
-    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    gone = [folder for folder in folders if not folder.is_dir()]
-    left = [folder for folder in folders if folder not in gone]
+    gone, left = ([folder for folder in folders if folder.is_dir() == there] for there in (False, True))
     command = f"floq train --resume {' '.join(map(str, left))}"
     if gone:
         deleted = f"{' '.join(map(str, gone))} vanished while it was trained, and what was learned there with it"
         return f"{deleted}; the others go on with {command}" if left else f"{deleted}: start it again"
+    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     saved = min((steps(folder / "checkpoints") or [0])[-1] for folder in folders)
     kept = f"the checkpoint of step {saved} is whole" if saved else "there was no checkpoint yet"
     return f"{reason}; {kept}: {REMEDIES.get(error.errno or 0, 'fix this')}, then go on with {command}"

@@ -4,7 +4,7 @@ actions."""
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def fetch_missing(configs: Sequence[Config], display: Display) -> None:
 
 
 def _fetcher(config: Config, display: Display, run: Run | None = None) -> ogbench.Fetch:
-    """Return a function that fetches a missing OGBench dataset and shows so. The configuration of a `run` that is read
-    from its folder is untrusted: for it, data are only fetched from the default server to the default folder."""
+    """Return a function that fetches a missing OGBench dataset and shows so. The configuration of an existing `run` is
+    untrusted: for it, data are only fetched from the default server to the default folder."""
 
     def fetch(name: str, directory: Path) -> None:
         if run is not None and (directory != user_path(Config.dataset_dir) or config.dataset_mirror is not None):
@@ -89,17 +89,8 @@ def load_data(config: Config, display: Display, given: Dataset | None = None, ru
 def load_own_data(
     runs: Sequence[Run], display: Display, given: Dataset | None = None, dataset: str | None = None
 ) -> dict[Hashable, Splits]:
-    """Load the data that the runs of a fleet were trained on, by `data_key`.
-
-    Args:
-        runs: in their folders.
-        display: see `load_fleet_data`.
-        given: what they were given from Python, if they were.
-        dataset: where their data lie now, if not where their records say.
-
-    Raises:
-        UserError: the data is missing, or is not what they were trained on.
-    """
+    """Load the data that the runs of a fleet were trained on, by `data_key`: `given` from Python, or from `dataset` if
+    they do not lie where the records of the runs say. Raises UserError if they are missing or other data."""
     for run in runs if dataset is None else ():
         check_in_memory_data(run, given)
         if given is None:
@@ -133,14 +124,13 @@ def load_fleet_data(
         made = collect_random_data(configs, runs, display)
         return {data_key(config): data for config, data in zip(configs, made, strict=True)}
     fetch = _fetcher(config, display, runs[0] if runs else None)
-    make_env = lambda name: name and config.make_env.named(name)  # noqa: E731
+    envs = {name: config.make_env.named(name) if name else None for name in names}
     if given is not None:
         rows = given.on_host()
-        tasks = {n: given_splits(rows, make_env(n), config.action_units) for n in names}
+        tasks = {name: given_splits(rows, env, config.action_units) for name, env in envs.items()}
     elif config.dataset is not None:
-        given_as = config.dataset, config.dataset_dir
-        how = config.label_timing, fetch, config.action_units
-        tasks = {n: open_splits(*given_as, make_env(n), *how) for n in names}
+        where, how = (config.dataset, config.dataset_dir), (config.label_timing, fetch, config.action_units)
+        tasks = {name: open_splits(*where, env, *how) for name, env in envs.items()}
     else:
         ids = [name for name in names if name is not None]
         loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)
@@ -207,17 +197,15 @@ def moved(run: Run, dataset: str | None) -> Run:
             f"--dataset={dataset}: {run.folder} began with random play, which it holds itself; leave it out"
         )
     if "fingerprint" not in run.records["data"]:
-        place = run.config.dataset or run.config.dataset_dir
         raise UserError(
             f"--dataset={dataset}: the record of {run.folder} has no fingerprint, which would tell that these are its "
-            f"data: bring them back to {place}"
+            f"data: bring them back to {run.config.dataset or run.config.dataset_dir}"
         )
     return Run(run.folder, resolve_data_paths(dataclasses.replace(run.config, dataset=dataset)))
 
 
 def _check_there(run: Run, command: str = "") -> None:
-    """Raise UserError if the file or folder that the run was trained on is missing. The remedy is a flag, of `command`
-    if that is another one."""
+    """Raise UserError if the run's file or folder of data is missing. The remedy is a flag of the `command`."""
     name = run.config.dataset
     if name is not None and looks_like_path(name) and not os.path.exists(user_path(name)):
         raise UserError(
@@ -250,27 +238,25 @@ def check_in_memory_data(run: Run, given: Dataset | None) -> None:
 
 def note_values(agents: Sequence[Agent], data: Sequence[Splits], display: Display) -> None:
     """Show the return ranges of flow critics, and a warning if the returns in the data do not fit one."""
-    for line in dict.fromkeys(line for pair in zip(agents, data, strict=True) for line in _value_notes(*pair)):
+    notes: dict[str, None] = {}  # without repetitions
+    for agent, splits in zip(agents, data, strict=True):
+        if "noise_coverage" not in agent.static.flat():
+            continue
+        discount, scale = float(agent.hypers.discount), float(agent.hypers.reward_scale)
+        low, high = (scale * float(reward) for reward in (agent.value_range.r_min, agent.value_range.r_max))
+        offset = float(agent.static.flat()["reward_offset"])
+        values = ReturnRange.of((low, high), discount, float(agent.hypers.noise_coverage), offset)
+        notes[f"values  {values} (from rewards within [{low:.4g}, {high:.4g}])"] = None
+        parts = [part.on_host() for part in (splits.train, splits.validation)]
+        returns = np.concatenate([discounted_returns(rows, discount)[~rows.ends] for rows in parts])
+        if complaint := values.complaint(scale * returns):
+            notes[f"warning {complaint}"] = None
+    for line in notes:
         display.note(line)
 
 
-def _value_notes(agent: Agent, data: Splits) -> Iterator[str]:
-    if "noise_coverage" not in agent.static.flat():
-        return
-    h, scale = agent.hypers, float(agent.hypers.reward_scale)
-    rewards = tuple(scale * float(r) for r in (agent.value_range.r_min, agent.value_range.r_max))
-    offset = float(agent.static.flat()["reward_offset"])
-    values = ReturnRange.of((rewards[0], rewards[1]), float(h.discount), float(h.noise_coverage), offset)
-    yield f"values  {values} (from rewards within [{rewards[0]:.4g}, {rewards[1]:.4g}])"
-    parts = [part.on_host() for part in (data.train, data.validation)]
-    returns = np.concatenate([discounted_returns(rows, float(h.discount))[~rows.ends] for rows in parts])
-    if complaint := values.complaint(scale * returns):
-        yield f"warning {complaint}"
-
-
 def data_records(data: Splits) -> dict[str, Any]:
-    """Return the record of a run's data in `config.json`: provenance, fingerprint, and the parts of
-    observations, where they have names."""
+    """Return the record of a run's data in `config.json`: provenance, fingerprint, named parts of observations."""
     fingerprint = f"{data.train.fingerprint()} {data.validation.fingerprint()}"
     parts = {"observation_parts": list(data.parts)} if data.parts else {}
     return {"provenance": data.provenance, "fingerprint": fingerprint} | parts
@@ -295,16 +281,10 @@ def collect_random_data(configs: Sequence[Config], runs: Sequence[Run], display:
     return data
 
 
-def save_initial_data(run: Run, data: Splits) -> None:
-    """Save the initial data of a run in its folder if the run is from scratch."""
-    if run.config.from_scratch:
-        save_random_data(run, data)
-
-
 def save_random_data(run: Run, data: Splits) -> None:
-    """Save the random rollouts of a run in its folder, unless they are there."""
+    """Save the random rollouts of a run from scratch in its folder, unless they are there."""
     path, content = run.folder / RANDOM_FILE, io.BytesIO()
-    if path.exists():
+    if not run.config.from_scratch or path.exists():
         return
     parts = zip(PARTS, (data.train, data.validation), strict=True)
     arrays = {f"{part}_{name}": x for part, rows in parts for name, x in rows.on_host()._asdict().items()}
@@ -336,16 +316,15 @@ def _collect_random(configs: Sequence[Config], display: Display) -> list[Splits]
         probe(make_env())
     if not configs:
         return []
-    collected, count = [], worker_count(None, len(configs))
+    data, count = [], worker_count(None, len(configs))
     with display.bar("random", sum(config.random_steps for config in configs)) as update:
         for first in range(0, len(configs), count):
             group, before = configs[first : first + count], sum(c.random_steps for c in configs[:first])
-            collected += _collect_group(group, lambda done, before=before: update(before + done))
-    data = []
-    for config, rows in zip(configs, collected, strict=True):
-        train, validation, how = hold_out(rows)
-        source = f"{config.random_steps:,} steps of {config.env_name} with random actions, seed {config.seed}; {how}"
-        data.append(Splits.of(train, validation, source))
+            collected = _collect_group(group, lambda done, before=before: update(before + done))
+            for config, rows in zip(group, collected, strict=True):
+                train, validation, how = hold_out(rows)
+                source = f"{config.random_steps:,} steps of {config.env_name} with random actions, seed {config.seed}"
+                data.append(Splits.of(train, validation, f"{source}; {how}"))
     return data
 
 
@@ -361,10 +340,8 @@ def _collect_group(configs: Sequence[Config], on_progress: Callable[[int], None]
                     raise answer.to_error(f"random play in {config.env_name} (seed {config.seed})") from answer
             return answers
 
-        timeout = configs[0].env_timeout + PIECE_SECONDS
-        done = call("go_on", max(START_TIMEOUT_S, timeout))
+        done, timeout = [], configs[0].env_timeout + PIECE_SECONDS
         while done != [config.random_steps for config in configs]:
+            done = call("go_on", timeout if done else max(START_TIMEOUT_S, timeout))
             on_progress(sum(done))
-            done = call("go_on", timeout)
-        on_progress(sum(done))
         return call("trajectories", timeout)

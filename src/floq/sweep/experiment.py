@@ -19,8 +19,7 @@ from floq.actors import ACTORS
 from floq.agent.config import PUBLISHED_ALIASES, is_removed, settings_type
 from floq.analysis.metrics import METRICS
 from floq.critics import CRITICS
-from floq.runs.config import Config
-from floq.runs.presets import configure
+from floq.runs.config import Config, configure
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import user_path
 from floq.utils.schema import Positive, Seed, convert, from_table, hints_of, read_toml

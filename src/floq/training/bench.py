@@ -30,9 +30,8 @@ from floq.envs import environments
 from floq.envs.probe import probe
 from floq.evaluation.rollouts import Evaluator, on_cpu, play_episode
 from floq.networks.precision import Precision
-from floq.runs.config import Config
-from floq.runs.presets import configure
-from floq.runs.weights import make_agent
+from floq.runs.config import Config, configure
+from floq.runs.run import make_agent
 from floq.training.fleet import Fleet, FleetData
 from floq.training.sharding import Layout
 from floq.training.train import check_built

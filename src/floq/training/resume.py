@@ -23,8 +23,7 @@ from floq.runs.checkpoint import (
     steps,
 )
 from floq.runs.config import Config
-from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import resume_checkpoint
+from floq.runs.run import Run, installed_versions, resume_checkpoint, to_error
 from floq.training.sharding import Layout
 from floq.training.train import (
     check_built,

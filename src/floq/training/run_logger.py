@@ -6,7 +6,7 @@ from typing import Any
 from floq.agent.state import Keys
 from floq.evaluation.held_out import HeldOutEvaluation
 from floq.evaluation.rollouts import Evaluation
-from floq.runs.loggers import CsvLogger, metric_sinks
+from floq.runs.loggers import CsvLogger, MetricSinks
 from floq.runs.run import Run
 from floq.utils import files
 
@@ -16,7 +16,7 @@ class RunLogger:
 
     def __init__(self, run: Run, step: int = 0):
         self.run, self.config = run, run.config
-        self._sinks = metric_sinks(run.folder, run.config, step)
+        self._sinks = MetricSinks(run.folder, run.config, step)
         self.keys = Keys.of(run.config.seed)
         self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
         self.scores = {name: column[-1] for name, column in run.evaluations().items()}
@@ -43,9 +43,8 @@ class RunLogger:
 
     def close(self) -> None:
         """Close the sinks."""
-        for sink in self._sinks:
-            sink.close()
+        self._sinks.close()
 
     def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
-        for destination in (log, *self._sinks):
+        for destination in (log, self._sinks):
             destination.log(step, dict(row))

@@ -20,8 +20,7 @@ from floq.networks import kernels
 from floq.runs import run_data
 from floq.runs.config import Config
 from floq.runs.loggers import check_loggers
-from floq.runs.run import Run, installed_versions, to_error
-from floq.runs.weights import make_agent, restore, restored_checkpoint
+from floq.runs.run import Run, installed_versions, make_agent, restore, restored_checkpoint, to_error
 from floq.training.fleet import Fleet, FleetData
 from floq.training.loop import Loop
 from floq.training.run_logger import RunLogger
@@ -177,7 +176,7 @@ def _train_group(
         runs = [Run.create(config, run_records(split)) for config, split in zip(configs, splits, strict=True)]
         with lock_runs(runs), to_error(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
-                run_data.save_initial_data(run, split)
+                run_data.save_random_data(run, split)
             return run_to_completion(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
 
 

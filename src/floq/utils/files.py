@@ -42,16 +42,6 @@ def check_writable(folder: Path, remedy: str) -> None:
         raise UserError(f"cannot write to {folder}: {remedy}")
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, or none of them. Raises FileExistsError if it exists, or another OSError."""
-    missing = [f for f in (folder, *folder.parents) if not os.path.exists(f)]
-    try:
-        folder.mkdir(parents=True)
-    except OSError:
-        remove_empty(missing)
-        raise
-
-
 def remove_empty(folders: list[Path]) -> None:
     """Remove those of the folders that are empty; the deepest must come first."""
     for folder in folders:
@@ -63,8 +53,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk. Some file systems, and Windows, cannot do so for folders;
-    there it has no effect."""
+    """Flush a file, or the entries of a folder, to the disk. Where folders cannot be flushed, it has no effect."""
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -75,30 +64,24 @@ def sync(path: Path) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a new file and flush it to the disk. An OSError names the file."""
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _with_path(error, path) from error
+    with _name_in_errors(path), open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def append(path: Path, content: bytes) -> None:
     """Append to a file, all of `content` or, if the disk is full, nothing. An OSError names the file. The content is
     not flushed to the disk: call `sync`."""
-    try:
-        with open(path, "ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                while content:
-                    content = content[file.write(content) :]
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(before)
-                raise
-    except OSError as error:
-        raise _with_path(error, path) from error
+    with _name_in_errors(path), open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -132,9 +115,13 @@ def replace_folder(final: Path, partial: Path, previous: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _with_path(error: OSError, path: Path) -> OSError:
-    """Return the error with the file's name, which errors of opening have and errors of writing lack."""
-    return error if error.filename else OSError(error.errno, error.strerror, str(path))
+@contextlib.contextmanager
+def _name_in_errors(path: Path) -> Iterator[None]:
+    """Add the file's name to an error of writing, which lacks it, unlike one of opening."""
+    try:
+        yield
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from error
 
 
 # --- Locks ---
@@ -144,42 +131,36 @@ def _with_path(error: OSError, path: Path) -> OSError:
 def lock_folder(folder: Path, busy: str) -> Iterator[None]:
     """Lock the folder for this process. Raises UserError with the message `busy` if another process has locked it. The
     lock ends with the process, however it ends."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else -1
     try:
-        try:
-            if not _try_lock(handle, fcntl.LOCK_EX):
-                time.sleep(LOCK_RETRY_S)  # `is_locked` of another process may have had it for a moment
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(busy) from error
+        if not _try_lock(handle, shared=False):
+            time.sleep(LOCK_RETRY_S)  # `is_locked` of another process may have had it for a moment
+            if not _try_lock(handle, shared=False):
+                raise UserError(busy)
         yield
     finally:
-        os.close(handle)
+        if fcntl:
+            os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process has locked the folder (see `lock_folder`), without disturbing it. False where there are
     no such locks, as on Windows, and for a folder that cannot be read."""
-    if fcntl is None:
-        return False
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return False
     try:
-        return not _try_lock(handle, fcntl.LOCK_SH)  # shared, so that several processes may check at once
+        return not _try_lock(handle, shared=True)  # so that several processes may check at once
     finally:
         os.close(handle)
 
 
-def _try_lock(handle: int, kind: int) -> bool:
-    """Take a lock of this kind if it is free, and return whether it was. It ends when the handle is closed."""
-    assert fcntl is not None
+def _try_lock(handle: int, shared: bool) -> bool:
+    """Return whether the lock was free, and is taken until the handle is closed."""
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if fcntl:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return True
+    except OSError:
         return False
-    return True

@@ -19,15 +19,12 @@ from floq.utils.errors import UserError, in_one_line
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and of the period that they are for
 CORES = "FLOQ_CORES"  # environment variable: use no more cores than this
-FROM_SOURCE = "from source"
-MAX_CACHE_BYTES = 2**30
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # environment variables that name JAX's backend
 GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # and those that name GPUs
 RENDERERS = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # and those that name MuJoCo's renderer
 NO_GPU = ("", "-1", "none", "void", "nodevfiles")
 NO_RENDERER = ("", "disable", "disabled", "off", "false", "0")
-MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not cached
 
 
 def version(package: str) -> str:
@@ -37,15 +34,11 @@ def version(package: str) -> str:
     except PackageNotFoundError:
         if package != "floq":
             raise
-        return FROM_SOURCE
+        return "from source"
 
 
 def worker_count(wanted: int | None, most: int) -> int:
-    """Return how many workers to start: `wanted` or one per core, but at most `most`.
-
-    Raises:
-        UserError: `wanted` is less than 1.
-    """
+    """Return how many workers to start: `wanted` or one per core, but at most `most`. UserError if fewer than 1."""
     if wanted is not None and wanted < 1:
         raise UserError(f"workers={wanted}: must be at least 1")
     return min(wanted or cores(), most)
@@ -69,10 +62,8 @@ def use_all_cores(devices: int) -> None:
     import jax
 
     if devices > 1:
-        try:
+        with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", min(devices, cores()))
-        except RuntimeError:
-            return
 
 
 def device() -> str:
@@ -105,12 +96,8 @@ def device() -> str:
 
 @contextlib.contextmanager
 def explain_renderer() -> Iterator[None]:
-    """Turn the failure to make an environment into one line where it comes from an environment variable that names a
-    renderer, as MuJoCo imports it; a context manager.
-
-    Raises:
-        UserError: in place of another error, if a variable of `RENDERERS` is set and MuJoCo cannot be imported.
-    """
+    """Raise UserError in place of another error if a variable of `RENDERERS` is set and MuJoCo, which imports what it
+    names, cannot be imported; a context manager."""
     try:
         yield
     except Exception as error:
@@ -136,16 +123,13 @@ def _import_error(module: str) -> str | None:
 
 
 def _set_variables(names: Iterable[str]) -> str:
-    """Return those of these environment variables that are set, with their values: `JAX_PLATFORMS=cuda`."""
+    """Return which of these environment variables are set, and to what: `JAX_PLATFORMS=cuda`."""
     return " and ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
 
 
 def be_deterministic() -> None:
     """Make GPUs give bitwise equal results in every run, which costs speed: no atomic additions, no choice of kernels
-    by their speed. Nothing changes on a CPU.
-
-    Raises:
-        UserError: JAX already uses an accelerator in this process, without this setting.
+    by their speed. Nothing changes on a CPU. Raises UserError if JAX already uses an accelerator without this setting.
     """
     if DETERMINISTIC in (flags := os.environ.get("XLA_FLAGS", "")):
         return
@@ -165,19 +149,16 @@ def _jax_is_in_use() -> bool:
     now = jax.config.values["jax_num_cpu_devices"]
     try:
         jax.config.update("jax_num_cpu_devices", cores() + 1)
+        jax.config.update("jax_num_cpu_devices", now)
+        return False
     except RuntimeError:
         return True
-    jax.config.update("jax_num_cpu_devices", now)
-    return False
 
 
 def enable_compilation_cache() -> Path | None:
-    """Cache compiled programs on disk, so that the next process starts quickly, and return the folder: that of
-    JAX_COMPILATION_CACHE_DIR if it is set, else one under the user's cache; None if it cannot be written.
-
-    A program compiled for one processor may be illegal on another, and homes are shared between machines, so the folder
-    is named after the processor's features.
-    """
+    """Cache compiled programs on disk, and return the folder: that of JAX_COMPILATION_CACHE_DIR if it is set, else one
+    under the user's cache, named after the processor, on whose kind alone its programs run; None if it cannot be
+    written."""
     import jax
 
     if (chosen := jax.config.values["jax_compilation_cache_dir"]) is not None:
@@ -191,14 +172,14 @@ def enable_compilation_cache() -> Path | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     return folder
 
 
 def clear_jit_cache() -> None:
-    """Free all compiled programs of this process. On a CPU each program takes thousands of memory mappings, and Linux
-    allows a process 65,530: after about thirty training programs, LLVM would crash."""
+    """Free all compiled programs of this process: on a CPU each takes thousands of memory mappings, of which Linux
+    allows a process 65,530, and LLVM crashes without."""
     import jax
 
     jax.clear_caches()
@@ -207,10 +188,9 @@ def clear_jit_cache() -> None:
 
 def processor_digest() -> str:
     """Return 8 hexadecimal digits that identify the kind of processor and its instructions."""
-    try:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
     kinds = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
     described = "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
     return hashlib.sha256(described.encode()).hexdigest()[:8]

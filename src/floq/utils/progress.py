@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +16,7 @@ from floq.utils.untrusted import printable
 
 
 class _TolerantStream:
-    """A stream that ignores errors of writing, as of a closed terminal or pipe, or a full disk: the text is lost, and
-    the program continues."""
+    """A stream that ignores errors of writing, as of a closed terminal or pipe, or a full disk."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -41,8 +40,8 @@ class Display:
     def __init__(self, show: bool = True):
         output: Any = _TolerantStream(sys.stdout)
         self._console = Console(file=output, quiet=not show, highlight=False)
-        self._progress: Progress | None = None
-        self._depth = 0
+        self._progress: Progress | None = None  # of the bars that are shown
+        self._depth = 0  # number of these bars
 
     def note(self, text: str) -> None:
         """Print one line that stays."""
@@ -59,20 +58,19 @@ class Display:
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print a short table of names and values."""
-        table = _titled_table(title, show_header=False, padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        self._print_rows(table, list(rows.items()))
+        columns = Column(style="dim", no_wrap=True), Column(overflow="fold")
+        self._print_table(title, columns, rows.items(), show_header=False, padding=(0, 2))
 
     def columns(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a header; the first column is text, which is folded on a narrow terminal, the others are
         numbers."""
-        table = _titled_table(title, padding=(0, 0, 0, 1))
-        for number, name in enumerate(header):
-            table.add_column(_plain_text(name), justify="right" if number else "left", no_wrap=number > 0)
-        self._print_rows(table, rows)
+        columns = [Column(_plain_text(name), justify="right", no_wrap=True) for name in header]
+        columns[0] = Column(_plain_text(header[0]))
+        self._print_table(title, columns, rows, padding=(0, 0, 0, 1))
 
-    def _print_rows(self, table: Table, rows: Sequence[Sequence[str]]) -> None:
+    def _print_table(self, title: str, columns: Iterable[Column], rows: Iterable[Sequence[str]], **layout: Any) -> None:
+        title_layout = {"title": _plain_text(title), "title_justify": "left", "title_style": "bold"}
+        table = Table(*columns, **title_layout, box=None, **layout)
         for row in rows:
             table.add_row(*map(_plain_text, row))
         self._console.print(table)
@@ -98,9 +96,7 @@ class Display:
 
     @contextlib.contextmanager
     def _live_bar(self, name: str, total: int, start: int) -> Iterator[Callable[..., None]]:
-        outermost = self._progress is None
-        progress = self._progress
-        if progress is None:
+        if (progress := self._progress) is None:
             numbers = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # this column shrinks on a narrow terminal
             progress = self._progress = Progress(
                 TextColumn("{task.description}", table_column=Column(min_width=8)),
@@ -114,18 +110,14 @@ class Display:
             )
             progress.start()
         task = progress.add_task(name, total=total, completed=start, what="")
-
-        def update(done: int, line: bool = False, **what: Any) -> None:
-            progress.update(task, completed=done, what=_format_values(what))
-
         try:
-            yield update
+            yield lambda done, line=False, **what: progress.update(task, completed=done, what=_format_values(what))
         finally:
-            if outermost:
+            if self._depth > 1:
+                progress.remove_task(task)
+            else:
                 progress.stop()
                 self._progress = None
-            else:
-                progress.remove_task(task)
 
     def _plain_lines(self, name: str, total: int, start: int) -> Callable[..., None]:
         started, last = time.monotonic(), start
@@ -139,10 +131,6 @@ class Display:
                 self.note(f"{name} {done}/{total}  {elapsed:.0f} s, {left:.0f} s left  {_format_values(what)}".rstrip())
 
         return update
-
-
-def _titled_table(title: str, **layout: Any) -> Table:
-    return Table(title=_plain_text(title), title_justify="left", title_style="bold", box=None, **layout)
 
 
 def _plain_text(text: str) -> Text:

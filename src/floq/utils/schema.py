@@ -28,27 +28,23 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         found = tomllib.loads(read_text(path, TOML_LIMIT))
         check_depth(found)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})") from error
+        return found
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot read it ({error})") from error
-    return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot read it ({getattr(error, 'strerror', error)})") from error
 
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str, also: Iterable[str] = (), **given: Any) -> T:
-    """Make a dataclass from a table of a file.
+    """Make a dataclass from a table of a file, whose values are compared with its annotations. Raises UserError, whose
+    message begins with `where`, if a key is unknown or missing, or a value is wrong.
 
     Args:
-        kind: the dataclass, with whose annotations the values are compared.
+        kind: the dataclass.
         table: the values by name.
-        where: file and table, with which messages begin.
+        where: file and table.
         also: keys of the table that are read elsewhere.
         **given: values of fields that are no keys of the table.
-
-    Raises:
-        UserError: a key is unknown or missing, or a value is wrong.
     """
     hints = {name: hint for name, hint in hints_of(kind).items() if name not in given}
     for key in table:

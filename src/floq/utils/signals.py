@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -41,18 +42,17 @@ def raise_signals() -> Iterator[None]:
     workers running. Where SIGINT is ignored, or has a handler, that stays. A signal is sent again if it cannot be
     raised where it arrives, or if Python ignores the exception, as in a `__del__`."""
 
-    def send_again(signum: int) -> None:
-        threading.Timer(RETRY_S, _interrupt_main_thread, [signum]).start()
-
     def stop(signum: int, frame: FrameType | None) -> None:
-        if _is_loading_extension(frame):  # some of JAX's abort the process if an exception is raised here
-            send_again(signum)
-        else:
-            raise Stopped(signum)
+        loading = (ExtensionFileLoader.create_module.__code__, ExtensionFileLoader.exec_module.__code__)
+        while frame is not None:
+            if frame.f_code in loading:  # some of JAX's compiled modules abort the process if an exception is raised
+                return _send_again(signum)
+            frame = frame.f_back
+        raise Stopped(signum)
 
     def on_ignored(ignored: Any) -> None:
         if isinstance(ignored.exc_value, Stopped):
-            send_again(ignored.exc_value.signum)
+            _send_again(ignored.exc_value.signum)
         else:
             before(ignored)
 
@@ -66,20 +66,13 @@ def raise_signals() -> Iterator[None]:
             sys.unraisablehook = before
 
 
-def _interrupt_main_thread(signum: int) -> None:
-    """Send a signal to the main thread, whose system calls it interrupts where threads can be sent signals."""
+def _send_again(signum: int) -> None:
+    """Send a signal to the main thread a little later, whose system calls it interrupts where threads get signals."""
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+        send = functools.partial(signal.pthread_kill, threading.main_thread().ident or 0, signum)
     else:
-        _thread.interrupt_main(signal.Signals(signum))
-
-
-def _is_loading_extension(frame: FrameType | None) -> bool:
-    """Return whether an extension module (compiled code) is being imported."""
-    loader = ExtensionFileLoader
-    while frame is not None and frame.f_code not in (loader.create_module.__code__, loader.exec_module.__code__):
-        frame = frame.f_back
-    return frame is not None
+        send = functools.partial(_thread.interrupt_main, signal.Signals(signum))
+    threading.Timer(RETRY_S, send).start()
 
 
 @contextlib.contextmanager

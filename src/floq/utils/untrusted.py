@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def check_size(declared: int, source: object) -> None:
 
 
 def size_limit() -> int:
-    """Return how many bytes one file may unpack to: `SIZE_LIMIT`, or less if its working copies would not fit into the
-    free memory."""
+    """Return how many bytes one file may unpack to, such that its working copies fit into the free memory."""
     return min(SIZE_LIMIT, _free_memory() // WORKING_COPIES)
 
 
@@ -102,18 +101,14 @@ def parse_json(text: str, infinite: bool = False) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raise ValueError if tables and lists are nested more than `MAX_DEPTH` deep: recursive functions and printing
-    would fail."""
+    """Raise ValueError if tables and lists are nested more than `MAX_DEPTH` deep: recursive functions would fail."""
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
-        layer = [inner for outer in layer for inner in _children(outer)]
+        nested = [outer for outer in layer if isinstance(outer, dict | list)]
+        layer = [x for outer in nested for x in (outer.values() if isinstance(outer, dict) else outer)]
         if not layer:
             return
     raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-
-
-def _children(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _parse_float(text: str) -> float:
@@ -144,7 +139,7 @@ class TensorMismatch(ValueError):
 def read_tensors(
     path: Path, expected: Mapping[str, TensorSpec] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the tensors of a file by name, and the texts in its header.
+    """Return the tensors of a file by name, and the texts in its header. Nothing is allocated before all is checked.
 
     Args:
         path: the file.
@@ -152,11 +147,18 @@ def read_tensors(
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged. Nothing was allocated.
-        Unfit: a tensor is missing, extra or of another shape or type. Nothing was allocated.
+        ValueError: it is damaged.
+        TensorMismatch: a tensor is missing, extra or of another shape or type.
         UserError: it is larger than `size_limit()`.
     """
-    _check_header(path)
+    size = os.stat(path).st_size
+    if not path.is_file():
+        raise ValueError("it is no file")
+    check_size(size, path)
+    with open(path, "rb") as header:
+        length = int.from_bytes(header.read(8), "little")
+    if length > min(HEADER_LIMIT, size):  # that the tensors fill the file, safetensors checks
+        raise ValueError(f"its header says that it has {length:,} bytes")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -166,18 +168,6 @@ def read_tensors(
             return {name: file.get_tensor(name) for name in found}, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
-
-
-def _check_header(path: Path) -> None:
-    """Raise ValueError if the header is too long to be parsed. That the tensors fill the file, safetensors checks."""
-    size = os.stat(path).st_size
-    if not path.is_file():
-        raise ValueError("it is no file")
-    check_size(size, path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > min(HEADER_LIMIT, size):
-        raise ValueError(f"its header says that it has {length:,} bytes")
 
 
 def _check_kinds(found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec] | None) -> None:
@@ -199,23 +189,27 @@ CONSENT = "FLOQ_ENV_MODULES"
 def check_environment(env_name: str | None, source: object) -> None:
     """Raise UserError if making an environment that a file names would import a Python module, as Gymnasium does for
     `module:Id-v0`, that is neither imported already nor listed in the variable `CONSENT`."""
-    module, colon, _ = (env_name or "").partition(":")
-    known = os.environ.get(CONSENT, "").split(",")
-    if colon and module not in sys.modules and module not in known:
+    module, known = _module_of(env_name or "")
+    if module and module not in sys.modules and module not in known:
         raise UserError(
             f"{source} names the environment {env_name}, which would import the Python module {module!r}: if you trust "
-            f"it, set {CONSENT}={','.join(filter(None, [*known, module]))}, or name it with --env_name={env_name}"
+            f"it, set {CONSENT}={','.join([*known, module])}, or name it with --env_name={env_name}"
         )
 
 
 def consent(env_name: str) -> None:
     """Allow the module of a `module:Id-v0` that the user has named to be imported, here and by the processes that this
     one starts, also from the current folder."""
-    module, colon, _ = env_name.partition(":")
-    known = os.environ.get(CONSENT, "").split(",")
-    if colon and module not in known:
-        os.environ[CONSENT] = ",".join(filter(None, [*known, module]))
+    module, known = _module_of(env_name)
+    if module and module not in known:
+        os.environ[CONSENT] = ",".join([*known, module])
         sys.path.insert(0, os.getcwd())
+
+
+def _module_of(env_name: str) -> tuple[str, list[str]]:
+    """Return the module of `module:Id-v0`, empty without one, and the modules in `CONSENT`."""
+    known = [name for name in os.environ.get(CONSENT, "").split(",") if name]
+    return env_name.partition(":")[0] if ":" in env_name else "", known
 
 
 def check_links(folder: Path) -> None:
