@@ -100,7 +100,7 @@ def test_chunks_do_not_depend_on_workers_or_their_deaths(chunks):
     assert [e.episode_return for e in again.episodes] == [e.episode_return for e in episodes]
 
 
-@pytest.mark.parametrize("chunk", [1, CHUNK])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), CHUNK])
 def test_players_evaluated_together_get_what_each_gets_alone(chunk):
     """Also where a group has fewer of them than another, and where some end sooner than others."""
     fresh = lambda number: Agent.init(jax.random.key(number), 3, chunk, agent_config(SCALAR, action_chunk=chunk)).policy  # noqa: E731

@@ -103,12 +103,11 @@ def test_an_agent_learns_online_what_the_data_does_not_show(tmp_path):
     assert read_csv(run.folder / "eval.csv")["step"] == [1, 1201]
 
 
-def test_a_run_that_is_stopped_online_ends_as_if_it_had_not_been(tmp_path):
-    """Bit by bit, in an environment whose episodes all look alike: nothing else starts anew."""
-    settings = {"utd": 2.0, "save_interval": 4}
-    whole = train(config(tmp_path / "a", **settings), episodes(), show=False)
-    shorter = train(config(tmp_path / "b", **settings | {"online_steps": 5}), episodes(), show=False)
-    longer = resume(shorter.folder, episodes(), online_steps=8, show=False)
+def end_early(folder, monkeypatch):
+    return train(config(folder, **STOPPED | {"online_steps": 5}), episodes(), show=False).folder
+
+
+def stop_at_step_six(folder, monkeypatch):
     advance, calls = Online.advance, []
 
     def interrupted(self, num_ticks):
@@ -117,16 +116,25 @@ def test_a_run_that_is_stopped_online_ends_as_if_it_had_not_been(tmp_path):
             signal.raise_signal(signal.SIGTERM)
         return advance(self, num_ticks)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(Online, "advance", interrupted)
         with pytest.raises(Interrupted, match="at step 6; go on with floq train --resume"):
-            train(config(tmp_path / "c", **settings), episodes(), show=False)
-    (folder,) = (tmp_path / "c").glob("floq/debug/*/*")
-    stopped = resume(folder, episodes(), show=False)
-    for run in (longer, stopped):
-        assert run.summary["steps"] == 11
-        for a, b in zip(params(whole), params(run), strict=True):
-            np.testing.assert_array_equal(a, b)
+            train(config(folder, **STOPPED), episodes(), show=False)
+    (found,) = folder.glob("floq/debug/*/*")
+    return found
+
+
+STOPPED = {"utd": 2.0, "save_interval": 4}
+
+
+@pytest.mark.parametrize("stop", [stop_at_step_six, pytest.param(end_early, marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_online_ends_as_if_it_had_not_been(tmp_path, monkeypatch, stop):
+    """Bit by bit, in an environment whose episodes all look alike: nothing else starts anew."""
+    whole = train(config(tmp_path / "a", **STOPPED), episodes(), show=False)
+    stopped = resume(stop(tmp_path / "b", monkeypatch), episodes(), online_steps=8, show=False)
+    assert stopped.summary["steps"] == 11
+    for a, b in zip(params(whole), params(stopped), strict=True):
+        np.testing.assert_array_equal(a, b)
     columns = [read_csv(run.folder / "train.csv") for run in (whole, stopped)]
     for name in columns[0]:
         if not name.startswith(("time/", "exploration/")):

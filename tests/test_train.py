@@ -14,7 +14,6 @@ import pytest
 from conftest import TINY
 from helpers import ACTOR, FLOQ, SCALAR, agent_config
 
-from floq import cli
 from floq.agent.state import Keys
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
@@ -113,9 +112,7 @@ def stopped_by(signum: signal.Signals, code: int, save_dir, flags) -> Path:
 def test_a_signal_leaves_a_checkpoint(tmp_path):
     data = online_runs.write_data(tmp_path / "choice.npz")
     folder = stopped_by(signal.SIGINT, 130, tmp_path / "a", [*online_runs.FLAGS, f"--dataset={data}", *NEVER])
-    step = int(checkpoint.load(folder / "checkpoints").agent.step)
-    assert step > 1
-    assert cli.run(["train", f"--resume={folder}", f"--offline_steps={step + 3}"]) == 0
+    assert int(checkpoint.load(folder / "checkpoints").agent.step) > 1
 
 
 @pytest.mark.slow
