@@ -28,8 +28,7 @@ from floq.runs.config import Config
 from floq.runs.presets import configure
 from floq.runs.run import Run
 from floq.runs.weights import make_agent
-from floq.training.fleet import Fleet, FleetData, sample_batch
-from floq.training.sharding import Layout
+from floq.training.fleet import Fleet, FleetData, Layout, sample_batch
 from floq.training.train import fleets, train_fleet
 from floq.utils.errors import Failed, Interrupted, UserError
 

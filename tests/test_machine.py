@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 
 from floq import cli
-from floq.training.sharding import Layout
+from floq.training.fleet import Layout
 from floq.utils import machine
 from floq.utils.errors import UserError
 from floq.utils.machine import DETERMINISTIC, be_deterministic, processor_digest
@@ -19,8 +19,7 @@ SHARED_BATCH = """
 import dataclasses, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from floq.data.dataset import Dataset
-from floq.training.fleet import Fleet, FleetData
-from floq.training.sharding import Layout
+from floq.training.fleet import Fleet, FleetData, Layout
 from floq.agent.state import Keys
 from floq.runs.presets import configure
 from floq.runs.weights import make_agent

@@ -27,8 +27,7 @@ from floq.envs.environments import EpisodeResult, index_of
 from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs, Failure, VectorStep
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, WorkerLate, Workers
 from floq.runs.config import Config
-from floq.training.fleet import Fleet, FleetData, RunKeys, train_steps
-from floq.training.sharding import Layout, for_each_run, on_each_device
+from floq.training.fleet import Fleet, FleetData, Layout, RunKeys, for_each_run, on_each_device, train_steps
 from floq.utils.errors import Failed
 from floq.utils.machine import worker_count
 from floq.utils.progress import Display

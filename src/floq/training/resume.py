@@ -25,7 +25,7 @@ from floq.runs.checkpoint import (
 from floq.runs.config import Config
 from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import resume_checkpoint
-from floq.training.sharding import Layout
+from floq.training.fleet import Layout
 from floq.training.train import (
     check_built,
     episodes_of,

@@ -22,10 +22,9 @@ from floq.runs.config import Config
 from floq.runs.loggers import check_loggers
 from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import make_agent, restore, restored_checkpoint
-from floq.training.fleet import Fleet, FleetData
+from floq.training.fleet import Fleet, FleetData, Layout
 from floq.training.loop import Loop
 from floq.training.run_logger import RunLogger
-from floq.training.sharding import Layout
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable
 from floq.utils.machine import be_deterministic, clear_jit_cache, device, use_all_cores
