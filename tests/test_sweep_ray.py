@@ -18,7 +18,7 @@ pytest.importorskip("ray", reason="floq[ray] is not installed")
 from floq import cli
 from floq.runs import checkpoint
 from floq.sweep import ray
-from floq.sweep.options import Placement
+from floq.sweep.sweep import Placement
 from floq.utils.errors import UserError
 
 KILLS = benchmark("ray_kills")

@@ -42,12 +42,6 @@ def known_settings(critic: str, actor: str) -> dict[str, Any]:
     return run | {f"agent.{name}": hint for name, hint in hints_of(settings_type(critic, actor)).items()}
 
 
-@functools.cache
-def _all_names() -> frozenset[str]:
-    published = {f"agent.{name}" for aliases in PUBLISHED_ALIASES.values() for name in aliases}
-    return frozenset(published.union(*(known_settings(critic, actor) for critic in CRITICS for actor in ACTORS)))
-
-
 def _by_flag(settings: Any) -> Any:
     """Return settings by flag name. `agent.lr` without quotation marks is a table in TOML, and means the same. Raises
     ValueError for a setting that no agent has."""
@@ -60,8 +54,10 @@ def _by_flag(settings: Any) -> Any:
         flat = {name: x for name, x in flat.items() if not is_removed(name.removeprefix("agent."), x)}
     except UserError as error:
         raise ValueError(error) from error
-    if wrong := [name for name in flat if name not in _all_names()]:
-        raise ValueError(f"{wrong[0]}: {_unknown(wrong[0], 'any agent', _all_names())}")
+    known = {f"agent.{name}" for aliases in PUBLISHED_ALIASES.values() for name in aliases}
+    known = known.union(*(known_settings(critic, actor) for critic in CRITICS for actor in ACTORS))
+    if wrong := [name for name in flat if name not in known]:
+        raise ValueError(f"{wrong[0]}: {_unknown(wrong[0], 'any agent', known)}")
     return flat
 
 
@@ -84,13 +80,10 @@ def _that_ranks(score: str) -> str:
     return score
 
 
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(values))
-
-
+EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 Settings: TypeAlias = Annotated[dict[str, Any], BeforeValidator(_by_flag)]
-Tasks: TypeAlias = Annotated[tuple[str, ...], Len(1), AfterValidator(_each_once)]
-Seeds: TypeAlias = Annotated[tuple[Seed, ...], Len(1), AfterValidator(_each_once)]
+Tasks: TypeAlias = Annotated[tuple[str, ...], Len(1), EACH_ONCE]
+Seeds: TypeAlias = Annotated[tuple[Seed, ...], Len(1), EACH_ONCE]
 
 
 @dataclass(frozen=True)
@@ -197,11 +190,9 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
     groups = tuple(_group(path, number, one, budget, budgets) for number, one in enumerate(tables, 1))
     if not groups:
         raise UserError(f"{path}: no groups to compare: write at least one [[groups]] with a name")
-    sections = {}
-    for name in budgets:
-        where = f"{path}: [{name}]"
-        sections[name] = from_table(Limits, convert(where, table.get(name, {}), dict[str, Any]), where)
-    own = sections[budget]
+    places = {name: f"{path}: [{name}]" for name in budgets}
+    parts = {name: convert(where, table.get(name, {}), dict[str, Any]) for name, where in places.items()}
+    own = {name: from_table(Limits, part, places[name]) for name, part in parts.items()}[budget]
     tasks, seeds = own.tasks or limits.tasks, own.seeds or limits.seeds
     for task in tasks:
         check_environment(task, path if own.tasks else file)

@@ -86,17 +86,10 @@ def show_plan(entries: Sequence[Entry], display: Display) -> None:
     header = "group", "agent", "runs", "done", "params", "GFLOP"
     tables: dict[str, list[list[str]]] = {}
     for entry in entries:
-        agent = entry.configs[0].agent
-        tables.setdefault(f"{entry.experiment.path}: {entry.task}", []).append(
-            [
-                entry.group.name,
-                f"{agent.critic_name}+{agent.actor_name}",
-                str(len(entry.configs)),
-                str(len([run for run in entry.finished if run])),
-                f"{entry.cost.parameters:,}",
-                f"{entry.cost.update_flops / 1e9:.3g}",
-            ]
-        )
+        agent, done = entry.configs[0].agent, sum(run is not None for run in entry.finished)
+        row = [entry.group.name, f"{agent.critic_name}+{agent.actor_name}", str(len(entry.configs)), str(done)]
+        row += [f"{entry.cost.parameters:,}", f"{entry.cost.update_flops / 1e9:.3g}"]
+        tables.setdefault(f"{entry.experiment.path}: {entry.task}", []).append(row)
     for title, rows in tables.items():
         display.columns(title, header, rows)
     costs = {config: entry.cost.update_flops for entry in entries for config in entry.configs}

@@ -5,6 +5,7 @@ the same folders, which is checked on each node before training.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -24,13 +25,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from floq.runs.config import Config
 from floq.runs.run import installed_versions
-from floq.sweep.board import ATTEMPTS, Board
-from floq.sweep.jobs import Job, Outcome, try_job
-from floq.sweep.options import Placement
+from floq.sweep.jobs import ATTEMPTS, Board, Job, Outcome, try_job
 from floq.sweep.plan import runs_of
+from floq.sweep.sweep import Placement
 from floq.utils.errors import Failed, Interrupted, UserError, in_one_line
 from floq.utils.files import is_locked, user_path
 from floq.utils.machine import CORES, cores, enable_compilation_cache
+from floq.utils.progress import Display
 from floq.utils.signals import catch_signals
 
 STORE_BYTES = 100 * 2**20  # for objects that tasks exchange, which are few
@@ -63,11 +64,8 @@ class Preempted(Exception):
 
 @contextlib.contextmanager
 def ray_cluster(placement: Placement) -> Iterator[JobResources]:
-    """Connect to Ray, or start it on this machine, and yield the resources of a job; a context manager.
-
-    Raises:
-        UserError: there is no such cluster, or no node of it is large enough for a job.
-    """
+    """Connect to Ray, or start it on this machine, and yield the resources of a job; a context manager. Raises
+    UserError if there is no such cluster, or no node of it is large enough for a job."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send usage statistics
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = placement.address or "auto"
@@ -91,16 +89,14 @@ def ray_cluster(placement: Placement) -> Iterator[JobResources]:
         ray.shutdown()
 
 
-def train_jobs(jobs: Sequence[Job], max_retries: int, share: JobResources) -> list[Outcome]:
+def train_jobs(jobs: Sequence[Job], max_retries: int, share: JobResources, display: Display) -> list[Outcome]:
     """Train jobs on the cluster, as many at once as it has room for, and show their progress.
 
     Args:
         jobs: whose runs have the same `save_dir` and `dataset_dir`.
         max_retries: how many more times a lost job is tried.
         share: resources of a job, from `ray_cluster`.
-
-    Returns:
-        The outcome of each job.
+        display: shows progress.
 
     Raises:
         UserError: a node does not see the folders of the runs.
@@ -112,28 +108,33 @@ def train_jobs(jobs: Sequence[Job], max_retries: int, share: JobResources) -> li
     mark.mkdir(parents=True)
     cwd = None if user_path(first.save_dir).is_absolute() else os.getcwd()
     try:
-        _check_nodes(_nodes(), [str(mark), *_input_paths(jobs)])
-        with catch_signals() as received, Board(jobs, mark) as board:
-            outcomes = _train(jobs, max_retries, share, board, received, (str(mark), cwd))
+        configs = [config for job in jobs for config in job.configs]
+        inputs = {path for c in configs for path in (c.dataset_dir, c.dataset, c.restore_path) if path}
+        _check_nodes(_nodes(), [str(mark), *sorted(path for path in inputs if os.path.exists(user_path(path)))])
+        board, quiet = Board(jobs, mark, display), io.StringIO()  # for Ray's messages about retries; its logs keep them
+        with catch_signals() as received, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            try:
+                _train(jobs, max_retries, share, board, received, display, (str(mark), cwd))
+            finally:
+                board.summarise()
     except RayError as error:
         raise Failed(f"the cluster is lost ({in_one_line(error)[:200]}); the same command goes on") from error
     finally:
         shutil.rmtree(mark, ignore_errors=True)
     if received:
         raise Interrupted("stopped; the same command goes on, with what is on disk", received[0])
-    return outcomes
-
-
-def _input_paths(jobs: Sequence[Job]) -> list[str]:
-    """Return the files and folders on this machine that the runs of these jobs will read."""
-    configs = [config for job in jobs for config in job.configs]
-    named = {path for c in configs for path in (c.dataset_dir, c.dataset, c.restore_path) if path}
-    return sorted(path for path in named if os.path.exists(user_path(path)))
+    return [board.outcomes[number] for number in range(len(jobs))]
 
 
 def _train(
-    jobs: Sequence[Job], max_retries: int, share: JobResources, board: Board, received: list[int], where: tuple
-) -> list[Outcome]:
+    jobs: Sequence[Job],
+    max_retries: int,
+    share: JobResources,
+    board: Board,
+    received: list[int],
+    display: Display,
+    where: tuple,
+) -> None:
     """Train the jobs as Ray tasks until all have ended, or until a signal has stopped those that had not."""
     options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": max_retries}
     task: Any = ray.remote(max_calls=1)(_train_on_node)  # each in a new process with its own devices and memory
@@ -142,21 +143,17 @@ def _train(
         configs = json.dumps([config.to_json() for config in job.configs])
         submit = task.options(**options, retry_exceptions=[Preempted], name=f"job {number + 1}")
         waiting[submit.remote(*where, number, job.label, configs, share.cores, share.gpus)] = number
-    outcomes: dict[int, Outcome] = {}
     handled = 0  # signals
     while waiting:
         for ref in ray.wait(list(waiting), timeout=POLL_SECONDS)[0]:
-            number = waiting.pop(ref)
-            outcomes[number] = _outcome(ref)
-            board.ended(number, outcomes[number])
+            board.ended(waiting.pop(ref), _outcome(ref))
         if len(received) > handled:
             for ref in waiting:
                 ray.cancel(ref, force=handled > 0)
             if not handled:
-                board.say("stopping: jobs write checkpoints; once more, and they end at once")
+                display.note("stopping: jobs write checkpoints; once more, and they end at once")
             handled = len(received)
         board.look()
-    return [outcomes[number] for number in range(len(jobs))]
 
 
 def _outcome(ref: Any) -> Outcome:
@@ -271,19 +268,13 @@ def _train_on_node(
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY * gpus:.2f}")
     enable_compilation_cache()
     job = Job(label, tuple(map(Config.from_json, json.loads(configs))))
-    _await_predecessor(job)
+    folders = [run.folder for config in job.configs for run in runs_of(config)]
+    end = time.monotonic() + PREDECESSOR_TIMEOUT_S  # an earlier try may outlive its node's connection to Ray
+    while any(map(is_locked, folders)) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
     try:
         return try_job(job)
     except Interrupted as stop:
         if stop.signum == signal.SIGINT:  # Ray's way to cancel a task
             return Outcome("stopped", str(stop))
         raise Preempted(str(stop)) from None
-
-
-def _await_predecessor(job: Job) -> None:
-    """Wait while another process holds the lock of a run of the job: that of an earlier try may outlive its node's
-    connection to Ray. Give up after `PREDECESSOR_TIMEOUT_S`."""
-    folders = [run.folder for config in job.configs for run in runs_of(config)]
-    end = time.monotonic() + PREDECESSOR_TIMEOUT_S
-    while any(map(is_locked, folders)) and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)

@@ -5,36 +5,19 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from floq.agent.agent import Agent
 from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
-from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint, run_data
-from floq.runs.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    quarantine,
-    quarantined_steps,
-    remove_after,
-    repair,
-    steps,
-)
+from floq.runs.checkpoint import DamagedCheckpoint, quarantine, quarantined_steps, remove_after, repair, steps
 from floq.runs.config import Config
 from floq.runs.run import Run, installed_versions, to_error
 from floq.runs.weights import resume_checkpoint
-from floq.training.fleet import Layout
-from floq.training.train import (
-    check_built,
-    episodes_of,
-    fleets,
-    fresh_agent,
-    lock_runs,
-    run_records,
-    run_to_completion,
-)
+from floq.training.loop import Found
+from floq.training.train import check_built, episodes_of, fleets, fresh_agent, lock_runs, run_records, run_to_completion
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import be_deterministic, device, use_all_cores
@@ -44,25 +27,10 @@ from floq.utils.schema import Mark, marked
 # --- Where stopped runs go on from ---
 
 
-class Found(NamedTuple):
-    """The state that a run resumes from: its checkpoint and its replay; neither if it starts again."""
-
-    saved: Checkpoint | None = None
-    replay: ReplaySnapshot | None = None
-
-    @property
-    def step(self) -> int:
-        return self.saved.step if self.saved else 0
-
-
 def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Found]:
-    """For each run the checkpoint of the newest step that all of them have and that can be read; of step 0 for all if
-    one has none yet, and starts anew. They differ where a fleet was killed while it saved. A checkpoint that is damaged
-    is renamed, not deleted. The caller must have locked the folders of the runs.
-
-    Args:
-        runs: in their folders, as they are configured there.
-        note: called with a line for each checkpoint that is damaged.
+    """Return for each run the checkpoint of the newest step that all of them have and that can be read; of step 0 for
+    all if one has none yet, and starts anew. They differ where a fleet was killed while it saved. A checkpoint that is
+    damaged is renamed, and `note` is called with a line about it. The caller must have locked the folders of the runs.
 
     Raises:
         UserError: a run is past the others by more than a save, none of its checkpoints can be read, or they do not
@@ -80,17 +48,12 @@ def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Fo
         common = set(known[0]).intersection(*known)
         if not common:
             if any(quarantined_steps(folder) for folder in folders):
-                raise UserError(f"{_without(folders)} has no checkpoint left that can be read: start the run again")
+                empty = next((folder for folder in folders if not steps(folder)), folders[0])
+                raise UserError(f"{empty} has no checkpoint left that can be read: start the run again")
             return [Found()] * len(runs)
         found = [_read(run, max(common), note) for run in runs]
         if all(found):
             return [one for one in found if one]
-
-
-def remove_later_checkpoints(runs: Sequence[Run], step: int) -> None:
-    """Delete the checkpoints after this step: the rows of the logs that lead to them are cut."""
-    for run in runs:
-        remove_after(run.folder / "checkpoints", step)
 
 
 def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
@@ -126,9 +89,7 @@ def _newest(folders: Sequence[Path]) -> list[int]:
     return [max([*steps(folder), *quarantined_steps(folder)], default=0) for folder in folders]
 
 
-def _without(folders: Sequence[Path]) -> Path:
-    """Return the first of these folders that holds no checkpoint, or the first."""
-    return next((folder for folder in folders if not steps(folder)), folders[0])
+# --- Resume ---
 
 
 def resume(
@@ -201,8 +162,7 @@ def _go_on(
     started: float,
     draw: bool,
 ) -> list[Run]:
-    """Continue runs whose folders this process has locked. `old` are the same with the settings that they stopped
-    with."""
+    """Continue runs whose folders this process has locked. `old` are the same with their settings until now."""
     configs, found = [run.config for run in runs], newest_common(old, display.note)
     step = found[0].step
     _check_steps(old[0].config, configs[0], step)
@@ -236,12 +196,7 @@ def _go_on(
         display.note(f"resume  from step {step}")
         if step > configs[0].offline_steps:
             display.note("note    the environments were not saved: each begins a new episode")
-        pending = [one.saved.pending if one.saved else {} for one in found]
-        clocks, replays = found[0].saved.clocks if found[0].saved else {}, [one.replay for one in found]
-        layout = Layout.for_runs(len(runs), configs[0].batch_devices)
-        return run_to_completion(
-            runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, replays
-        )
+        return run_to_completion(runs, agents, tasks, episodes, display, started, draw, found)
 
 
 def _draw_missing(runs: Sequence[Run], agents: Sequence[Agent], data: Dataset | None, display: Display) -> None:
@@ -262,7 +217,8 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
     for run, of_run in zip(runs, records, strict=True):
         run.write_config(of_run)
         run.reopen()
-    remove_later_checkpoints(runs, step)  # before the rows that lead to them
+    for run in runs:
+        remove_after(run.folder / "checkpoints", step)  # before the rows that lead to them
     for run in runs:
         run.cut_back_to(step)
         run.remove_temp_files()
