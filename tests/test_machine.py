@@ -183,7 +183,7 @@ def one_line(process) -> str:
     ],
 )
 def test_an_accelerator_that_is_not_here_is_one_line(named, remedy, monkeypatch):
-    code = "import sys; from floq.utils import machine; import floq.cli; floq.cli.COMMANDS['x'] = 'x:y'\n"
+    code = "import sys; from floq.utils import machine; import floq.cli; floq.cli.COMMANDS['x'] = 'x:y', '', ''\n"
     code += "floq.cli._name_of = lambda _: machine.device()\nsys.exit(floq.cli.run(['x']))"
     line = one_line(in_a_process("-c", code, **named))
     (name, value) = list(named.items())[-1]

@@ -16,8 +16,7 @@ from floq.cli.train import parse_train
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.sweep import jobs
-from floq.sweep.jobs import Board, Job, Outcome, jobs_of, train_job
-from floq.sweep.plan import unfinished
+from floq.sweep.jobs import Board, Job, Outcome, jobs_of, train_job, unfinished
 from floq.training.train import resolve_paths
 from floq.utils.progress import Display
 

@@ -23,11 +23,11 @@ def sweep_command(argv: list[str]) -> None:
     of_files = bool(files or flags.help)
     if own := [name for name in flags.values if name in FILE_FLAGS and not of_files]:
         raise UserError(f"--{own[0]} is about experiment files, and none is given: leave it out")
-    from floq.sweep.sweep import Placement, SweepOptions, sweep, sweep_configs
+    from floq.sweep.sweep import RAY_OPTIONS, SweepOptions, sweep, sweep_configs
     from floq.utils.machine import enable_compilation_cache
 
     seeds = flags.take_seeds() if of_files else []
-    ray_flags = [name for name in fields_of(Placement) if name in flags.values]
+    ray_flags = [name for name in RAY_OPTIONS if name in flags.values]
     words = (flags if of_files else flags.selected(ray_flags)).normalised(fields_of(SweepOptions))
     options = parse(SweepOptions, words, "floq sweep FILE [FILE ...]")
     if ray_flags and options.address is None:

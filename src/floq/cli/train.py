@@ -60,6 +60,22 @@ def print_configs(configs: list[Any]) -> None:
 # --- Flags of a fresh run ---
 
 
+DESCRIPTION = (
+    "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
+    f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
+    f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
+    "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
+    "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
+    "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
+    "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
+    "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
+    "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
+    "--env_kwargs.NAME=VALUE is an argument of the environment's constructor; "
+    "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
+    "there is none."
+)
+
+
 class TrainRequest(NamedTuple):
     """The configurations that `floq train` shall train, or just print."""
 
@@ -96,26 +112,9 @@ class AgentFlags:
             base = dataclasses.replace(base, agent=self._restored.agent, normalize_observations=normalize)
         default = self._command(**vars(base) | {"agent": self._settings(**base.agent.flat())})
         words = flags.normalised(self.types)
-        values = vars(parse(self._command, words, "floq train", _description(), default))
+        values = vars(parse(self._command, words, "floq train", DESCRIPTION, default))
         agent = AgentConfig.from_flat(self.critic, self.actor, dataclasses.asdict(values["agent"]))
         return Config(**values | {"agent": agent})
-
-
-def _description() -> str:
-    return (
-        "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
-        f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
-        f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
-        "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
-        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
-        "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
-        "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
-        "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
-        "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
-        "--env_kwargs.NAME=VALUE is an argument of the environment's constructor; "
-        "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
-        "there is none."
-    )
 
 
 def parse_train(argv: list[str]) -> TrainRequest:
@@ -130,7 +129,7 @@ def resolve_train(flags: Flags) -> TrainRequest:
     dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), take_match(flags)
     critic, actor = flags.take("agent.critic"), flags.take("agent.actor")
     own = AgentFlags(restored, agent=name, preset=preset, critic=critic, actor=actor)
-    flags.rename(own.aliases)
+    flags.values = {own.aliases.get(name, name): words for name, words in flags.values.items()}
     floq = None
     if match:
         if own.critic == "floq":

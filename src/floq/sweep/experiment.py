@@ -118,11 +118,22 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Budget:
+class File:
+    """Content of a file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Budget(File):
     """Tasks, seeds and settings that bound the cost of an experiment. `data`: by dataset, the episodes to collect if it
     is missing."""
 
-    path: Path
     tasks: Tasks
     seeds: Seeds
     data: dict[str, Positive] = field(default_factory=dict)
@@ -133,17 +144,11 @@ class Budget:
         if wrong := [name for name in self.critics if name not in CRITICS]:
             raise UserError(f"[critics.{wrong[0]}]: critics are {', '.join(CRITICS)}{nearest(wrong[0], CRITICS)}")
 
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix."""
-        return self.path.stem
-
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(File):
     """A question, the groups whose comparison answers it, and the tasks and seeds of the budget it was read for."""
 
-    path: Path
     title: str
     reference: str
     groups: tuple[Group, ...]
@@ -167,18 +172,10 @@ class Experiment:
             if key.endswith("match_to") and name and by_name[name].match:
                 raise UserError(f"{key} = {name!r} is matched itself: name a group that is not")
 
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix."""
-        return self.path.stem
-
 
 def read_experiment(path: Path | str, budget: str) -> Experiment:
-    """Read an experiment and the budget of that name beside it.
-
-    Raises:
-        UserError: a file is missing or wrong; the message begins with its name.
-    """
+    """Read an experiment and the budget of that name beside it. Raises UserError if a file is missing or wrong; the
+    message begins with its name."""
     path = user_path(path)
     table = read_toml(path)
     budgets = sorted(file.stem for file in (path.parent / "budgets").glob("*.toml"))
@@ -212,12 +209,8 @@ def _group(path: Path, number: int, table: Mapping[str, Any], budget: str, budge
 
 def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
     """Return the configuration of a group's runs on a task, before any matching; seed and folders are the defaults.
-
-    Settings of the budget, or of the experiment for the budget, that this agent does not have are left out.
-
-    Raises:
-        UserError: the group has a setting that its agent lacks, or a value has the wrong type or is out of range.
-    """
+    Settings of the budget, or of the experiment for the budget, that this agent does not have are left out. Raises
+    UserError if the group has a setting that its agent lacks, or a value has the wrong type or is out of range."""
     budget, whose = experiment.budget, f"{experiment.path}: group {group.name!r}"
     parts = {"critic": group.critic, "actor": group.actor}
     try:

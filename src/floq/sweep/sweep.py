@@ -7,10 +7,10 @@ A run is identified by its configuration and its seed: one that has ended, for a
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import jax
 from annotated_types import Ge
@@ -28,8 +28,7 @@ from floq.runs.record import RunRecord, read_runs
 from floq.runs.run import Run
 from floq.runs.run_data import collect_with_progress, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
-from floq.sweep.jobs import Job, Outcome, jobs_of, show_jobs, try_job
-from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
+from floq.sweep.jobs import Entry, Job, Outcome, jobs_of, plan, runs_of, show_jobs, show_plan, try_job, unfinished
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
@@ -37,38 +36,12 @@ from floq.utils.machine import clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.schema import NonNegativeFloat, Positive, Settings
 
-if TYPE_CHECKING:  # it needs Ray
-    from floq.sweep.ray import JobResources
-
 LOCAL = ("folder", "save_dir", "dataset_dir", "total_time")
 """Columns that the CSV files of a sweep leave out: where its runs were trained, and when."""
 
 
 @dataclass(frozen=True)
-class Placement(Settings):
-    """Cluster and resources of the jobs; None is resolved when the machines are known."""
-
-    address: str | None = None
-    """Train on Ray: auto is the cluster of this machine, local one of this machine alone, HOST:PORT another."""
-    gpus_per_cell: NonNegativeFloat | None = None
-    """On Ray, GPUs of each job (of runs that one process trains as one program); by default 1 if there are any."""
-    cores_per_cell: Positive | None = None
-    """On Ray, cores of each job; by default a node's cores in proportion to the job's GPUs, or two."""
-    fleet_size: Positive | None = None
-    """On Ray, most runs in a job; by default so many that all machines have work."""
-    max_retries: Annotated[int, Ge(-1)] = 20
-    """On Ray, how many more times a job is tried whose process or node was lost; -1 is no limit."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.address is not None and not re.fullmatch(r"auto|local|[^/:]+:\d+", self.address):
-            raise UserError(f"--address={self.address}: give auto, local or HOST:PORT")
-        if (gpus := self.gpus_per_cell) is not None and gpus > 1 and gpus != int(gpus):
-            raise UserError(f"--gpus_per_cell={gpus:g}: give a whole number, or a part of one GPU")
-
-
-@dataclass(frozen=True)
-class SweepOptions(Placement):
+class SweepOptions(Settings):
     """Train the runs of experiment files, and write for each a table, a figure and two CSV files. Runs that have ended
     are not trained again, and a sweep that was stopped continues where it was. The files come first:
     floq sweep experiments/steps.toml --budget laptop. With --seeds 0 1 2, these seeds instead of those of the files.
@@ -88,10 +61,28 @@ class SweepOptions(Placement):
     redraw: bool = False
     """Draw figures and tables again, from the CSV files alone."""
 
+    address: str | None = None
+    """Train on Ray: auto is the cluster of this machine, local one of this machine alone, HOST:PORT another."""
+    gpus_per_cell: NonNegativeFloat | None = None
+    """On Ray, GPUs of each job (of runs that one process trains as one program); by default 1 if there are any."""
+    cores_per_cell: Positive | None = None
+    """On Ray, cores of each job; by default a node's cores in proportion to the job's GPUs, or two."""
+    fleet_size: Positive | None = None
+    """On Ray, most runs in a job; by default so many that all machines have work."""
+    max_retries: Annotated[int, Ge(-1)] = 20
+    """On Ray, how many more times a job is tried whose process or node was lost; -1 is no limit."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.redraw and self.dry_run:
             raise UserError("--redraw with --dry_run: give one of them")
+        if self.address is not None and not re.fullmatch(r"auto|local|[^/:]+:\d+", self.address):
+            raise UserError(f"--address={self.address}: give auto, local or HOST:PORT")
+        if (gpus := self.gpus_per_cell) is not None and gpus > 1 and gpus != int(gpus):
+            raise UserError(f"--gpus_per_cell={gpus:g}: give a whole number, or a part of one GPU")
+
+
+RAY_OPTIONS = ("address", "gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
 
 
 # --- Sweeps ---
@@ -194,7 +185,7 @@ def _train(
     line for each job that failed."""
     left = unfinished(labels)
     with contextlib.ExitStack() as stack:
-        share: JobResources | None = None
+        share: Any = None  # the resources of a job on Ray
         if options.address and left:
             from floq.sweep.ray import ray_cluster
 
@@ -208,7 +199,10 @@ def _train(
         display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
         for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
-        _collect_missing(episodes, left, display)
+        for config in left:  # other datasets are downloaded when their runs begin
+            name, directory = environments.dataset_name(config.task), user_path(config.dataset_dir)
+            if name in episodes and not (directory / f"{name}.npz").exists():
+                collect_with_progress(name, directory, episodes[name], display)
         if share is not None:
             from floq.sweep.ray import train_jobs
 
@@ -241,15 +235,6 @@ def _train_here(jobs: Sequence[Job], display: Display) -> list[Outcome]:
             display.note(f"failed  {job.label}: {outcomes[-1].line}")
         clear_jit_cache()
     return outcomes
-
-
-def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], display: Display) -> None:
-    """Collect the datasets of these runs that are not on disk and have a number of episodes in the budget; others are
-    downloaded when their runs begin."""
-    for config in configs:
-        name, directory = environments.dataset_name(config.task), user_path(config.dataset_dir)
-        if name in episodes and not (directory / f"{name}.npz").exists():
-            collect_with_progress(name, directory, episodes[name], display)
 
 
 # --- Results ---

@@ -83,19 +83,8 @@ class BenchOptions(Settings):
 
 
 def bench(config: Config, options: BenchOptions, show: bool = True) -> list[dict[str, Any]]:
-    """Measure, and print the table.
-
-    Args:
-        config: of a floq agent; its task gives the sizes of observations and actions.
-        options: what to measure.
-        show: print.
-
-    Returns:
-        The rows by `COLUMNS`.
-
-    Raises:
-        UserError: the agent's critic has no K, the environment is missing, or the file cannot be written.
-    """
+    """Measure agents with the settings of a floq agent on its task, and print the table. Returns its rows by `COLUMNS`.
+    Raises UserError if the agent's critic has no K, the environment is missing, or the file cannot be written."""
     agent, fleets, display = config.agent, options.fleets, Display(show)
     if agent.critic_name != "floq":
         raise UserError(f"floq bench varies K, and critic {agent.critic_name!r} has none: leave out --agent")
@@ -169,10 +158,10 @@ def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None]
 def fleet_of(config: Config, runs: int, data: Dataset, layout: Layout | None = None) -> Fleet:
     """Make a fleet of fresh agents that differ in their seeds."""
     layout, data = layout or Layout.for_runs(runs, config.batch_devices), data.for_chunks(config.agent.action_chunk)
-    both, seeds = FleetData.of([data]), range(runs)
-    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in seeds]
-    batches, validations = [Keys.of(seed).batches for seed in seeds], [Keys.of(seed).validation for seed in seeds]
-    return Fleet(agents, [0] * runs, both, both, batches, validations, layout)
+    both, keys = FleetData.of([data]), [Keys.of(seed) for seed in range(runs)]
+    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in range(runs)]
+    tasks, batches, validations = [0] * runs, [own.batches for own in keys], [own.validation for own in keys]
+    return Fleet(agents, tasks, both, both, batches, validations, layout)
 
 
 def measure(

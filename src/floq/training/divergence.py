@@ -25,15 +25,8 @@ Info = dict[str, float]
 
 
 class Divergences:
-    """Stops or rewinds the runs of a fleet that diverge.
-
-    Args:
-        runs: the runs on disk.
-        fleet: their agents.
-        schedule: when checkpoints are due; a run rewinds only to these, since others depend on signals and clocks.
-        display: shows what happens.
-        save: writes the checkpoint of one run, given its number and its step.
-    """
+    """Stops or rewinds the runs of a fleet that diverge. A run rewinds only to checkpoints that are due by the
+    schedule, since others depend on signals and clocks. `save` writes that of one run, given its number and step."""
 
     def __init__(
         self, runs: Sequence[Run], fleet: Fleet, schedule: Schedule, display: Display, save: Callable[[int, int], None]

@@ -143,16 +143,9 @@ class FleetData(eqx.Module):
 
 
 class Fleet:
-    """The agents of several runs, and the program that trains them.
-
-    Args:
-        agents: one for each run, all with the same static settings.
-        tasks: for each run, which task of the data it learns.
-        train, validation: the data.
-        batch_keys, validation_keys: for each run, the stream that its batches are drawn with.
-
-    What lies along the run axis has an entry for each of `slots`, which holds numbers of runs.
-    """
+    """The agents of several runs, with the same static settings, and the program that trains them. Each run has a task
+    of the data, and streams that its batches are drawn with. What lies along the run axis has an entry for each of
+    `slots`, which holds numbers of runs."""
 
     def __init__(
         self,

@@ -49,11 +49,10 @@ class Found(NamedTuple):
 
 
 class Loop:
-    """Trains a fleet of runs from their present step to the last.
+    """Trains a fleet of runs, whose logs end at their present step, to the last.
 
     Args:
-        loggers: the runs, with logs that end at their step. They share numbers of steps, intervals and episodes.
-        fleet: their agents, with the data.
+        loggers, fleet: the runs, which share numbers of steps, intervals and episodes; and their agents.
         evaluator: runs episodes beside the training; without an environment, evaluates on held-out data.
         display: shows progress.
         started: when this process began with the runs, by `time.monotonic`.
@@ -79,6 +78,8 @@ class Loop:
         self._step, self._schedule = found[0].step, Schedule(self._config)
         runs = [logger.run for logger in loggers]
         self._divergences = Divergences(runs, fleet, self._schedule, display, self._save_run)
+        self.diverged = self._divergences.stopped
+        """By run, a message about each that diverged and stopped."""
         self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks, received)
         self._saved_at, self._saved_step = started, self._step or None
         self._logged_at, self._logged_step = time.monotonic(), self._step
@@ -164,13 +165,7 @@ class Loop:
 
     @property
     def _active(self) -> list[int]:
-        """The runs that have not diverged and stopped."""
         return self._divergences.active
-
-    @property
-    def diverged(self) -> dict[int, str]:
-        """By run, a message about each that diverged and stopped."""
-        return self._divergences.stopped
 
     def summary(self, run: int) -> dict[str, Any]:
         """Return the content of a run's `summary.json`."""

@@ -134,15 +134,8 @@ def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Lay
 
 
 @partial(jax.jit, static_argnames="layout")
-def _explore(
-    agents: Agent,
-    faults: Int[Array, " runs"],
-    keys: RunKeys,
-    obs: Float[Array, "runs envs obs"],
-    tick: Int[Array, ""],
-    layout: Layout,
-):
-    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Array, tick: Array):
+def _explore(agents: Agent, faults: Int[Array, " runs"], keys: RunKeys, obs: Array, tick: Array, layout: Layout):
+    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Float[Array, "envs obs"], tick: Array):
         tick_key = jax.random.fold_in(key, tick)
         act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
         acts = jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
@@ -167,15 +160,14 @@ def _learn(
     buffer_size: int,
     balanced: bool,
 ):
-    divided = PartitionSpec("runs")
-    replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
-    numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
-
     def train(agent: Agent, fault: Array, task: Array, key: PRNGKeyArray, number: Array, *shared: Any):
         data, stop, replay = shared
         mixture = Mixture(data.task(task), replay, number, buffer_size, balanced)
         return train_steps(agent, fault, mixture, key, stop, layout.divide_batch)
 
+    divided = PartitionSpec("runs")
+    replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
+    numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
     own = agents, faults, tasks, keys, numbers
     agents, faults, info = for_each_run(train, layout, own, (data, stop), (replay,))
     return agents, faults, replay, info
@@ -189,8 +181,7 @@ class Online:
     """The runs of a fleet and their environments. A context manager; leaving it ends the workers.
 
     Args:
-        configs: of the runs; they agree in all but task, seed and traced settings.
-        fleet: their agents and data.
+        configs, fleet: of the runs, which agree in all but task, seed and traced settings.
         steps: the environment steps that every run has behind it.
         recorded: for each run its replay, or None before the first step.
         display: shows what it repairs.

@@ -120,11 +120,8 @@ def check_built(config: Config) -> None:
     """Raise UserError for settings that parse, as published commands have them, but are not built yet or that this
     machine cannot run."""
     agent = config.agent
-    for name, value in {
-        "p_aug": config.p_aug,
-        "frame_stack": config.frame_stack,
-        "agent.encoder": agent.encoder,
-    }.items():
+    pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": agent.encoder}
+    for name, value in pixels.items():
         if value is not None:
             raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
     if config.online_steps:
@@ -165,7 +162,7 @@ def _train_group(
         for note in notes:
             display.note(f"note    {note}")
         runs = [Run.create(config, run_records(split)) for config, split in zip(configs, splits, strict=True)]
-        with lock_runs(runs), to_error(runs):
+        with lock_runs(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.save_initial_data(run, split)
             return run_to_completion(runs, agents, tasks, episodes, display, started, draw, [Found()] * len(runs))
@@ -195,10 +192,11 @@ def run_records(data: Splits) -> dict[str, dict[str, str]]:
 
 @contextlib.contextmanager
 def lock_runs(runs: Sequence[Run]) -> Iterator[None]:
-    """Lock the folders of the runs for this process."""
+    """Lock the folders of the runs for this process, and turn errors of writing to them into one line."""
     with contextlib.ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.lock())
+        stack.enter_context(to_error(runs))
         yield
 
 
