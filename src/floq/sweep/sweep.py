@@ -199,8 +199,8 @@ def _train(
         display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
         for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
-        for config in left:  # other datasets are downloaded when their runs begin
-            name, directory = environments.dataset_name(config.task), user_path(config.dataset_dir)
+        wanted = {(environments.dataset_name(config.task), user_path(config.dataset_dir)) for config in left}
+        for name, directory in sorted(wanted):  # others are downloaded when their runs begin
             if name in episodes and not (directory / f"{name}.npz").exists():
                 collect_with_progress(name, directory, episodes[name], display)
         if share is not None:
