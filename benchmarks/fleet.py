@@ -26,7 +26,7 @@ def measure(agent: str, size: int, layout: str, steps: int, settings: list[str])
     from floq.cli.train import parse_train
     from floq.runs.run import make_agent
     from floq.training.bench import best_in_turn, fleet_of, synthetic_data
-    from floq.training.sharding import Layout
+    from floq.training.fleet import Layout
     from floq.utils.machine import cores, use_all_cores
 
     use_all_cores({"shared": size, "batch": cores()}.get(layout, 1))

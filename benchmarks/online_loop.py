@@ -97,13 +97,13 @@ def measure(config: Config, rows: Dataset, seconds: float) -> None:
 
         def updates(ticks: int) -> None:
             assert online._pending is not None
-            online._fleet.learn(online._pending, ticks * updates_per_tick)
+            online.fleet.learn(online._pending, ticks * updates_per_tick)
             jax.block_until_ready(fleet.agents)
 
         calls = {"loop": loop, "envs": environments, "updates": updates}
         repetitions = {name: repetitions_for(call, seconds) for name, call in calls.items()}
         best = {name: config.num_envs / s for name, s in best_in_turn(calls, repetitions).items()}
-        replay = sum(x.nbytes for x in jax.tree.leaves(online._fleet._replay))
+        replay = sum(x.nbytes for x in jax.tree.leaves(online.fleet._replay))
     binding = min("envs", "updates", key=lambda name: best[name])
     print(
         f"{config.agent.critic_name:<7} {config.utd:>4g} {config.num_envs:>5} {best['loop']:>8.1f} "

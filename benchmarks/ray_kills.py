@@ -30,7 +30,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from floq import cli
-from floq.sweep.board import ATTEMPTS
+from floq.sweep.jobs import ATTEMPTS
 
 KINDS = {"worker": signal.SIGKILL, "notice": signal.SIGTERM, "node": signal.SIGKILL}
 STORE_BYTES = 80 * 2**20

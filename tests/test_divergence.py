@@ -29,9 +29,8 @@ from floq.runs.record import RunRecord, read_run
 from floq.runs.run import make_agent
 from floq.training import divergence
 from floq.training.divergence import what_helps
-from floq.training.fleet import Fleet, FleetData
+from floq.training.fleet import Fleet, FleetData, Layout
 from floq.training.resume import resume
-from floq.training.sharding import Layout
 from floq.training.train import train_fleet
 from floq.utils.errors import Failed, UserError
 from floq.utils.schema import Mark, marked

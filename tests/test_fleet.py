@@ -26,8 +26,7 @@ from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.rollouts import RESTARTS, Evaluator
 from floq.runs.config import Config, configure
 from floq.runs.run import Run, make_agent
-from floq.training.fleet import Fleet, FleetData, sample_batch
-from floq.training.sharding import Layout
+from floq.training.fleet import Fleet, FleetData, Layout, sample_batch
 from floq.training.train import fleets, train_fleet
 from floq.utils.errors import Failed, Interrupted, UserError
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 
 from floq import cli
-from floq.training.sharding import Layout
+from floq.training.fleet import Layout
 from floq.utils import machine
 from floq.utils.errors import UserError
 from floq.utils.machine import DETERMINISTIC, be_deterministic, processor_digest
@@ -19,8 +19,7 @@ SHARED_BATCH = """
 import dataclasses, jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from floq.data.dataset import Dataset
-from floq.training.fleet import Fleet, FleetData
-from floq.training.sharding import Layout
+from floq.training.fleet import Fleet, FleetData, Layout
 from floq.agent.state import Keys
 from floq.runs.config import configure
 from floq.runs.run import make_agent
@@ -184,7 +183,7 @@ def one_line(process) -> str:
     ],
 )
 def test_an_accelerator_that_is_not_here_is_one_line(named, remedy, monkeypatch):
-    code = "import sys; from floq.utils import machine; import floq.cli; floq.cli.COMMANDS['x'] = 'x:y'\n"
+    code = "import sys; from floq.utils import machine; import floq.cli; floq.cli.COMMANDS['x'] = 'x:y', '', ''\n"
     code += "floq.cli._name_of = lambda _: machine.device()\nsys.exit(floq.cli.run(['x']))"
     line = one_line(in_a_process("-c", code, **named))
     (name, value) = list(named.items())[-1]

@@ -101,7 +101,7 @@ def test_what_a_fleet_saw_beside_an_environment_that_failed_is_kept(tmp_path, mo
         fleet = Fleet(agents, [0, 0], both, both, batches, others)
         with Online(configs, fleet, 0, [None, None], Display(show=False)) as playing:
             playing.advance(8)
-            seen = [*playing._fleet.experience, playing._pending]
+            seen = [*playing.fleet.experience, playing._pending]
             return seen, [playing.statistics(run)["exploration/episode.length"] for run in (0, 1)]
 
     (sound, _), (seen, lengths) = played("Fragile-not"), played(f"Fragile-{how}-once")

@@ -10,17 +10,15 @@ import jax
 import numpy as np
 import pytest
 from helpers import benchmark
-from rich.console import Console
 
 from floq import cli
 from floq.cli.train import parse_train
 from floq.runs import checkpoint
 from floq.runs.run import Run
-from floq.sweep import board as sweep_board
 from floq.sweep import jobs
-from floq.sweep.jobs import Job, Outcome, jobs_of, train_job
-from floq.sweep.plan import unfinished
+from floq.sweep.jobs import Board, Job, Outcome, jobs_of, train_job, unfinished
 from floq.training.train import resolve_paths
+from floq.utils.progress import Display
 
 KILLS = benchmark("ray_kills")
 SLOW = pytest.mark.slow
@@ -133,7 +131,7 @@ def test_a_sweep_of_flags_is_shown_and_not_trained_again(words, copy, capsys):
     assert len(folders(copy)) == 2
 
 
-def test_the_board(words, copy):
+def test_the_board(words, copy, capsys):
     """A job that waits, one that is tried for the second time, one that is done, one that failed."""
     ended = Job("flow steps 2", tuple(configs_of(only_first(words))))
     fresh = configs_of([*words[:-2], "5", "6"])
@@ -142,13 +140,12 @@ def test_the_board(words, copy):
         '{"node": "one 12ab", "pid": 1, "time": 100}\n{"node": "two 34cd", "pid": 2, "time": 200}\n{"node": "thr'
     )
     (copy / "cell-2.jsonl").write_text('{"node": "one 12ab", "pid": 3, "time": 100}\n')
-    with open("/dev/null", "w") as nowhere:
-        console = Console(width=120, record=True, file=nowhere)
-        with sweep_board.Board([others[0], others[1], ended, others[2]], copy, console=console) as board:
-            board.say(board._summary())
-            board.ended(2, Outcome("done"))
-            board.ended(3, Outcome("failed", "no such file"))
-        text = console.export_text()
+    board = Board([others[0], others[1], ended, others[2]], copy, Display())
+    board.summarise()
+    board.ended(2, Outcome("done"))
+    board.ended(3, Outcome("failed", "no such file"))
+    board.summarise()
+    text = capsys.readouterr().out
     assert "jobs   2 waiting, 2 running; 1 retry; 25% of all steps" in text
     assert "begun   job 2 on two 34cd, try 2: job 1, 2 runs" in text
     assert re.search(r"done +job 3: flow steps 2, TD error [0-9.]+", text)

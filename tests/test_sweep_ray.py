@@ -18,7 +18,7 @@ pytest.importorskip("ray", reason="floq[ray] is not installed")
 from floq import cli
 from floq.runs import checkpoint
 from floq.sweep import ray
-from floq.sweep.options import Placement
+from floq.sweep.sweep import SweepOptions
 from floq.utils.errors import UserError
 
 KILLS = benchmark("ray_kills")
@@ -66,7 +66,7 @@ def test_a_cell_whose_process_is_killed_goes_on_and_ends_once(words, tmp_path, c
         assert cli.run(["sweep", *there]) == 0
         assert "2 runs, 0 to train" in capsys.readouterr().out
         with (
-            ray.ray_cluster(Placement(nodes.address)),
+            ray.ray_cluster(SweepOptions(address=nodes.address)),
             pytest.raises(UserError, match="does not see /nowhere"),
         ):
             ray._check_nodes(ray._nodes(), [str(tmp_path), "/nowhere"])
@@ -126,14 +126,14 @@ def node(cores, gpus=0):
 )
 def test_what_a_cell_is_given(nodes, wanted, expected):
     """Cores and GPUs of a job, and how many fit at once."""
-    assert ray._share(Placement("auto", **wanted), nodes)[:3] == expected
+    assert ray._share(SweepOptions(address="auto", **wanted), nodes)[:3] == expected
 
 
 def test_no_node_is_large_enough():
     with pytest.raises(UserError, match="no node has room for a job with --cores_per_cell=9"):
-        ray._share(Placement("auto", cores_per_cell=9), [node(8), node(4)])
+        ray._share(SweepOptions(address="auto", cores_per_cell=9), [node(8), node(4)])
     assert "2 nodes with 8 cores, 1 node with 4 cores" in str(
-        ray._share(Placement("auto"), [node(8), node(8), node(4)])
+        ray._share(SweepOptions(address="auto"), [node(8), node(8), node(4)])
     )
 
 

@@ -8,49 +8,38 @@ from floq.utils.errors import Failed, Interrupted, UserError, nearest
 from floq.utils.signals import raise_signals, signal_of
 from floq.utils.untrusted import printable
 
-USAGE = """\
-floq: reinforcement learning with a Q-function that is integrated, not looked up
-
-  floq train               train an agent; with no arguments, the demonstration
-  floq eval RUN_DIR        evaluate a checkpoint again
-  floq inspect RUN_DIR     pictures of a run's critic; with --video a film of its episodes
-  floq export RUN_DIR      its policy as a folder that needs NumPy only; also ONNX and StableHLO
-  floq bench               cost of K and of a fleet on this machine
-  floq sweep FILE          train the runs of an experiment file and plot the results; with --address on Ray
-  floq watch RUNS          progress of runs, live
-  floq report RUNS         results of runs: a page with tables and curves, or files for a paper
-  floq data collect NAME   make an OGBench dataset with an expert
-  floq data inspect NAME   describe a dataset: a table, a picture, and warnings
-  floq data convert A B    write a dataset as an OGBench npz or for Minari
-
-Each command explains its options with --help.
-"""
-
 COMMANDS = {
-    "train": "train:train_command",
-    "eval": "eval:eval_command",
-    "inspect": "inspect:inspect_run_command",
-    "export": "export:export_command",
-    "bench": "bench:bench_command",
-    "sweep": "sweep:sweep_command",
-    "watch": "report:watch_command",
-    "report": "report:report_command",
-    "data collect": "data:collect_command",
-    "data inspect": "data:inspect_command",
-    "data convert": "data:convert_command",
+    "train": ("train:train_command", "", "train an agent; with no arguments, the demonstration"),
+    "eval": ("eval:eval_command", "RUN_DIR", "evaluate a checkpoint again"),
+    "inspect": ("inspect:inspect_run_command", "RUN_DIR", "pictures of a run's critic; with --video a film"),
+    "export": (
+        "export:export_command",
+        "RUN_DIR",
+        "its policy as a folder that needs NumPy only; also ONNX",
+    ),
+    "bench": ("bench:bench_command", "", "cost of K and of a fleet on this machine"),
+    "sweep": ("sweep:sweep_command", "FILE", "train the runs of an experiment file, plot the results; also on Ray"),
+    "watch": ("report:watch_command", "RUNS", "progress of runs, live"),
+    "report": ("report:report_command", "RUNS", "results of runs: a page, or files for a paper"),
+    "data collect": ("data:collect_command", "NAME", "make an OGBench dataset with an expert"),
+    "data inspect": ("data:inspect_command", "NAME", "describe a dataset: a table, a picture, and warnings"),
+    "data convert": ("data:convert_command", "A B", "write a dataset as an OGBench npz or for Minari"),
 }
-"""The file and the function of each command. A file is imported when its command is called."""
+"""The file and the function of each command, its arguments, and what it does. A file is imported when it is called."""
 
 
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 2 the input is wrong, 128 + n after signal n, 1 otherwise."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print("floq: reinforcement learning with a Q-function that is integrated, not looked up\n")
+        for name, (_, arguments, what) in COMMANDS.items():
+            print(f"  floq {f'{name} {arguments}':<19} {what}")
+        print("\nEach command explains its options with --help.")
         return 0
     try:
         with raise_signals():
             name = _name_of(argv)
-            file, function = COMMANDS[name].split(":")
+            file, function = COMMANDS[name][0].split(":")
             command = getattr(importlib.import_module(f"floq.cli.{file}"), function)
             command(argv[len(name.split()) :])
         return 0

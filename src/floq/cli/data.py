@@ -1,5 +1,6 @@
 """The commands `floq data ...`."""
 
+import dataclasses
 import signal
 from dataclasses import dataclass
 from typing import Literal
@@ -36,21 +37,20 @@ def collect_command(argv: list[str]) -> None:
     from floq.data.collection.recipes import recipe, with_validation
     from floq.utils.progress import Display
 
-    display, done = Display(), 0
-    episodes = recipe(options.name).episodes if options.episodes is None else options.episodes
-    total = with_validation(episodes)
+    display, done = Display(), [0]
+    total = with_validation(recipe(options.name).episodes if options.episodes is None else options.episodes)
+    values = dataclasses.asdict(options)
+    name, folder = values.pop("name"), user_path(values.pop("dataset_dir"))
     try:
         with display.bar("collect", total) as update:
 
             def on_progress(count: int, _: int) -> None:
-                nonlocal done
-                done = count
+                done.append(count)
                 update(count)
 
-            folder, own = user_path(options.dataset_dir), {"episodes": options.episodes, "seed": options.seed}
-            path = collect(options.name, folder, workers=options.workers, on_progress=on_progress, **own)
+            path = collect(name, folder, on_progress=on_progress, **values)
     except KeyboardInterrupt:
-        message = f"stopped with {done} of {total} episodes; the same command goes on"
+        message = f"stopped with {done[-1]} of {total} episodes; the same command goes on"
         raise Interrupted(message, signal.SIGINT) from None
     display.note(f"wrote {path} and the validation part")
 
@@ -83,25 +83,21 @@ def inspect_command(argv: list[str]) -> None:
 
     picture = user_path(options.out or f"{user_path(options.name).absolute().stem}-inspected.png")
     check_suffix(picture)
-    check_suffix(picture)
     check_writable(picture.parent, "give another --out")
     consent(options.env_name or "")
     env = EnvFactory(options.env_name)() if options.env_name else None
     opened, notes = with_unit_actions(open_dataset(options.name, options.dataset_dir), env, options.action_units)
-    data, has_rewards, source, parts = opened.data, opened.has_rewards, opened.source, opened.parts
-    found = inspect(data, has_rewards)
-    display = Display()
-    display.table(source, found.table)
-    if parts:
-        display.note(f"  observations are, in this order: {', '.join(parts)}")
+    data, has_rewards = opened.data, opened.has_rewards
+    found, display, lines = inspect(data, has_rewards), Display(), []
+    display.table(opened.source, found.table)
+    if opened.parts:
+        lines.append(f"observations are, in this order: {', '.join(opened.parts)}")
     if not has_rewards:
-        display.note("  no rewards: name a task, as in cube-single-play-singletask-v0, to see them")
+        lines.append("no rewards: name a task, as in cube-single-play-singletask-v0, to see them")
     if env is None and not opened.scaled:
         notes = ("actions are read as [-1, 1]; --env_name=ID compares them with the bounds of an environment's",)
-    for note in notes:
-        display.note(f"  {note}")
-    for warning in found.warnings:
-        display.note(f"  look at this: {warning}")
+    for line in (*lines, *notes, *(f"look at this: {warning}" for warning in found.warnings)):
+        display.note(f"  {line}")
     is_maze = "maze" in options.name and data.observations.shape[1] > 1
     with display.tolerate(str(picture)):
         dataset_picture(picture, options.name, data, has_rewards, is_maze)

@@ -72,19 +72,14 @@ class Flags:
 
     def take_seeds(self) -> list[int]:
         """Remove `--seeds 0 1 2` (or `--seeds=0,1,2`) and return its values without repetitions; [] if not given."""
-        if "seeds" not in self.values:
+        if (given := self.values.pop("seeds", None)) is None:
             return []
         if "seed" in self.values:
             raise UserError("--seed and --seeds exclude each other: give one of them")
-        given = self.values.pop("seeds")
         words = _numbers(given)
         if not words or not all(re.fullmatch(r"\d+", word) for word in words):
             raise UserError(f"--seeds {' '.join(given)}: give whole numbers, as in --seeds 0 1 2")
         return list(dict.fromkeys(int(word) for word in words))
-
-    def rename(self, names: Mapping[str, str]) -> None:
-        """Give flags other names."""
-        self.values = {names.get(name, name): words for name, words in self.values.items()}
 
     def selected(self, names: Container[str]) -> "Flags":
         """Return a copy with only the flags of these names, and with the request for help, if any."""
@@ -127,8 +122,8 @@ class Flags:
         return words
 
     def _copy(self, values: dict[str, list[str]]) -> "Flags":
-        copied = Flags(["--help"] if self.help else [])
-        copied.values = values
+        copied = Flags([])
+        copied.help, copied.values = self.help, values
         return copied
 
 
@@ -162,18 +157,12 @@ def parse(options: type[T], argv: list[str], prog: str, description: str | None 
     import tyro
 
     message = io.StringIO()
-    refined: dict[str, Any] = {} if default is None else {"default": default}
+    refined: dict[str, Any] = {"config": (tyro.conf.FlagConversionOff,)}
+    refined |= {} if default is None else {"default": default}
+    text = description or inspect.cleandoc(options.__doc__ or "")
     try:
         with contextlib.redirect_stderr(message):
-            return tyro.cli(
-                options,
-                args=argv,
-                prog=prog,
-                description=description or inspect.cleandoc(options.__doc__ or ""),
-                config=(tyro.conf.FlagConversionOff,),
-                use_underscores=True,
-                **refined,
-            )
+            return tyro.cli(options, args=argv, prog=prog, description=text, use_underscores=True, **refined)
     except SystemExit as exit:
         if exit.code in (0, None):
             raise

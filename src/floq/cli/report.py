@@ -12,6 +12,7 @@ from floq.utils.files import check_writable, replace, user_path
 from floq.utils.untrusted import printable
 
 Format = Literal["html", "md", "csv", "png", "pdf"]
+NO_FOLDERS = "which runs? Give their folders, or one above them, before the flags"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Watch:
 def report_command(argv: list[str]) -> None:
     """Run `floq report`."""
     options = parse_options(Report, argv, "floq report")
-    _require_folders(options.runs, "floq report exp")
+    if not options.runs:
+        raise UserError(f"{NO_FOLDERS}: floq report exp")
     form, out = _resolve_output(options.out, options.format)
     from floq.analysis.report.csv_files import evaluation_rows, run_rows, write_csv
     from floq.analysis.report.figures import WIDTHS, draw_figure
@@ -90,17 +92,13 @@ def report_command(argv: list[str]) -> None:
 def watch_command(argv: list[str]) -> None:
     """Run `floq watch`."""
     options = parse_options(Watch, argv, "floq watch")
-    _require_folders(options.runs, "floq watch exp")
+    if not options.runs:
+        raise UserError(f"{NO_FOLDERS}: floq watch exp")
     if not options.seconds >= 0.5:
         raise UserError(f"--seconds={options.seconds:g}: give at least 0.5")
     from floq.analysis.report.watch import watch
 
     watch(options.runs, once=options.once, seconds=options.seconds)
-
-
-def _require_folders(folders: tuple[str, ...], example: str) -> None:
-    if not folders:
-        raise UserError(f"which runs? Give their folders, or one above them, before the flags: {example}")
 
 
 def _resolve_output(out: str | None, form: Format | None) -> tuple[Format, Path]:
@@ -117,8 +115,5 @@ def _resolve_output(out: str | None, form: Format | None) -> tuple[Format, Path]
     if path.is_dir():
         raise UserError(f"--out={out} is a folder: name a file in it")
     check_writable(path.parent, "give another --out")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: give another --out") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
     return form or suffix, path  # pyright: ignore[reportReturnType]

@@ -43,37 +43,6 @@ def check_tasks(configs: Iterable[Config]) -> None:
             check_task(config.env_name or "")
 
 
-def _resume(argv: list[str]) -> None:
-    flags = Flags(argv)
-    folders = flags.values.pop("resume")
-    env_name, dataset, dry_run = flags.take("env_name"), flags.take("dataset"), flags.take_switch("dry_run")
-    changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
-    for name in flags.values:
-        if name not in changeable:
-            raise UserError(
-                f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
-                "and how it learns online may change; --dataset says where its data lie now"
-            )
-    if not flags.help and not folders:
-        raise UserError("--resume needs a run's folder, or several")
-    options = _resume_options()
-    words = flags.normalised(fields_of(options))
-    given = vars(parse(options, words, "floq train --resume RUN_DIR", " ".join(RESUME.split())))
-    changes = {name: given[name] for name in changeable if given[name] is not None}
-    from floq.runs.run import Run
-    from floq.runs.run_data import moved
-    from floq.training.resume import continued, resume_fleet
-    from floq.utils.machine import enable_compilation_cache
-
-    for folder in folders:
-        Run.open(folder, env_name)
-    if dry_run:
-        runs = [moved(Run.open(folder), dataset) for folder in folders]
-        return print_configs([continued(run, changes) for run in runs])
-    enable_compilation_cache()
-    resume_fleet(folders, dataset=dataset, **changes)
-
-
 def print_configs(configs: list[Any]) -> None:
     """Print one JSON object: the configuration; of several, a list where they differ."""
     shown = configs[0].to_json()
@@ -90,6 +59,22 @@ def print_configs(configs: list[Any]) -> None:
 # --- Flags of a fresh run ---
 
 
+DESCRIPTION = (
+    "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
+    f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
+    f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
+    "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
+    "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
+    "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
+    "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
+    "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
+    "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
+    "--env_kwargs.NAME=VALUE is an argument of the environment's constructor; "
+    "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
+    "there is none."
+)
+
+
 class TrainRequest(NamedTuple):
     """The configurations that `floq train` shall train, or just print."""
 
@@ -99,12 +84,8 @@ class TrainRequest(NamedTuple):
 
 
 class AgentFlags:
-    """The flags that `floq train` has with one agent, and the configuration that they resolve to.
-
-    Args:
-        restored: the configuration of a run whose agent this is, instead of the one that `chosen` says.
-        chosen: `agent`, `preset`, `critic` and `actor` of `configure`.
-    """
+    """The flags that `floq train` has with one agent, that of a `restored` run or the one that `configure`
+    makes of what is `chosen`, and the configuration that they resolve to."""
 
     def __init__(self, restored: Config | None = None, **chosen: Any):
         self._restored, self._chosen = restored, chosen
@@ -119,12 +100,8 @@ class AgentFlags:
 
         hidden = ("env_kwargs", Annotated[Any, Suppress], dataclasses.field(default=None))
         default = dataclasses.field(default=self._settings(**any_task.flat()))
-        self._command = dataclasses.make_dataclass(
-            "Train",
-            [("agent", self._settings, default), hidden],
-            bases=(Config,),
-            frozen=True,
-        )
+        fields = [("agent", self._settings, default), hidden]
+        self._command = dataclasses.make_dataclass("Train", fields, bases=(Config,), frozen=True)
 
     def config(self, flags: Flags) -> Config:
         """Return the configuration of a run: flags refine the preset that the environment and the agent select."""
@@ -134,26 +111,9 @@ class AgentFlags:
             base = dataclasses.replace(base, agent=self._restored.agent, normalize_observations=normalize)
         default = self._command(**vars(base) | {"agent": self._settings(**base.agent.flat())})
         words = flags.normalised(self.types)
-        values = vars(parse(self._command, words, "floq train", _description(), default))
+        values = vars(parse(self._command, words, "floq train", DESCRIPTION, default))
         agent = AgentConfig.from_flat(self.critic, self.actor, dataclasses.asdict(values["agent"]))
         return Config(**values | {"agent": agent})
-
-
-def _description() -> str:
-    return (
-        "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
-        f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
-        f"--agent.critic and --agent.actor replace one of the two, --preset NAME ({', '.join(PRESETS)}) changes the "
-        "settings, --seeds 0 1 2 trains a fleet of three runs, and so do several values of any other setting, "
-        "--dry_run prints the resolved configuration, --resume RUN_DIR continues a run, --restore_path=RUN_DIR starts "
-        "a new one from its weights and, unless --agent or --preset is given, with its agent's settings. "
-        "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
-        "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
-        "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
-        "--env_kwargs.NAME=VALUE is an argument of the environment's constructor; "
-        "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
-        "there is none."
-    )
 
 
 def parse_train(argv: list[str]) -> TrainRequest:
@@ -168,12 +128,12 @@ def resolve_train(flags: Flags) -> TrainRequest:
     dry_run, seeds, match = flags.take_switch("dry_run"), flags.take_seeds(), take_match(flags)
     critic, actor = flags.take("agent.critic"), flags.take("agent.actor")
     own = AgentFlags(restored, agent=name, preset=preset, critic=critic, actor=actor)
-    flags.rename(own.aliases)
+    flags.values = {own.aliases.get(name, name): words for name, words in flags.values.items()}
     floq = None
     if match:
         if own.critic == "floq":
             raise UserError(
-                f"--match={match.what} fits a baseline to the flow critic, and this agent has that critic: give "
+                f"--match={match[0]} fits a baseline to the flow critic, and this agent has that critic: give "
                 "another one, as in --agent=fql"
             )
         # The floq agent with the same actor, and without a family's settings if the baseline does without.
@@ -191,8 +151,10 @@ def resolve_train(flags: Flags) -> TrainRequest:
         consent(variant.peek("env_name") or "")
         config = dataclasses.replace(own.config(variant), env_kwargs=env_kwargs)
         if match and reference:
-            config, found = match_to(match, config, reference)
-            notes[found] = None
+            agent, source = config.agent, (config.make_env, config.dataset, config.dataset_dir)
+            change, found = _matched(match, agent.compiled(), reference.compiled(), *source)
+            critic, notes[found] = dataclasses.replace(agent.critic, **change), None
+            config = dataclasses.replace(config, agent=dataclasses.replace(agent, critic=critic))
         configs += [dataclasses.replace(config, seed=seed) for seed in seeds] or [config]
     configs = list(dict.fromkeys(configs))
     if restored:
@@ -218,17 +180,9 @@ def _restored(flags: Flags) -> Any:
 # --- `floq train --match` ---
 
 
-class Match(NamedTuple):
-    """The quantity that is made equal, and the setting of the baseline that changes; see
-    `analysis.matching.matched`."""
-
-    what: Any
-    by: Any
-
-
-def take_match(flags: Flags) -> Match | None:
-    """Take `--match` and `--match_by` out of the flags. Raises UserError for a value that there is not, or the second
-    without the first."""
+def take_match(flags: Flags) -> tuple[Any, Any] | None:
+    """Take `--match`, what is made equal, and `--match_by`, the setting of the baseline that changes, out of the flags:
+    see `analysis.matching.matched`. Raises UserError for a value that there is not, or the second without the first."""
     what, by = flags.take("match"), flags.take("match_by")
     if what is None and by is None:
         return None
@@ -239,20 +193,7 @@ def take_match(flags: Flags) -> Match | None:
             raise UserError(f"--{flag}={value}: choose {' or '.join(known)}{nearest(value, known)}")
     if what is None:
         raise UserError(f"--match_by={by} says how --match changes the baseline: give --match=params or flops too")
-    return Match(what, by or "width")
-
-
-def match_to(match: Match, baseline: Config, reference: AgentConfig) -> tuple[Config, str]:
-    """Return the baseline made as large or as costly as the reference, and a line that says which sizes were found.
-
-    Raises:
-        UserError: there is no such baseline; or its environment or data, which has the sizes, is missing.
-    """
-    dims = _dims(baseline.make_env, baseline.dataset, baseline.dataset_dir)
-    # Variants that differ in traced settings alone, as alpha, are matched once.
-    change, found = _matched(match, baseline.agent.compiled(), reference.compiled(), *dims)
-    critic = dataclasses.replace(baseline.agent.critic, **change)
-    return dataclasses.replace(baseline, agent=dataclasses.replace(baseline.agent, critic=critic)), found
+    return what, by or "width"
 
 
 def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
@@ -264,16 +205,17 @@ def network_flags(flags: Flags, baseline: Collection[str]) -> list[str]:
     return [flag for name in names if (flag := f"agent.{name}") in baseline]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # variants that differ in traced settings alone, as alpha, are matched once
 def _matched(
-    match: Match, baseline: AgentConfig, reference: AgentConfig, obs_spec: ObsSpec, action_dim: int
+    match: tuple[Any, Any], baseline: AgentConfig, reference: AgentConfig, *source: Any
 ) -> tuple[dict[str, Any], str]:
-    """Return the setting of the baseline's critic that changes, and a line about it."""
+    """Return the setting of the baseline's critic that makes it as large or as costly as the reference, and a line
+    about it. Raises UserError if there is none; or the `source` of the sizes, environment or data, is missing."""
     from floq.analysis.matching import count, matched, scaled_setting
 
-    what, by = match
-    found = matched(baseline, reference, obs_spec, action_dim, what, by)
-    here, there = (count(agent, obs_spec, action_dim, what) for agent in (found, reference))
+    (what, by), dims = match, _dims(*source)
+    found = matched(baseline, reference, *dims, what, by)
+    here, there = (count(agent, *dims, what) for agent in (found, reference))
     setting = scaled_setting(found, by)
     value = getattr(found.critic, setting)
     if what == "params":
@@ -283,7 +225,6 @@ def _matched(
     return {setting: value}, f"--match={what}: {setting} {value}, {counts}"
 
 
-@functools.lru_cache(maxsize=64)
 def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec, int]:
     """Return what an observation is, and the action dimension, by the environment or, without one, by the data."""
     from floq.envs import environments
@@ -302,8 +243,7 @@ def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec
     return open_dataset(dataset, dataset_dir).data.dims
 
 
-# --- Flags with --resume ---
-
+# --- `floq train --resume` ---
 
 RESUME = """Continue a run from its newest checkpoint, exactly. Its settings stay as they are; step counts, which are
 new totals, may change, and how it learns online as long as it does not. With several folders, runs that stopped at the
@@ -311,14 +251,39 @@ same step go on as one fleet. --dataset=PATH says where their data lie now, if t
 resolved configuration, and --env_name=module:Id, the run's own, lets that module be imported."""
 
 
-def _resume_options() -> type:
-    """Return a dataclass with the settings that may change on resume, None where they are not given."""
+def _resume(argv: list[str]) -> None:
+    flags = Flags(argv)
+    folders = flags.values.pop("resume")
+    env_name, dataset, dry_run = flags.take("env_name"), flags.take("dataset"), flags.take_switch("dry_run")
+    changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
+    for name in flags.values:
+        if name not in changeable:
+            raise UserError(
+                f"--{name} with --resume: a run goes on with its own settings, only --offline_steps, --online_steps "
+                "and how it learns online may change; --dataset says where its data lie now"
+            )
+    if not flags.help and not folders:
+        raise UserError("--resume needs a run's folder, or several")
     from tyro.conf import Suppress
 
-    changeable = marked(Config, Mark.RESUMABLE, Mark.RESUMABLE_OFFLINE)
-    fields = [
+    fields = [  # None where they are not given
         (name, hint | None if name in changeable else Annotated[Any, Suppress], dataclasses.field(default=None))
         for name, hint in hints_of(Config).items()
     ]
-    unchecked = {"__post_init__": lambda _: None}  # most are None
-    return dataclasses.make_dataclass("Resume", fields, bases=(Config,), frozen=True, namespace=unchecked)
+    unchecked = {"__post_init__": lambda _: None}
+    options = dataclasses.make_dataclass("Resume", fields, bases=(Config,), frozen=True, namespace=unchecked)
+    words = flags.normalised(fields_of(options))
+    given = vars(parse(options, words, "floq train --resume RUN_DIR", " ".join(RESUME.split())))
+    changes = {name: given[name] for name in changeable if given[name] is not None}
+    from floq.runs.run import Run
+    from floq.runs.run_data import moved
+    from floq.training.resume import continued, resume_fleet
+    from floq.utils.machine import enable_compilation_cache
+
+    for folder in folders:
+        Run.open(folder, env_name)
+    if dry_run:
+        runs = [moved(Run.open(folder), dataset) for folder in folders]
+        return print_configs([continued(run, changes) for run in runs])
+    enable_compilation_cache()
+    resume_fleet(folders, dataset=dataset, **changes)

@@ -41,12 +41,6 @@ def known_settings(critic: str, actor: str) -> dict[str, Any]:
     return run | {f"agent.{name}": hint for name, hint in hints_of(settings_type(critic, actor)).items()}
 
 
-@functools.cache
-def _all_names() -> frozenset[str]:
-    published = {f"agent.{name}" for aliases in PUBLISHED_ALIASES.values() for name in aliases}
-    return frozenset(published.union(*(known_settings(critic, actor) for critic in CRITICS for actor in ACTORS)))
-
-
 def _by_flag(settings: Any) -> Any:
     """Return settings by flag name. `agent.lr` without quotation marks is a table in TOML, and means the same. Raises
     ValueError for a setting that no agent has."""
@@ -59,8 +53,10 @@ def _by_flag(settings: Any) -> Any:
         flat = {name: x for name, x in flat.items() if not is_removed(name.removeprefix("agent."), x)}
     except UserError as error:
         raise ValueError(error) from error
-    if wrong := [name for name in flat if name not in _all_names()]:
-        raise ValueError(f"{wrong[0]}: {_unknown(wrong[0], 'any agent', _all_names())}")
+    known = {f"agent.{name}" for aliases in PUBLISHED_ALIASES.values() for name in aliases}
+    known = known.union(*(known_settings(critic, actor) for critic in CRITICS for actor in ACTORS))
+    if wrong := [name for name in flat if name not in known]:
+        raise ValueError(f"{wrong[0]}: {_unknown(wrong[0], 'any agent', known)}")
     return flat
 
 
@@ -83,13 +79,10 @@ def _that_ranks(score: str) -> str:
     return score
 
 
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(values))
-
-
+EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 Settings: TypeAlias = Annotated[dict[str, Any], BeforeValidator(_by_flag)]
-Tasks: TypeAlias = Annotated[tuple[str, ...], Len(1), AfterValidator(_each_once)]
-Seeds: TypeAlias = Annotated[tuple[Seed, ...], Len(1), AfterValidator(_each_once)]
+Tasks: TypeAlias = Annotated[tuple[str, ...], Len(1), EACH_ONCE]
+Seeds: TypeAlias = Annotated[tuple[Seed, ...], Len(1), EACH_ONCE]
 
 
 @dataclass(frozen=True)
@@ -124,11 +117,22 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Budget:
+class File:
+    """Content of a file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Budget(File):
     """Tasks, seeds and settings that bound the cost of an experiment. `data`: by dataset, the episodes to collect if it
     is missing."""
 
-    path: Path
     tasks: Tasks
     seeds: Seeds
     data: dict[str, Positive] = field(default_factory=dict)
@@ -139,17 +143,11 @@ class Budget:
         if wrong := [name for name in self.critics if name not in CRITICS]:
             raise UserError(f"[critics.{wrong[0]}]: critics are {', '.join(CRITICS)}{nearest(wrong[0], CRITICS)}")
 
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix."""
-        return self.path.stem
-
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(File):
     """A question, the groups whose comparison answers it, and the tasks and seeds of the budget it was read for."""
 
-    path: Path
     title: str
     reference: str
     groups: tuple[Group, ...]
@@ -173,18 +171,10 @@ class Experiment:
             if key.endswith("match_to") and name and by_name[name].match:
                 raise UserError(f"{key} = {name!r} is matched itself: name a group that is not")
 
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix."""
-        return self.path.stem
-
 
 def read_experiment(path: Path | str, budget: str) -> Experiment:
-    """Read an experiment and the budget of that name beside it.
-
-    Raises:
-        UserError: a file is missing or wrong; the message begins with its name.
-    """
+    """Read an experiment and the budget of that name beside it. Raises UserError if a file is missing or wrong; the
+    message begins with its name."""
     path = user_path(path)
     table = read_toml(path)
     budgets = sorted(file.stem for file in (path.parent / "budgets").glob("*.toml"))
@@ -196,11 +186,9 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
     groups = tuple(_group(path, number, one, budget, budgets) for number, one in enumerate(tables, 1))
     if not groups:
         raise UserError(f"{path}: no groups to compare: write at least one [[groups]] with a name")
-    sections = {}
-    for name in budgets:
-        where = f"{path}: [{name}]"
-        sections[name] = from_table(Limits, convert(where, table.get(name, {}), dict[str, Any]), where)
-    own = sections[budget]
+    places = {name: f"{path}: [{name}]" for name in budgets}
+    parts = {name: convert(where, table.get(name, {}), dict[str, Any]) for name, where in places.items()}
+    own = {name: from_table(Limits, part, places[name]) for name, part in parts.items()}[budget]
     tasks, seeds = own.tasks or limits.tasks, own.seeds or limits.seeds
     for task in tasks:
         check_environment(task, path if own.tasks else file)
@@ -220,12 +208,8 @@ def _group(path: Path, number: int, table: Mapping[str, Any], budget: str, budge
 
 def resolve(experiment: Experiment, group: Group, env_name: str) -> Config:
     """Return the configuration of a group's runs on a task, before any matching; seed and folders are the defaults.
-
-    Settings of the budget, or of the experiment for the budget, that this agent does not have are left out.
-
-    Raises:
-        UserError: the group has a setting that its agent lacks, or a value has the wrong type or is out of range.
-    """
+    Settings of the budget, or of the experiment for the budget, that this agent does not have are left out. Raises
+    UserError if the group has a setting that its agent lacks, or a value has the wrong type or is out of range."""
     budget, whose = experiment.budget, f"{experiment.path}: group {group.name!r}"
     parts = {"critic": group.critic, "actor": group.actor}
     try:

@@ -5,6 +5,7 @@ the same folders, which is checked on each node before training.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -24,13 +25,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from floq.runs.config import Config
 from floq.runs.run import installed_versions
-from floq.sweep.board import ATTEMPTS, Board
-from floq.sweep.jobs import Job, Outcome, try_job
-from floq.sweep.options import Placement
-from floq.sweep.plan import runs_of
+from floq.sweep.jobs import ATTEMPTS, Board, Job, Outcome, runs_of, try_job
+from floq.sweep.sweep import SweepOptions
 from floq.utils.errors import Failed, Interrupted, UserError, in_one_line
 from floq.utils.files import is_locked, user_path
 from floq.utils.machine import CORES, cores, enable_compilation_cache
+from floq.utils.progress import Display
 from floq.utils.signals import catch_signals
 
 STORE_BYTES = 100 * 2**20  # for objects that tasks exchange, which are few
@@ -62,101 +62,77 @@ class Preempted(Exception):
 
 
 @contextlib.contextmanager
-def ray_cluster(placement: Placement) -> Iterator[JobResources]:
-    """Connect to Ray, or start it on this machine, and yield the resources of a job; a context manager.
-
-    Raises:
-        UserError: there is no such cluster, or no node of it is large enough for a job.
-    """
+def ray_cluster(options: SweepOptions) -> Iterator[JobResources]:
+    """Connect to Ray, or start it on this machine, and yield the resources of a job; a context manager. Raises
+    UserError if there is no such cluster, or no node of it is large enough for a job."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send usage statistics
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = placement.address or "auto"
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = options.address or "auto"
     if address == "local":
-        options |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        how |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         if address not in ("auto", "local"):  # without this check, Ray would try for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
         with warnings.catch_warnings():  # JAX warns of os.fork, which is safe here: another program is executed at once
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-            ray.init(address=address, **options)
+            ray.init(address=address, **how)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--address={address}: no Ray cluster answers ({in_one_line(error)[:200]}): start one with ray "
             "start --head, or give --address=local"
         ) from error
     try:
-        yield _share(placement, _nodes())
+        yield _share(options, _nodes())
     finally:
         ray.shutdown()
 
 
-def train_jobs(jobs: Sequence[Job], max_retries: int, share: JobResources) -> list[Outcome]:
-    """Train jobs on the cluster, as many at once as it has room for, and show their progress.
-
-    Args:
-        jobs: whose runs have the same `save_dir` and `dataset_dir`.
-        max_retries: how many more times a lost job is tried.
-        share: resources of a job, from `ray_cluster`.
-
-    Returns:
-        The outcome of each job.
+def train_jobs(jobs: Sequence[Job], max_retries: int, share: JobResources, display: Display) -> list[Outcome]:
+    """Train jobs, whose runs have the same `save_dir` and `dataset_dir`, on the cluster, as many at once as it has room
+    for; a lost one is tried so many more times. Shows their progress, and returns the outcome of each.
 
     Raises:
         UserError: a node does not see the folders of the runs.
         Failed: the cluster itself is lost.
         Interrupted: a signal arrived; the jobs that were being trained have written checkpoints.
     """
-    first = jobs[0].configs[0]
-    mark = user_path(first.save_dir).absolute() / f".sweep-{uuid.uuid4().hex[:12]}"
+    configs = [config for job in jobs for config in job.configs]
+    save_dir = user_path(configs[0].save_dir)
+    mark, cwd = save_dir.absolute() / f".sweep-{uuid.uuid4().hex[:12]}", None if save_dir.is_absolute() else os.getcwd()
     mark.mkdir(parents=True)
-    cwd = None if user_path(first.save_dir).is_absolute() else os.getcwd()
+    inputs = {path for c in configs for path in (c.dataset_dir, c.dataset, c.restore_path) if path}
+    options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": max_retries}
+    task: Any = ray.remote(max_calls=1)(_train_on_node)  # each in a new process with its own devices and memory
+    waiting: dict[Any, int] = {}
+    board, handled = Board(jobs, mark, display), 0  # signals
+    quiet = io.StringIO()  # for Ray's messages about retries; its logs keep them
     try:
-        _check_nodes(_nodes(), [str(mark), *_input_paths(jobs)])
-        with catch_signals() as received, Board(jobs, mark) as board:
-            outcomes = _train(jobs, max_retries, share, board, received, (str(mark), cwd))
+        _check_nodes(_nodes(), [str(mark), *sorted(path for path in inputs if os.path.exists(user_path(path)))])
+        with catch_signals() as received, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            for number, job in enumerate(jobs):
+                own = json.dumps([config.to_json() for config in job.configs])
+                submit = task.options(**options, retry_exceptions=[Preempted], name=f"job {number + 1}")
+                ref = submit.remote(str(mark), cwd, number, job.label, own, share.cores, share.gpus)
+                waiting[ref] = number
+            while waiting:
+                for ref in ray.wait(list(waiting), timeout=POLL_SECONDS)[0]:
+                    board.ended(waiting.pop(ref), _outcome(ref))
+                if len(received) > handled:
+                    for ref in waiting:
+                        ray.cancel(ref, force=handled > 0)
+                    if not handled:
+                        display.note("stopping: jobs write checkpoints; once more, and they end at once")
+                    handled = len(received)
+                board.look()
+        board.summarise()
     except RayError as error:
         raise Failed(f"the cluster is lost ({in_one_line(error)[:200]}); the same command goes on") from error
     finally:
         shutil.rmtree(mark, ignore_errors=True)
     if received:
         raise Interrupted("stopped; the same command goes on, with what is on disk", received[0])
-    return outcomes
-
-
-def _input_paths(jobs: Sequence[Job]) -> list[str]:
-    """Return the files and folders on this machine that the runs of these jobs will read."""
-    configs = [config for job in jobs for config in job.configs]
-    named = {path for c in configs for path in (c.dataset_dir, c.dataset, c.restore_path) if path}
-    return sorted(path for path in named if os.path.exists(user_path(path)))
-
-
-def _train(
-    jobs: Sequence[Job], max_retries: int, share: JobResources, board: Board, received: list[int], where: tuple
-) -> list[Outcome]:
-    """Train the jobs as Ray tasks until all have ended, or until a signal has stopped those that had not."""
-    options = {"num_cpus": share.cores, "num_gpus": share.gpus, "max_retries": max_retries}
-    task: Any = ray.remote(max_calls=1)(_train_on_node)  # each in a new process with its own devices and memory
-    waiting: dict[Any, int] = {}
-    for number, job in enumerate(jobs):
-        configs = json.dumps([config.to_json() for config in job.configs])
-        submit = task.options(**options, retry_exceptions=[Preempted], name=f"job {number + 1}")
-        waiting[submit.remote(*where, number, job.label, configs, share.cores, share.gpus)] = number
-    outcomes: dict[int, Outcome] = {}
-    handled = 0  # signals
-    while waiting:
-        for ref in ray.wait(list(waiting), timeout=POLL_SECONDS)[0]:
-            number = waiting.pop(ref)
-            outcomes[number] = _outcome(ref)
-            board.ended(number, outcomes[number])
-        if len(received) > handled:
-            for ref in waiting:
-                ray.cancel(ref, force=handled > 0)
-            if not handled:
-                board.say("stopping: jobs write checkpoints; once more, and they end at once")
-            handled = len(received)
-        board.look()
-    return [outcomes[number] for number in range(len(jobs))]
+    return [board.outcomes[number] for number in range(len(jobs))]
 
 
 def _outcome(ref: Any) -> Outcome:
@@ -186,13 +162,13 @@ def _plural(number: int | float, noun: str) -> str:
     return f"{number:g} {noun}{'s' * (number != 1)}"
 
 
-def _share(placement: Placement, nodes: Sequence[dict[str, Any]]) -> JobResources:
+def _share(options: SweepOptions, nodes: Sequence[dict[str, Any]]) -> JobResources:
     """Resolve the resources of a job on these nodes: by default a GPU with its part of a node's cores, or without GPUs
     two cores. Raises UserError if no node is large enough."""
     with_gpus = [node for node in nodes if _amount(node, "GPU")]
-    gpus = placement.gpus_per_cell if placement.gpus_per_cell is not None else float(bool(with_gpus))
-    if placement.cores_per_cell is not None:
-        wanted = placement.cores_per_cell
+    gpus = options.gpus_per_cell if options.gpus_per_cell is not None else float(bool(with_gpus))
+    if options.cores_per_cell is not None:
+        wanted = options.cores_per_cell
     elif gpus and with_gpus:
         wanted = max(1, int(min(gpus * _amount(node, "CPU") / _amount(node, "GPU") for node in with_gpus)))
     else:
@@ -271,19 +247,13 @@ def _train_on_node(
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_MEMORY * gpus:.2f}")
     enable_compilation_cache()
     job = Job(label, tuple(map(Config.from_json, json.loads(configs))))
-    _await_predecessor(job)
+    folders = [run.folder for config in job.configs for run in runs_of(config)]
+    end = time.monotonic() + PREDECESSOR_TIMEOUT_S  # an earlier try may outlive its node's connection to Ray
+    while any(map(is_locked, folders)) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
     try:
         return try_job(job)
     except Interrupted as stop:
         if stop.signum == signal.SIGINT:  # Ray's way to cancel a task
             return Outcome("stopped", str(stop))
         raise Preempted(str(stop)) from None
-
-
-def _await_predecessor(job: Job) -> None:
-    """Wait while another process holds the lock of a run of the job: that of an earlier try may outlive its node's
-    connection to Ray. Give up after `PREDECESSOR_TIMEOUT_S`."""
-    folders = [run.folder for config in job.configs for run in runs_of(config)]
-    end = time.monotonic() + PREDECESSOR_TIMEOUT_S
-    while any(map(is_locked, folders)) and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)

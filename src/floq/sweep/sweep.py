@@ -6,11 +6,14 @@ A run is identified by its configuration and its seed: one that has ended, for a
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
 import jax
+from annotated_types import Ge
 
 from floq.analysis.metrics import METRICS
 from floq.analysis.report.csv_files import evaluation_rows, read_tables, run_rows, write_csv
@@ -25,35 +28,69 @@ from floq.runs.record import RunRecord, read_runs
 from floq.runs.run import Run
 from floq.runs.run_data import collect_with_progress, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
-from floq.sweep.jobs import Job, Outcome, jobs_of, show_jobs, try_job
-from floq.sweep.options import SweepOptions
-from floq.sweep.plan import Entry, plan, runs_of, show_plan, unfinished
+from floq.sweep.jobs import Entry, Job, Outcome, jobs_of, plan, runs_of, show_jobs, show_plan, try_job, unfinished
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
-
-if TYPE_CHECKING:  # it needs Ray
-    from floq.sweep.ray import JobResources
+from floq.utils.schema import NonNegativeFloat, Positive, Settings
 
 LOCAL = ("folder", "save_dir", "dataset_dir", "total_time")
 """Columns that the CSV files of a sweep leave out: where its runs were trained, and when."""
+
+
+@dataclass(frozen=True)
+class SweepOptions(Settings):
+    """Train the runs of experiment files, and write for each a table, a figure and two CSV files. Runs that have ended
+    are not trained again, and a sweep that was stopped continues where it was. The files come first:
+    floq sweep experiments/steps.toml --budget laptop. With --seeds 0 1 2, these seeds instead of those of the files.
+    Instead of files, the flags of floq train, several values of each: floq sweep --seeds 0 1 2 --agent.alpha 10 30.
+    With --address, on a Ray cluster; --save_dir and --dataset_dir must then be on storage that all its nodes share."""
+
+    budget: str = "laptop"
+    """Which budget: the name of a file in the folder budgets beside the experiment."""
+    out: str | None = None
+    """Where tables and figures go; by default SAVE_DIR/sweep/BUDGET."""
+    dataset_dir: str = "~/.ogbench/data"
+    """Where OGBench's datasets are, and where missing ones are collected."""
+    save_dir: str = "exp"
+    """Where run folders go."""
+    dry_run: bool = False
+    """Show the plan and what it costs, and train nothing."""
+    redraw: bool = False
+    """Draw figures and tables again, from the CSV files alone."""
+
+    address: str | None = None
+    """Train on Ray: auto is the cluster of this machine, local one of this machine alone, HOST:PORT another."""
+    gpus_per_cell: NonNegativeFloat | None = None
+    """On Ray, GPUs of each job (of runs that one process trains as one program); by default 1 if there are any."""
+    cores_per_cell: Positive | None = None
+    """On Ray, cores of each job; by default a node's cores in proportion to the job's GPUs, or two."""
+    fleet_size: Positive | None = None
+    """On Ray, most runs in a job; by default so many that all machines have work."""
+    max_retries: Annotated[int, Ge(-1)] = 20
+    """On Ray, how many more times a job is tried whose process or node was lost; -1 is no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.redraw and self.dry_run:
+            raise UserError("--redraw with --dry_run: give one of them")
+        if self.address is not None and not re.fullmatch(r"auto|local|[^/:]+:\d+", self.address):
+            raise UserError(f"--address={self.address}: give auto, local or HOST:PORT")
+        if (gpus := self.gpus_per_cell) is not None and gpus > 1 and gpus != int(gpus):
+            raise UserError(f"--gpus_per_cell={gpus:g}: give a whole number, or a part of one GPU")
+
+
+RAY_OPTIONS = ("address", "gpus_per_cell", "cores_per_cell", "fleet_size", "max_retries")
 
 
 # --- Sweeps ---
 
 
 def sweep(files: Sequence[str], options: SweepOptions, seeds: Sequence[int] = ()) -> list[Path]:
-    """Train the runs of these experiments that have not ended yet, then write tables and figures.
-
-    Args:
-        files: experiments; see `floq.sweep.experiment`.
-        options: the budget, folders and machines.
-        seeds: instead of those of the files.
-
-    Returns:
-        Paths of the figures.
+    """Train the runs of these experiments (see `floq.sweep.experiment`) that have not ended yet, with other `seeds` if
+    they are given; then write tables and figures. Returns the paths of the figures.
 
     Raises:
         UserError: a file is wrong, before anything is trained.
@@ -90,7 +127,11 @@ def sweep(files: Sequence[str], options: SweepOptions, seeds: Sequence[int] = ()
     for experiment in experiments:
         own = [entry for entry in entries if entry.experiment is experiment]
         report = report_of(experiment, read_finished(own, display))
-        _write_csv(experiment, report, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        whose = {"experiment": experiment.name, "budget": experiment.budget.name}
+        first = [*whose, "group", "task", "seed", "step"]
+        write_csv(folder / f"{experiment.name}.csv", [whose | row for row in evaluation_rows(report)], first, LOCAL)
+        write_csv(folder / f"{experiment.name}-runs.csv", run_rows(report), left_out=LOCAL)
         figures.append(_draw(experiment, report, folder, display))
     if failures:
         raise Failed("; ".join(failures))
@@ -99,12 +140,7 @@ def sweep(files: Sequence[str], options: SweepOptions, seeds: Sequence[int] = ()
 
 def sweep_configs(configs: Sequence[Config], options: SweepOptions, notes: Sequence[str] = ()) -> list[Run]:
     """Train those of these runs that have not ended yet, and show the results of all. `notes` are printed first.
-
-    Returns:
-        The finished runs, in the order of `configs`.
-
-    Raises: see `sweep`.
-    """
+    Returns the finished runs, in the order of `configs`. Raises: see `sweep`."""
     display = Display()
     for config in configs:
         check_built(config)
@@ -149,7 +185,7 @@ def _train(
     line for each job that failed."""
     left = unfinished(labels)
     with contextlib.ExitStack() as stack:
-        share: JobResources | None = None
+        share: Any = None  # the resources of a job on Ray
         if options.address and left:
             from floq.sweep.ray import ray_cluster
 
@@ -163,13 +199,16 @@ def _train(
         display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
         for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
-        _collect_missing(episodes, left, display)
+        wanted = {(environments.dataset_name(config.task), user_path(config.dataset_dir)) for config in left}
+        for name, directory in sorted(wanted):  # others are downloaded when their runs begin
+            if name in episodes and not (directory / f"{name}.npz").exists():
+                collect_with_progress(name, directory, episodes[name], display)
         if share is not None:
             from floq.sweep.ray import train_jobs
 
             fetch_missing(left, display)  # once, rather than by every job
             display.note(f"ray     {share}")
-            outcomes = train_jobs(jobs, options.max_retries, share)
+            outcomes = train_jobs(jobs, options.max_retries, share, display)
         else:
             outcomes = _train_here(jobs, display)
     failures = []
@@ -198,26 +237,17 @@ def _train_here(jobs: Sequence[Job], display: Display) -> list[Outcome]:
     return outcomes
 
 
-def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], display: Display) -> None:
-    """Collect the datasets of these runs that are not on disk and have a number of episodes in the budget; others are
-    downloaded when their runs begin."""
-    wanted = dict.fromkeys((environments.dataset_name(config.task), config.dataset_dir) for config in configs)
-    for name, directory in wanted:
-        if name in episodes and not (user_path(directory) / f"{name}.npz").exists():
-            collect_with_progress(name, user_path(directory), episodes[name], display)
-
-
 # --- Results ---
 
 
 def report_of(experiment: Experiment, runs: Mapping[str, Sequence[RunRecord]]) -> Report:
     """Return the report on these runs, by the experiment's groups: each is compared with the one that it names, or with
     the reference."""
-    rivals = {group.name: group.against or experiment.reference for group in experiment.groups}
-    groups = [
-        RunGroup(name, tuple(runs.get(name, ())), against=None if other == name else other)
-        for name, other in rivals.items()
-    ]
+    groups = []
+    for group in experiment.groups:
+        other = group.against or experiment.reference
+        own = tuple(runs.get(group.name, ()))
+        groups.append(RunGroup(group.name, own, against=None if other == group.name else other))
     return assemble(groups, reference=experiment.reference, metric=METRICS[experiment.score])
 
 
@@ -233,15 +263,6 @@ def read_finished(entries: Sequence[Entry], display: Display) -> dict[str, list[
         own = [dataclasses.replace(run, summary=run.summary | costs) for run in runs]
         found.setdefault(entry.group.name, []).extend(own)
     return found
-
-
-def _write_csv(experiment: Experiment, report: Report, folder: Path) -> None:
-    """Write `NAME.csv`, a row for each evaluation, and `NAME-runs.csv`, a row for each run that has ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    own = {"experiment": experiment.name, "budget": experiment.budget.name}
-    first = [*own, "group", "task", "seed", "step"]
-    write_csv(folder / f"{experiment.name}.csv", [own | row for row in evaluation_rows(report)], first, LOCAL)
-    write_csv(folder / f"{experiment.name}-runs.csv", run_rows(report), left_out=LOCAL)
 
 
 def _draw(experiment: Experiment, report: Report, folder: Path, display: Display) -> Path:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +25,12 @@ from floq.agent.policy import Policy
 from floq.agent.state import Keys
 from floq.analysis.cost import cost_of
 from floq.data.dataset import Dataset
-from floq.envs import environments
-from floq.envs.probe import probe
-from floq.evaluation.rollouts import Evaluator, on_cpu, play_episode
+from floq.envs.probe import task_dims
+from floq.evaluation.rollouts import Evaluator, on_cpu
 from floq.networks.precision import Precision
 from floq.runs.config import Config, configure
 from floq.runs.run import make_agent
-from floq.training.fleet import Fleet, FleetData
-from floq.training.sharding import Layout
+from floq.training.fleet import Fleet, FleetData, Layout
 from floq.training.train import check_built
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
@@ -42,28 +39,165 @@ from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
 from floq.utils.schema import Positive, PositiveFloat, Settings, Size
 
-# --- How fast things are here ---
-
 Name = TypeVar("Name")
 
 SQUARE = {"cpu": 2048, "gpu": 8192}  # size of the product that is taken for the peak
 OPERATIONS = {"cpu": 5e9, "gpu": 2e13}  # in one try of a product, so that starting it takes no part
 TRIES = 5
+ROWS = 100_000  # of random data
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "agent": ("agent", str),
+    "k": ("K", lambda k: "-" if k is None else str(k)),
+    "runs": ("runs", str),
+    "updates": ("updates/s", "{:.4g}".format),
+    "run_updates": ("run-upd/s", "{:.4g}".format),
+    "to_fql": ("to fql", "{:.2f}".format),
+    "flops": ("GFLOP", lambda flops: f"{flops / 1e9:.3g}"),
+    "share_of_peak": ("% peak", lambda share: f"{100 * share:.0f}"),
+    "memory": ("MB", lambda size: f"{size / 1e6:.0f}"),
+    "compile_seconds": ("comp. s", "{:.1f}".format),
+    "job_seconds": ("job h", lambda seconds: f"{seconds / 3600:.2f}"),
+}
+"""By name in the CSV file, the column's header in the table and how its values are shown there. Rates are per second,
+sizes in bytes, of all devices together; `flops` are those of one update of one run."""
 
 
-class Peaks(NamedTuple):
-    """Operations per second of one device's products: of large squares, and of the shapes that the critic's hidden
-    layers have for one run."""
+@dataclass(frozen=True)
+class BenchOptions(Settings):
+    """Measure what K and the size of a fleet cost on this machine, against the monolithic critic, on random data of a
+    task's sizes. The flags of floq train say what is measured: --env_name, --precision, --preset, --agent.block_width
+    and the others that floq train --help explains."""
 
-    square: float
-    layers: float
+    ks: Annotated[tuple[Size, ...], Len(1)] = (1, 4, 8, 16)
+    """Numbers of integration steps."""
+    fleets: Annotated[tuple[Positive, ...], Len(1)] = (1, 4, 8, 16)
+    """Numbers of runs."""
+    seconds: PositiveFloat = 2.0
+    """Each of the three tries of a row takes about this long."""
+    evaluate: bool = True
+    """Measure evaluation as well."""
+    out: str | None = None
+    """Write the rows to this CSV file."""
 
 
-class EpisodeRates(NamedTuple):
-    """Evaluation episodes per second."""
+def bench(config: Config, options: BenchOptions, show: bool = True) -> list[dict[str, Any]]:
+    """Measure agents with the settings of a floq agent on its task, and print the table. Returns its rows by `COLUMNS`.
+    Raises UserError if the agent's critic has no K, the environment is missing, or the file cannot be written."""
+    agent, fleets, display = config.agent, options.fleets, Display(show)
+    if agent.critic_name != "floq":
+        raise UserError(f"floq bench varies K, and critic {agent.critic_name!r} has none: leave out --agent")
+    if config.env_name is None:
+        raise UserError("floq bench takes its sizes from a task: give --env_name")
+    if path := user_path(options.out) if options.out else None:
+        if path.is_dir():
+            raise UserError(f"--out={options.out}: this is a folder, name a file")
+        check_writable(path.parent, "choose another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    use_all_cores(max(fleets) * config.batch_devices)
+    display.note(f"device  {device()}")
+    Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
+    check_built(config)
+    obs_spec, action_dim = task_dims(config.make_env)
+    data, devices, square = synthetic_data(obs_spec, action_dim), jax.local_devices(), SQUARE[_backend()]
+    machine = f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, {cores()} cores"
+    display.note(f"{date.today()}, {machine}")
+    display.note(f"{config.env_name}: {obs_spec.dim} observations, {action_dim} actions")
+    precision = "f32" if config.precision == "tf32" and _backend() == "cpu" else config.precision  # a CPU has no TF32
+    shapes = (square, square), (agent.batch_size * agent.critic.noise_samples, agent.critic.block_width)
+    peaks = [product_rate(*shape, config.precision) for shape in shapes]
+    shown = [f"{rate / 1e12:.0f} TFLOP/s" if rate > 5e12 else f"{rate / 1e9:.0f} GFLOP/s" for rate in peaks]
+    display.note(
+        f"matrix products in {precision}, one device: {shown[0]} at {square} x {square}, {shown[1]} at the shape of a "
+        "hidden layer"
+    )
+    job, at_once = f"job: {config.offline_steps:,} updates", math.inf
+    if options.evaluate:
+        policy, count = make_agent(config, data).policy, config.eval_episodes
+        at_once, single = (evaluation_rate(config, policy, *how) for how in ((count,), (1, max(1, count // 10))))
+        display.note(f"evaluation: {at_once:.2f} episodes/s, {single:.2f} one after another: {at_once / single:.1f}x")
+        job += f", {count} episodes every {config.eval_interval:,}"
+    rows: list[dict[str, Any]] = []
+    with display.bar("bench", len(fleets) * (len(options.ks) + 1)) as update_bar:
+        for runs in fleets:
+            rows += measure(config, options, runs, data, max(peaks), at_once)
+            update_bar(len(rows), runs=runs)
+            if path:
+                with open(path, "w", newline="") as file:
+                    writer = csv.DictWriter(file, COLUMNS)
+                    writer.writeheader()
+                    writer.writerows(rows)
+    header, shows = zip(*COLUMNS.values(), strict=True)
+    cells = [[show_value(row[name]) for name, show_value in zip(COLUMNS, shows, strict=True)] for row in rows]
+    display.columns(f"{config.env_name}, {precision}; {job}", header, cells)
+    return rows
 
-    batched: float
-    one_by_one: float
+
+def synthetic_data(obs_spec: ObsSpec | int, action_dim: int) -> Dataset:
+    """Make random transitions."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(1, ROWS + 1) % 1000 == 0
+    obs, act = rng.normal(size=(ROWS, *ObsSpec.of(obs_spec).shape)), rng.uniform(-1, 1, (ROWS, action_dim))
+    return Dataset.from_rows(obs, act, -np.ones(ROWS), np.ones(ROWS), ends)
+
+
+def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None], Config]:
+    """Return the configurations to compare: floq with each K, and FQL with the same actor and the same widths."""
+    found: dict[tuple[str, int | None], Config] = {}
+    for k in ks:
+        critic = dataclasses.replace(config.agent.critic, critic_flow_steps=k)
+        found["floq", k] = dataclasses.replace(config, agent=dataclasses.replace(config.agent, critic=critic))
+    fields = {f.name for f in dataclasses.fields(settings_type("scalar", "fql"))}
+    shared = {name: value for name, value in config.agent.flat().items() if name in fields}
+    fql = configure(config.env_name, "fql").agent.flat() | shared
+    found["fql", None] = dataclasses.replace(config, agent=AgentConfig.from_flat("scalar", "fql", fql))
+    return found
+
+
+def fleet_of(config: Config, runs: int, data: Dataset, layout: Layout | None = None) -> Fleet:
+    """Make a fleet of fresh agents that differ in their seeds."""
+    layout, data = layout or Layout.for_runs(runs, config.batch_devices), data.for_chunks(config.agent.action_chunk)
+    both, keys = FleetData.of([data]), [Keys.of(seed) for seed in range(runs)]
+    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in range(runs)]
+    tasks, batches, validations = [0] * runs, [own.batches for own in keys], [own.validation for own in keys]
+    return Fleet(agents, tasks, both, both, batches, validations, layout)
+
+
+def measure(
+    config: Config, options: BenchOptions, runs: int, data: Dataset, peak: float, episodes: float
+) -> list[dict[str, Any]]:
+    """Return all rows of one fleet size, measured alternately; the best of a few tries. Their fleets are in memory
+    together. `peak` is operations per second of one device, `episodes` those of evaluation per second, infinite without
+    it."""
+    rows, fleets, steps = [], {}, {}
+    for (agent, k), one in contenders(config, options.ks).items():
+        fleet = fleets[agent, k] = fleet_of(one, runs, data)
+        started = time.perf_counter()
+        used, size = fleet.compile().memory_analysis(), 0
+        compiling = time.perf_counter() - started
+        if used is not None:  # it is said of one device
+            size = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
+            size = len(fleet.layout.devices) * (size - used.alias_size_in_bytes)
+        fleet.advance(1)
+        steps[agent, k] = repetitions_for(fleet.advance, options.seconds)
+        flops = cost_of(one.agent, *data.dims).update_flops
+        own = {"agent": agent, "k": k, "runs": runs, "flops": flops, "memory": size}
+        rows.append(own | {"compile_seconds": compiling})
+    best = best_in_turn({name: fleet.advance for name, fleet in fleets.items()}, steps)
+    # The cores that pose as devices of a CPU share one peak; accelerators have one each.
+    peak *= 1 if _backend() == "cpu" else len(fleets["fql", None].layout.devices)
+    evaluations = runs * (1 + config.offline_steps // config.eval_interval) if config.eval_interval else 0
+    evaluating = evaluations * config.eval_episodes / episodes
+    for row in rows:
+        seconds = best[row["agent"], row["k"]]
+        training = config.offline_steps * seconds  # on a CPU, evaluation takes turns with it
+        job = training + evaluating if _backend() == "cpu" else max(training, evaluating)
+        row |= {"updates": 1 / seconds, "run_updates": runs / seconds, "to_fql": seconds / best["fql", None]}
+        row |= {"share_of_peak": runs * row["flops"] / seconds / peak, "job_seconds": job}
+    return rows
+
+
+# --- How fast things are here ---
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -95,15 +229,8 @@ def best_in_turn(
     return best
 
 
-def matmul_peaks(config: Config) -> Peaks:
-    """How fast a device multiplies matrices in the precision of a configuration with a floq critic."""
-    rows = config.agent.batch_size * config.agent.critic.noise_samples
-    square, width = square_size(), config.agent.critic.block_width
-    return Peaks(product_rate(square, square, config.precision), product_rate(rows, width, config.precision))
-
-
 def product_rate(rows: int, width: int, precision: Precision) -> float:
-    """Operations per second of x W for x of `rows` rows and a square W."""
+    """Measure the operations per second of x W for x of `rows` rows and a square W."""
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     repeat = max(1, int(OPERATIONS[_backend()] // (2 * rows * width * width)))
     weight = jax.random.normal(jax.random.key(0), (width, width), dtype) / width**0.5
@@ -119,263 +246,14 @@ def product_rate(rows: int, width: int, precision: Precision) -> float:
     return 2 * rows * width * width * repeat / min(seconds_of(run) for _ in range(TRIES))
 
 
-def square_size() -> int:
-    """Return the size of the large square matrices."""
-    return SQUARE[_backend()]
-
-
 def _backend() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
-def evaluation_rates(config: Config, policy: Policy, env: environments.SeededEnv) -> EpisodeRates:
-    """Measure episodes per second, all at once and one after another, of an untrained policy, whose episodes are as
-    long as the task allows."""
-    assert config.env_name is not None
+def evaluation_rate(config: Config, policy: Policy, episodes: int, times: int = 1) -> float:
+    """Measure evaluation episodes per second, so many at once, of an untrained policy, whose episodes are as long as
+    the task allows."""
     policy = on_cpu(policy)
-    chunk = config.agent.action_chunk
-    with Evaluator(config.make_env, config.eval_episodes, action_chunk=chunk) as evaluator:
+    with Evaluator(config.make_env, episodes, action_chunk=config.agent.action_chunk) as evaluator:
         evaluator(policy, 0, 0)  # starts the workers and compiles
-        batched = config.eval_episodes / seconds_of(lambda: evaluator(policy, 0, 1))
-    few = max(1, config.eval_episodes // 10)
-    _play(policy, env, 0, chunk)
-    one_by_one = few / seconds_of(lambda: [_play(policy, env, episode, chunk) for episode in range(few)])
-    return EpisodeRates(batched, one_by_one)
-
-
-def _play(policy: Policy, env: environments.SeededEnv, episode: int, action_chunk: int) -> None:
-    key = jax.random.key(episode)
-    decide = lambda obs, elapsed: policy.act(obs, jax.random.fold_in(key, elapsed))  # noqa: E731
-    for _ in play_episode(env, (0, episode), decide, action_chunk):
-        pass
-
-
-ROWS = 100_000  # of random data
-
-
-class Measured(NamedTuple):
-    """One row of the table: a fleet of `runs` agents with the same K. Rates are per second, sizes in bytes, of all
-    devices together. `flops` are those of one update of one run."""
-
-    agent: str
-    k: int | None
-    runs: int
-    updates: float
-    run_updates: float
-    to_fql: float
-    flops: int
-    share_of_peak: float
-    memory: int
-    compile_seconds: float
-    job_seconds: float
-
-
-@dataclass(frozen=True)
-class BenchOptions(Settings):
-    """Measure what K and the size of a fleet cost on this machine, against the monolithic critic, on random data of a
-    task's sizes. The flags of floq train say what is measured: --env_name, --precision, --preset, --agent.block_width
-    and the others that floq train --help explains."""
-
-    ks: Annotated[tuple[Size, ...], Len(1)] = (1, 4, 8, 16)
-    """Numbers of integration steps."""
-    fleets: Annotated[tuple[Positive, ...], Len(1)] = (1, 4, 8, 16)
-    """Numbers of runs."""
-    seconds: PositiveFloat = 2.0
-    """Each of the three tries of a row takes about this long."""
-    evaluate: bool = True
-    """Measure evaluation as well."""
-    out: str | None = None
-    """Write the rows to this CSV file."""
-
-
-def bench(config: Config, options: BenchOptions, show: bool = True) -> list[Measured]:
-    """Measure, and print the table.
-
-    Args:
-        config: of a floq agent; its task gives the sizes of observations and actions.
-        options: what to measure.
-        show: print.
-
-    Raises:
-        UserError: the agent's critic has no K, the environment is missing, or the file cannot be written.
-    """
-    ks, fleets, out = options.ks, options.fleets, options.out
-    display, path = Display(show), user_path(out) if out else None
-    if config.agent.critic_name != "floq":
-        raise UserError(f"floq bench varies K, and critic {config.agent.critic_name!r} has none: leave out --agent")
-    if config.env_name is None:
-        raise UserError("floq bench takes its sizes from a task: give --env_name")
-    if path:
-        if path.is_dir():
-            raise UserError(f"--out={out}: this is a folder, name a file")
-        check_writable(path.parent, "choose another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    use_all_cores(max(fleets) * config.batch_devices)
-    display.note(f"device  {device()}")
-    Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
-    check_built(config)
-    env = environments.make(config.env_name, config.success_timing)
-    obs_spec, action_dim = probe(env)
-    data = synthetic_data(obs_spec, action_dim)
-    devices = jax.local_devices()
-    machine = f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, {cores()} cores"
-    display.note(f"{date.today()}, {machine}")
-    display.note(f"{config.env_name}: {obs_spec.dim} observations, {action_dim} actions")
-    peaks = matmul_peaks(config)
-    square, precision = square_size(), _precision(config)
-    display.note(
-        f"matrix products in {precision}, one device: {_rate(peaks.square)} at {square} x {square}, "
-        f"{_rate(peaks.layers)} at the shape of a hidden layer"
-    )
-    episodes = None
-    if options.evaluate:
-        episodes = evaluation_rates(config, make_agent(config, data).policy, env)
-        ratio = episodes.batched / episodes.one_by_one
-        display.note(
-            f"evaluation: {episodes.batched:.2f} episodes/s, {episodes.one_by_one:.2f} one after another: {ratio:.1f}x"
-        )
-    env.close()
-    rows: list[Measured] = []
-    total = len(fleets) * (len(ks) + 1)
-    with display.bar("bench", total) as update_bar:
-        for runs in fleets:
-            done = len(rows)
-            prepared = lambda count, done=done, runs=runs: update_bar(done + count // 2, runs=runs)  # noqa: E731
-            rows += measure(config, ks, runs, data, peaks, episodes, options.seconds, prepared)
-            update_bar(len(rows), runs=runs)
-            if path:
-                _write(path, rows)
-    steps = f"job: {config.offline_steps:,} updates"
-    if options.evaluate:
-        steps += f", {config.eval_episodes} episodes every {config.eval_interval:,}"
-    display.columns(f"{config.env_name}, {precision}; {steps}", HEADER, [_cells(row) for row in rows])
-    return rows
-
-
-def synthetic_data(obs_spec: ObsSpec | int, action_dim: int) -> Dataset:
-    """Random transitions; what they are does not matter for speed."""
-    rng = np.random.default_rng(0)
-    ends = np.arange(1, ROWS + 1) % 1000 == 0
-    obs, act = rng.normal(size=(ROWS, *ObsSpec.of(obs_spec).shape)), rng.uniform(-1, 1, (ROWS, action_dim))
-    return Dataset.from_rows(obs, act, -np.ones(ROWS), np.ones(ROWS), ends)
-
-
-def contenders(config: Config, ks: Sequence[int]) -> dict[tuple[str, int | None], Config]:
-    """Return the configurations to compare: floq with each K, and FQL with the same actor and the same widths."""
-    found: dict[tuple[str, int | None], Config] = {}
-    for k in ks:
-        critic = dataclasses.replace(config.agent.critic, critic_flow_steps=k)
-        found["floq", k] = dataclasses.replace(config, agent=dataclasses.replace(config.agent, critic=critic))
-    fields = {f.name for f in dataclasses.fields(settings_type("scalar", "fql"))}
-    shared = {name: value for name, value in config.agent.flat().items() if name in fields}
-    fql = configure(config.env_name, "fql").agent.flat() | shared
-    found["fql", None] = dataclasses.replace(config, agent=AgentConfig.from_flat("scalar", "fql", fql))
-    return found
-
-
-def fleet_of(config: Config, runs: int, data: Dataset, layout: Layout | None = None) -> Fleet:
-    """Make a fleet of fresh agents that differ in their seeds."""
-    layout, data = layout or Layout.for_runs(runs, config.batch_devices), data.for_chunks(config.agent.action_chunk)
-    both, seeds = FleetData.of([data]), range(runs)
-    agents = [make_agent(dataclasses.replace(config, seed=seed), data) for seed in seeds]
-    batches, validations = [Keys.of(seed).batches for seed in seeds], [Keys.of(seed).validation for seed in seeds]
-    return Fleet(agents, [0] * runs, both, both, batches, validations, layout)
-
-
-def measure(
-    config: Config,
-    ks: Sequence[int],
-    runs: int,
-    data: Dataset,
-    peaks: Peaks,
-    episodes: EpisodeRates | None,
-    seconds: float,
-    prepared: Callable[[int], object] = lambda count: None,
-) -> list[Measured]:
-    """All rows of one fleet size, measured alternately; the best of a few tries. Their fleets are in memory together;
-    `prepared` is called with the number of those that are."""
-    configs, data = contenders(config, ks), data.for_chunks(config.agent.action_chunk)
-    fleets: dict[Any, Fleet] = {}
-    compiling: dict[Any, float] = {}
-    memory: dict[Any, int] = {}
-    steps: dict[Any, int] = {}
-    for name, one in configs.items():
-        fleet = fleets[name] = fleet_of(one, runs, data)
-        started = time.perf_counter()
-        used = fleet.compile().memory_analysis()
-        compiling[name] = time.perf_counter() - started
-        memory[name] = 0
-        if used is not None:
-            memory[name] = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
-            memory[name] = fleet.devices * (memory[name] - used.alias_size_in_bytes)  # it is said of one device
-        fleet.advance(1)
-        steps[name] = repetitions_for(fleet.advance, seconds)
-        prepared(len(fleets))
-    best = best_in_turn({name: fleet.advance for name, fleet in fleets.items()}, steps)
-    # The cores that pose as devices of a CPU share one peak; accelerators have one each.
-    peak = max(peaks) * (1 if jax.default_backend() == "cpu" else fleets["fql", None].devices)
-    rows = []
-    for (agent, k), one in configs.items():
-        per_update = best[agent, k]
-        flops = cost_of(one.agent, *data.dims).update_flops
-        rows.append(
-            Measured(
-                agent,
-                k,
-                runs,
-                1 / per_update,
-                runs / per_update,
-                per_update / best["fql", None],
-                flops,
-                runs * flops / per_update / peak,
-                memory[agent, k],
-                compiling[agent, k],
-                _job_seconds(one, runs, per_update, episodes),
-            )
-        )
-    return rows
-
-
-def _job_seconds(config: Config, runs: int, per_update: float, episodes: EpisodeRates | None) -> float:
-    """Of a whole training of all runs. Evaluation goes on beside an accelerator, and takes turns with it on a CPU."""
-    training = config.offline_steps * per_update
-    if episodes is None:
-        return training
-    evaluations = runs * (1 + config.offline_steps // config.eval_interval) if config.eval_interval else 0
-    evaluating = evaluations * config.eval_episodes / episodes.batched
-    return training + evaluating if jax.default_backend() == "cpu" else max(training, evaluating)
-
-
-HEADER = "agent", "K", "runs", "updates/s", "run-upd/s", "to fql", "GFLOP", "% peak", "MB", "comp. s", "job h"
-
-
-def _cells(row: Measured) -> list[str]:
-    return [
-        row.agent,
-        "-" if row.k is None else str(row.k),
-        str(row.runs),
-        f"{row.updates:.4g}",
-        f"{row.run_updates:.4g}",
-        f"{row.to_fql:.2f}",
-        f"{row.flops / 1e9:.3g}",
-        f"{100 * row.share_of_peak:.0f}",
-        f"{row.memory / 1e6:.0f}",
-        f"{row.compile_seconds:.1f}",
-        f"{row.job_seconds / 3600:.2f}",
-    ]
-
-
-def _precision(config: Config) -> str:
-    """Return the name of the precision; a CPU has no TF32."""
-    return "f32" if config.precision == "tf32" and jax.default_backend() == "cpu" else config.precision
-
-
-def _rate(flops: float) -> str:
-    return f"{flops / 1e12:.0f} TFLOP/s" if flops > 5e12 else f"{flops / 1e9:.0f} GFLOP/s"
-
-
-def _write(path: Path, rows: Sequence[Measured]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Measured._fields)
-        writer.writerows(rows)
+        return times * episodes / seconds_of(lambda: [evaluator(policy, 0, step) for step in range(1, times + 1)])

@@ -3,18 +3,22 @@
 The agents of a fleet share their static settings, so their states stack: every array gets a leading run axis. What
 differs between runs is all traced: keys, hypers, value range, and which task's rewards and masks they learn from. The
 trajectories lie on the device once.
+
+The layout on devices affects speed only. An accelerator wants few large kernels: the runs are vmapped. A CPU core wants
+small matrices that stay in its cache: each core is a device of its own, the runs are divided among them, and those of
+one core follow one another. Several accelerators share the runs likewise; several may also share each run's batch.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent.agent import Agent, Info, zeros_like_info
@@ -23,9 +27,80 @@ from floq.agent.state import ValueRange
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
 from floq.data.replay import Mixture
-from floq.training.sharding import Layout, for_each_run
+from floq.utils.errors import UserError
 
 RunKeys: TypeAlias = Key[Array, " runs"]
+
+# --- Layout of the runs on devices ---
+
+
+class Layout(NamedTuple):
+    """The devices of a fleet, how many of them share each run's batch, and whether the runs of a device are vmapped."""
+
+    devices: tuple[Any, ...]
+    batched: bool
+    batch_devices: int = 1
+
+    @classmethod
+    def for_runs(cls, runs: int, batch_devices: int = 1) -> "Layout":
+        """Return the layout that suits the backend.
+
+        Raises:
+            UserError: there are not as many devices as are to share a batch.
+        """
+        devices = jax.local_devices()
+        if batch_devices > len(devices):
+            there = f"this process has {len(devices)} (the cores of a CPU count if JAX was not in use before)"
+            raise UserError(f"--batch_devices={batch_devices}: {there}, give at most as many")
+        places = min(len(devices) // batch_devices, runs)
+        return cls(tuple(devices[: places * batch_devices]), devices[0].platform != "cpu", batch_devices)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices, along the run axis and along the batch."""
+        return Mesh(np.array(self.devices).reshape(-1, self.batch_devices), ("runs", "batch"))
+
+    def divide_batch(self, batch: Batch) -> Batch:
+        """Lay the rows of a run's batch on the devices that share it."""
+        if self.batch_devices == 1:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
+
+
+def for_each_run(
+    function: Callable[..., PyTree], layout: Layout, own: tuple, shared: tuple, local: tuple = ()
+) -> PyTree:
+    """Apply `function(*own, *shared, *local)` to every run: `own` has a leading run axis, `shared` is the same for all,
+    and `local` is shared by the runs of a device (its first axis holds one device after another)."""
+
+    def on_one_device(own: tuple, shared: tuple, local: tuple) -> PyTree:
+        one = lambda own: function(*own, *shared, *local)  # noqa: E731
+        runs = jax.tree.leaves(own)[0].shape[0]
+        if runs == 1:
+            return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], own)))
+        return jax.vmap(one)(own) if layout.batched else jax.lax.map(one, own)
+
+    everywhere, divided = PartitionSpec(), PartitionSpec("runs")
+    return on_each_device(on_one_device, layout, (own, shared, local), (divided, everywhere, divided))
+
+
+def on_each_device(
+    function: Callable[..., PyTree], layout: Layout, arguments: tuple, specs: tuple[PartitionSpec, ...]
+) -> PyTree:
+    """Apply `function(*arguments)` on every device to its part of what the specs divide. Results are divided."""
+    if len(layout.devices) == 1:
+        return function(*arguments)
+    return jax.shard_map(
+        function,
+        mesh=layout.mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec("runs"),
+        axis_names={"runs"},
+        check_vma=False,
+    )(*arguments)
+
+
+# --- The fleet ---
 
 
 class FleetData(eqx.Module):
@@ -39,9 +114,12 @@ class FleetData(eqx.Module):
 
     @classmethod
     def of(cls, tasks: Sequence[Dataset]) -> "FleetData":
-        """From one dataset for each task, all over the same trajectories or each over its own."""
-        if any(task.observations is not tasks[0].observations for task in tasks):
-            tasks = _end_to_end(tasks)
+        """Combine one dataset for each task, all over the same trajectories or each over its own."""
+        if any(task.observations is not tasks[0].observations for task in tasks):  # its trajectories, end to end
+            names, first = Trajectories._fields, np.cumsum([0, *(len(task.ends) for task in tasks[:-1])])
+            rows: dict[str, Any] = {name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in names}
+            both = zip(first, tasks, strict=True)
+            tasks = [dataclasses.replace(task, **rows, starts=task.starts + int(at)) for at, task in both]
         rewards, masks = (jnp.stack([getattr(task, key) for task in tasks]) for key in ("rewards", "masks"))
         first = tasks[0]
         # Chunks of actions start where they reach a termination, and each task has its own.
@@ -64,28 +142,10 @@ class FleetData(eqx.Module):
         return dataclasses.replace(task, starts=self.starts[number], num_starts=self.counts[number])
 
 
-def _end_to_end(tasks: Sequence[Dataset]) -> list[Dataset]:
-    """Concatenate the trajectories of the tasks, and return the tasks over all of them."""
-    rows: dict[str, Any] = {
-        name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in Trajectories._fields
-    }
-    first = np.cumsum([0, *(len(task.ends) for task in tasks[:-1])])
-    return [
-        dataclasses.replace(task, **rows, starts=task.starts + int(at)) for at, task in zip(first, tasks, strict=True)
-    ]
-
-
 class Fleet:
-    """The agents of several runs, and the program that trains them.
-
-    Args:
-        agents: one for each run, all with the same static settings.
-        tasks: for each run, which task of the data it learns.
-        train, validation: the data.
-        batch_keys, validation_keys: for each run, the stream that its batches are drawn with.
-
-    What lies along the run axis has an entry for each of `slots`, which holds numbers of runs.
-    """
+    """The agents of several runs, with the same static settings, and the program that trains them. Each run has a task
+    of the data, and streams that its batches are drawn with. What lies along the run axis has an entry for each of
+    `slots`, which holds numbers of runs."""
 
     def __init__(
         self,
@@ -99,7 +159,8 @@ class Fleet:
     ):
         self._runs = len(agents)
         self.layout = layout or Layout.for_runs(self._runs)
-        self.slots = [min(slot, self._runs - 1) for slot in range(self.layout.slots(self._runs))]
+        places = self.layout.mesh.shape["runs"]  # each holds as many runs, so the last may be idle copies
+        self.slots = [min(slot, self._runs - 1) for slot in range(-(-self._runs // places) * places)]
         everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
         self.agents: Agent = self.place(agents)
         self.tasks = self.place([jnp.int32(task) for task in tasks])
@@ -107,7 +168,8 @@ class Fleet:
         self.train, self._validation = (jax.device_put(data, everywhere) for data in (train, validation))
         self._program: Callable[..., Any] = partial(_train_steps, layout=self.layout)
         self.fault_codes = self.place([jnp.int32(OK)] * self._runs)
-        self._stop = max((int(agent.step) for agent in agents), default=0)
+        self.step = max(int(agent.step) for agent in agents)
+        """How many updates every run has behind it, but for those at a fault."""
 
     def __len__(self) -> int:
         return self._runs
@@ -115,17 +177,8 @@ class Fleet:
     def place(self, values: Sequence[Any]) -> Any:
         """Stack a value of each run along the run axis, on the devices that hold the runs."""
         divided = NamedSharding(self.layout.mesh, PartitionSpec("runs"))
-        return jax.device_put(_stacked([values[run] for run in self.slots]), divided)
-
-    @property
-    def devices(self) -> int:
-        """On how many devices it lies."""
-        return len(self.layout.devices)
-
-    @property
-    def step(self) -> int:
-        """How many updates every run has behind it, but for those at a fault."""
-        return self._stop
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(values[run] for run in self.slots))
+        return jax.device_put(stacked, divided)
 
     @property
     def faults(self) -> list[int]:
@@ -140,7 +193,7 @@ class Fleet:
         self.fault_codes = self.place([jnp.int32(code) for code in codes])
 
     def agent(self, run: int) -> Agent:
-        """One run's agent, as if it had been alone."""
+        """Return one run's agent, as if it had been alone."""
 
         def of_run(x: Any) -> Any:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # a slice of keys would count as their use
@@ -159,7 +212,7 @@ class Fleet:
     def train_with(self, program: Callable[..., Any], num_steps: int, *arguments: Any) -> tuple[Any, ...]:
         """Let `program(agents, faults, tasks, batch keys, data, stop, *arguments)` train all runs `num_steps` updates
         further. It returns the agents and their faults; what it returns besides is returned here."""
-        self._stop += num_steps
+        self.step += num_steps
         self.agents, self.fault_codes, *others = program(*self._arguments(), *arguments)
         return tuple(others)
 
@@ -173,12 +226,11 @@ class Fleet:
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of `advance` now, and return it for its analyses."""
-        program = _train_steps.lower(*self._arguments(), layout=self.layout).compile()
-        self._program = program
+        self._program = program = _train_steps.lower(*self._arguments(), layout=self.layout).compile()
         return program
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self.agents, self.fault_codes, self.tasks, self.batch_keys, self.train, np.int32(self._stop)
+        return self.agents, self.fault_codes, self.tasks, self.batch_keys, self.train, np.int32(self.step)
 
     def validate(self) -> list[dict[str, float]]:
         """Return, for each run, the metrics of `update` on one batch of held-out data, and the critic's diagnosis
@@ -186,7 +238,7 @@ class Fleet:
         return self.divided(_validate(self.agents, self.tasks, self._validation_keys, self._validation, self.layout))
 
     def return_ranges(self) -> list[tuple[float, float]]:
-        """For each run between which numbers discounted returns lie, as far as its rewards are known."""
+        """Return, for each run, the range of discounted returns that its known rewards allow."""
         scales = jax.device_get(jax.vmap(lambda agent: agent.scale)(self.agents))
         ends = (r / (1 - scales.discount) for r in (scales.r_min, scales.r_max))
         return [(float(low), float(high)) for low, high in zip(*ends, strict=True)][: self._runs]
@@ -238,15 +290,12 @@ def train_steps(
     are divided into calls. The step to stop at is traced: one program serves every length.
     """
 
-    def goes_on(carry):
-        agent, fault, _ = carry
-        return (fault == OK) & (agent.step < stop)
-
     def step(carry):
         agent, _, _ = carry
         agent, info, fault = agent.update_if_finite(divide_batch(sample_batch(agent, dataset, batch_key)))
         return agent, fault, info
 
+    goes_on = lambda carry: (carry[1] == OK) & (carry[0].step < stop)  # noqa: E731
     info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
     return jax.lax.while_loop(goes_on, step, (agent, fault, info))
 
@@ -254,11 +303,5 @@ def train_steps(
 def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) -> Batch:
     """Draw the batch of the agent's next update, which depends on the agent's step and settings, and on the stream
     `key`."""
-    static = agent.static
-    step_key = jax.random.fold_in(key, agent.step)
-    sizes = static.batch_size, static.n_step
-    return dataset.sample(step_key, *sizes, agent.hypers.discount, static.action_chunk)
-
-
-def _stacked(values: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
+    static, step_key = agent.static, jax.random.fold_in(key, agent.step)
+    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount, static.action_chunk)

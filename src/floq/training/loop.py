@@ -8,114 +8,128 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from floq.agent.policy import Policy
+from floq.agent.state import Keys
 from floq.analysis.health import health_warnings
 from floq.analysis.metrics import primary_score
 from floq.analysis.results import scores
 from floq.data.replay import ReplaySnapshot
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
-from floq.evaluation.held_out import HeldOutEvaluator
+from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
+from floq.evaluation.rollouts import Evaluation
 from floq.runs import checkpoint
-from floq.runs.checkpoint import prune
+from floq.runs.checkpoint import Checkpoint, prune
 from floq.runs.config import Config
+from floq.runs.loggers import CsvLogger, MetricSinks
+from floq.runs.run import Run
 from floq.training.divergence import Divergences
 from floq.training.fleet import Fleet
 from floq.training.online import Online
-from floq.training.run_logger import RunLogger
 from floq.training.schedule import Clocks, Rate, Schedule
+from floq.utils import files
 from floq.utils.errors import Failed, Interrupted
 from floq.utils.progress import Display
 
 MAX_PENDING = 2  # evaluations of the fleet that may wait; then training waits for them
 
 
+class Found(NamedTuple):
+    """The state that a run goes on from: its checkpoint and its replay; neither if it begins."""
+
+    saved: Checkpoint | None = None
+    replay: ReplaySnapshot | None = None
+
+    @property
+    def step(self) -> int:
+        return self.saved.step if self.saved else 0
+
+
 class Loop:
-    """Trains a fleet of runs from their present step to the last.
+    """Trains a fleet of runs, whose logs end at their present step, to the last.
 
     Args:
-        loggers: the runs, with logs that end at their step. They share numbers of steps, intervals and episodes.
-        fleet: their agents, with the data.
+        loggers, fleet: the runs, which share numbers of steps, intervals and episodes; and their agents.
         evaluator: runs episodes beside the training; without an environment, evaluates on held-out data.
         display: shows progress.
-        clocks: time spent so far, from the checkpoint; empty for fresh runs.
         started: when this process began with the runs, by `time.monotonic`.
-        step: the present step of the runs.
-        recorded: for each run its replay, where it has one.
+        found: for each run what it goes on from, at the same step.
+        received: signals appear here.
     """
 
     def __init__(
         self,
-        loggers: Sequence[RunLogger],
+        loggers: Sequence["RunLogger"],
         fleet: Fleet,
         evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
         display: Display,
-        clocks: Mapping[str, float],
         started: float,
-        step: int = 0,
-        recorded: Sequence[ReplaySnapshot | None] = (),
+        found: Sequence[Found],
+        received: list[int],
     ):
         self.loggers, self.fleet = loggers, fleet
         self._config: Config = loggers[0].config
-        self._display = display
-        self._clocks = Clocks(clocks, started)
-        self._step, self._schedule = step, Schedule(self._config)
-        self._divergences = Divergences(loggers, fleet, self._schedule, display, self._save_run)
-        self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks)
-        self._saved_at, self._saved_step = started, step or None
-        self._logged_at, self._logged_step = time.monotonic(), step
+        self._display, self._received = display, received
+        first = found[0].saved
+        self._clocks = Clocks(first.clocks if first else {}, started)
+        self._step, self._schedule = found[0].step, Schedule(self._config)
+        runs = [logger.run for logger in loggers]
+        self._divergences = Divergences(runs, fleet, self._schedule, display, self._save_run)
+        self.diverged = self._divergences.stopped
+        """By run, a message about each that diverged and stopped."""
+        self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks, received)
+        self._saved_at, self._saved_step = started, self._step or None
+        self._logged_at, self._logged_step = time.monotonic(), self._step
         self._online: Online | None = None  # from the first environment step on
-        self._recorded = list(recorded) or [None] * len(loggers)
+        self._pending = [one.saved.pending if one.saved else {} for one in found]
+        self._recorded = [one.replay for one in found]
         self._owes_rows = False  # whether rows of this step are still to be written
         self._warned: set[tuple[int, str]] = set()  # runs, and what was warned of
 
-    def run(self, received: list[int], pending: Sequence[Mapping[int, Policy]] = ()) -> None:
+    def run(self) -> None:
         """Train to the last step.
 
-        Args:
-            received: signals appear here.
-            pending: for each run by step, the policies of evaluations that the checkpoint says were not finished.
-
         Raises:
-            Interrupted: a signal appeared in `received`; a checkpoint is written before.
+            Interrupted: a signal was received; a checkpoint is written before.
             Failed: an environment failed. A checkpoint is written before any error is raised. Runs that diverged raise
                 nothing; see `diverged`.
         """
-        schedule, first, last = self._schedule, self._step, self._schedule.last_step
+        schedule, evaluations, received = self._schedule, self._evaluations, self._received
+        first, last = self._step, schedule.last_step
         with contextlib.ExitStack() as workers, self._saved_if_it_fails():
-            self._evaluations.begin_again(pending)
+            for step in sorted({step for policies in self._pending for step in policies}):
+                evaluations.submit(step, {run: own[step] for run, own in enumerate(self._pending) if step in own})
             if first and schedule.evaluation_due(first):
-                self._evaluations.complete(first, self._active, received)
+                evaluations.begin(first, self._active)  # those that have no row for this step yet
             with self._display.bar("train", last, start=first) as update_bar:
                 while self._step < last and self._active and not received:
                     if schedule.is_online(self._step):  # environment steps, with gradient steps beside them
-                        infos = self._advance_online(workers, received)
+                        infos = self._advance_online(workers)
                     else:  # gradient steps on the data
                         stop = schedule.next_stop(self._step, self._clocks.updates.per_call())
                         with self._clocks.timed(self._clocks.updates, stop - self._step):
                             infos = self.fleet.advance(stop - self._step)
                         self._step = stop
                     infos = self._divergences.handle(self._step, infos)
-                    self._log_and_evaluate(infos, received)
-                    self._evaluations.take()
-                    self._evaluations.wait(MAX_PENDING * len(self.loggers), received)
+                    self._log_and_evaluate(infos)
+                    evaluations.take()
+                    evaluations.wait(MAX_PENDING * len(self.loggers))
                     if schedule.save_due(self._step) or self._save_is_late or received:
                         self._save()
-                    update_bar(
-                        self._step, line=schedule.due(self._step, self._config.eval_interval), **self._state(infos)
-                    )
-            waiting = len(self._evaluations.pending)
-            self._evaluations.wait(0, received)
-            if self._saved_step != self._step or waiting != len(self._evaluations.pending):
+                    row_due = schedule.due(self._step, self._config.eval_interval)
+                    update_bar(self._step, line=row_due, **self._state(infos))
+            waiting = len(evaluations.pending)
+            evaluations.wait(0)
+            if self._saved_step != self._step or waiting != len(evaluations.pending):
                 self._save()  # the signal came after this step's turn, or what is pending, and the clock, changed since
             if received:
                 name = signal.Signals(received[0]).name
                 raise Interrupted(f"stopped by {name} {self._stopped}", received[0])
 
-    def _log_and_evaluate(self, infos: list[dict[str, float]], received: list[int]) -> None:
+    def _log_and_evaluate(self, infos: list[dict[str, float]]) -> None:
         """Write the row of the log and begin the evaluation that are due at this step: a run that is resumed from here
         does neither again."""
         self._owes_rows = True
@@ -124,7 +138,7 @@ class Loop:
             self._log(self._step, infos, (now - self._logged_at) / (self._step - self._logged_step))
             self._logged_at, self._logged_step = now, self._step
         if self._schedule.evaluation_due(self._step):
-            self._evaluations.begin(self._step, self._active, received)
+            self._evaluations.begin(self._step, self._active)
         self._owes_rows = False
 
     @contextlib.contextmanager
@@ -151,13 +165,7 @@ class Loop:
 
     @property
     def _active(self) -> list[int]:
-        """The runs that have not diverged and stopped."""
         return self._divergences.active
-
-    @property
-    def diverged(self) -> dict[int, str]:
-        """By run, a message about each that diverged and stopped."""
-        return self._divergences.stopped
 
     def summary(self, run: int) -> dict[str, Any]:
         """Return the content of a run's `summary.json`."""
@@ -176,16 +184,15 @@ class Loop:
             **found,
         }
 
-    def _advance_online(self, workers: contextlib.ExitStack, received: list[int]) -> list[dict[str, float]]:
+    def _advance_online(self, workers: contextlib.ExitStack) -> list[dict[str, float]]:
         """Take environment steps, with updates beside them, to the next stop. If an environment fails on the way, write
         the rows due at the step reached before raising."""
         c = self._config
         if self._online is None:
-            configs, done = [logger.config for logger in self.loggers], self._step - c.offline_steps
-            explored = [logger.last_row for logger in self.loggers]
-            online = Online(configs, self.fleet, done, self._recorded, self._display, explored)
-            self._online = workers.enter_context(online)
-            self._recorded = []
+            configs, rows = [[getattr(one, name) for one in self.loggers] for name in ("config", "last_row")]
+            done = self._step - c.offline_steps
+            online = Online(configs, self.fleet, done, self._recorded, self._display, rows)
+            self._online, self._recorded = workers.enter_context(online), []
         first, rate = self._step, self._online_rate
         stop = self._schedule.next_stop(first, rate.per_call(c.num_envs))
         with self._clocks.timed(rate, stop - first):
@@ -194,10 +201,10 @@ class Loop:
             except Exception:
                 self._step = c.offline_steps + self._online.steps
                 if self._step > first:
-                    self._log_and_evaluate(self._online.infos(), received)
+                    self._log_and_evaluate(self._online.fleet.infos())
                 raise
             self._step = stop
-            return self._online.infos()
+            return self._online.fleet.infos()
 
     @property
     def _online_rate(self) -> Rate:
@@ -217,7 +224,8 @@ class Loop:
         held_out, ranges = self.fleet.validate(), self.fleet.return_ranges()
         for number in self._active:
             logger = self.loggers[number]
-            row = _named("training", infos[number]) | _named("validation", held_out[number]) | times
+            losses = {"training": infos[number], "validation": held_out[number]}
+            row = {f"{part}/{name}": x for part, info in losses.items() for name, x in info.items()} | times
             if self._online is not None:
                 row |= self._online.statistics(number)
             logger.log_training(step, row)
@@ -225,8 +233,6 @@ class Loop:
                 if (number, warning) not in self._warned:
                     self._warned.add((number, warning))
                     self._display.note(f"warning seed {logger.config.seed}, step {step}: {what}")
-
-    # --- checkpoints ---
 
     @property
     def _save_is_late(self) -> bool:
@@ -253,119 +259,123 @@ class Loop:
         logger = self.loggers[run]
         logger.sync()
         waiting = {request.step: request.policy for request in self._evaluations.pending if request.run == run}
-        folder, clocks = logger.run.folder / "checkpoints", self._clocks.to_json()
-        agent, own = self.fleet.agent(run), {"step": step, "replay": replay}
-        checkpoint.save(folder, agent, logger.config, clocks, waiting, **own)
-
-    # --- what is shown ---
+        folder, agent, clocks = logger.run.folder / "checkpoints", self.fleet.agent(run), self._clocks.to_json()
+        checkpoint.save(folder, agent, logger.config, clocks, waiting, step=step, replay=replay)
 
     def _state(self, infos: list[dict[str, float]]) -> dict[str, str]:
         """Return the fields of the progress line: means over the fleet."""
         state = {}
-        known = [found for logger in self.loggers if (found := primary_score(logger.scores))]
-        if known:
+        if known := [found for logger in self.loggers if (found := primary_score(logger.scores))]:
             state[known[0][0].short] = f"{np.mean([value for _, value in known]):.3g}"
         if self._online is not None and (rate := self._online_rate.per_second):
             state["env steps/s"] = f"{rate:.0f}"
         elif self._updates_per_second:
-            state["updates/s"] = f"{self._updates_per_second:.0f}" + (
-                f" x {len(self.loggers)}" if len(self.loggers) > 1 else ""
-            )
+            times = f" x {len(self.loggers)}" if len(self.loggers) > 1 else ""
+            state["updates/s"] = f"{self._updates_per_second:.0f}{times}"
         if self._evaluations.pending:
             state["evaluating"] = f"step {self._evaluations.pending[0].step}"
-        if not self._active or (self._online is not None and not self._online.has_learned):
+        if not self._active or (self._online is not None and not self._online.fleet.has_learned):
             return state
         losses = {"Q": "critic/q", "critic": "critic/critic_loss", "actor": "actor/actor_loss"}
         mean = {name: np.mean([infos[run][metric] for run in self._active]) for name, metric in losses.items()}
         return state | {name: f"{value:.3g}" for name, value in mean.items()}
 
 
-def _named(prefix: str, info: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in info.items()}
-
-
 # --- Evaluations ---
 
 
 class Evaluations:
-    """Evaluations of the runs of a fleet, each of which becomes a row of its run's eval.csv.
-
-    Args:
-        loggers: the runs on disk.
-        fleet: their agents.
-        evaluator: runs episodes beside the training; or one evaluator of held-out data a run, which runs at once.
-        display: shows progress.
-        clocks: those of the runs.
-    """
+    """Evaluations of the runs of a fleet, each of which becomes a row of its run's eval.csv: in the background, or at
+    once if they are on held-out data. See `Loop` for the arguments."""
 
     def __init__(
         self,
-        loggers: Sequence[RunLogger],
+        loggers: Sequence["RunLogger"],
         fleet: Fleet,
         evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
         display: Display,
         clocks: Clocks,
+        received: list[int],
     ):
         self._loggers, self._fleet, self._display, self._clocks = loggers, fleet, display, clocks
-        self._background = evaluator if isinstance(evaluator, BackgroundEvaluator) else None
-        self._held_out = None if isinstance(evaluator, BackgroundEvaluator) else evaluator
+        self._received, self._evaluator = received, evaluator
 
     @property
     def pending(self) -> list[EvaluationRequest]:
         """Evaluations that were begun and have not ended."""
-        return self._background.pending if self._background is not None else []
+        return self._evaluator.pending if isinstance(self._evaluator, BackgroundEvaluator) else []
 
-    def begin_again(self, pending: Sequence[Mapping[int, Policy]]) -> None:
-        """Restart those that had not ended when the runs were stopped: for each run by step, the policies."""
-        waiting = [(at, run, policy) for run, policies in enumerate(pending) for at, policy in policies.items()]
-        for at in sorted({at for at, _, _ in waiting}):
-            self._submit(at, {run: policy for step, run, policy in waiting if step == at})
-
-    def begin(self, step: int, runs: Sequence[int], received: list[int]) -> None:
-        """Evaluate these runs at this step, in the background; or on held-out data, now, unless a signal appears in
-        `received`: then a resumed run does so."""
-        if self._held_out is not None:
-            return self.complete(step, runs, received)
-        self._submit(step, {run: self._fleet.agent(run).policy for run in runs})
-
-    def complete(self, step: int, runs: Sequence[int], received: list[int]) -> None:
-        """Evaluate on held-out data those of the runs that have no row for this step yet; nothing if they have
-        episodes."""
-        if self._held_out is None:
-            return
+    def begin(self, step: int, runs: Sequence[int]) -> None:
+        """Evaluate those of these runs that are not evaluated at this step. On held-out data, a signal ends that: then
+        a resumed run does so."""
+        if isinstance(self._evaluator, BackgroundEvaluator):
+            return self.submit(step, {run: self._fleet.agent(run).policy for run in runs})
         for run in runs:
-            if self._is_evaluated(run, step):
-                continue
-            logger, seconds = self._loggers[run], self._clocks.seconds
-            look, agent = self._held_out[run], self._fleet.agent(run)
-            evaluation = look(agent, logger.config.seed, step, should_stop=lambda: bool(received))
-            if evaluation is not None:
-                logger.log_evaluation(evaluation, seconds)
+            if not self._is_evaluated(run, step):
+                logger, seconds = self._loggers[run], self._clocks.seconds
+                own = self._fleet.agent(run), logger.config.seed, step
+                if evaluation := self._evaluator[run](*own, should_stop=lambda: bool(self._received)):
+                    logger.log_evaluation(evaluation, seconds)
+
+    def submit(self, step: int, policies: Mapping[int, Policy]) -> None:
+        """Evaluate policies of runs at this step in the background, unless that is done or begun."""
+        assert isinstance(self._evaluator, BackgroundEvaluator)
+        begun, now = {request.run for request in self.pending if request.step == step}, self._clocks.seconds
+        waiting = [run for run in policies if run not in begun and not self._is_evaluated(run, step)]
+        self._evaluator.submit([EvaluationRequest(run, step, policies[run], now) for run in waiting])
 
     def take(self, wait: float = 0.0) -> None:
         """Log finished evaluations; wait up to `wait` seconds for the first."""
-        if self._background is not None:
-            for request, evaluation in self._background.finished(wait):
+        if isinstance(self._evaluator, BackgroundEvaluator):
+            for request, evaluation in self._evaluator.finished(wait):
                 self._loggers[request.run].log_evaluation(evaluation, request.seconds)
 
-    def wait(self, most: int, received: list[int]) -> None:
+    def wait(self, most: int) -> None:
         """Wait until at most `most` are pending, or a signal arrives."""
-        if self._background is None or len(self.pending) <= most:
+        if not isinstance(self._evaluator, BackgroundEvaluator) or len(self.pending) <= most:
             return
-        episodes = self._loggers[0].config.eval_episodes
-        total = len(self.pending) - most
-        with self._display.bar("evaluate", total * episodes) as update_bar:
-            while len(self.pending) > most and not received:
+        episodes, begun = self._loggers[0].config.eval_episodes, len(self.pending)
+        with self._display.bar("evaluate", (begun - most) * episodes) as update_bar:
+            while len(self.pending) > most and not self._received:
                 self.take(wait=0.2)
-                finished = total - (len(self.pending) - most)
-                done = finished * episodes + self._background.episodes_done
-                update_bar(min(done, total * episodes))
+                done = (begun - len(self.pending)) * episodes + self._evaluator.episodes_done
+                update_bar(min(done, (begun - most) * episodes))
 
     def _is_evaluated(self, run: int, step: int) -> bool:
         return step in self._loggers[run].run.evaluations().get("step", [])
 
-    def _submit(self, step: int, policies: Mapping[int, Policy]) -> None:
-        assert self._background is not None
-        now = self._clocks.seconds
-        waiting = [run for run in policies if not self._is_evaluated(run, step)]
-        self._background.submit([EvaluationRequest(run, step, policies[run], now) for run in waiting])
+
+class RunLogger:
+    """Writes the logs of one run, to its folder and to the sinks it asks for, from `step` on."""
+
+    def __init__(self, run: Run, step: int = 0):
+        self.run, self.config = run, run.config
+        self._sinks = MetricSinks(run.folder, run.config, step)
+        self.keys = Keys.of(run.config.seed)
+        self.train_log, self.eval_log = CsvLogger(run.folder / "train.csv"), CsvLogger(run.folder / "eval.csv")
+        self.scores = {name: column[-1] for name, column in run.evaluations().items()}
+        self.last_row = {name: column[-1] for name, column in run.training().items()}
+
+    def log_evaluation(self, evaluation: Evaluation | HeldOutEvaluation, seconds: float) -> None:
+        """Write a row of eval.csv."""
+        self.scores = evaluation.summary()
+        self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})
+
+    def log_training(self, step: int, row: Mapping[str, float]) -> None:
+        """Write a row of train.csv."""
+        self._log(self.train_log, step, row)
+
+    def sync(self) -> None:
+        """Flush the rows to the disk: a resumed run does not write those before its checkpoint again."""
+        for log in (self.train_log, self.eval_log):
+            log.sync()
+        files.sync(self.run.folder)
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
+        for destination in (log, *self._sinks):
+            destination.log(step, dict(row))

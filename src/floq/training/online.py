@@ -24,11 +24,10 @@ from floq.agent.state import Keys, ValueRange
 from floq.critics import CRITICS
 from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot, window_size
 from floq.envs.environments import EpisodeResult, index_of
-from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs, Failure, VectorStep
+from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs, VectorStep
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, WorkerLate, Workers
 from floq.runs.config import Config
-from floq.training.fleet import Fleet, FleetData, RunKeys, train_steps
-from floq.training.sharding import Layout, for_each_run, on_each_device
+from floq.training.fleet import Fleet, FleetData, Layout, RunKeys, for_each_run, on_each_device, train_steps
 from floq.utils.errors import Failed
 from floq.utils.machine import worker_count
 from floq.utils.progress import Display
@@ -40,15 +39,8 @@ MIN_WIDENING = 0.05  # or by this part of the range: rewards that slowly grow sh
 
 
 class OnlineFleet:
-    """A fleet whose runs learn from their data and from new experience.
-
-    Args:
-        fleet: the agents, with their data; this object trains them from here on.
-        keys: for each run, the stream that it explores with.
-        recorded: for each run, the replay that it goes on with.
-        ticks: how many of them a replay holds.
-        buffer_size, balanced: see `floq.data.replay.Mixture`.
-    """
+    """A fleet whose runs learn from their data and from new experience. The replay of each run, which goes on with what
+    is recorded, holds so many ticks; for `buffer_size` and `balanced`, see `floq.data.replay.Mixture`."""
 
     def __init__(
         self,
@@ -65,7 +57,7 @@ class OnlineFleet:
         shares = np.split(np.array(fleet.slots), len(self._places))
         self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, fleet.layout)
         self._info: dict[str, Float[Array, " runs"]] = {}
-        self.has_learned = False
+        self.has_learned = False  # whether there was an update yet
         value_range = jax.device_get(fleet.agents.value_range)
         self._range = np.stack([value_range.r_min, value_range.r_max])[:, : len(fleet)]
 
@@ -88,30 +80,34 @@ class OnlineFleet:
     def learn(self, new: Experience, num_updates: int) -> None:
         """Add the experience of a tick to the replays, and queue so many updates of each run without waiting for
         them."""
-        fleet = self._fleet
-        new = Experience(*(x[fleet.slots] for x in new))
-        self._replay, self._info = fleet.train_with(self._program, num_updates, self._replay, new)
+        new = Experience(*(x[self._fleet.slots] for x in new))
+        self._replay, self._info = self._fleet.train_with(self._program, num_updates, self._replay, new)
         self.has_learned |= num_updates > 0
 
     def infos(self) -> list[dict[str, float]]:
-        """Return each run's info of the last update of the last `learn`; NaN before the first."""
+        """Wait for the last update of the last `learn`, and return each run's info of it; NaN before the first."""
         infos = self._fleet.divided(self._info)
         return infos if self.has_learned else [dict.fromkeys(info, float("nan")) for info in infos]
 
     def recorded(self) -> Iterator[ReplaySnapshot]:
         """Yield the replays of the runs, one after another."""
-        shards = [jax.tree.map(lambda x, place=place: _on(place, x), self._replay) for place in self._places]
-        everything = itertools.chain.from_iterable(shard.recorded() for shard in shards)
+
+        def part(place: Any) -> Replay:
+            own = lambda x: next(shard.data for shard in x.addressable_shards if shard.device == place)  # noqa: E731
+            return jax.tree.map(own, self._replay)
+
+        everything = itertools.chain.from_iterable(part(place).recorded() for place in self._places)
         return itertools.islice(everything, len(self._fleet))  # the last may be idle copies
 
-    def reward_range(self, run: int) -> tuple[float, float]:
-        """Return a run's range of rewards, in which its critic looks for values."""
-        return float(self._range[0, run]), float(self._range[1, run])
-
-    def set_reward_range(self, run: int, low: float, high: float) -> None:
-        """Give a run another range of rewards."""
-        self._range[:, run] = low, high
+    def widen_reward_range(self, run: int, low: float, high: float) -> tuple[float, float] | None:
+        """Widen a run's range of rewards, in which its critic looks for values, where rewards from `low` to `high`
+        leave it. Return the new range; None if they do not."""
+        known = float(self._range[0, run]), float(self._range[1, run])
+        if (wider := widened(known, low, high)) == known:
+            return None
+        self._range[:, run] = wider
         self._fleet.set_value_ranges([ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T])
+        return wider
 
 
 def widened(known: tuple[float, float], low: float, high: float) -> tuple[float, float]:
@@ -137,29 +133,16 @@ def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Lay
     return jax.tree.map(join, *parts)
 
 
-def _on(place: Any, x: Array) -> Array:
-    """Return the part of an array that lies on this device."""
-    return next(shard.data for shard in x.addressable_shards if shard.device == place)
-
-
 @partial(jax.jit, static_argnames="layout")
-def _explore(
-    agents: Agent,
-    faults: Int[Array, " runs"],
-    keys: RunKeys,
-    obs: Float[Array, "runs envs obs"],
-    tick: Int[Array, ""],
-    layout: Layout,
-):
-    policies = jax.vmap(lambda agent: agent.policy)(agents)
-
-    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Array, tick: Array):
+def _explore(agents: Agent, faults: Int[Array, " runs"], keys: RunKeys, obs: Array, tick: Array, layout: Layout):
+    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Float[Array, "envs obs"], tick: Array):
         tick_key = jax.random.fold_in(key, tick)
         act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
         acts = jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
         sound = jnp.isfinite(acts)
         return jnp.where(sound, acts, 0.0), jnp.where((fault == OK) & ~jnp.all(sound), ACTION, fault)
 
+    policies = jax.vmap(lambda agent: agent.policy)(agents)
     return for_each_run(explore, layout, (policies, faults, keys, obs), (tick,))
 
 
@@ -177,23 +160,14 @@ def _learn(
     buffer_size: int,
     balanced: bool,
 ):
-    divided = PartitionSpec("runs")
-    replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
-    numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
-
-    def train(
-        agent: Agent,
-        fault: Array,
-        task: Array,
-        key: PRNGKeyArray,
-        number: Array,
-        data: FleetData,
-        stop: Array,
-        replay: Replay,
-    ):
+    def train(agent: Agent, fault: Array, task: Array, key: PRNGKeyArray, number: Array, *shared: Any):
+        data, stop, replay = shared
         mixture = Mixture(data.task(task), replay, number, buffer_size, balanced)
         return train_steps(agent, fault, mixture, key, stop, layout.divide_batch)
 
+    divided = PartitionSpec("runs")
+    replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
+    numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
     own = agents, faults, tasks, keys, numbers
     agents, faults, info = for_each_run(train, layout, own, (data, stop), (replay,))
     return agents, faults, replay, info
@@ -207,8 +181,7 @@ class Online:
     """The runs of a fleet and their environments. A context manager; leaving it ends the workers.
 
     Args:
-        configs: of the runs; they agree in all but task, seed and traced settings.
-        fleet: their agents and data.
+        configs, fleet: of the runs, which agree in all but task, seed and traced settings.
         steps: the environment steps that every run has behind it.
         recorded: for each run its replay, or None before the first step.
         display: shows what it repairs.
@@ -235,6 +208,7 @@ class Online:
         sites = [EnvSpec((run, env), configs[run].make_env, configs[run].seed) for run, env in slots]
         count = worker_count(None, len(sites))
         self._shares = [sites[i::count] for i in range(count)]
+        self._indices = [index_of([site.slot for site in share]) for share in self._shares]  # in arrays of all
         arguments = [(tuple(share), c.restart_failed_envs) for share in self._shares]
         self._workers = Workers(ExploringEnvs, arguments)
         self._start_timeout = max(START_TIMEOUT_S, c.env_timeout)
@@ -248,7 +222,7 @@ class Online:
         drawn_from = int(window_size(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
         ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
         keys = [Keys.of(config.seed).exploration for config in configs]
-        self._fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)
+        self.fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)
         self._obs = obs_spec.zeros(len(configs), c.num_envs)
         nothing = Experience.of_resets(self._obs, self._action_dim)
         self._pending: Experience | None = None  # what no replay holds yet
@@ -280,8 +254,8 @@ class Online:
         for _ in range(num_ticks):
             # Who is late sets the order: late devices get their next updates at once, to be made when the actions are
             # chosen; late environments get their actions before anything else happens.
-            devices_are_late = self._fleet.is_busy
-            actions_of = self._fleet.explore(self._obs, self._tick)
+            devices_are_late = self.fleet.is_busy
+            actions_of = self.fleet.explore(self._obs, self._tick)
             if devices_are_late:
                 self._learn()
             actions = actions_of()
@@ -295,17 +269,8 @@ class Online:
         """Queue the updates of a tick."""
         assert self._pending is not None
         learns = self.steps >= self._config.steps_without_updates
-        self._fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
+        self.fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
         self._pending = None
-
-    def infos(self) -> list[dict[str, float]]:
-        """Wait for the last update, and return each run's info of it."""
-        return self._fleet.infos()
-
-    @property
-    def has_learned(self) -> bool:
-        """Whether there was an update yet."""
-        return self._fleet.has_learned
 
     def statistics(self, run: int) -> dict[str, float]:
         """Return means over the episodes that a run has finished since the last call; the last means if there are
@@ -318,44 +283,36 @@ class Online:
 
     def recorded(self) -> Iterator[ReplaySnapshot]:
         """Yield the replays of the runs, the newest transitions included, one after another."""
-        for run, recorded in enumerate(self._fleet.recorded()):
+        for run, recorded in enumerate(self.fleet.recorded()):
             yield recorded if self._pending is None else recorded.append(self._pending, run)
 
     def _calls(self, actions: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        return [(self._tick, actions[self._at(share)]) for share in self._shares]
-
-    @staticmethod
-    def _at(share: Sequence[EnvSpec]) -> tuple[np.ndarray, ...]:
-        """Return the indices of the environments of a share in arrays of all."""
-        return index_of([site.slot for site in share])
+        return [(self._tick, actions[at]) for at in self._indices]
 
     def _received(self, answers: Sequence[VectorStep | WorkerError], actions: np.ndarray) -> Experience:
         """Turn the answers of the workers into the experience of a tick."""
-        ended = [worker for worker, answer in enumerate(answers) if isinstance(answer, WorkerError)]
-        ticks = [
-            self._restarted(i, answer) if isinstance(answer, WorkerError) else answer
-            for i, answer in enumerate(answers)
-        ]
-        self._deaths = [count if i in ended else 0 for i, count in enumerate(self._deaths)]
         new = Experience.of_resets(np.zeros_like(self._obs), self._action_dim)._replace(actions=actions)
-        for share, tick in zip(self._shares, ticks, strict=True):
-            at = self._at(share)
+        ticks = [self._restarted(i, one) if isinstance(one, WorkerError) else one for i, one in enumerate(answers)]
+        self._deaths = [n if isinstance(one, WorkerError) else 0 for n, one in zip(self._deaths, answers, strict=True)]
+        for at, tick in zip(self._indices, ticks, strict=True):
             new.observations[at], new.rewards[at], new.masks[at] = tick.observations, tick.rewards, tick.masks
             new.stepped[at] = tick.stepped
             for (run, _), result in tick.finished:
                 self._episodes[run].append(result)
             for failure in tick.failures:
-                self._note(failure)
+                if not failure.goes_on:
+                    raise self._end(failure.what, MAX_FAILURES)
+                self._display.note(f"note    {failure.what}; it is replaced")
         self._obs = new.observations
         for run, stepped in enumerate(new.stepped):
             if stepped.any() and self._bounded:
-                self._widen_reward_range(run, new.rewards[run][stepped])
+                rewards, step = new.rewards[run][stepped], self._config.offline_steps + self.steps
+                if wider := self.fleet.widen_reward_range(run, float(rewards.min()), float(rewards.max())):
+                    self._display.note(
+                        f"note    step {step}: an online reward left the range that the data gave; for seed "
+                        f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
+                    )
         return new
-
-    def _note(self, failure: Failure) -> None:
-        if not failure.goes_on:
-            raise self._end(failure.what, MAX_FAILURES)
-        self._display.note(f"note    {failure.what}; it is replaced")
 
     def _end(self, what: str, times: int) -> Failed:
         """Return the error that ends the run, after so many failures in a row."""
@@ -379,14 +336,3 @@ class Online:
                 return self._workers.call_one(worker, "step", (self._tick, zeros), self._start_timeout)
             except WorkerError as again:
                 failed = again
-
-    def _widen_reward_range(self, run: int, rewards: np.ndarray) -> None:
-        known = self._fleet.reward_range(run)
-        wider = widened(known, float(rewards.min()), float(rewards.max()))
-        if wider != known:
-            self._fleet.set_reward_range(run, *wider)
-            step = self._config.offline_steps + self.steps
-            self._display.note(
-                f"note    step {step}: an online reward left the range that the data gave; for seed "
-                f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
-            )

@@ -5,35 +5,18 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from floq.agent.agent import Agent
 from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
-from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint, run_data
-from floq.runs.checkpoint import (
-    Checkpoint,
-    DamagedCheckpoint,
-    quarantine,
-    quarantined_steps,
-    remove_after,
-    repair,
-    steps,
-)
+from floq.runs.checkpoint import DamagedCheckpoint, quarantine, quarantined_steps, remove_after, repair, steps
 from floq.runs.config import Config
-from floq.runs.run import Run, installed_versions, resume_checkpoint, to_error
-from floq.training.sharding import Layout
-from floq.training.train import (
-    check_built,
-    episodes_of,
-    fleets,
-    fresh_agent,
-    lock_runs,
-    run_records,
-    run_to_completion,
-)
+from floq.runs.run import Run, installed_versions, resume_checkpoint
+from floq.training.loop import Found
+from floq.training.train import check_built, episodes_of, fleets, fresh_agent, lock_runs, run_records, run_to_completion
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import be_deterministic, device, use_all_cores
@@ -43,25 +26,10 @@ from floq.utils.schema import Mark, marked
 # --- Where stopped runs go on from ---
 
 
-class Found(NamedTuple):
-    """The state that a run resumes from: its checkpoint and its replay; neither if it starts again."""
-
-    saved: Checkpoint | None = None
-    replay: ReplaySnapshot | None = None
-
-    @property
-    def step(self) -> int:
-        return self.saved.step if self.saved else 0
-
-
 def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Found]:
-    """For each run the checkpoint of the newest step that all of them have and that can be read; of step 0 for all if
-    one has none yet, and starts anew. They differ where a fleet was killed while it saved. A checkpoint that is damaged
-    is renamed, not deleted. The caller must have locked the folders of the runs.
-
-    Args:
-        runs: in their folders, as they are configured there.
-        note: called with a line for each checkpoint that is damaged.
+    """Return for each run the checkpoint of the newest step that all of them have and that can be read; of step 0 for
+    all if one has none yet, and starts anew. They differ where a fleet was killed while it saved. A checkpoint that is
+    damaged is renamed, and `note` is called with a line about it. The caller must have locked the folders of the runs.
 
     Raises:
         UserError: a run is past the others by more than a save, none of its checkpoints can be read, or they do not
@@ -79,17 +47,12 @@ def newest_common(runs: Sequence[Run], note: Callable[[str], object]) -> list[Fo
         common = set(known[0]).intersection(*known)
         if not common:
             if any(quarantined_steps(folder) for folder in folders):
-                raise UserError(f"{_without(folders)} has no checkpoint left that can be read: start the run again")
+                empty = next((folder for folder in folders if not steps(folder)), folders[0])
+                raise UserError(f"{empty} has no checkpoint left that can be read: start the run again")
             return [Found()] * len(runs)
         found = [_read(run, max(common), note) for run in runs]
         if all(found):
             return [one for one in found if one]
-
-
-def remove_later_checkpoints(runs: Sequence[Run], step: int) -> None:
-    """Delete the checkpoints after this step: the rows of the logs that lead to them are cut."""
-    for run in runs:
-        remove_after(run.folder / "checkpoints", step)
 
 
 def _read(run: Run, step: int, note: Callable[[str], object]) -> Found | None:
@@ -125,18 +88,11 @@ def _newest(folders: Sequence[Path]) -> list[int]:
     return [max([*steps(folder), *quarantined_steps(folder)], default=0) for folder in folders]
 
 
-def _without(folders: Sequence[Path]) -> Path:
-    """Return the first of these folders that holds no checkpoint, or the first."""
-    return next((folder for folder in folders if not steps(folder)), folders[0])
+# --- Resume ---
 
 
 def resume(
-    run_dir: Path | str,
-    data: Dataset | None = None,
-    *,
-    dataset: str | None = None,
-    show: bool = True,
-    **changes: Any,
+    run_dir: Path | str, data: Dataset | None = None, *, dataset: str | None = None, show: bool = True, **changes: Any
 ) -> Run:
     """Continue a run from its newest checkpoint as if it had not been stopped: on the same machine the parameters at
     the end are those of an uninterrupted run, bit by bit. Log rows after the checkpoint are cut and written again. The
@@ -187,72 +143,52 @@ def resume_fleet(
         raise UserError("these runs differ in more than a fleet's may: resume them one by one")
     for folder in folders:
         check_writable(folder / "checkpoints", "make the run's folder writable, or resume a copy of it")
-    with lock_runs(runs), to_error(runs):
-        return _go_on(old, runs, data, dataset, display, started, draw)
-
-
-def _go_on(
-    old: Sequence[Run],
-    runs: list[Run],
-    data: Dataset | None,
-    dataset: str | None,
-    display: Display,
-    started: float,
-    draw: bool,
-) -> list[Run]:
-    """Continue runs whose folders this process has locked. `old` are the same with the settings that they stopped
-    with."""
-    configs, found = [run.config for run in runs], newest_common(old, display.note)
-    step = found[0].step
-    _check_steps(old[0].config, configs[0], step)
-    display.note(f"device  {device()}")
-    if all(run.is_finished for run in runs) and step == configs[0].total_steps:
-        display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
-        if dataset is not None:
+    with lock_runs(runs):
+        found = newest_common(old, display.note)
+        step = found[0].step
+        _check_steps(old[0].config, configs[0], step)
+        display.note(f"device  {device()}")
+        if all(run.is_finished for run in runs) and step == configs[0].total_steps:
+            display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
+            agents = [one.saved.agent for one in found if one.saved]
+            return _show_finished(runs, agents, data, dataset, display, draw)
+        with episodes_of(configs) as episodes:
             tasks = run_data.load_own_data(runs, display, data, dataset)
             runs = [run_data.moved(run, dataset) for run in runs]
-            for run in runs:
-                run.write_config(run_records(tasks[run_data.data_key(run.config)]))
-        if draw:
-            _draw_missing(runs, [one.saved.agent for one in found if one.saved], data, display)
-        with display.tolerate("table of results"):
-            show_result(runs, display)
-        return runs
+            splits = [tasks[run_data.data_key(config)] for config in configs]
+            for package, version in installed_versions().items():
+                if (before := old[0].records["versions"].get(package)) != version:
+                    display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
+            begun = zip(found, configs, splits, strict=True)
+            agents = [one.saved.agent if one.saved else fresh_agent(config, split) for one, config, split in begun]
+            _cut_back(runs, [run_records(split) for split in splits], step)
+            run_data.note_values(agents, splits, display)
+            display.note(f"resume  from step {step}")
+            if step > configs[0].offline_steps:
+                display.note("note    the environments were not saved: each begins a new episode")
+            return run_to_completion(runs, agents, tasks, episodes, display, started, draw, found)
 
-    with episodes_of(configs) as episodes:
+
+def _show_finished(
+    runs: list[Run], agents: Sequence[Agent], data: Dataset | None, dataset: str | None, display: Display, draw: bool
+) -> list[Run]:
+    """Show the result of finished runs, and draw the pictures that they lack: they were stopped while they drew, or a
+    picture failed."""
+    if dataset is not None:
         tasks = run_data.load_own_data(runs, display, data, dataset)
         runs = [run_data.moved(run, dataset) for run in runs]
-        splits = [tasks[run_data.data_key(config)] for config in configs]
-        for package, version in installed_versions().items():
-            if (before := old[0].records["versions"].get(package)) != version:
-                display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
-        agents = [
-            one.saved.agent if one.saved else fresh_agent(config, split)
-            for one, config, split in zip(found, configs, splits, strict=True)
-        ]
-        _cut_back(runs, [run_records(split) for split in splits], step)
-        run_data.note_values(agents, splits, display)
-        display.note(f"resume  from step {step}")
-        if step > configs[0].offline_steps:
-            display.note("note    the environments were not saved: each begins a new episode")
-        pending = [one.saved.pending if one.saved else {} for one in found]
-        clocks, replays = found[0].saved.clocks if found[0].saved else {}, [one.replay for one in found]
-        layout = Layout.for_runs(len(runs), configs[0].batch_devices)
-        return run_to_completion(
-            runs, agents, tasks, layout, episodes, display, clocks, started, pending, draw, step, replays
-        )
-
-
-def _draw_missing(runs: Sequence[Run], agents: Sequence[Agent], data: Dataset | None, display: Display) -> None:
-    """Draw the pictures that finished runs lack: they were stopped while they drew, or a picture failed."""
+        for run in runs:
+            run.write_config(run_records(tasks[run_data.data_key(run.config)]))
     with display.tolerate("pictures"):
-        missing = [pictures.missing(run, agent) for run, agent in zip(runs, agents, strict=True)]
-        if not any(missing):
-            return
-        display.note(f"drawing what is missing: {', '.join(dict.fromkeys(itertools.chain(*missing)))}")
-        tasks = run_data.load_own_data(runs, display, data)
-        for run, agent, names in zip(runs, agents, missing, strict=True):
-            pictures.draw_pictures(run, agent, tasks[run_data.data_key(run.config)].train, display, names)
+        missing = [pictures.missing(run, agent) if draw else [] for run, agent in zip(runs, agents, strict=True)]
+        if any(missing):
+            display.note(f"drawing what is missing: {', '.join(dict.fromkeys(itertools.chain(*missing)))}")
+            tasks = run_data.load_own_data(runs, display, data)
+            for run, agent, names in zip(runs, agents, missing, strict=True):
+                pictures.draw_pictures(run, agent, tasks[run_data.data_key(run.config)].train, display, names)
+    with display.tolerate("table of results"):
+        show_result(runs, display)
+    return runs
 
 
 def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:
@@ -261,7 +197,8 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
     for run, of_run in zip(runs, records, strict=True):
         run.write_config(of_run)
         run.reopen()
-    remove_later_checkpoints(runs, step)  # before the rows that lead to them
+    for run in runs:
+        remove_after(run.folder / "checkpoints", step)  # before the rows that lead to them
     for run in runs:
         run.cut_back_to(step)
         run.remove_temp_files()

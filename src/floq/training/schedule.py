@@ -58,12 +58,8 @@ class Schedule:
 
 
 class Clocks:
-    """Time spent on a run, over all processes that trained it.
-
-    Args:
-        known: the values of the checkpoint; empty for fresh runs.
-        started: when this process began with the run, by `time.monotonic`.
-    """
+    """Time spent on a run, over all processes that trained it. `known` are the values of the checkpoint, empty for
+    fresh runs; this process began with the run when `time.monotonic` was `started`."""
 
     def __init__(self, known: Mapping[str, float], started: float):
         self._origin = started - known.get("seconds", 0.0)
@@ -99,12 +95,7 @@ class Clocks:
 
 
 class Rate:
-    """Steps per second. The first call compiles, so its time is not counted.
-
-    Args:
-        seconds: those counted before.
-        steps: those counted before.
-    """
+    """Steps per second, with those counted before. The first call compiles, so its time is not counted."""
 
     def __init__(self, seconds: float = 0.0, steps: float = 0.0):
         self.seconds, self.steps = seconds, steps

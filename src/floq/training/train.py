@@ -4,14 +4,12 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any
 
 from floq.agent.agent import Agent
-from floq.agent.policy import Policy
 from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset, Splits
-from floq.data.replay import ReplaySnapshot
 from floq.envs.environments import dataset_name
 from floq.evaluation.background import BackgroundEvaluator
 from floq.evaluation.held_out import HeldOutEvaluator
@@ -21,17 +19,13 @@ from floq.runs import run_data
 from floq.runs.config import Config
 from floq.runs.loggers import check_loggers
 from floq.runs.run import Run, installed_versions, make_agent, restore, restored_checkpoint, to_error
-from floq.training.fleet import Fleet, FleetData
-from floq.training.loop import Loop
-from floq.training.run_logger import RunLogger
-from floq.training.sharding import Layout
+from floq.training.fleet import Fleet, FleetData, Layout
+from floq.training.loop import Found, Loop, RunLogger
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable
 from floq.utils.machine import be_deterministic, clear_jit_cache, device, use_all_cores
 from floq.utils.progress import Display
 from floq.utils.signals import Stopped, catch_signals, signal_of
-
-T = TypeVar("T")
 
 
 def train(config: Config, data: Dataset | None = None, *, show: bool = True, notes: Sequence[str] = ()) -> Run:
@@ -91,9 +85,7 @@ def train_fleet(
     configs = [resolve_paths(config) for config in configs]
     if len(groups) > 1:
         display.note(f"note    {len(groups)} fleets, one after another: these settings do not fit one program")
-    finished: dict[int, Run] = {}
-    failures: list[str] = []
-    left = len(configs)
+    finished, failures, left = {}, [], len(configs)
     for group in groups:
         left -= len(group)
         try:
@@ -117,28 +109,22 @@ def fleets(configs: Sequence[Config]) -> list[list[int]]:
     """Group the indices of configurations that one program can train together."""
     groups: dict[Config, list[int]] = {}
     for number, config in enumerate(configs):
-        groups.setdefault(program_of(config), []).append(number)
+        task = config.env_name and dataset_name(config.env_name)
+        program = dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
+        groups.setdefault(program, []).append(number)
     return list(groups.values())
-
-
-def program_of(config: Config) -> Config:
-    """Return the configuration without what may differ between runs that one program trains together."""
-    task = config.env_name and dataset_name(config.env_name)
-    return dataclasses.replace(config, seed=0, env_name=task, agent=config.agent.compiled())
 
 
 def check_built(config: Config) -> None:
     """Raise UserError for settings that parse, as published commands have them, but are not built yet or that this
     machine cannot run."""
-    pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": config.agent.encoder}
+    agent = config.agent
+    pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": agent.encoder}
     for name, value in pixels.items():
         if value is not None:
             raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
     if config.online_steps:
-        for name, value in {
-            "agent.action_chunk": config.agent.action_chunk,
-            "batch_devices": config.batch_devices,
-        }.items():
+        for name, value in {"agent.action_chunk": agent.action_chunk, "batch_devices": config.batch_devices}.items():
             if value > 1:
                 raise UserError(f"--{name}={value} with --online_steps is not built yet: give --{name}=1")
         if config.old_data_share:
@@ -155,7 +141,7 @@ def check_built(config: Config) -> None:
     check_loggers(config)
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
-    if config.agent.flat().get("integration") == "fused":
+    if agent.flat().get("integration") == "fused":
         if config.precision != "bf16":
             raise UserError("--agent.integration=fused computes in bfloat16: give --precision=bf16, or use plain")
         kernels.check_machine()
@@ -164,7 +150,8 @@ def check_built(config: Config) -> None:
 def _train_group(
     configs: Sequence[Config], data: Dataset | None, display: Display, notes: Sequence[str], draw: bool
 ) -> list[Run]:
-    started, layout = time.monotonic(), Layout.for_runs(len(configs), configs[0].batch_devices)
+    started = time.monotonic()
+    Layout.for_runs(len(configs), configs[0].batch_devices)  # complains early if there are too few devices
     with episodes_of(configs) as episodes:
         tasks = run_data.load_fleet_data(configs, display, data)
         display.note(f"device  {device()}")
@@ -174,10 +161,10 @@ def _train_group(
         for note in notes:
             display.note(f"note    {note}")
         runs = [Run.create(config, run_records(split)) for config, split in zip(configs, splits, strict=True)]
-        with lock_runs(runs), to_error(runs):
+        with lock_runs(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.save_random_data(run, split)
-            return run_to_completion(runs, agents, tasks, layout, episodes, display, {}, started, draw=draw)
+            return run_to_completion(runs, agents, tasks, episodes, display, started, draw, [Found()] * len(runs))
 
 
 def resolve_paths(config: Config) -> Config:
@@ -204,10 +191,11 @@ def run_records(data: Splits) -> dict[str, dict[str, str]]:
 
 @contextlib.contextmanager
 def lock_runs(runs: Sequence[Run]) -> Iterator[None]:
-    """Lock the folders of the runs for this process."""
+    """Lock the folders of the runs for this process, and turn errors of writing to them into one line."""
     with contextlib.ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.lock())
+        stack.enter_context(to_error(runs))
         yield
 
 
@@ -218,14 +206,9 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[BackgroundEvaluator | Non
     if c.env_name is None or not c.eval_interval:
         yield None
         return
+    how: Any = {"action_chunk": c.agent.action_chunk, "rollouts": len(configs), "timeout": c.env_timeout}
     with (
-        Evaluator(
-            c.make_env,
-            c.eval_episodes,
-            action_chunk=c.agent.action_chunk,
-            rollouts=len(configs),
-            timeout=c.env_timeout,
-        ) as evaluator,
+        Evaluator(c.make_env, c.eval_episodes, **how) as evaluator,
         BackgroundEvaluator(evaluator, [config.seed for config in configs], names) as background,
     ):
         yield background
@@ -235,36 +218,31 @@ def run_to_completion(
     runs: list[Run],
     agents: Sequence[Agent],
     tasks: dict[Hashable, Splits],
-    layout: Layout,
     episodes: BackgroundEvaluator | None,
     display: Display,
-    clocks: dict[str, float],
     started: float,
-    pending: Sequence[dict[int, Policy]] = (),
-    draw: bool = True,
-    step: int = 0,
-    recorded: Sequence[ReplaySnapshot | None] = (),
+    draw: bool,
+    found: Sequence[Found],
 ) -> list[Run]:
     """Train to the last step, write the summaries that mark the runs as finished, and then draw."""
-    loggers, splits = [RunLogger(run, step) for run in runs], list(tasks.values())
+    loggers, numbers = [RunLogger(run, found[0].step) for run in runs], {key: n for n, key in enumerate(tasks)}
+    keys = [run_data.data_key(run.config) for run in runs]
     fleet = Fleet(
         agents,
-        [list(tasks).index(run_data.data_key(run.config)) for run in runs],
-        FleetData.of([s.train for s in splits]),
-        FleetData.of([s.validation for s in splits]),
+        [numbers[key] for key in keys],
+        FleetData.of([split.train for split in tasks.values()]),
+        FleetData.of([split.validation for split in tasks.values()]),
         [logger.keys.batches for logger in loggers],
         [logger.keys.validation for logger in loggers],
-        layout,
+        Layout.for_runs(len(runs), runs[0].config.batch_devices),
     )
-    own = [tasks[run_data.data_key(run.config)] for run in runs]
-    evaluator = episodes or [HeldOutEvaluator(split.validation) for split in own]
-    loop = Loop(loggers, fleet, evaluator, display, clocks, started, step, recorded)
-    for run in runs:
-        display.note(f"run     {run.folder}")
+    evaluator = episodes or [HeldOutEvaluator(tasks[key].validation) for key in keys]
     with contextlib.ExitStack() as logs, catch_signals() as received:
+        loop = Loop(loggers, fleet, evaluator, display, started, found, received)
         for logger in loggers:
+            display.note(f"run     {logger.run.folder}")
             logs.callback(logger.close)
-        loop.run(received, pending)
+        loop.run()
     ended = [number for number in range(len(runs)) if number not in loop.diverged]
     try:
         for number in ended:
@@ -275,7 +253,8 @@ def run_to_completion(
         if draw and ended:
             display.note("drawing the pictures")
             for number in ended:
-                pictures.draw_pictures(runs[number], fleet.agent(number), own[number].train, display)
+                data = tasks[keys[number]].train
+                pictures.draw_pictures(runs[number], fleet.agent(number), data, display)
     except KeyboardInterrupt as stop:
         left = f"stopped by {signal_of(stop).name} when all was trained; the rest comes with floq train --resume"
         folders = " ".join(str(runs[number].folder) for number in ended)
