@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from floq.agent.agent import Agent
-from floq.envs.environments import is_singletask
+from floq.envs.ogbench import is_singletask
 from floq.runs import checkpoint
 from floq.runs.checkpoint import steps
 from floq.runs.config import Config

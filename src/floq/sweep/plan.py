@@ -7,8 +7,8 @@ from pathlib import Path
 
 from floq.analysis.cost import Cost, cost_of
 from floq.analysis.matching import matched
-from floq.envs import environments
-from floq.envs.probe import task_dims
+from floq.envs import ogbench
+from floq.envs.environments import task_dims
 from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.runs.run_data import resolve_data_paths
@@ -40,13 +40,13 @@ def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]
     Raises:
         UserError: a group, a setting or a task of the file is wrong.
     """
-    named, datasets = experiment.budget.data, {environments.dataset_name(task) for task in experiment.budget.tasks}
+    named, datasets = experiment.budget.data, {ogbench.dataset_name(task) for task in experiment.budget.tasks}
     if unknown := sorted(named.keys() - datasets):
         raise UserError(f"{experiment.budget.path}: data: {unknown[0]} is of no task{nearest(unknown[0], datasets)}")
     resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
     for (_, task), config in resolved.items():
         if not config.from_scratch:
-            environments.check_task(task)
+            ogbench.check_task(task)
     entries = []
     for group in experiment.groups:
         for task in experiment.tasks:

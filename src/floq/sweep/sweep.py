@@ -19,7 +19,7 @@ from floq.analysis.report.groups import RunGroup
 from floq.analysis.report.page import comparison_markdown
 from floq.analysis.report.scores import Report, assemble
 from floq.analysis.results import config_labels, show_result
-from floq.envs import environments
+from floq.envs import ogbench
 from floq.runs.config import Config
 from floq.runs.record import RunRecord, read_runs
 from floq.runs.run import Run
@@ -201,7 +201,7 @@ def _train_here(jobs: Sequence[Job], display: Display) -> list[Outcome]:
 def _collect_missing(episodes: Mapping[str, int], configs: Iterable[Config], display: Display) -> None:
     """Collect the datasets of these runs that are not on disk and have a number of episodes in the budget; others are
     downloaded when their runs begin."""
-    wanted = dict.fromkeys((environments.dataset_name(config.task), config.dataset_dir) for config in configs)
+    wanted = dict.fromkeys((ogbench.dataset_name(config.task), config.dataset_dir) for config in configs)
     for name, directory in wanted:
         if name in episodes and not (user_path(directory) / f"{name}.npz").exists():
             collect_with_progress(name, user_path(directory), episodes[name], display)

@@ -27,7 +27,7 @@ from floq.agent.state import Keys
 from floq.analysis.cost import cost_of
 from floq.data.dataset import Dataset
 from floq.envs import environments
-from floq.envs.probe import probe
+from floq.envs.environments import probe
 from floq.evaluation.rollouts import Evaluator, on_cpu, play_episode
 from floq.networks.precision import Precision
 from floq.runs.config import Config

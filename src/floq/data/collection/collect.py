@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from floq.data.collection.experts import Rows
-from floq.data.collection.experts.walker import Walker
+from floq.data.collection.experts import Rows, Walker
 from floq.data.collection.recipes import Recipe, recipe, with_validation
 from floq.envs.workers import Workers
 from floq.utils.errors import UserError
@@ -68,7 +67,11 @@ def collect(
     check_writable(directory, "give another --dataset_dir")
     parts.mkdir(parents=True, exist_ok=True)
     with lock_folder(parts, f"another process is collecting {name} into {directory}: wait for it"):
-        _discard_stale_parts(parts, how)
+        note, text = parts / "how.json", json.dumps(how)
+        if not (note.exists() and note.read_text() == text):  # made by another version or procedure
+            for path in parts.glob("*.npz"):
+                path.unlink()
+        note.write_text(text)
         _collect_parts(made, parts, seed, total, count, on_progress)
         _join_parts(parts, how, made, num_train, total)
         shutil.rmtree(parts)
@@ -86,13 +89,22 @@ def _collect_parts(
         for index, rows in pool.map("episode", missing):
             path = _part(parts, missing[index])
             _save_part(path, rows)
-            if index == 0:
-                _check_space(parts, path.stat().st_size * (len(missing) + total))
+            needed, free = path.stat().st_size * (len(missing) + total), shutil.disk_usage(parts).free
+            if index == 0 and free < needed:
+                raise UserError(
+                    f"{parts.parent} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: "
+                    "give another --dataset_dir, or fewer --episodes"
+                )
             on_progress(done := done + 1, total)
 
 
 def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, total: int) -> None:
     """Write the dataset's files from the parts, and move them to their final names."""
+
+    def checksum(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     name, directory = made.name, parts.parent
     files = {f"{name}-val.npz": range(num_train, total), f"{name}.npz": range(num_train)}
     for file_name, numbers in files.items():
@@ -103,7 +115,7 @@ def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, 
         "episodes": num_train,
         "published_episodes": made.episodes,
         "validation_episodes": total - num_train,
-        "sha256": {file_name: _sha256(parts / file_name) for file_name in files},
+        "sha256": {file_name: checksum(parts / file_name) for file_name in files},
     }
     (parts / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     for file_name in (f"{name}.json", *files):  # the training file last: its presence marks a complete dataset
@@ -123,15 +135,6 @@ def _provenance(made: Recipe, seed: int) -> dict[str, Any]:
     }
 
 
-def _discard_stale_parts(parts: Path, how: dict[str, Any]) -> None:
-    """Delete parts that were made by another version or procedure."""
-    note, text = parts / "how.json", json.dumps(how)
-    if not (note.exists() and note.read_text() == text):
-        for path in parts.glob("*.npz"):
-            path.unlink()
-    note.write_text(text)
-
-
 def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.npz"
 
@@ -147,30 +150,16 @@ def _save_part(path: Path, rows: Rows) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; the same command goes on where it stopped") from error
 
 
-def _check_space(parts: Path, needed: int) -> None:
-    free = shutil.disk_usage(parts).free
-    if free < needed:
-        raise UserError(
-            f"{parts.parent} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: "
-            "give another --dataset_dir, or fewer --episodes"
-        )
-
-
 def _concatenate_parts(parts: Sequence[Path], path: Path) -> None:
     """Write the rows of all parts as one compressed npz, with no more than one of its arrays in memory."""
+
+    def read(part: Path, key: str) -> np.ndarray:
+        with np.load(part, allow_pickle=False) as rows:
+            return rows[key]
+
     with np.load(parts[0], allow_pickle=False) as first:
         keys = first.files
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for key in keys:
             with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.concatenate([_read_array(part, key) for part in parts]))
-
-
-def _read_array(part: Path, key: str) -> np.ndarray:
-    with np.load(part, allow_pickle=False) as rows:
-        return rows[key]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+                np.lib.format.write_array(file, np.concatenate([read(part, key) for part in parts]))

@@ -1,5 +1,4 @@
-"""Recipes of the benchmark's datasets for which floq has an expert (
-OGBench, arXiv 2410.20092, appendix)."""
+"""Recipes of the benchmark's datasets for which floq has an expert (OGBench, arXiv 2410.20092, appendix)."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from floq.data.collection.experts import ManipulationExpert, MazeExpert
-from floq.envs.environments import dataset_name
+from floq.envs.ogbench import dataset_name
 from floq.utils.errors import UserError, nearest
 
 MAZES = {"medium": (1000, 1001), "large": (1000, 1001), "giant": (500, 2001), "teleport": (1000, 1001)}

@@ -1,21 +1,82 @@
-"""Environments of online training, in which new experience is collected. No JAX in here: worker processes import this
-file.
-
-In each tick every environment takes one step, or is reset if its episode is over. Episodes are seeded by the run's
-seed, the environment's number and the tick of the reset, so a resumed run does not repeat any.
-"""
+"""Environments stepped together by one worker, for evaluation and for online training. No JAX in here: worker processes
+import this file."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from floq.envs.environments import EnvFactory, EpisodeResult, SeededEnv, Slot
+from floq.envs.environments import EnvFactory, EpisodeResult, Seed, SeededEnv
+from floq.envs.ogbench import with_task
 from floq.utils.errors import in_one_line
 
+Slot = tuple[int, int]  # the index of an evaluated policy (or a run), and of a slot among its own
 STREAM = 2  # distinguishes these seeds from those of evaluations
 MAX_FAILURES = 3  # of an environment without a step between them, after which it is not made again
+
+
+def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
+    """Return the index that selects these slots from the first two axes of an array."""
+    return tuple(np.array(slots).T)
+
+
+class EnvSlots:
+    """Some of the slots of an evaluation, stepped together by one worker.
+
+    Several policies may be evaluated together, each with its own task and seed and with S slots of its own. Slot s runs
+    its policy's episodes s, s + S, s + 2 S, ...: the assignment does not depend on speed, on the number of workers, or
+    on the other policies.
+    """
+
+    def __init__(self, make_env: EnvFactory, slots: Sequence[Slot], num_slots: int):
+        self._envs = {slot: make_env() for slot in slots}
+        self._num_slots = num_slots
+
+    def start(
+        self,
+        tasks: Sequence[tuple[str, Seed]],
+        num_episodes: int,
+        episodes: Mapping[Slot, int] | None = None,
+    ) -> np.ndarray:
+        """Reset every slot to its first episode, or to that in `episodes`. `tasks` has the environment and the seed of
+        each policy: its episode e is seeded by (*seed, e). A slot without an episode left, or without a policy, is
+        inactive. Returns the first observations (slots, obs)."""
+        self._tasks, self._num_episodes = tuple(tasks), num_episodes
+        self._episode = {
+            (policy, slot): (episodes or {}).get((policy, slot), slot) if policy < len(tasks) else num_episodes
+            for policy, slot in self._envs
+        }
+        for slot, env in self._envs.items():
+            if self._is_active(slot):
+                self._envs[slot] = with_task(env, tasks[slot[0]][0])
+        return np.stack([self._first_observation(slot) for slot in self._envs])
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[Slot, EpisodeResult]]]:
+        """Take one step in every active slot. Returns observations (slots, obs), where a slot whose episode ended has
+        the first observation of its next one, and (slot, result) for each episode that ended."""
+        observations, finished = [], []
+        for (slot, env), action in zip(self._envs.items(), actions, strict=True):
+            if not self._is_active(slot):
+                observations.append(self._first_observation(slot))
+                continue
+            obs, _, _, result, _ = env.advance(action)
+            if result is not None:
+                finished.append((slot, result))
+                self._episode[slot] += self._num_slots
+                obs = self._first_observation(slot)
+            observations.append(obs)
+        return np.stack(observations), finished
+
+    def _is_active(self, slot: Slot) -> bool:
+        return self._episode[slot] < self._num_episodes
+
+    def _first_observation(self, slot: Slot) -> np.ndarray:
+        """Return the first observation of the slot's episode; zeros if the slot is inactive."""
+        if not self._is_active(slot):
+            return np.zeros(self._envs[slot].observation_space.shape or (), np.float32)
+        _, seed = self._tasks[slot[0]]
+        return self._envs[slot].begin_episode((*seed, self._episode[slot]))
 
 
 class EnvSpec(NamedTuple):
