@@ -20,8 +20,8 @@ from tyro.conf import Positional
 from floq.actors.gaussian import GaussianActor, GaussianConfig
 from floq.agent.config import LearningSettings
 from floq.critics.scalar import ScalarConfig
+from floq.data.collection.collect import recipe
 from floq.data.collection.experts import Walker
-from floq.data.collection.recipes import recipe
 from floq.envs import environments
 from floq.networks.mlp import PlainBody
 from floq.runs import checkpoint

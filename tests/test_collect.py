@@ -10,9 +10,8 @@ import ogbench
 import pytest
 
 from floq import cli
-from floq.data.collection.collect import collect
+from floq.data.collection.collect import collect, recipe
 from floq.data.collection.experts import ManipulationExpert, MazeExpert, _cube_in_sight
-from floq.data.collection.recipes import recipe
 from floq.envs import environments
 from floq.utils.errors import UserError
 from floq.utils.files import lock_folder

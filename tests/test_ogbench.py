@@ -11,8 +11,7 @@ import ogbench
 import pytest
 
 from floq import cli
-from floq.data.collection.collect import collect
-from floq.data.collection.recipes import recipe
+from floq.data.collection.collect import collect, recipe
 from floq.data.formats import npz
 from floq.data.formats.ogbench import load_tasks, provenance
 from floq.envs import environments

@@ -8,8 +8,8 @@ import numpy as np
 
 from floq.actors.gaussian import GaussianActor, GaussianConfig
 from floq.data.collection import experts as module
+from floq.data.collection.collect import recipe
 from floq.data.collection.experts import Walker
-from floq.data.collection.recipes import recipe
 from floq.envs import environments
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from floq.data.collection.recipes import recipe
+from floq.data.collection.collect import recipe
 from floq.envs.ogbench import dataset_name
 from floq.utils.machine import cores
 

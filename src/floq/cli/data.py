@@ -32,8 +32,7 @@ def collect_command(argv: list[str]) -> None:
     """Run `floq data collect`."""
     options = parse_options(Collect, argv, "floq data collect")
 
-    from floq.data.collection.collect import collect
-    from floq.data.collection.recipes import recipe, with_validation
+    from floq.data.collection.collect import collect, recipe, with_validation
     from floq.utils.progress import Display
 
     display, done = Display(), 0

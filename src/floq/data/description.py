@@ -23,24 +23,15 @@ class EpisodeStats(NamedTuple):
 
 
 class DatasetDescription(NamedTuple):
-    """Table of statistics by name; warnings of what would hurt training, one line each; and the episodes."""
+    """Table of statistics by name, and warnings of what would hurt training, one line each."""
 
     table: dict[str, str]
     warnings: list[str]
-    episodes: EpisodeStats
 
 
 def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99) -> DatasetDescription:
-    """Describe trajectories.
-
-    Args:
-        data: one row per state.
-        has_rewards: whether rewards and masks are valid; those of an OGBench file without a task are not.
-        discount: for the value range that floq derives from the rewards.
-
-    Raises:
-        UserError: a number is not finite as a 32-bit float.
-    """
+    """Describe trajectories; `has_rewards` says whether rewards and masks are valid, `discount` is that of the value
+    range. Raises UserError if a number is not finite as a 32-bit float."""
     data = as_float32(data, "the dataset")._replace(rewards=data.rewards.astype(np.float64))
     episodes = summarise_episodes(data)
     starts = ~data.ends
@@ -67,7 +58,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
             "values": str(values),
         }
         warnings += filter(None, [values.complaint(returns)])
-    return DatasetDescription(table, warnings, episodes)
+    return DatasetDescription(table, warnings)
 
 
 def summarise_episodes(data: Trajectories) -> EpisodeStats:

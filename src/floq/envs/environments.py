@@ -110,15 +110,11 @@ class EnvFactory:
 def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "SeededEnv":
     """Make the environment of a task such as `cube-double-play-singletask-task2-v0`, or of any Gymnasium id.
 
-    Args:
-        env_name: OGBench id with its dataset type, or a Gymnasium id.
-        success_timing: for OGBench single tasks, whether reward and success come from the state after the step
-            ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
-        **kwargs: passed to the environment's constructor.
+    In OGBench's single tasks, reward and success come from the state after the step (`success_timing` "post", the
+    published protocol) or before it ("pre", OGBench since 1.2.0). `kwargs` go to the environment's constructor.
 
     Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are laid end to end in the order of
-    their names, and choices become one-hot (`floq.envs.spaces`). An environment without a time limit gets one of
-    `TIME_LIMIT` steps, so that every evaluation ends.
+    their names, and choices become one-hot (`floq.envs.spaces`). An environment without a time limit gets `TIME_LIMIT`.
 
     Raises:
         UserError: the id is unknown, its constructor raises, its actions are not a bounded box, or a part of its

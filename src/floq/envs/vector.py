@@ -3,6 +3,7 @@ import this file."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +35,14 @@ class EnvSlots:
         self._num_slots = num_slots
 
     def start(
-        self,
-        tasks: Sequence[tuple[str, Seed]],
-        num_episodes: int,
-        episodes: Mapping[Slot, int] | None = None,
+        self, tasks: Sequence[tuple[str, Seed]], num_episodes: int, episodes: Mapping[Slot, int] = MappingProxyType({})
     ) -> np.ndarray:
         """Reset every slot to its first episode, or to that in `episodes`. `tasks` has the environment and the seed of
         each policy: its episode e is seeded by (*seed, e). A slot without an episode left, or without a policy, is
         inactive. Returns the first observations (slots, obs)."""
         self._tasks, self._num_episodes = tuple(tasks), num_episodes
         self._episode = {
-            (policy, slot): (episodes or {}).get((policy, slot), slot) if policy < len(tasks) else num_episodes
+            (policy, slot): episodes.get((policy, slot), slot) if policy < len(tasks) else num_episodes
             for policy, slot in self._envs
         }
         for slot, env in self._envs.items():
@@ -108,11 +106,11 @@ class VectorStep(NamedTuple):
 
 
 class ExploringEnvs:
-    """Some of the environments of several runs, stepped together by one worker. All of them begin with a reset.
+    """Some of the environments of several runs, stepped together by one worker.
 
-    Args:
-        sites: the environments.
-        restart: replace an environment that failed by a new one; its episode is dropped.
+    In each tick every environment takes one step, or is reset if its episode is over. Episodes are seeded by the run's
+    seed, the environment's number and the tick of the reset, so a resumed run does not repeat any. With `restart`, a
+    new environment replaces one that failed; its episode is dropped.
     """
 
     def __init__(self, sites: Sequence[EnvSpec], restart: bool):
@@ -124,16 +122,18 @@ class ExploringEnvs:
 
     def step(self, tick: int, actions: np.ndarray) -> VectorStep:
         """Advance every environment by one tick; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
-        observations = np.zeros((len(self._sites), *self._obs_shape), np.float32)
-        rewards, masks = np.zeros(len(self._sites), np.float32), np.ones(len(self._sites), np.float32)
-        stepped = np.zeros(len(self._sites), bool)
+        count = len(self._sites)
+        observations, stepped = np.zeros((count, *self._obs_shape), np.float32), np.zeros(count, bool)
+        rewards, masks = np.zeros(count, np.float32), np.ones(count, np.float32)
         finished: list[tuple[Slot, EpisodeResult]] = []
         failures: list[Failure] = []
         for i, (site, action) in enumerate(zip(self._sites, actions, strict=True)):
             slot = site.slot
             try:
                 if slot in self._needs_reset:
-                    observations[i] = self._reset(site, tick)
+                    if slot not in self._envs:  # it failed
+                        self._envs[slot] = site.make_env()
+                    observations[i] = self._envs[slot].begin_episode((site.seed, slot[1], tick, STREAM))
                     self._needs_reset.remove(slot)
                     continue
                 observations[i], rewards[i], terminated, result, _ = self._envs[slot].advance(action)
@@ -145,11 +145,6 @@ class ExploringEnvs:
                 self._needs_reset.add(slot)
             stepped[i], masks[i], self._num_failures[slot] = True, not terminated, 0
         return VectorStep(observations, rewards, masks, stepped, finished, failures)
-
-    def _reset(self, site: EnvSpec, tick: int) -> np.ndarray:
-        if site.slot not in self._envs:  # it failed
-            self._envs[site.slot] = site.make_env()
-        return self._envs[site.slot].begin_episode((site.seed, site.slot[1], tick, STREAM))
 
     def _failure(self, site: EnvSpec, error: Exception) -> Failure:
         """Close the environment, drop its episode, and describe the failure."""

@@ -51,8 +51,8 @@ class Rollout(NamedTuple):
 
 
 class Controller:
-    """Turns a policy into actions, chunk by chunk: its next `action_chunk` actions are executed to their end before it
-    is called again. For one environment, or for an array of them."""
+    """Turns a policy into actions, for one environment or an array of them: a chunk of `action_chunk` actions is
+    executed to its end before the policy is called again."""
 
     def __init__(self, action_chunk: int):
         self._chunk = action_chunk
@@ -89,13 +89,9 @@ def play_episode(
 class Evaluator:
     """Worker processes with environments, for any number of evaluations. A context manager.
 
-    Args:
-        make_env: makes the environment of the initial task; rollouts may use other tasks of the same environment.
-        num_episodes: episodes per evaluation.
-        workers: number of processes; by default one per core.
-        action_chunk: actions per call of a policy.
-        rollouts: number of rollouts to evaluate. They run concurrently if environments are small, else one by one.
-        timeout: seconds for one step of all environments of a worker, after which it counts as dead.
+    Rollouts may use other tasks of the environment that `make_env` makes; `rollouts` of them run concurrently if
+    environments are small, else one by one. `workers` is by default one per core; a worker counts as dead after
+    `timeout` seconds without an answer.
     """
 
     def __init__(

@@ -12,9 +12,8 @@ import numpy as np
 
 from floq.agent.agent import Agent
 from floq.data.arrays import Trajectories, check_rows, hold_out
-from floq.data.collection.collect import collect
+from floq.data.collection.collect import collect, with_validation
 from floq.data.collection.random_play import PIECE_SECONDS, RandomRollout
-from floq.data.collection.recipes import with_validation
 from floq.data.dataset import Dataset, Splits
 from floq.data.description import ReturnRange, discounted_returns, memory
 from floq.data.formats import ogbench

@@ -31,16 +31,10 @@ class ManipulationExpert:
     """Expert that moves cubes, presses buttons, and opens and closes a drawer and a window, one random subtask after
     another.
 
-    Args:
-        name: the dataset, such as `cube-single-play-v0`.
-        rows: the length of an episode.
-        seed: with an episode's number, determines it.
-        oracle: `plan` follows a smooth plan made at the start of a subtask, `markov` decides at each step.
-        oracle_settings: of OGBench's oracle.
-        action_noise: noise on actions of standard deviation xi * (1, 1, 1, 3, 10) where each episode draws xi ~
-            U[0, action_noise].
-        random_action: probability of a uniformly random action instead.
-        stacking: each episode draws from this interval the probability that a cube goes on top of another.
+    Of the dataset `name`, an episode has `rows` rows, and is determined by `seed` and its number. The `oracle` `plan`
+    follows a smooth plan made at the start of a subtask, `markov` decides at each step. Actions have noise of standard
+    deviation xi * (1, 1, 1, 3, 10), where each episode draws xi ~ U[0, action_noise], or are uniformly random with
+    probability `random_action`. Each episode draws from `stacking` the probability that a cube goes on top of another.
     """
 
     def __init__(
@@ -55,8 +49,8 @@ class ManipulationExpert:
         random_action: float,
         stacking: tuple[float, float],
     ):
-        self._rows, self._seed = rows, seed
-        self._action_noise, self._random_action, self._stacking = action_noise, random_action, stacking
+        self._rows, self._seed, self._stacking = rows, seed, stacking
+        self._action_noise, self._random_action = action_noise, random_action
         self._has_health_check = name.startswith("scene")
         self._env = environments.make(name, mode="data_collection", terminate_at_goal=False, max_episode_steps=rows)
         self._base: Any = self._env.unwrapped
@@ -114,15 +108,16 @@ def _cube_in_sight(xyz: np.ndarray) -> bool:
     return not bool(((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any())
 
 
+def _draw(random: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[int, int]:
+    return cells[random.integers(len(cells))]
+
+
 class MazeExpert:
     """Expert that follows the shortest path through a maze with noisy actions.
 
-    Args:
-        name, rows, seed: see `ManipulationExpert`.
-        action_noise: standard deviation of the noise on each component of an action.
-        goal_cells: distance in cells of the only goal from the start (stitch); None: a new random goal whenever one is
-            reached (navigate).
-        walker: makes an ant walk in a direction, which is the action of a point: the name or file of a `Walker`.
+    `name`, `rows` and `seed` as for `ManipulationExpert`; `action_noise` is the standard deviation of each component.
+    The only goal lies `goal_cells` cells from the start (stitch); None: a new random goal whenever one is reached
+    (navigate). `walker`, the name or file of a `Walker`, makes an ant walk in a direction, the action of a point.
     """
 
     def __init__(
@@ -140,9 +135,9 @@ class MazeExpert:
     def episode(self, number: int) -> Rows:
         """Collect all rows of episode `number`, the last one marked terminal."""
         random = np.random.default_rng([self._seed, number])
-        start, goal = self._draw(random, self._free), self._draw(random, self._goals)
+        start, goal = _draw(random, self._free), _draw(random, self._goals)
         if self._goal_cells is not None:
-            goal = self._draw(random, self._cells_at(start, self._goal_cells) or [start])
+            goal = _draw(random, self._cells_at(start, self._goal_cells) or [start])
         self._env.reset_with((self._seed, number))
         obs, _ = self._env.reset(options={"task_info": {"init_ij": start, "goal_ij": goal}})
 
@@ -159,7 +154,7 @@ class MazeExpert:
             self.goals_reached += is_there and not was_there
             was_there = is_there
             if is_there and self._goal_cells is None:
-                xy, noise = self._maze.ij_to_xy(self._draw(random, self._goals)), self._maze._maze_unit / 4  # OGBench's
+                xy, noise = self._maze.ij_to_xy(_draw(random, self._goals)), self._maze._maze_unit / 4  # OGBench's
                 self._maze.set_goal(goal_xy=np.array(xy) + random.uniform(-noise, noise, 2))
             rows.append({"observations": obs, "actions": action, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]})
             obs = next_obs
@@ -184,10 +179,6 @@ class MazeExpert:
         """List the free cells whose shortest path from `start` has `distance` steps."""
         _, steps = self._maze.get_oracle_subgoal(self._maze.ij_to_xy(start), self._maze.ij_to_xy(start))
         return [cell for cell in self._free if steps[cell] == distance]
-
-    @staticmethod
-    def _draw(random: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[int, int]:
-        return cells[random.integers(len(cells))]
 
 
 class Walker(NamedTuple):

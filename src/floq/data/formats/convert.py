@@ -23,18 +23,11 @@ MINARI_STORE = "MINARI_DATASETS_PATH"  # variable of the folder in which Minari 
 
 
 def convert(data: Trajectories, has_rewards: bool, target: str, source: str, parts: Sequence[str] = ()) -> Path:
-    """Write trajectories to `target`, whole or not at all.
+    """Write trajectories, what `open_dataset` returns, to `target`, whole or not at all. Returns the file or folder.
 
-    Args:
-        data: what `open_dataset` returns.
-        has_rewards: whether its rewards and masks are valid; otherwise there is nothing to convert.
-        target: FILE.npz; a Minari id such as `lab/robot-v0`, for the local store; or the path of a new Minari folder,
-            which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`.
-        source: where the data comes from, for Minari's description.
-        parts: the names of what its observations consist of, which an npz keeps.
-
-    Returns:
-        The file or folder that was written.
+    A target is FILE.npz, which keeps the names of `parts`; a Minari id such as `lab/robot-v0`, for the local store; or
+    the path of a new Minari folder, which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`; its
+    description names the `source`.
 
     Raises:
         UserError: the data has no rewards, the target exists already or is not of these forms, or Minari is missing.

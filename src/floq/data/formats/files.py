@@ -26,13 +26,8 @@ MAX_EXPANSION = 1032  # bytes that deflate can produce from one, at most
 
 
 def open_npz(path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int = 0) -> dict[str, np.ndarray]:
-    """Read those of the arrays named in `keys` that an npz file has.
-
-    Args:
-        path: the file.
-        keys: names of the arrays; others are ignored.
-        remedy: the end of the message for a damaged file.
-        held: bytes that other files of the same dataset have unpacked to.
+    """Read those of the arrays named in `keys` that an npz file has. `remedy` ends the message for a damaged file;
+    `held` are the bytes that other files of the same dataset have unpacked to.
 
     Raises:
         UserError: the file is missing or damaged, holds pickled objects, or would unpack, with those others, to more

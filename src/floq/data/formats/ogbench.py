@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from floq.data.arrays import OpenedDataset, Trajectories, check_widths
-from floq.data.collection.recipes import recipe
+from floq.data.collection.collect import recipe
 from floq.data.dataset import Splits
 from floq.data.formats import npz
 from floq.envs import environments
@@ -37,17 +37,9 @@ Fetch = Callable[[str, Path], object]
 """Fetches a missing dataset, by its name into a directory."""
 
 
-# --- Download ---
-
-
 def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | None = None) -> None:
     """Download `name`.npz and `name`-val.npz into `directory`. They get their names only when both are complete.
-
-    Args:
-        name: a dataset such as `cube-single-play-v0`.
-        directory: where they go; created if missing.
-        mirror: the address of a folder with the files (https, http or file); by default OGBench's own server.
-        bar: shows the progress of each file.
+    `mirror` is the address of a folder with the files (https, http or file), by default OGBench's own server.
 
     Raises:
         UserError: the server does not answer, lacks a file or breaks off, or the disk is too small.
@@ -104,9 +96,6 @@ def _remedy(name: str) -> str:
     return "name a --dataset_mirror, or fetch it on a machine with access; floq has no expert that could make it here"
 
 
-# --- Tasks ---
-
-
 def load_tasks(
     env_names: Sequence[str], directory: Path, label_timing: str = "pre", fetch: Fetch = download
 ) -> list[Splits]:
@@ -144,9 +133,6 @@ def load_tasks(
         else:
             loaded.append(Splits.of(*parts, provenance=origin))
     return loaded
-
-
-# --- Files ---
 
 
 def find_files(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:

@@ -48,13 +48,15 @@ def open_dataset(
         raise UserError(f"{path} {what}: give such a file, a folder of them, or a name")
     if not suite.is_dataset(name):
         return minari.read(minari.local_folder(name))._replace(source=name)
-    if suite.is_singletask(name):
-        suite.check_task(name)
+    if task is None and suite.is_singletask(name):
+        task = _make_task(name)
     file, _ = ogbench.find_files(suite.dataset_name(name), user_path(dataset_dir), fetch or _raise_missing)
-    opened = npz.read(file)
-    if task is None and suite.is_singletask(name) and not opened.has_rewards:
-        task = environments.make(name)
-    return _with_rewards(opened, task, label_timing)
+    return _with_rewards(npz.read(file), task, label_timing)
+
+
+def _make_task(name: str) -> SeededEnv:
+    suite.check_task(name)
+    return environments.make(name)
 
 
 def _with_rewards(opened: OpenedDataset, task: SeededEnv | None, label_timing: str) -> OpenedDataset:
@@ -73,16 +75,8 @@ def open_splits(
     action_units: str = "unit",
 ) -> Splits:
     """Open a dataset and split it. An npz `NAME.npz` is validated on `NAME-val.npz` in the same folder; of any
-    other dataset a part is held out.
-
-    Args:
-        name: see `open_dataset`.
-        dataset_dir: where OGBench's files are.
-        env: the environment of the run, if it has one: it must fit the data, and an OGBench single task gives rewards
-            to a file that has none.
-        label_timing: see `ogbench.load_tasks`.
-        fetch: fetches a missing OGBench dataset.
-        action_units: see `with_unit_actions`.
+    other dataset a part is held out. Parameters are those of `open_dataset` and `with_unit_actions`; the data must fit
+    `env`, and an OGBench single task gives rewards to a file that has none.
 
     Raises:
         UserError: as `open_dataset`; or the data has no rewards, or is not that of the environment.
@@ -96,9 +90,7 @@ def open_splits(
             f"--dataset={suite.dataset_name(name)}"
         )
     # The environment before the data, since a wrong name is found sooner.
-    for task_name in tasks[:1]:
-        suite.check_task(task_name)
-    task = environments.make(tasks[0]) if tasks else None
+    task = _make_task(tasks[0]) if tasks else None
     made = make_env and (task or make_env())
     dims = made and probe(made)
     opened, notes = with_unit_actions(open_dataset(name, dataset_dir, task, label_timing, fetch), made, action_units)
@@ -135,28 +127,19 @@ def given_splits(data: Trajectories, make_env: EnvFactory | None = None, action_
 def with_unit_actions(
     opened: OpenedDataset, env: SeededEnv | None, action_units: str
 ) -> tuple[OpenedDataset, tuple[str, ...]]:
-    """Scale the actions of a dataset to [-1, 1].
-
-    Args:
-        opened: the dataset.
-        env: whose actions they are.
-        action_units: "unit" if -1 and 1 stand for the bounds of the environment's actions already, "env" if they are
-            those that the environment takes; a dataset that states its own bounds has been scaled by these.
-
-    Returns:
-        The scaled dataset, and lines on how actions are read, where the environment's bounds are not -1 and 1.
-
-    Raises:
-        UserError: the unit is the environment's, and there is none.
-    """
+    """Scale the actions of a dataset to [-1, 1], from the bounds of `env` if `action_units` is "env"; with "unit" they
+    are scaled already, as are those of a dataset that states its own bounds. Returns lines, too, on how actions are
+    read, where the environment's bounds are not -1 and 1. Raises UserError if "env" is given and `env` is None."""
     if action_units == "env" and env is None:
         raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
     if env is None or opened.scaled or is_unit(env.box):
         return opened, ()
-    actions, (low, high) = opened.data.actions, (env.box.low, env.box.high)
+    actions, low, high = opened.data.actions, env.box.low, env.box.high
     if actions.ndim != 2 or actions.shape[1:] != low.shape:
         return opened, ()  # which is refused
-    bounds = f"the bounds of {env.task}'s, {_bounds(low, high)}"
+    pairs = dict.fromkeys(f"[{a:.4g}, {b:.4g}]" for a, b in zip(low, high, strict=True))
+    limits = " x ".join(pairs) if len(pairs) < 5 else f"[{low.min():.4g}, {high.max():.4g}]"
+    bounds = f"the bounds of {env.task}'s, {limits}"
     if action_units == "env":
         scaled = box_to_unit(actions, low, high)
         if (outside := (np.abs(scaled) > 1 + 1e-6).any(axis=1)).any():
@@ -170,21 +153,14 @@ def with_unit_actions(
     narrow = (low > -1) | (high < 1)
     if narrow.any() and ((low - 1e-6 <= actions) & (actions <= high + 1e-6)).all():
         notes.append(
-            f"warning no action is outside {_bounds(low, high)}, as if they were in the environment's units: if so, "
+            f"warning no action is outside {limits}, as if they were in the environment's units: if so, "
             "give --action_units=env"
         )
     return opened, tuple(notes)
 
 
-def _bounds(low: np.ndarray, high: np.ndarray) -> str:
-    """Write bounds, once if they are equal for all actions."""
-    pairs = dict.fromkeys(f"[{a:.4g}, {b:.4g}]" for a, b in zip(low, high, strict=True))
-    return " x ".join(pairs) if len(pairs) < 5 else f"[{low.min():.4g}, {high.max():.4g}]"
-
-
 def _check(opened: OpenedDataset, dims: tuple[ObsSpec, int] | None, whose: str | None) -> None:
-    """Raise UserError if data cannot be trained on, or its observations or actions have other sizes than those of
-    `whose`."""
+    """Raise UserError if data cannot be trained on, or has other sizes than `whose`."""
     if not opened.has_rewards:
         raise UserError(
             f"{opened.source} has no rewards: name the task that gives them with --env_name, as in "
