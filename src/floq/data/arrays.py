@@ -209,11 +209,8 @@ def as_float32(data: Trajectories, source: str) -> Trajectories:
 
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
-    """Check arrays that hold one row per state: those in `VECTORS` have shape (rows,), the others (rows, size).
-
-    Raises:
-        UserError: an array is not numeric, has the wrong number of dimensions or another length, or is not finite.
-    """
+    """Check arrays with one row per state: those in `VECTORS` have shape (rows,), the others (rows, size). Raises
+    UserError if one is not numeric, has the wrong number of dimensions or another length, or is not finite."""
     for key, x in arrays.items():
         if x.dtype.kind not in "biuf":
             raise UserError(f"{source}: {key} holds {x.dtype}, not numbers")

@@ -27,11 +27,7 @@ def ordered(space: spaces.Space) -> spaces.Space:
 
 
 def leaves(space: spaces.Space, source: object, path: PartPath = ()) -> Iterator[tuple[PartPath, spaces.Space]]:
-    """Yield the parts of a space in the order in which they lie in a vector.
-
-    Raises:
-        UserError: a part is no vector of numbers, such as a text.
-    """
+    """Yield the parts of a space in the order in which they lie in a vector. Raises UserError if one is not numeric."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for name, part in named:
@@ -63,11 +59,8 @@ def check_same_parts(ours: Sequence[str], theirs: Sequence[str], source: object,
 
 def flatten(space: spaces.Space, arrays: Mapping[PartPath, Any], source: object) -> np.ndarray:
     """Lay the parts of many observations, `arrays` with a row for each, end to end in an array of shape (rows, size),
-    as `gymnasium.spaces.flatten` does with one observation of `space`. Messages name `source`.
-
-    Raises:
-        UserError: an array contradicts its space in shape or type, or rows differ in number.
-    """
+    as `gymnasium.spaces.flatten` does with one observation of `space`. Raises UserError if an array contradicts its
+    space in shape or type, or rows differ in number."""
     columns = [_rows(part, arrays[path], f"{source}: {describe(path)}") for path, part in leaves(space, source)]
     if len({len(column) for column in columns}) != 1:
         raise UserError(f"{source}: the parts of an observation are not equally long")
@@ -109,11 +102,7 @@ def _rows(space: spaces.Space, array: np.ndarray, where: str) -> np.ndarray:
 
 
 def action_box(space: spaces.Space, env_name: str) -> spaces.Box:
-    """Return the space of an environment's actions.
-
-    Raises:
-        UserError: it is not a one-dimensional Box, or its bounds are none.
-    """
+    """Return the space of an environment's actions. Raises UserError if it is not a bounded, one-dimensional Box."""
     if not isinstance(space, spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
         raise UserError(f"{env_name}: floq needs a bounded, one-dimensional Box of actions, this one has {space}")
     limit = np.finfo(space.dtype).max if space.dtype.kind == "f" else 2.0**53
@@ -132,11 +121,7 @@ def is_unit(box: spaces.Box) -> bool:
 
 def unit_to_box(actions: np.ndarray, box: spaces.Box) -> np.ndarray:
     """Scale actions (..., act) from [-1, 1], to which they are clipped, to the bounds of a space; where that has whole
-    numbers, to the nearest ones.
-
-    Raises:
-        ValueError: they are not finite, or of another size.
-    """
+    numbers, to the nearest ones. Raises ValueError if they are not finite, or of another size."""
     if actions.shape[-1:] != box.shape:
         raise ValueError(f"it was sent an action of the shape {actions.shape}, and not {box.shape}")
     if not np.isfinite(actions).all():
@@ -198,8 +183,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def success(info: Mapping[str, Any]) -> float:
-    """Return the environment's own flag of success; NaN if it has none. Raises ValueError if that is not between 0 and
-    1."""
+    """Return the environment's flag of success; NaN if it has none. Raises ValueError if it is not from 0 to 1."""
     for name in ("success", "is_success"):
         if name in info:
             if (found := _scalar(info[name])) is None or not 0 <= found <= 1:

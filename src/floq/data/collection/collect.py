@@ -65,11 +65,7 @@ def with_validation(episodes: int) -> int:
 
 
 def recipe(name: str) -> Recipe:
-    """Return the recipe of a dataset such as `pointmaze-medium-navigate-v0` or `cube-single-play-v0`.
-
-    Raises:
-        UserError: no expert makes this dataset.
-    """
+    """Return the recipe of a dataset such as `cube-single-play-v0`. Raises UserError if no expert makes it."""
     known = {made.name: made for made in _recipes()}
     if name in known:
         return known[name]

@@ -84,12 +84,8 @@ def check_exists(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open an HDF5 file.
-
-    Raises:
-        UserError: h5py is missing, or the file is missing or damaged, also if that shows when it is read within the
-            context.
-    """
+    """Open an HDF5 file. Raises UserError if h5py or the file is missing, or it is damaged, also if that shows when it
+    is read within the context."""
     check_exists(path)
     try:
         import h5py

@@ -29,11 +29,8 @@ def takes(path: Path) -> bool:
 
 
 def local_folder(name: str) -> Path:
-    """Return the folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`.
-
-    Raises:
-        UserError: Minari is missing, or there is no such dataset.
-    """
+    """Return the folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`. Raises UserError if there
+    is none, or no Minari."""
     try:
         from minari.storage import get_dataset_path
     except ImportError as error:
@@ -117,8 +114,7 @@ def _check_space(space: Any, where: str) -> None:
 
 
 def _find_arrays(group: Any, obs_space: Any, act_space: Any, folder: Path) -> dict[Any, Any]:
-    """Find and check the arrays of an episode, without reading them: those of the observations' parts by their paths,
-    others by name."""
+    """Find and check the arrays of an episode, without reading them: parts of observations by paths, others by name."""
     arrays: dict[Any, Any] = {}
     for path, space in spaces.leaves(obs_space, folder):
         # A part is named as its space.

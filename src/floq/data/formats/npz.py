@@ -33,11 +33,7 @@ def takes(path: Path) -> bool:
 
 def read(path: Path) -> OpenedDataset:
     """Read an npz file in OGBench's layout or with flat arrays as for `from_arrays`, or a folder of episodes as for
-    `from_episodes`, in the order of their names.
-
-    Raises:
-        UserError: it is missing, damaged or empty, lacks an array, or holds wrong data.
-    """
+    `from_episodes`, in the order of their names. Raises UserError if it is missing, damaged, incomplete or wrong."""
     if os.path.isdir(path):
         return _read_folder(path)
     arrays, source = open_npz(path, KEYS), str(path)
