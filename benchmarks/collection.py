@@ -14,8 +14,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from floq.data.collection.collect import collect
-from floq.data.collection.recipes import MANIPULATION, MAZES, recipe, with_validation
+from floq.data.collection.collect import MANIPULATION, MAZES, collect, recipe, with_validation
 
 NAMES = (
     *(f"pointmaze-{maze}-navigate-v0" for maze in MAZES),

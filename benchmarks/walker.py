@@ -4,7 +4,7 @@
     python benchmarks/walker.py RUN_DIR --out=FILE.safetensors
 
 A run folder of `floq train --env_name=online-ant-xy-v0` with the Gaussian actor becomes such a file, with how it was
-made in its header; it is shipped in `src/floq/data/collection/experts/`. The table says how far the ant comes in the
+made in its header; it is shipped in `src/floq/data/collection/`. The table says how far the ant comes in the
 commanded direction, which changes every 100 steps, and how many goals an episode of the published collection reaches.
 """
 
@@ -20,8 +20,8 @@ from tyro.conf import Positional
 from floq.actors.gaussian import GaussianActor, GaussianConfig
 from floq.agent.config import LearningSettings
 from floq.critics.scalar import ScalarConfig
-from floq.data.collection.experts.walker import Walker
-from floq.data.collection.recipes import recipe
+from floq.data.collection.collect import recipe
+from floq.data.collection.experts import Walker
 from floq.envs import environments
 from floq.networks.mlp import PlainBody
 from floq.runs import checkpoint

@@ -44,7 +44,7 @@ import pytest  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
 from floq.analysis import pictures  # noqa: E402
-from floq.envs import environments, workers  # noqa: E402
+from floq.envs import ogbench, workers  # noqa: E402
 from floq.utils.machine import clear_jit_cache  # noqa: E402
 
 OLD_JAX = version("jax").startswith("0.8.")  # its checker takes a key that a training loop carries for a reused one
@@ -151,7 +151,7 @@ def set_environments(patch, quick: bool) -> None:
         patch.setattr(gymnasium.registry[name], "max_episode_steps", EPISODE if quick else steps)
 
 
-environments.import_ogbench()  # it registers its environments
+ogbench.import_ogbench()  # it registers its environments
 LENGTHS = {name: spec.max_episode_steps for name, spec in gymnasium.registry.items() if "-singletask" in name}
 
 

@@ -17,7 +17,7 @@ from floq.analysis.report.csv_files import evaluation_rows, read_tables, run_row
 from floq.analysis.report.groups import group_runs
 from floq.analysis.report.page import markdown, page
 from floq.analysis.report.scores import assemble
-from floq.data.collection.experts.walker import Walker
+from floq.data.collection.experts import Walker
 from floq.data.formats import d4rl
 from floq.data.formats.files import open_npz
 from floq.data.formats.open import open_dataset

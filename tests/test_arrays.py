@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from floq.data.arrays import from_arrays, from_episodes, hold_out
 from floq.data.dataset import Dataset
-from floq.data.returns import ReturnRange, discounted_returns
+from floq.data.description import ReturnRange, discounted_returns
 from floq.utils.errors import UserError
 
 
@@ -145,7 +145,7 @@ def change(**arrays):
             "episode 1: rewards is not finite in 1 of 3 rows, the first is row 1",
         ),
         (change(rewards=np.zeros(2)), "episode 1: all arrays must have equally many rows"),
-        (change(terminations=np.zeros(2)), "episode 1 has 2 terminations for 3 actions"),
+        (change(terminations=np.zeros(2)), "episode 1: all arrays must have equally many rows, .*terminations 2"),
         (change(terminations=np.zeros((3, 1))), r"episode 1: terminations has shape \(3, 1\), it must be \(rows,\)"),
         (change(terminations=np.array([0, np.nan, 0])), "episode 1: terminations is not finite in 1 of 3 rows"),
         (change(actions=[[0.0], [0.0, 1.0], [0.0]]), "episode 1: actions is not an array of numbers"),

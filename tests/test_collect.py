@@ -10,10 +10,8 @@ import ogbench
 import pytest
 
 from floq import cli
-from floq.data.collection.collect import collect
-from floq.data.collection.experts import ManipulationExpert, MazeExpert
-from floq.data.collection.experts.manipulation import _cube_in_sight
-from floq.data.collection.recipes import recipe
+from floq.data.collection.collect import collect, recipe
+from floq.data.collection.experts import ManipulationExpert, MazeExpert, _cube_in_sight
 from floq.envs import environments
 from floq.utils.errors import UserError
 from floq.utils.files import lock_folder
@@ -303,7 +301,7 @@ def test_a_scene_that_loses_its_cube_is_redone(monkeypatch):
     assert not _cube_in_sight(np.array([middle, right]))
     assert not _cube_in_sight(np.array([left, middle]))
     verdicts = iter([True, False, True])
-    monkeypatch.setattr("floq.data.collection.experts.manipulation._cube_in_sight", lambda xyz: next(verdicts))
+    monkeypatch.setattr("floq.data.collection.experts._cube_in_sight", lambda xyz: next(verdicts))
     arm = expert("scene-play-v0", 30)
     first, redone = arm.episode(0), arm.episode(0)
     assert np.abs(first["qpos"] - redone["qpos"]).max() > 0.1

@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from floq.envs import environments
-from floq.envs.environments import EnvFactory, EnvSlots
-from floq.envs.probe import probe
+from floq.envs import environments, ogbench
+from floq.envs.environments import EnvFactory, probe
+from floq.envs.vector import EnvSlots
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 
@@ -96,12 +96,12 @@ def test_success_timing_reaches_the_environment():
 
 
 def test_names():
-    assert environments.is_ogbench(MAZE)
-    assert not environments.is_ogbench("Hopper-v5")
-    assert environments.is_singletask(MAZE)
-    assert not environments.is_singletask("pointmaze-medium-navigate-v0")
-    assert environments.dataset_name("cube-double-play-singletask-task2-v0") == "cube-double-play-v0"
-    assert environments.dataset_name(MAZE) == "pointmaze-medium-navigate-v0"
+    assert ogbench.is_dataset(MAZE)
+    assert not ogbench.is_dataset("Hopper-v5")
+    assert ogbench.is_singletask(MAZE)
+    assert not ogbench.is_singletask("pointmaze-medium-navigate-v0")
+    assert ogbench.dataset_name("cube-double-play-singletask-task2-v0") == "cube-double-play-v0"
+    assert ogbench.dataset_name(MAZE) == "pointmaze-medium-navigate-v0"
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_what_gymnasium_has_registered_is_gymnasiums(monkeypatch):
     gymnasium.register("robot-play-v0", Drawn)
     try:
         for spelling in ("robot-play-v0", "robot-play", "test_envs:robot-play-v0"):
-            assert not environments.is_ogbench(spelling)
-            assert not environments.is_heavy(spelling)
+            assert not ogbench.is_dataset(spelling)
+            assert not EnvFactory(spelling).is_heavy
             assert probe(environments.make(spelling)) == (ObsSpec(3), 1)
-        assert environments.is_ogbench("cube-single-play-v0")
-        assert environments.is_ogbench("robot-noisy-v0")
+        assert ogbench.is_dataset("cube-single-play-v0")
+        assert ogbench.is_dataset("robot-noisy-v0")
     finally:
         del gymnasium.registry["robot-play-v0"]
 

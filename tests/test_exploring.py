@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from floq.envs.environments import EnvFactory
-from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs
+from floq.envs.vector import MAX_FAILURES, EnvSpec, ExploringEnvs
 
 
 class Counter(gymnasium.Env):

@@ -20,7 +20,8 @@ from floq import cli
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.data.dataset import Dataset
-from floq.envs.environments import EnvFactory, EnvSlots
+from floq.envs.environments import EnvFactory
+from floq.envs.vector import EnvSlots
 from floq.evaluation import background
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.rollouts import RESTARTS, Evaluator

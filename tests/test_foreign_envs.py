@@ -17,11 +17,10 @@ from gymnasium import spaces
 
 from floq import cli
 from floq.analysis.evaluate_run import evaluate_run
-from floq.data.arrays import Trajectories
-from floq.data.formats.open import OpenedDataset, with_unit_actions
+from floq.data.arrays import OpenedDataset, Trajectories
+from floq.data.formats.open import with_unit_actions
 from floq.envs import environments
-from floq.envs.environments import EnvFactory, SeededEnv
-from floq.envs.probe import probe
+from floq.envs.environments import EnvFactory, SeededEnv, probe
 from floq.envs.spaces import action_box, box_to_unit, unit_to_box
 from floq.runs import checkpoint
 from floq.runs.config import Config

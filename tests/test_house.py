@@ -54,7 +54,7 @@ def test_every_entry_has_its_place():
     assert {name.removesuffix(".py") for name in entries} == {*RANK, "__init__", "__main__", "py.typed"}
 
 
-@pytest.mark.parametrize("module", ["envs.exploration", "data.collection.random_play", "data.collection.collect"])
+@pytest.mark.parametrize("module", ["envs.vector", "data.collection.random_play", "data.collection.collect"])
 def test_what_steps_environments_loads_neither_jax_nor_a_renderer(module):
     code = f"import sys, floq.{module}; print({{'jax', 'mujoco', 'glfw', 'OpenGL', 'matplotlib'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -11,9 +11,9 @@ import ogbench
 import pytest
 
 from floq import cli
-from floq.data.collection.collect import collect
-from floq.data.collection.recipes import recipe
-from floq.data.formats.ogbench import load_tasks, provenance, read_rows
+from floq.data.collection.collect import collect, recipe
+from floq.data.formats import npz
+from floq.data.formats.ogbench import load_tasks, provenance
 from floq.envs import environments
 from floq.utils.errors import UserError
 
@@ -137,7 +137,7 @@ def test_damaged_files_are_refused(tmp_path, dataset_dir):
         (incomplete, "lacks actions"),
     ):
         with pytest.raises(UserError, match=message):
-            read_rows(path)
+            npz.read(path)
 
 
 def test_random_damage_is_one_kind_of_error(tmp_path):
@@ -152,7 +152,7 @@ def test_random_damage_is_one_kind_of_error(tmp_path):
             damaged[place] = random.integers(256)
         (tmp_path / "damaged.npz").write_bytes(damaged)
         try:
-            read_rows(tmp_path / "damaged.npz")
+            npz.read(tmp_path / "damaged.npz")
         except UserError:
             refused += 1
     assert refused > 200

@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from minari.data_collector import EpisodeBuffer
 
 from floq import cli
-from floq.data.arrays import from_episodes, read_folder
-from floq.data.formats import d4rl
+from floq.data.arrays import from_episodes
+from floq.data.formats import d4rl, npz
 from floq.data.formats.convert import convert
 from floq.data.formats.open import open_dataset, open_splits
 from floq.envs import environments
@@ -79,10 +79,12 @@ def test_every_format_gives_the_same_transitions(structure):
 def test_d4rl_without_next_observations_and_antmaze(tmp_path):
     episodes = make_episodes([(3, True), (4, False), (1, True)])
     arrays = flat(episodes, with_next=False)
-    same(transitions(d4rl.read(write_hdf5(tmp_path / "hopper.hdf5", arrays))), expected(episodes, keeps_last=False))
+    same(
+        transitions(d4rl.read(write_hdf5(tmp_path / "hopper.hdf5", arrays)).data), expected(episodes, keeps_last=False)
+    )
     name = "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"  # as D4RL's files are called
     column = write_hdf5(tmp_path / name, arrays | {"rewards": arrays["rewards"][:, None]})
-    np.testing.assert_array_equal(d4rl.read(column).rewards[:3], arrays["rewards"][:3] - 1)
+    np.testing.assert_array_equal(d4rl.read(column).data.rewards[:3], arrays["rewards"][:3] - 1)
 
 
 def test_minari_dictionaries_are_laid_end_to_end_in_the_order_of_their_keys(store):
@@ -168,7 +170,7 @@ def test_a_faulty_file_of_a_folder_is_named(tmp_path):
         obs = np.zeros((3, 1)) if number != 10 else np.full((3, 1), np.nan)
         np.savez(tmp_path / f"{number}.npz", observations=obs, actions=np.zeros((2, 1)), rewards=np.zeros(2))
     with pytest.raises(UserError, match=r", 10\.npz: observations is not finite in 3 of 3 rows"):
-        read_folder(tmp_path)
+        npz.read(tmp_path)
 
 
 def test_other_names_of_the_same_sizes_are_refused(tmp_path, written):
@@ -238,8 +240,8 @@ def test_minari_never_makes_the_environment_that_a_stranger_names(store, tmp_pat
 
 
 def test_a_file_is_validated_on_its_neighbour_or_on_held_out_episodes(dataset_dir, tmp_path):
-    npz = str(dataset_dir / f"{MAZE_DATA}.npz")
-    with_neighbour = open_splits(npz, "none", TASK)
+    file = str(dataset_dir / f"{MAZE_DATA}.npz")
+    with_neighbour = open_splits(file, "none", TASK)
     by_name = open_splits(MAZE_DATA, str(dataset_dir), TASK)
     of_task = open_splits(TASK, str(dataset_dir))
     for splits in (with_neighbour, by_name, of_task):
@@ -247,7 +249,7 @@ def test_a_file_is_validated_on_its_neighbour_or_on_held_out_episodes(dataset_di
         assert "3 of the published 1000 episodes" in splits.provenance
         assert splits.provenance.endswith(f"rewards of {TASK}; validated on {MAZE_DATA}-val.npz")
         assert splits.train.fingerprint() == with_neighbour.train.fingerprint()
-    shutil.copy(npz, tmp_path / "alone.npz")
+    shutil.copy(file, tmp_path / "alone.npz")
     alone = open_splits(str(tmp_path / "alone.npz"), "none", TASK)
     assert (len(alone.train), len(alone.validation)) == (2000, 1000)
     assert alone.provenance == f"{tmp_path}/alone.npz, rewards of {TASK}; its last episode held out"
@@ -284,11 +286,11 @@ def test_flat_files_with_masks_as_ogbenchs_loader_returns_them(dataset_dir, tmp_
 
 
 def test_a_conversion_keeps_the_rewards_of_the_task(dataset_dir, tmp_path, store, capsys):
-    npz, before = str(tmp_path / "maze.npz"), open_dataset(TASK, str(dataset_dir)).data
-    for words in ([TASK, npz], [npz, "lab/maze-v0"], ["lab/maze-v0", f"{tmp_path}/maze-v1"]):
+    file, before = str(tmp_path / "maze.npz"), open_dataset(TASK, str(dataset_dir)).data
+    for words in ([TASK, file], [file, "lab/maze-v0"], ["lab/maze-v0", f"{tmp_path}/maze-v1"]):
         assert cli.run(["data", "convert", *words, f"--dataset_dir={dataset_dir}"]) == 0
         assert "3,000 transitions in 3 trajectories" in capsys.readouterr().out
-    for name in (npz, "lab/maze-v0", f"{tmp_path}/maze-v1"):
+    for name in (file, "lab/maze-v0", f"{tmp_path}/maze-v1"):
         after = open_dataset(name, "none").data
         assert (before.masks[~before.ends] == 0).any()
         same(transitions(after), transitions(before))
@@ -352,7 +354,7 @@ def test_numbers_that_are_too_large_for_the_target(tmp_path):
     ("name", "message"),
     [
         ("./robot-play-logs", "robot-play-logs is not there: give such a file, a folder of them, or a name"),
-        ("notes.csv", r"notes\.csv is no \.npz, \.hdf5 or \.h5 file"),
+        ("notes.csv", r"notes\.csv is of no format that floq reads \(D4RL, Minari, npz\)"),
         ("project", r"project holds no \.npz files"),
         ("~/robot-v0", "robot-v0 is not there"),
         ("robot-v0", "no such Minari dataset in the local store"),
@@ -381,9 +383,10 @@ def test_a_folder_of_episodes_that_is_none(tmp_path):
     folder = write_folder(tmp_path / "episodes", make_episodes([(3, True), (2, False)]))
     (folder / "000.npz").write_bytes(b"not a zip file")
     with pytest.raises(UserError, match=r"000\.npz cannot be read .*: repair it, or take it out of the folder"):
-        read_folder(folder)
+        npz.read(folder)
+    (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"holds no \.npz files"):
-        read_folder(tmp_path / "none")
+        npz.read(tmp_path / "none")
 
 
 def test_a_flat_file_that_lacks_something(tmp_path):

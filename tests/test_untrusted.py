@@ -22,7 +22,7 @@ from run_folders import make_run
 from floq import cli
 from floq.analysis.evaluate_run import evaluate_run
 from floq.data.collection import collect
-from floq.data.collection.experts.walker import Walker
+from floq.data.collection.experts import Walker
 from floq.data.formats import d4rl, ogbench
 from floq.data.formats.files import open_npz
 from floq.data.formats.minari import read as read_minari
@@ -536,7 +536,7 @@ BOX = {"type": "Box", "dtype": "float32", "low": [-1.0, -1.0], "high": [1.0, 1.0
 def test_minari_metadata_that_are_refused(minari_set, changes, message, little_memory):
     edit_json(minari_set / "data" / "metadata.json", **changes)
     if message is None:
-        assert (~read_minari(minari_set)[0].ends).sum() == 5
+        assert (~read_minari(minari_set).data.ends).sum() == 5
         return
     with pytest.raises(UserError, match=message):
         read_minari(minari_set)
@@ -558,7 +558,7 @@ def test_minari_episodes_that_are_one_and_the_same(minari_set, monkeypatch):
         for number in range(2, 100):
             file[f"episode_{number}"] = file["episode_0"]
     edit_json(minari_set / "data" / "metadata.json", total_episodes=100)
-    assert (~read_minari(minari_set)[0].ends).sum() == 2 * 99 + 3
+    assert (~read_minari(minari_set).data.ends).sum() == 2 * 99 + 3
     monkeypatch.setattr(untrusted, "SIZE_LIMIT", 2000)
     with pytest.raises(UserError, match="would unpack to"):
         read_minari(minari_set)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from floq.actors.gaussian import GaussianActor, GaussianConfig
-from floq.data.collection.experts import walker as module
-from floq.data.collection.experts.walker import Walker
-from floq.data.collection.recipes import recipe
+from floq.data.collection import experts as module
+from floq.data.collection.collect import recipe
+from floq.data.collection.experts import Walker
 from floq.envs import environments
 
 

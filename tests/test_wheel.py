@@ -50,7 +50,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
         "floq/analysis/report/page.html.j2",
         "floq/analysis/report/report.md.j2",
         "floq/analysis/report/published.toml",
-        "floq/data/collection/experts/ant.safetensors",
+        "floq/data/collection/ant.safetensors",
     } <= package
     assert names - package == {f"{info}/{x}" for x in ("METADATA", "WHEEL", "RECORD", "entry_points.txt",
                                                        "licenses/LICENSE")}  # fmt: skip

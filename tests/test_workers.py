@@ -40,21 +40,21 @@ class Adder:
 
 def test_each_worker_keeps_its_own_object():
     with Workers(Adder, [(0,), (100,)]) as workers:
-        assert workers.call("add", [(1,), (2,)]) == [1, 102]
-        assert workers.call("add", [(1,), (2,)]) == [2, 104]
+        assert workers.try_call("add", [(1,), (2,)]) == [1, 102]
+        assert workers.try_call("add", [(1,), (2,)]) == [2, 104]
         assert sorted(i for i, _ in workers.map("add", [0] * 7)) == list(range(7))
 
 
 def test_an_error_in_a_worker_carries_its_traceback_and_the_worker_lives_on():
     with Workers(Adder, [(0,)]) as workers:
         with pytest.raises(WorkerError, match="ValueError: out of cheese"):
-            workers.call("fail", [("out of cheese",)])
-        assert workers.call("add", [(1,)]) == [1]
+            workers.call_one(0, "fail", ("out of cheese",))
+        assert workers.try_call("add", [(1,)]) == [1]
 
 
 def test_a_dead_worker_is_noticed():
     with Workers(Adder, [(0,)]) as workers, pytest.raises(WorkerError, match="died with exit code 7"):
-        workers.call("die", [(7,)])
+        workers.call_one(0, "die", (7,))
 
 
 def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_jax(tmp_path):
@@ -62,18 +62,19 @@ def test_a_script_without_a_main_guard_may_use_workers_and_they_do_not_import_ja
     script.write_text(
         textwrap.dedent("""
         import jax
-        from floq.envs.environments import EnvFactory, EnvSlots
+        from floq.envs.environments import EnvFactory
+        from floq.envs.vector import EnvSlots
         from floq.envs.workers import Workers
         print("main runs once")
         env = EnvFactory("pointmaze-medium-navigate-singletask-v0", "post")
         with Workers(EnvSlots, [(env, [(0, 0)], 1)]) as workers:
-            print(workers.call("start", [([(env.name, (0,))], 1)])[0].shape)
+            print(workers.try_call("start", [([(env.name, (0,))], 1)])[0].shape)
         """)
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "main runs once\n(1, 2)\n"
     with Workers(Adder, [(0,)]) as workers:
-        assert workers.call("has_jax", [()]) == [False]
+        assert workers.try_call("has_jax", [()]) == [False]
 
 
 def test_a_call_in_two_halves_and_one_that_takes_too_long():
@@ -85,7 +86,7 @@ def test_a_call_in_two_halves_and_one_that_takes_too_long():
         assert first == 1
         assert isinstance(second, WorkerLate)
         workers.restart(1)
-        assert workers.call("add", [(1,), (1,)]) == [2, 101]
+        assert workers.try_call("add", [(1,), (1,)]) == [2, 101]
         with pytest.raises(WorkerLate, match=r"has not answered within 0\.5 seconds"):
             workers.call_one(0, "wait", (60.0,), timeout=0.5)
         workers.restart(0)

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from floq.data.collection.recipes import recipe
-from floq.envs.environments import dataset_name
+from floq.data.collection.collect import recipe
+from floq.envs.ogbench import dataset_name
 from floq.utils.machine import cores
 
 EPISODES_PER_CORE = 30  # of 1,000 steps: about a minute of a cube or a puzzle

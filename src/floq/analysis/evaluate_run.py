@@ -6,8 +6,8 @@ from typing import Any
 from floq.agent.policy import Policy
 from floq.analysis.results import summary_rows
 from floq.data.dataset import Dataset
-from floq.envs.environments import is_ogbench
-from floq.envs.probe import probe
+from floq.envs.environments import probe
+from floq.envs.ogbench import is_dataset
 from floq.envs.spaces import check_same_parts
 from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
@@ -60,7 +60,7 @@ def evaluate_run(
     else:
         if dataset is not None:
             display.note(f"note    --dataset={dataset} is not read: this run is evaluated in episodes")
-        if not is_ogbench(config.env_name):
+        if not is_dataset(config.env_name):
             probe(env := config.make_env())
             before = run.records["data"].get("observation_parts", ())
             check_same_parts(env.parts, before, config.env_name, f"the data of {run.folder}")

@@ -20,7 +20,7 @@ from floq.analysis.figures.episodes import Played, value_along
 from floq.analysis.figures.flow import plot_flow_paths
 from floq.analysis.figures.maze import value_map
 from floq.data.dataset import Dataset
-from floq.envs import environments
+from floq.envs import ogbench
 from floq.evaluation.rollouts import play_episode
 from floq.runs import checkpoint
 from floq.runs.run import Run
@@ -107,7 +107,7 @@ def remove(run: Run) -> None:
 def has_value_map(run: Run) -> bool:
     """Return whether the run's task is a maze with one goal."""
     name = run.config.env_name or ""
-    return environments.is_singletask(name) and "maze" in name
+    return ogbench.is_singletask(name) and "maze" in name
 
 
 # --- Of the critic ---

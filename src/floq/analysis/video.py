@@ -19,7 +19,8 @@ from matplotlib.patches import Rectangle
 
 from floq.analysis.figures.episodes import GREEN, Played, draw_reward, draw_value
 from floq.analysis.figures.style import BLUE, FAINT, INK, RC, TITLE
-from floq.envs.environments import EnvFactory, Seed, is_ogbench
+from floq.envs.environments import EnvFactory, Seed
+from floq.envs.ogbench import is_dataset
 from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
 from floq.utils.machine import NO_RENDERER
@@ -38,7 +39,7 @@ class Renderer:
     """Environment that renders frames."""
 
     def __init__(self, make_env: EnvFactory):
-        size = {"width": SIDE, "height": SIDE} if is_ogbench(make_env.name) else {}
+        size = {"width": SIDE, "height": SIDE} if is_dataset(make_env.name) else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not in the possible render_modes")  # OGBench's lists are empty
             self._env = make_env(render_mode="rgb_array", **size)

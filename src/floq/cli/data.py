@@ -33,8 +33,7 @@ def collect_command(argv: list[str]) -> None:
     """Run `floq data collect`."""
     options = parse_options(Collect, argv, "floq data collect")
 
-    from floq.data.collection.collect import collect
-    from floq.data.collection.recipes import recipe, with_validation
+    from floq.data.collection.collect import collect, recipe, with_validation
     from floq.utils.progress import Display
 
     display, done = Display(), [0]
@@ -124,6 +123,7 @@ def convert_command(argv: list[str]) -> None:
     from floq.utils.progress import Display
 
     check_target(options.target)
-    data, has_rewards, source, _, parts, _ = open_dataset(options.source, options.dataset_dir)
-    path = convert(data, has_rewards, options.target, source, parts)
+    opened = open_dataset(options.source, options.dataset_dir)
+    data = opened.data
+    path = convert(data, opened.has_rewards, options.target, opened.source, opened.parts)
     Display().note(f"wrote {path}: {int((~data.ends).sum()):,} transitions in {int(data.ends.sum()):,} trajectories")

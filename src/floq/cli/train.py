@@ -36,7 +36,7 @@ def train_command(argv: list[str]) -> None:
 
 def check_tasks(configs: Iterable[Config]) -> None:
     """Check the names of tasks before anything slow, since a wrong name is the commonest mistake."""
-    from floq.envs.environments import check_task
+    from floq.envs.ogbench import check_task
 
     for config in configs:
         if config.dataset is None and not config.from_scratch:
@@ -227,13 +227,13 @@ def _matched(
 
 def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec, int]:
     """Return what an observation is, and the action dimension, by the environment or, without one, by the data."""
-    from floq.envs import environments
-    from floq.envs.probe import task_dims
+    from floq.envs import ogbench
+    from floq.envs.environments import task_dims
     from floq.utils.files import looks_like_path
 
     if make_env.name and dataset is None:
-        environments.check_task(make_env.name)
-    if not make_env.name and dataset and environments.is_ogbench(dataset) and not looks_like_path(dataset):
+        ogbench.check_task(make_env.name)
+    if not make_env.name and dataset and ogbench.is_dataset(dataset) and not looks_like_path(dataset):
         make_env = make_env.named(dataset)  # an OGBench dataset is that of an environment, and need not be there yet
     if make_env.name:
         return task_dims(make_env)

@@ -1,18 +1,18 @@
-"""Trajectories as NumPy arrays, the common output of all readers: conversion, and splits for validation."""
+"""Trajectories as NumPy arrays, the common output of all readers: conversion, checks, and splits for validation."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from floq.data.checks import check_actions, check_rows
-from floq.data.formats.files import open_npz
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
 TERMINATION_ALIASES = ("terminals", "dones", "done", "terminated")  # other common names of `terminations`
+VECTORS = ("rewards", "masks", "terminals", "terminations", "timeouts", "ends")  # keys with one number per row
+CLIPPABLE = 1.01  # actions up to here can only be rounded or noisy ones of [-1, 1]
 HOLD_OUT_EVERY = 20  # one episode in this many is held out for validation
 
 
@@ -32,6 +32,26 @@ class Trajectories(NamedTuple):
     def dims(self) -> tuple[ObsSpec, int]:
         """What an observation is, and the action dimension."""
         return ObsSpec(self.observations.shape[1]), self.actions.shape[1]
+
+
+class OpenedDataset(NamedTuple):
+    """A dataset as a reader returns it.
+
+    has_rewards: whether rewards and masks are valid; otherwise a task may compute them from `state`, more arrays with a
+    row per state. file: the path, if NAME-val beside it may hold validation data. parts: of the observations, where
+    they have names. scaled: whether actions were scaled to [-1, 1] from bounds that the dataset states.
+    """
+
+    data: Trajectories
+    has_rewards: bool
+    source: str
+    file: Path | None = None
+    parts: tuple[str, ...] = ()
+    scaled: bool = False
+    state: Mapping[str, np.ndarray] = {}
+
+
+# --- Conversion ---
 
 
 def from_arrays(
@@ -91,8 +111,7 @@ def from_arrays(
         closed = terminated
     # After each row in `closed` a row is inserted that carries the trajectory's last state.
     order = np.repeat(np.arange(len(obs)), 1 + closed)
-    inserted = np.zeros(len(order), bool)
-    inserted[np.flatnonzero(closed) + np.arange(closed.sum()) + 1] = True
+    inserted = np.diff(order, prepend=-1) == 0
     data = Trajectories(
         np.where(inserted[:, None], next_obs[order], obs[order]),
         arrays["actions"][order],
@@ -120,50 +139,49 @@ def from_episodes(
         UserError: as `from_arrays`, naming the episode; or an episode is empty, or lacks an array.
     """
     parts: list[Trajectories] = []
+    labels: list[str] = []
     for number, episode in enumerate(episodes):
-        name = f"{source}, {names[number] if names else f'episode {number}'}"
-        missing = [key for key in EPISODE_KEYS[:3] if key not in episode]
-        if missing:
-            raise UserError(f"{name} lacks {', '.join(missing)}")
-        other = [key for key in TERMINATION_ALIASES if key in episode]
-        if other and "terminations" not in episode:
-            raise UserError(
-                f"{name} has {other[0]!r} but no 'terminations': rename it if it marks true terminations only, and "
-                "take the time-outs out if it marks those too"
-            )
-        obs, act = (_to_array(episode[key], key, name) for key in ("observations", "actions"))
-        length = len(act) if act.ndim else 0
-        if not length:
-            raise UserError(f"{name} is empty: leave it out")
-        if len(obs) not in (length, length + 1):
-            raise UserError(f"{name} has {len(obs)} observations for {length} actions: it needs {length + 1}")
-        ended = _to_array(episode.get("terminations", False), "terminations", name)
-        if ended.ndim == 0:
-            ended = ended & (np.arange(length) == length - 1)
-        if len(ended) != length:
-            raise UserError(f"{name} has {len(ended)} terminations for {length} actions")
-        parts.append(_trajectory(obs, act, _to_array(episode["rewards"], "rewards", name), ended, name))
+        labels.append(names[number] if names else f"episode {number}")
+        parts.append(_from_episode(episode, f"{source}, {labels[-1]}"))
     if not parts:
         raise UserError(f"{source} has no episodes")
     for what in ("observations", "actions"):
         widths = [getattr(part, what).shape[1] for part in parts]
-        if len(set(widths)) > 1:
-            odd = next(i for i, width in enumerate(widths) if width != widths[0])
-            first, other = (names[i] if names else f"episode {i}" for i in (0, odd))
-            raise UserError(f"{source}: {what} have {widths[0]} numbers in {first} and {widths[odd]} in {other}")
-    data = Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    return _check_transitions(data, source)
+        odd = next((i for i, width in enumerate(widths) if width != widths[0]), 0)
+        if odd:
+            raise UserError(
+                f"{source}: {what} have {widths[0]} numbers in {labels[0]} and {widths[odd]} in {labels[odd]}"
+            )
+    return _check_transitions(Trajectories(*(np.concatenate(x) for x in zip(*parts, strict=True))), source)
 
 
-def _trajectory(obs: np.ndarray, act: np.ndarray, rew: np.ndarray, ended: np.ndarray, name: str) -> Trajectories:
+def _from_episode(episode: Mapping[str, Any], name: str) -> Trajectories:
     """Make a trajectory of one episode. It is not divided at a termination: OGBench's episodes continue after one."""
+    missing = [key for key in EPISODE_KEYS[:3] if key not in episode]
+    if missing:
+        raise UserError(f"{name} lacks {', '.join(missing)}")
+    other = [key for key in TERMINATION_ALIASES if key in episode]
+    if other and "terminations" not in episode:
+        raise UserError(
+            f"{name} has {other[0]!r} but no 'terminations': rename it if it marks true terminations only, and "
+            "take the time-outs out if it marks those too"
+        )
+    obs, act, rew = (_to_array(episode[key], key, name) for key in EPISODE_KEYS[:3])
+    length = len(act) if act.ndim else 0
+    if not length:
+        raise UserError(f"{name} is empty: leave it out")
+    if len(obs) not in (length, length + 1):
+        raise UserError(f"{name} has {len(obs)} observations for {length} actions: it needs {length + 1}")
+    ended = _to_array(episode.get("terminations", False), "terminations", name)
+    if ended.ndim == 0:
+        ended = ended & (np.arange(length) == length - 1)
     check_rows({"observations": obs}, name)
-    check_rows({"observations": obs[: len(act)], "actions": act, "rewards": rew, "terminations": ended}, name)
+    check_rows({"observations": obs[:length], "actions": act, "rewards": rew, "terminations": ended}, name)
     check_actions(act, name)
     ended = ended.astype(bool)
-    if len(obs) == len(act) and ended[-1]:
+    if len(obs) == length and ended[-1]:
         obs = np.concatenate([obs, obs[-1:]])  # a last state that was not recorded; it follows a termination
-    rows = np.minimum(np.arange(len(obs)), len(act) - 1)
+    rows = np.minimum(np.arange(len(obs)), length - 1)
     return Trajectories(obs, act[rows], rew[rows], 1.0 - ended[rows], np.arange(len(obs)) == len(obs) - 1)
 
 
@@ -187,32 +205,62 @@ def as_float32(data: Trajectories, source: str) -> Trajectories:
     return data
 
 
+# --- Checks ---
+
+
+def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
+    """Check arrays with one row per state: those in `VECTORS` have shape (rows,), the others (rows, size). Raises
+    UserError if one is not numeric, has the wrong number of dimensions or another length, or is not finite."""
+    for key, x in arrays.items():
+        if x.dtype.kind not in "biuf":
+            raise UserError(f"{source}: {key} holds {x.dtype}, not numbers")
+        if x.ndim != (1 if key in VECTORS else 2):
+            wanted = "(rows,)" if key in VECTORS else "(rows, size)"
+            raise UserError(f"{source}: {key} has shape {x.shape}, it must be {wanted}")
+    lengths = {key: len(x) for key, x in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise UserError(f"{source}: all arrays must have equally many rows, but they have: {listed}")
+    if not all(lengths.values()):
+        raise UserError(f"{source}: there are no rows")
+    for key, x in arrays.items():
+        bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"{source}: {key} is not finite in {bad.sum()} of {len(x)} rows, the first is row {bad.argmax()}"
+            )
+
+
+def check_widths(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, int], source: str, task: str) -> None:
+    """Raise UserError if an array in `wanted` is missing, or has another number per row than `task` needs."""
+    for key, width in wanted.items():
+        if key not in arrays:
+            raise UserError(f"{source} lacks {key}, which the rewards of {task} are computed from")
+        if arrays[key].shape[1] != width:
+            raise UserError(f"{source}: {key} has {arrays[key].shape[1]} numbers per row, {task} has {width}")
+
+
+def check_actions(actions: np.ndarray, source: str) -> None:
+    """Raise UserError if actions are no floats, or one lies outside [-1, 1]."""
+    if actions.dtype.kind != "f":
+        raise UserError(f"{source}: actions holds {actions.dtype}; floq needs continuous actions, as floats in [-1, 1]")
+    outside = (np.abs(actions) > 1 + 1e-6).any(axis=1)
+    if outside.any():
+        row, most = outside.argmax(), np.abs(actions).max()
+        noise = " if that is noise, or rescale them as the environment's, as --action_units=env does"
+        raise UserError(
+            f"{source}: actions lie outside [-1, 1] in {outside.sum()} of {len(actions)} rows, the first is row {row} "
+            f"({np.abs(actions[row]).max():.7g}), the largest {most:.7g}: clip them{noise if most >= CLIPPABLE else ''}"
+        )
+
+
 def _check_transitions(data: Trajectories, source: str) -> Trajectories:
     if data.ends.all():
         raise UserError(f"{source} has no transition whose next state is known: give the last states of episodes too")
     return data
 
 
-def read_folder(folder: Path) -> Trajectories:
-    """Read a folder of `.npz` files, one episode each, in the order of their names; keys as for `from_episodes`.
-
-    Raises:
-        UserError: there are none, one is damaged, or as `from_episodes`.
-    """
-    files = sorted(folder.glob("*.npz"))
-    if not files:
-        raise UserError(f"{folder} holds no .npz files")
-    keys, remedy = (*EPISODE_KEYS, *TERMINATION_ALIASES), "repair it, or take it out of the folder"
-    return from_episodes(_open_all(files, keys, remedy), str(folder), [file.name for file in files])
-
-
-def _open_all(files: Sequence[Path], keys: Sequence[str], remedy: str) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the arrays of one file after another; all of them together must keep the limit for one file."""
-    held = 0
-    for file in files:
-        arrays = open_npz(file, keys, remedy, held)
-        held += sum(array.nbytes for array in arrays.values())
-        yield arrays
+# --- Episodes ---
 
 
 def bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:
@@ -223,11 +271,7 @@ def bounds(data: Trajectories) -> tuple[np.ndarray, np.ndarray]:
 
 def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajectories, Trajectories, str]:
     """Split into a training part, a validation part, and a description of the latter: every twentieth trajectory, the
-    last one if there are fewer, and of a single one its last twentieth. The split depends on the data only.
-
-    Raises:
-        UserError: there is a single transition.
-    """
+    last one if there are fewer, and of a single one its last twentieth. Raises UserError for a single transition."""
     first, last = bounds(data)
     first, last = first[last > first], last[last > first]
     if len(first) == 1:
@@ -248,16 +292,3 @@ def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajector
         of_part[begin : end + 1] = part
     train, validation = (Trajectories(*(x[of_part == part] for x in data)) for part in (1, 2))
     return train, validation, how
-
-
-def memory(rows: int, transitions: int, obs_spec: ObsSpec, action_dim: int) -> str:
-    """Describe the memory of a dataset on the device: in all, per million transitions, and against storing both
-    observations of each transition."""
-    obs = obs_spec.zeros().nbytes
-    each = (rows * (obs + 4 * (action_dim + 2) + 1) + 4 * transitions) / transitions  # bytes per transition
-    pairs = 2 * obs + 4 * (action_dim + 3)
-    total = each * transitions / 1e6
-    return (
-        f"{total:,.{0 if total >= 10 else 1}f} MB; {each:.0f} MB per million transitions, "
-        f"{each / pairs:.0%} of storing pairs of observations"
-    )

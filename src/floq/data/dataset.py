@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from floq.data.arrays import Trajectories, from_arrays, from_episodes
-from floq.data.checks import check_rows, check_widths
+from floq.data.arrays import Trajectories, as_float32, check_rows, check_widths, from_arrays, from_episodes
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 
@@ -20,8 +19,7 @@ Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 
 
 class PriorData(NamedTuple):
-    """First part of a dataset, of another origin: number of rows, number of transitions, and share of a batch that is
-    drawn from it."""
+    """First part of a dataset, of another origin: its rows, transitions, and the share of a batch drawn from it."""
 
     rows: int
     starts: int
@@ -31,12 +29,9 @@ class PriorData(NamedTuple):
 class Dataset(eqx.Module):
     """Concatenated trajectories, one row per state.
 
-    A transition starts at any row but the last of its trajectory, and its next observation is the row after it. The
-    last row of a trajectory carries only an observation; its action, reward and mask are never read. With a `stride`
-    above 1, that many trajectories are interleaved: the next row of a trajectory is `stride` rows further, and the
-    first rows follow the last.
-
-    In a dataset `for_chunks(h)` a transition has h actions, concatenated in one vector.
+    A transition starts at any row but the last of its trajectory, which carries only an observation: its action, reward
+    and mask are never read. With a `stride` above 1, that many trajectories are interleaved: the next row of one is
+    `stride` rows further, and the first rows follow the last.
     """
 
     observations: Float[Array, "rows obs"]
@@ -57,18 +52,14 @@ class Dataset(eqx.Module):
         Raises:
             UserError: shapes or lengths are wrong, a number is not finite, or there is no transition.
         """
-        arrays = {"observations": observations, "actions": actions, "rewards": rewards, "masks": masks, "ends": ends}
-        given = {key: np.asarray(x) for key, x in arrays.items()}
-        check_rows(given)
-        with np.errstate(over="ignore"):
-            host = {key: x.astype(bool if key == "ends" else np.float32, copy=False) for key, x in given.items()}
-        check_rows(host, "the dataset, as 32-bit floats")  # again: a finite number may overflow float32
-        host["ends"] = host["ends"].copy()
-        host["ends"][-1:] = True
-        starts = np.flatnonzero(~host["ends"]).astype(np.int32)
+        data = Trajectories(*map(np.asarray, (observations, actions, rewards, masks, ends)))
+        check_rows(data._asdict())
+        data = as_float32(data._replace(ends=data.ends.astype(bool)), "the dataset")  # a finite number may overflow
+        data.ends[-1:] = True
+        starts = np.flatnonzero(~data.ends).astype(np.int32)
         if not len(starts):
             raise UserError("the dataset has no transition: every row is marked as the end of a trajectory")
-        placed: dict[str, Any] = {key: jnp.asarray(x) for key, x in host.items()}
+        placed: dict[str, Any] = {key: jnp.asarray(x) for key, x in data._asdict().items()}
         return cls(**placed, starts=jnp.asarray(starts))
 
     @classmethod
@@ -90,15 +81,11 @@ class Dataset(eqx.Module):
         return cls.from_rows(*from_episodes(episodes))
 
     def relabelled(self, rewards: Any, masks: Any) -> "Dataset":
-        """Return the same trajectories with the rewards and masks of another task, one per row. Observations and
-        actions are shared with this dataset: they are on the device once for all tasks.
-
-        Raises:
-            UserError: their number is not that of the rows, or one is not finite.
-        """
-        labels = {"rewards": np.asarray(rewards, np.float32), "masks": np.asarray(masks, np.float32)}
-        check_rows(labels | {"ends": np.asarray(self.ends)})
-        labelled = self.with_labels(**{key: jnp.asarray(x) for key, x in labels.items()})
+        """Return the same trajectories with the rewards and masks of another task, one per row; observations and
+        actions are shared. Raises UserError if their number is not that of the rows, or one is not finite."""
+        rewards, masks = np.asarray(rewards, np.float32), np.asarray(masks, np.float32)
+        check_rows({"rewards": rewards, "masks": masks, "ends": np.asarray(self.ends)})
+        labelled = self.with_labels(jnp.asarray(rewards), jnp.asarray(masks))
         return labelled if self.action_chunk == 1 else labelled._with_chunk_starts(self.action_chunk)
 
     def with_labels(self, rewards: Float[Array, " rows"], masks: Float[Array, " rows"]) -> "Dataset":
@@ -106,12 +93,8 @@ class Dataset(eqx.Module):
         return replace(self, rewards=rewards, masks=masks)
 
     def for_chunks(self, action_chunk: int) -> "Dataset":
-        """Return the same data with transitions of `action_chunk` actions: they start where the trajectory
-        has that many left, or truly terminates (mask 0) before. Everything else is shared with this dataset.
-
-        Raises:
-            UserError: there is no such row.
-        """
+        """Return the same data with transitions of `action_chunk` actions, concatenated in one vector: they start where
+        the trajectory has that many left, or truly terminates (mask 0) before. Raises UserError if that is nowhere."""
         return self if action_chunk == self.action_chunk else self._with_chunk_starts(action_chunk)
 
     def _with_chunk_starts(self, action_chunk: int) -> "Dataset":
@@ -122,18 +105,10 @@ class Dataset(eqx.Module):
         return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk, old=old)
 
     def mix_with(self, old: "Dataset", share: float) -> "Dataset":
-        """Append this data to older data. A fraction `share` of every batch is drawn from the older.
-
-        Raises:
-            UserError: observations or actions have other sizes.
-        """
-        names = ("observations", "actions")
-        check_widths(
-            {name: np.asarray(getattr(old, name)) for name in names},
-            {name: getattr(self, name).shape[1] for name in names},
-            "the data of --restore_path",
-            "the new data",
-        )
+        """Append this data to older data, from which a fraction `share` of every batch is drawn. Raises UserError if
+        observations or actions have other sizes."""
+        wanted = {"observations": self.observations.shape[1], "actions": self.actions.shape[1]}
+        check_widths(old.on_host()._asdict(), wanted, "the data of --restore_path", "the new data")
         rows = (np.concatenate(pair) for pair in zip(old.on_host(), self.on_host(), strict=True))
         joined = Dataset.from_rows(*rows)
         return replace(joined, old=PriorData(len(old.ends), int((~np.asarray(old.ends)).sum()), share))
@@ -149,14 +124,8 @@ class Dataset(eqx.Module):
         discount: float | Float[Array, ""] = 1.0,
         action_chunk: int = 1,
     ) -> Batch:
-        """Draw `batch_size` transitions uniformly with replacement. Consumes `key`; works inside jit.
-
-        With an `action_chunk` above 1, which must be that of `for_chunks`, `actions` holds that many actions
-        concatenated, and `n_step` counts chunks.
-
-        Raises:
-            UserError: the dataset's transitions do not have `action_chunk` actions.
-        """
+        """Draw `batch_size` transitions uniformly with replacement. Consumes `key`; works inside jit. `n_step` counts
+        chunks of `action_chunk` actions. Raises UserError if that is not the number in `for_chunks`."""
         if action_chunk != self.action_chunk:
             raise UserError(
                 f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
@@ -175,17 +144,13 @@ class Dataset(eqx.Module):
         return jax.random.randint(key, (batch_size,), low, high)
 
     def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
-        """Return the n-step transition that starts at `row`, with the published keys and `next_actions`. In a dataset
-        for chunks of h actions n counts chunks.
+        """Return the n-step transition from `row`, with the published keys and `next_actions`; n counts chunks.
 
-        It takes up to `n_step` steps and stops early at a true termination (mask 0) and at the end of its trajectory.
-        After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m, and `masks` =
-        discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step target. With
-        `n_step` 1 this is the ordinary transition. `terminals` is 1 if the end of the trajectory was reached.
-
-        `next_actions` is the data's action in s_m. It is undefined at the end of the trajectory (`terminals` 1) and at
-        a true termination (`masks` 0). The actions of a chunk continue after a termination inside it, since no reward
-        from there on counts; beyond the end of the trajectory the last action repeats.
+        It takes up to `n_step` steps and stops early at a true termination (mask 0) and at the end of its trajectory,
+        where `terminals` is 1. After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m,
+        and `masks` = discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step
+        target. `next_actions` is the data's action in s_m, undefined where `terminals` is 1 or `masks` 0. The actions
+        of a chunk continue after a termination inside it; beyond the end of the trajectory the last one repeats.
         """
         length = n_step * self.action_chunk
         rows = self._rows_ahead(row, jnp.arange(length))
@@ -206,8 +171,7 @@ class Dataset(eqx.Module):
         }
 
     def _rows_ahead(self, row: Int[Array, "*rows"], count: Int[Array, "*counts"] | int) -> Int[Array, "..."]:
-        """Return the rows of the states `count` steps later. Beyond the last row this wraps around to another
-        trajectory, which no transition reaches."""
+        """Return the rows of the states `count` steps later. No transition reaches beyond the last row."""
         return (row + self.stride * count) % self.ends.shape[0]
 
     def _actions_from(self, row: Int[Array, ""]) -> Float[Array, " chunk"]:
@@ -255,8 +219,7 @@ def chunk_starts(
 
 
 class Splits(NamedTuple):
-    """Training and validation data of a run, one line on their origin, the parts of their observations, where they have
-    names, and notes on how they were read."""
+    """Training and validation data of a run, their origin, named parts of observations, and notes on the reading."""
 
     train: Dataset
     validation: Dataset
@@ -270,8 +233,6 @@ class Splits(NamedTuple):
         return cls(Dataset.from_rows(*train), Dataset.from_rows(*validation), provenance)
 
     def for_chunks(self, action_chunk: int) -> "Splits":
-        """Return the same data with transitions of `action_chunk` actions. Raises UserError as `Dataset.for_chunks`
-        does."""
-        return self._replace(
-            train=self.train.for_chunks(action_chunk), validation=self.validation.for_chunks(action_chunk)
-        )
+        """Return the same data with transitions of `action_chunk` actions. Raises as `Dataset.for_chunks` does."""
+        train, validation = (part.for_chunks(action_chunk) for part in self[:2])
+        return self._replace(train=train, validation=validation)

@@ -33,9 +33,8 @@ class Experience(NamedTuple):
     @classmethod
     def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], action_dim: int) -> "Experience":
         """Make the experience of a tick in which every environment was reset."""
-        shape = observations.shape[:2]
-        zeros = lambda *size: np.zeros((*shape, *size), np.float32)  # noqa: E731
-        return cls(zeros(action_dim), zeros(), zeros(), np.zeros(shape, bool), observations)
+        zeros = np.zeros(observations.shape[:2], np.float32)
+        return cls(np.stack([zeros] * action_dim, -1), zeros, zeros, zeros > 0, observations)
 
 
 class ReplaySnapshot(NamedTuple):
@@ -56,13 +55,11 @@ class ReplaySnapshot(NamedTuple):
     def append(self, experience: Experience, run: int) -> "ReplaySnapshot":
         """Return the snapshot with one run's experience of a tick appended."""
         act, rew, masks, stepped, obs = (np.asarray(x)[run] for x in experience)
-        known = {"actions": act, "rewards": rew, "masks": masks, "ends": ~stepped}
-        values = {"observations": np.concatenate([self.observations, obs[None]])}
-        for name, new in known.items():
-            before = getattr(self, name)
-            unknown = np.ones_like(new) if name == "ends" else np.zeros_like(new)
-            values[name] = np.concatenate([before[:-1], new[None][: len(before)], unknown[None]])
-        return ReplaySnapshot(**values)
+        values = [np.concatenate([self.observations, obs[None]])]
+        for before, new in zip(self[1:], (act, rew, masks, ~stepped), strict=True):
+            unknown = np.full_like(new, before.dtype == bool)  # of the new state, which is an end at first
+            values.append(np.concatenate([before[:-1], new[None][: len(before)], unknown[None]]))
+        return ReplaySnapshot(*values)
 
 
 class Replay(eqx.Module):
@@ -79,8 +76,7 @@ class Replay(eqx.Module):
 
     @classmethod
     def of(cls, recorded: list[ReplaySnapshot], ticks: int) -> "Replay":
-        """Make a ring buffer of `ticks` ticks from what each run has recorded, or the newest part of it. Its
-        memory is allocated once."""
+        """Make a ring buffer of `ticks` ticks from what each run has recorded, or the newest part of it."""
         runs, envs = len(recorded), recorded[0].ends.shape[1]
         longest = min(ticks, max(len(run.ends) for run in recorded))
         parts = recorded[0]._asdict().items()
@@ -190,8 +186,7 @@ class Mixture(eqx.Module):
         return jax.vmap(transition)(is_new, index)
 
     def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
-        """Draw for each transition of a batch whether it is new, and its index in the replay or in the data. Consumes
-        `key`."""
+        """Draw for each transition whether it is new, and its index in the replay or in the data. Consumes `key`."""
         old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
         new = self.replay.count[self.run]
         limit = window_size(old, self.buffer_size, self.balanced)

@@ -1,19 +1,16 @@
 """Creation, seeding and grouping of environments. No JAX in here: worker processes import this file.
 
-OGBench environments cannot be reproduced by `reset(seed=...)` alone: mazes draw start noise and teleports from NumPy's
-global generator, manipulation tasks sample a fresh and unseedable action space inside reset. `SeededEnv` gives each
-environment its own global state and its own action space, so an episode depends on its seed only: not on the episodes
-before it, nor on other environments of the process.
+`reset(seed=...)` alone does not reproduce OGBench's environments: mazes draw start noise and teleports from NumPy's
+global generator, manipulation tasks sample a fresh and unseedable action space inside reset. `SeededEnv` gives each its
+own global state and its own action space, so an episode depends on its seed only.
 """
 
 import contextlib
 import dataclasses
 import functools
-import importlib
-import os
-import re
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -21,33 +18,36 @@ import cloudpickle
 import gymnasium
 import numpy as np
 
-from floq.envs import probe
+from floq.envs import ogbench, spaces
 from floq.envs.spaces import action_box, ordered, part_names, unit_to_box
 from floq.utils.errors import UserError, in_one_line, nearest
 from floq.utils.machine import explain_renderer
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import NO_ARGUMENTS, FrozenDict
 
-DATASET_TYPES = ("navigate", "stitch", "explore", "play", "noisy")
 TIME_LIMIT = 10_000
-DIRECTED = {"online-ant-xy-v0": "GymXYWrapper", "online-humanoid-xy-v0": "DMCHumanoidXYWrapper"}
-"""OGBench's tasks of walking in a direction that changes every 100 steps, on which its expert policies are trained."""
-
+PROBE_SEED = (0, 4)
+RESET_API = "reset(seed=..., options=...) -> (observation, info)"
+STEP_API = "step(action) -> (observation, reward, terminated, truncated, info)"
 Seed = Sequence[int]
-Slot = tuple[int, int]  # the index of an evaluated policy (or a run), and of a slot among its own
+
+
+SUITES: dict[str, Any] = {"ogbench": ogbench}
+"""Suites of environments, modules with four functions: whether a suite `takes` an id, `make`, `names` to propose for an
+unknown one, and `is_heavy`. Any other id is Gymnasium's."""
+
+
+def suite_of(env_name: str) -> Any:
+    """Return the suite of an id; None if it is Gymnasium's."""
+    return next((suite for suite in SUITES.values() if suite.takes(env_name)), None)
 
 
 class EpisodeResult(NamedTuple):
-    """Outcome of one evaluation episode. `success` is the environment's own flag at the episode's last step, or NaN
-    where there is none."""
+    """Outcome of an episode. `success` is the environment's own flag at the last step, or NaN where there is none."""
 
     success: float
     episode_return: float
     length: int
-
-    @classmethod
-    def ended(cls, info: Mapping[str, Any], episode_return: float, length: int) -> "EpisodeResult":
-        """Return the result of an episode whose last step had this `info`. Raises ValueError for an odd flag."""
-        return cls(probe.success(info), episode_return, length)
 
     @classmethod
     def mean(cls, episodes: Sequence["EpisodeResult"]) -> dict[str, float]:
@@ -69,19 +69,10 @@ class EpisodeStep(NamedTuple):
     info: dict[str, Any]
 
 
-def index_of(slots: Sequence[Slot]) -> tuple[np.ndarray, ...]:
-    """Return the index that selects these slots from the first two axes of an array."""
-    return tuple(np.array(slots).T)
-
-
 @dataclass(frozen=True)
 class EnvFactory:
-    """Makes environments of a task, in this process or in a worker to which it is sent: with it goes what this process
-    has registered under that id, with cloudpickle where it is a class of the user's script.
-
-    Args:
-        name, success_timing, kwargs: see `make`.
-    """
+    """Makes environments of a task (see `make`), in this process or in a worker to which it is sent: with it goes what
+    this process has registered under that id, with cloudpickle where it is a class of the user's script."""
 
     name: str
     success_timing: str | None = None
@@ -91,6 +82,12 @@ class EnvFactory:
         """Make an environment. Raises as `make`."""
         return make(self.name, self.success_timing, **(self.kwargs | more))
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether an environment takes much time and memory; a worker can hold dozens of the others."""
+        suite = suite_of(self.name)
+        return suite is not None and suite.is_heavy(self.name)
+
     def named(self, env_name: str) -> "EnvFactory":
         """Return the factory of another task of the same environment."""
         return dataclasses.replace(self, name=env_name)
@@ -98,7 +95,7 @@ class EnvFactory:
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         named = self.name.rpartition(":")[2]
-        versions = {known: spec for known, spec in gymnasium.registry.items() if _is_version(known, named)}
+        versions = {known: spec for known, spec in gymnasium.registry.items() if ogbench.is_version(known, named)}
         try:
             return state | {"registered": cloudpickle.dumps(versions)}
         except Exception as error:
@@ -113,31 +110,30 @@ class EnvFactory:
 def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "SeededEnv":
     """Make the environment of a task such as `cube-double-play-singletask-task2-v0`, or of any Gymnasium id.
 
-    Args:
-        env_name: OGBench id with its dataset type, or a Gymnasium id.
-        success_timing: for OGBench single tasks, whether reward and success come from the state after the step
-            ("post", the published protocol) or before it ("pre", OGBench since 1.2.0).
-        **kwargs: passed to the environment's constructor.
+    In OGBench's single tasks, reward and success come from the state after the step (`success_timing` "post", the
+    published protocol) or before it ("pre", OGBench since 1.2.0). `kwargs` go to the environment's constructor.
 
     Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are laid end to end in the order of
-    their names, and choices become one-hot (`floq.envs.spaces`). An environment without a time limit gets one of
-    `TIME_LIMIT` steps, so that every evaluation ends.
+    their names, and choices become one-hot (`floq.envs.spaces`). An environment without a time limit gets `TIME_LIMIT`.
 
     Raises:
         UserError: the id is unknown, its constructor raises, its actions are not a bounded box, or a part of its
             observations is not numeric.
     """
-    timing = {"success_timing": success_timing} if success_timing is not None and is_singletask(env_name) else {}
+    timing = {"success_timing": success_timing} if success_timing and ogbench.is_singletask(env_name) else {}
     factory = EnvFactory(env_name, success_timing, FrozenDict(kwargs))
     with explain_renderer(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
         warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:
-            env = _construct(env_name, **timing, **kwargs)
+            ogbench.import_ogbench()  # it registers ids that are Gymnasium's
+            suite = suite_of(env_name)
+            made = suite.make if suite else functools.partial(gymnasium.make, disable_env_checker=True)
+            env: Any = made(env_name, **timing, **kwargs)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(f"{env_name}: {' '.join(str(error).split())}") from error
         except gymnasium.error.Error as error:
-            known = [*_ogbench_names(), *gymnasium.registry]
+            known = [*itertools.chain(*(suite.names() for suite in SUITES.values())), *gymnasium.registry]
             raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}") from error
         except Exception as error:  # it is foreign code
             remedy = "; its arguments are given as --env_kwargs.NAME=VALUE" if isinstance(error, TypeError) else ""
@@ -156,89 +152,12 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         return SeededEnv(env, factory, parts, box)
 
 
-def _construct(env_name: str, **kwargs: Any) -> Any:
-    """Make the environment as its authors wrote it, without Gymnasium's warnings about what it returns."""
-    ogbench = import_ogbench()
-    if is_ogbench(env_name):
-        return ogbench.make_env_and_datasets(env_name, env_only=True, disable_env_checker=True, **kwargs)
-    if env_name in DIRECTED:
-        wrapper = getattr(ogbench.online_locomotion.wrappers, DIRECTED[env_name])
-        return wrapper(gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs))
-    return gymnasium.make(env_name, disable_env_checker=True, **kwargs)
-
-
-def check_task(env_name: str) -> None:
-    """Raise UserError if the id is not that of an OGBench single task with state observations."""
-    if env_name.startswith("visual-"):
-        raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
-    known = set(_ogbench_names())
-    if env_name in known:
-        return
-    if is_singletask(env_name.rpartition(":")[2]):
-        raise UserError(f"unknown environment {env_name!r}{nearest(env_name, known)}")
-    raise UserError(
-        f"{env_name} is not an OGBench single task, as cube-double-play-singletask-v0 is: name its data with --dataset"
-        f"{nearest(env_name, known)}"
-    )
-
-
-def is_ogbench(env_name: str) -> bool:
-    """Return whether the id has OGBench's form (an environment, a dataset type, optionally a single task), and is not
-    one of Gymnasium's, with or without a version or the module that registers it (`module:id`)."""
-    if ":" in env_name or not any(kind in env_name.split("-") for kind in DATASET_TYPES):
-        return False
-    return not any(_is_version(known, env_name) for known in gymnasium.registry)
-
-
-def _is_version(known: str, env_name: str) -> bool:
-    """Return whether a registered id is this one, or a version of it."""
-    return env_name in (known, known.rpartition("-v")[0])
-
-
-def is_singletask(env_name: str) -> bool:
-    """Return whether the id names one fixed task, with rewards."""
-    return is_ogbench(env_name) and "singletask" in env_name.split("-")
-
-
-def is_heavy(env_name: str) -> bool:
-    """Return whether making an environment takes most of a second and 100 to 200 MB, as for manipulation tasks. A
-    worker can hold dozens of the others."""
-    return is_ogbench(env_name) and any(kind in env_name.split("-") for kind in ("play", "noisy"))
-
-
-def dataset_name(env_name: str) -> str:
-    """Return the name of a task's dataset: `cube-double-play-singletask-task2-v0` -> `cube-double-play-v0`."""
-    return re.sub(r"-singletask(-task\d+)?", "", env_name)
-
-
-@functools.cache
-def import_ogbench() -> Any:
-    """Import OGBench, which registers its environments, and return it. It imports MuJoCo, which must not look for a
-    renderer: nothing here renders."""
-    os.environ.setdefault("MUJOCO_GL", "disable")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # OGBench's imports warn about GLFW
-        importlib.import_module("ogbench.online_locomotion.wrappers")
-        return importlib.import_module("ogbench")
-
-
-def _ogbench_names() -> Iterator[str]:
-    import_ogbench()
-    for registered in gymnasium.registry:
-        if "-singletask" in registered:
-            for kind in DATASET_TYPES:
-                yield registered.replace("-singletask", f"-{kind}-singletask")
-
-
 class SeededEnv(gymnasium.Wrapper):
     """An environment whose random draws are all determined by the seed of its last reset, and which is sent nothing but
     actions of its space.
 
-    Args:
-        env: with a vector of observations.
-        factory: makes the same environment.
-        parts: names of the parts of its observations, if they have any.
-        box: the space of the actions of `env`, which are scaled from [-1, 1]; by default its own.
+    It wraps `env`, which shows a vector with these named `parts` and takes actions of `box`, by default its own space;
+    they are scaled from [-1, 1]. `factory` makes the same environment.
     """
 
     def __init__(
@@ -278,37 +197,30 @@ class SeededEnv(gymnasium.Wrapper):
         return self.reset(seed=int(words[1]))[0]
 
     def begin_episode(self, seed: Seed) -> np.ndarray:
-        """Start the episode of `seed`, to be continued with `advance`. Returns its first observation. Raises ValueError
-        as `advance` does."""
+        """Start the episode of `seed`, to be continued with `advance`, and return its first observation."""
         self._return, self._length = 0.0, 0
-        return probe.observation(self.reset_with(seed), self.observation_space.shape or ())
+        return spaces.observation(self.reset_with(seed), self.observation_space.shape or ())
 
     def advance(self, action: np.ndarray) -> EpisodeStep:
-        """Take one step of the episode.
-
-        Args:
-            action: within [-1, 1]; rounding beyond is clipped.
-
-        Raises:
-            ValueError: a number that goes in or comes out is not finite, or of another shape or kind than it should be.
-        """
+        """Take one step of the episode; `action` is clipped to [-1, 1]. Raises ValueError if a number that goes in or
+        comes out is not finite, or of another shape or kind than it should be."""
         obs, reward, terminated, truncated, info = self.step(action)
-        obs, reward = probe.observation(obs, self.observation_space.shape or ()), probe.reward(reward)
-        terminated, truncated = probe.flag("terminated", terminated), probe.flag("truncated", truncated)
+        obs, reward = spaces.observation(obs, self.observation_space.shape or ()), spaces.reward(reward)
+        terminated, truncated = spaces.flag("terminated", terminated), spaces.flag("truncated", truncated)
         self._return += reward
         self._length += 1
         ended = terminated or truncated
-        result = EpisodeResult.ended(info, self._return, self._length) if ended else None
+        result = EpisodeResult(spaces.success(info), self._return, self._length) if ended else None
         return EpisodeStep(obs, reward, terminated, result, info)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         with self.own_global_state():
-            return probe.check_reset(self.env.reset(seed=seed, options=options))
+            return spaces.check_returned("reset", self.env.reset(seed=seed, options=options), 2)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         sent = unit_to_box(np.asarray(action), self.box)
         with self.own_global_state():
-            return probe.check_step(self.env.step(sent))
+            return spaces.check_returned("step", self.env.step(sent), 5)
 
     @contextlib.contextmanager
     def own_global_state(self) -> Iterator[None]:
@@ -322,78 +234,25 @@ class SeededEnv(gymnasium.Wrapper):
             random.set_bit_generator(others)
 
 
-def with_task(env: SeededEnv, env_name: str) -> SeededEnv:
-    """Return an environment of the OGBench task `env_name`: the given one, switched, or else a new one. Making one
-    takes a second and over 100 MB that are never freed. Switching works if `env_name` contains a task number, or was
-    the environment's task before."""
-    if env.task == env_name:
-        return env
-    number = re.search(r"-task(\d+)-", env_name)
-    base: Any = env.unwrapped
-    env.known_tasks[env.task] = getattr(base, "_reward_task_id", None)  # OGBench's labels and resets depend on it
-    known = int(number[1]) if number else env.known_tasks.get(env_name)
-    if known is None or dataset_name(env_name) != dataset_name(env.task):
-        made = env.factory.named(env_name)()
-        made.known_tasks |= env.known_tasks
-        return made
-    base._reward_task_id = known
-    env.factory = env.factory.named(env_name)
-    return env
+def probe(env: SeededEnv) -> tuple[ObsSpec, int]:
+    """Reset an environment twice and take one step. Returns what an observation is, and the action dimension. Raises
+    UserError if a call raises, as with the API of old versions of Gym, or returns something else than it should."""
+    action, api = np.random.default_rng(0).uniform(-1, 1, env.action_space.shape).astype(np.float32), RESET_API
+    try:
+        env.begin_episode(PROBE_SEED)
+        obs = env.begin_episode(PROBE_SEED)
+        api = STEP_API
+        spaces.success(env.advance(action).info)
+    except Exception as error:  # it is foreign code
+        raise UserError(f"{env.task}: {in_one_line(error)}; floq needs Gymnasium's {api}") from error
+    return ObsSpec(obs.size), action.size
 
 
-class EnvSlots:
-    """Some of the slots of an evaluation, stepped together by one worker.
-
-    Several policies may be evaluated together, each with its own task and seed and with S slots of its own. Slot s runs
-    its policy's episodes s, s + S, s + 2 S, ...: the assignment does not depend on speed, on the number of workers, or
-    on the other policies.
-    """
-
-    def __init__(self, make_env: EnvFactory, slots: Sequence[Slot], num_slots: int):
-        self._envs = {slot: make_env() for slot in slots}
-        self._num_slots = num_slots
-
-    def start(
-        self,
-        tasks: Sequence[tuple[str, Seed]],
-        num_episodes: int,
-        episodes: Mapping[Slot, int] | None = None,
-    ) -> np.ndarray:
-        """Reset every slot to its first episode, or to that in `episodes`. `tasks` has the environment and the seed of
-        each policy: its episode e is seeded by (*seed, e). A slot without an episode left, or without a policy, is
-        inactive. Returns the first observations (slots, obs)."""
-        self._tasks, self._num_episodes = tuple(tasks), num_episodes
-        self._episode = {
-            (policy, slot): (episodes or {}).get((policy, slot), slot) if policy < len(tasks) else num_episodes
-            for policy, slot in self._envs
-        }
-        for slot, env in self._envs.items():
-            if self._is_active(slot):
-                self._envs[slot] = with_task(env, tasks[slot[0]][0])
-        return np.stack([self._first_observation(slot) for slot in self._envs])
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[Slot, EpisodeResult]]]:
-        """Take one step in every active slot. Returns observations (slots, obs), where a slot whose episode ended has
-        the first observation of its next one, and (slot, result) for each episode that ended."""
-        observations, finished = [], []
-        for (slot, env), action in zip(self._envs.items(), actions, strict=True):
-            if not self._is_active(slot):
-                observations.append(self._first_observation(slot))
-                continue
-            obs, _, _, result, _ = env.advance(action)
-            if result is not None:
-                finished.append((slot, result))
-                self._episode[slot] += self._num_slots
-                obs = self._first_observation(slot)
-            observations.append(obs)
-        return np.stack(observations), finished
-
-    def _is_active(self, slot: Slot) -> bool:
-        return self._episode[slot] < self._num_episodes
-
-    def _first_observation(self, slot: Slot) -> np.ndarray:
-        """Return the first observation of the slot's episode; zeros if the slot is inactive."""
-        if not self._is_active(slot):
-            return np.zeros(self._envs[slot].observation_space.shape or (), np.float32)
-        _, seed = self._tasks[slot[0]]
-        return self._envs[slot].begin_episode((*seed, self._episode[slot]))
+@functools.lru_cache(maxsize=256)
+def task_dims(make_env: EnvFactory) -> tuple[ObsSpec, int]:
+    """Make an environment and return what `probe` does."""
+    env = make_env()
+    try:
+        return probe(env)
+    finally:
+        env.close()

@@ -61,16 +61,9 @@ class Workers:
 
     def __init__(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]):
         self._factory, self._arguments = factory, list(arguments)
-        self._processes: list[Any] = []
-        self._pipes: list[Any] = []
-        for args in arguments:
-            process, pipe = _start(factory, args)
-            self._processes.append(process)
-            self._pipes.append(pipe)
+        started = [_start(factory, args) for args in arguments]
+        self._processes, self._pipes = ([pair[i] for pair in started] for i in (0, 1))
         atexit.register(self.close)  # before multiprocessing waits for its children
-
-    def __len__(self) -> int:
-        return len(self._pipes)
 
     def __enter__(self) -> "Workers":
         return self
@@ -78,19 +71,13 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call `method` on every worker at once, with `arguments[i]` on worker i. Returns the results in that order."""
-        for i, args in enumerate(arguments):
-            self._send(i, method, args)
-        return [self._receive(i) for i in range(len(self))]
-
     def try_call(self, method: str, arguments: Sequence[tuple[Any, ...]], timeout: float | None = None) -> list[Any]:
-        """Call as `call` does, but return the WorkerError of a worker that has raised or died in place of its result.
-        One that takes longer than `timeout` seconds counts as dead."""
+        """Call `method` on every worker at once, with `arguments[i]` on worker i. Returns the results in that order; in
+        place of one, the WorkerError of a worker that has raised or died, or takes longer than `timeout` seconds."""
         return self.answers(self.begin_call(method, arguments), timeout)
 
     def begin_call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[WorkerDied | None]:
-        """Start a `try_call` and return without waiting. Pass the returned list to `answers` for the results."""
+        """Start a `try_call` without waiting. Pass the returned list to `answers` for the results."""
         begun: list[WorkerDied | None] = []
         for i, args in enumerate(arguments):
             try:
@@ -100,8 +87,7 @@ class Workers:
         return begun
 
     def answers(self, begun: Sequence[WorkerDied | None], timeout: float | None = None) -> list[Any]:
-        """Wait for the results of `begin_call`, and return them as `try_call` does. A worker that takes longer than
-        `timeout` seconds from now counts as dead."""
+        """Return the results of `begin_call`, as `try_call` does."""
         since = time.monotonic()
         answers: list[Any] = []
         for i, died in enumerate(begun):
@@ -129,12 +115,11 @@ class Workers:
         busy: dict[Any, tuple[int, int]] = {}
 
         def assign(worker: int) -> None:
-            for index, item in waiting:
-                self._send(worker, method, (item,))
-                busy[self._pipes[worker]] = (worker, index)
-                return
+            if (item := next(waiting, None)) is not None:
+                self._send(worker, method, (item[1],))
+                busy[self._pipes[worker]] = (worker, item[0])
 
-        for worker in range(len(self)):
+        for worker in range(len(self._pipes)):
             assign(worker)
         while busy:
             for pipe in multiprocessing.connection.wait(list(busy)):
@@ -231,15 +216,13 @@ def _describe_error(error: Exception) -> RemoteException:
 def _without_main_module() -> Iterator[None]:
     """Spawn without importing the caller's main module, so that a user's script needs no `__main__` guard."""
     main = sys.modules["__main__"]
-    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
     try:
         main.__spec__ = None
-        if "__file__" in hidden:
-            del main.__file__
+        vars(main).pop("__file__", None)
         yield
     finally:
-        for name, value in hidden.items():
-            setattr(main, name, value)
+        vars(main).update(hidden)
 
 
 @contextlib.contextmanager

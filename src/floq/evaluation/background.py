@@ -1,6 +1,7 @@
 """Evaluation in a background thread during training."""
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,7 @@ class EvaluationRequest(NamedTuple):
 class BackgroundEvaluator:
     """Thread that evaluates policies during training, one group after another. A context manager.
 
-    The policies act on the CPU, whatever device trains them: they are small, and a step of the environments should not
-    wait until the accelerator finishes a chunk of updates.
+    The policies act on the CPU: a step of the environments should not wait until the accelerator finishes its updates.
     """
 
     def __init__(self, evaluator: Evaluator, seeds: Sequence[int], env_names: Sequence[str]):
@@ -69,16 +69,14 @@ class BackgroundEvaluator:
                 yield answer
 
     def _work(self) -> None:
+        count = functools.partial(setattr, self, "episodes_done")
         while (group := self._requests.get()) and not self._stopping.is_set():
             rollouts = [Rollout(r.policy, self._seeds[r.run], r.step, self._env_names[r.run]) for r in group]
             try:
-                evaluations = self._evaluator.rollout(rollouts, self._count, self._stopping.is_set)
+                evaluations = self._evaluator.rollout(rollouts, count, self._stopping.is_set)
             except BaseException as error:
                 self._answers.put(error)
                 return
             for request, evaluation in zip(group, evaluations, strict=True):
                 if evaluation is not None:
                     self._answers.put((request, evaluation))
-
-    def _count(self, done: int) -> None:
-        self.episodes_done = done

@@ -1,8 +1,7 @@
 """Evaluation without an environment: the critic's TD error on held-out data, and its value of the policy.
 
-Neither number measures the performance of the policy. A small TD error means that the critic is self-consistent on
-transitions it was not trained on. The value of initial states is the critic's estimate of the policy, and offline
-critics overestimate; compare it with the data's return from the same states.
+Neither measures the performance of the policy: a small TD error means that the critic is self-consistent on transitions
+it was not trained on, and offline critics overestimate values; compare with the data's return from the same states.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.data.arrays import bounds
 from floq.data.dataset import Dataset
-from floq.data.returns import discounted_returns
+from floq.data.description import discounted_returns
 
 TRANSITIONS = 4096  # held-out transitions whose TD error is averaged, the same at every evaluation
 MAX_INITIAL_STATES = 1000
@@ -47,18 +46,13 @@ class HeldOutEvaluator:
 
     def __init__(self, validation: Dataset):
         self._data = validation
-        trajectories = validation.on_host()
-        first, last = bounds(trajectories)
+        self._trajectories = validation.on_host()
+        first, last = bounds(self._trajectories)
         first = first[last > first]
         self._initial = first[np.linspace(0, len(first) - 1, min(len(first), MAX_INITIAL_STATES)).astype(int)]
-        self._trajectories = trajectories
 
     def __call__(
-        self,
-        agent: Agent,
-        seed: int,
-        step: int,
-        should_stop: Callable[[], bool] = lambda: False,
+        self, agent: Agent, seed: int, step: int, should_stop: Callable[[], bool] = lambda: False
     ) -> HeldOutEvaluation | None:
         """Evaluate `agent`, with the same transitions, states and random numbers at every step, so that steps are
         comparable. Return None if `should_stop` returned True before the end."""
@@ -66,15 +60,15 @@ class HeldOutEvaluator:
         td_keys = jax.random.split(td_key, -(-TRANSITIONS // agent.static.batch_size))
         value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
         states = self._data.observations[self._initial]
-        batches = range(0, len(self._initial), STATE_BATCH_SIZE)
         td_errors, values = [], []
         for key in td_keys:
             if should_stop():
                 return None
             td_errors.append(float(_td_error(agent, self._data, key)))
-        for batch in (slice(first, first + STATE_BATCH_SIZE) for first in batches):
+        for first in range(0, len(states), STATE_BATCH_SIZE):
             if should_stop():
                 return None
+            batch = slice(first, first + STATE_BATCH_SIZE)
             values.append(np.asarray(_policy_values(agent, states[batch], value_keys[batch])))
         returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
         data_return = float(returns.mean() * agent.hypers.reward_scale)
@@ -85,8 +79,7 @@ class HeldOutEvaluator:
 def _td_error(agent: Agent, data: Dataset, key):
     static = agent.static
     batch_key, loss_key = jax.random.split(key)
-    sizes = static.batch_size, static.n_step
-    batch = data.sample(batch_key, *sizes, agent.hypers.discount, static.action_chunk)
+    batch = data.sample(batch_key, static.batch_size, static.n_step, agent.hypers.discount, static.action_chunk)
     return agent.evaluate_loss(batch, loss_key)["critic/abs_td_error"]
 
 

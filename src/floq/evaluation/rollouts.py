@@ -1,13 +1,10 @@
 """Parallel, seeded evaluation: many environments, one policy call for the actions of all.
 
-An episode's randomness is keyed by (seed, training step, episode number), the policy's noise additionally by the step
-within the episode, and a row of the batch belongs to a slot and not to a worker. So a result depends neither on timing,
-nor on the number of workers, nor on previous or concurrent evaluations. A chunk of actions is executed to its end
-before the policy is called again. A policy's batch always has `ROWS` rows, most of them padding on a machine with few
-cores, so that its shape is the same everywhere.
-
-The policies of a fleet are called together, in one program that runs one after the other: while training uses the whole
-machine, a call spends its time waiting for its turn, not computing.
+An episode's randomness is keyed by (seed, training step, episode number), the policy's noise also by the step within
+the episode, and a row of the batch belongs to a slot, not to a worker: a result depends neither on timing, nor on the
+number of workers, nor on other evaluations. A policy's batch always has `ROWS` rows, so that its shape is the same on
+every machine. The policies of a fleet are called one after the other in one program: while training uses the whole
+machine, a call waits for its turn more than it computes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +17,8 @@ import numpy as np
 
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
-from floq.envs.environments import EnvFactory, EnvSlots, EpisodeResult, EpisodeStep, Seed, SeededEnv, index_of, is_heavy
+from floq.envs.environments import EnvFactory, EpisodeResult, EpisodeStep, Seed, SeededEnv
+from floq.envs.vector import EnvSlots, index_of
 from floq.envs.workers import START_TIMEOUT_S, WorkerDied, WorkerError, Workers
 from floq.utils.machine import cores, worker_count
 
@@ -53,8 +51,8 @@ class Rollout(NamedTuple):
 
 
 class Controller:
-    """Turns a policy into actions, chunk by chunk: its next `action_chunk` actions are executed to their end before it
-    is called again. For one environment, or for an array of them."""
+    """Turns a policy into actions, for one environment or an array of them: a chunk of `action_chunk` actions is
+    executed to its end before the policy is called again."""
 
     def __init__(self, action_chunk: int):
         self._chunk = action_chunk
@@ -91,13 +89,9 @@ def play_episode(
 class Evaluator:
     """Worker processes with environments, for any number of evaluations. A context manager.
 
-    Args:
-        make_env: makes the environment of the initial task; rollouts may use other tasks of the same environment.
-        num_episodes: episodes per evaluation.
-        workers: number of processes; by default one per core.
-        action_chunk: actions per call of a policy.
-        rollouts: number of rollouts to evaluate. They run concurrently if environments are small, else one by one.
-        timeout: seconds for one step of all environments of a worker, after which it counts as dead.
+    Rollouts may use other tasks of the environment that `make_env` makes; `rollouts` of them run concurrently if
+    environments are small, else one by one. `workers` is by default one per core; a worker counts as dead after
+    `timeout` seconds without an answer.
     """
 
     def __init__(
@@ -112,7 +106,8 @@ class Evaluator:
         self._env_name, self._num_episodes, self._action_chunk = make_env.name, num_episodes, action_chunk
         self._timeout, self._start_timeout = timeout, timeout and max(START_TIMEOUT_S, timeout)
         self._num_slots = min(num_episodes, max(MIN_SLOTS, cores()), ROWS)
-        self._group_size = 1 if is_heavy(make_env.name) else _even_size(rollouts, max(1, MAX_ENVS // self._num_slots))
+        num_groups = rollouts if make_env.is_heavy else -(-rollouts // max(1, MAX_ENVS // self._num_slots))
+        self._group_size = -(-rollouts // num_groups)  # as few groups as possible, of even sizes
         slots = [(rollout, slot) for rollout in range(self._group_size) for slot in range(self._num_slots)]
         count = worker_count(workers, len(slots))
         self._shares = [slots[i::count] for i in range(count)]
@@ -122,10 +117,6 @@ class Evaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the worker processes."""
         self._workers.close()
 
     def kill(self) -> None:
@@ -224,12 +215,9 @@ class Evaluator:
                     episode[rollout, slot] += self._num_slots
                     elapsed[rollout, slot] = 0
                     on_progress(sum(map(len, results)))
-        return [
-            Evaluation(rollout.step, tuple(done[i] for i in range(self._num_episodes)))
-            if len(done) == self._num_episodes
-            else None
-            for rollout, done in zip(rollouts, results, strict=True)
-        ]
+        complete = [tuple(done[i] for i in sorted(done)) for done in results]
+        pairs = zip(rollouts, complete, strict=True)
+        return [Evaluation(one.step, done) if len(done) == self._num_episodes else None for one, done in pairs]
 
 
 def on_cpu(policy: Policy) -> Policy:
@@ -238,11 +226,6 @@ def on_cpu(policy: Policy) -> Policy:
         return jax.device_put(jax.device_get(policy), jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX is configured for accelerators only
         return jax.tree.map(jnp.copy, policy)
-
-
-def _even_size(count: int, max_size: int) -> int:
-    """Return the size of groups if `count` items are divided evenly into as few groups of `max_size` as possible."""
-    return -(-count // -(-count // max_size))
 
 
 @jax.jit

@@ -22,7 +22,7 @@ from floq.agent.agent import Agent
 from floq.agent.policy import ObsStats
 from floq.agent.state import Keys, ValueRange
 from floq.data.dataset import Dataset
-from floq.envs.environments import is_singletask
+from floq.envs.ogbench import is_singletask
 from floq.runs import checkpoint
 from floq.runs.checkpoint import Checkpoint, steps
 from floq.runs.config import Config

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 
 from floq.agent.agent import Agent
-from floq.data.arrays import Trajectories, hold_out, memory
-from floq.data.checks import check_rows
-from floq.data.collection.collect import collect
+from floq.data.arrays import Trajectories, check_rows, hold_out
+from floq.data.collection.collect import collect, with_validation
 from floq.data.collection.random_play import PIECE_SECONDS, RandomRollout
-from floq.data.collection.recipes import with_validation
 from floq.data.dataset import Dataset, Splits
+from floq.data.description import ReturnRange, discounted_returns, memory
 from floq.data.formats import ogbench
 from floq.data.formats.files import open_npz
 from floq.data.formats.ogbench import download
 from floq.data.formats.open import IN_MEMORY, given_splits, open_splits
-from floq.data.returns import ReturnRange, discounted_returns
-from floq.envs import environments
-from floq.envs.probe import probe
+from floq.envs import ogbench as suite
+from floq.envs.environments import probe
 from floq.envs.spaces import check_same_parts
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, Workers
 from floq.runs.config import Config
@@ -47,8 +45,8 @@ def fetch_missing(configs: Sequence[Config], display: Display) -> None:
         if config.from_scratch:
             continue
         named = config.dataset or config.env_name or ""
-        if not looks_like_path(named) and environments.is_ogbench(named):
-            name, directory = environments.dataset_name(named), user_path(config.dataset_dir)
+        if not looks_like_path(named) and suite.is_dataset(named):
+            name, directory = suite.dataset_name(named), user_path(config.dataset_dir)
             ogbench.find_files(name, directory, _fetcher(config, display))
 
 

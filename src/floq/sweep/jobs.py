@@ -15,8 +15,8 @@ import numpy as np
 from floq.analysis.cost import Cost, cost_of
 from floq.analysis.matching import matched
 from floq.analysis.metrics import last, primary_metric
-from floq.envs import environments
-from floq.envs.probe import task_dims
+from floq.envs import ogbench
+from floq.envs.environments import task_dims
 from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.runs.record import RunRecord, read_runs
@@ -50,13 +50,13 @@ class Entry:
 def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
     """Return the runs of an experiment, group by group and task by task. Raises UserError if a group, a setting or a
     task of the file is wrong."""
-    named, datasets = experiment.budget.data, {environments.dataset_name(task) for task in experiment.budget.tasks}
+    named, datasets = experiment.budget.data, {ogbench.dataset_name(task) for task in experiment.budget.tasks}
     if unknown := sorted(named.keys() - datasets):
         raise UserError(f"{experiment.budget.path}: data: {unknown[0]} is of no task{nearest(unknown[0], datasets)}")
     resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
     for (_, task), config in resolved.items():
         if not config.from_scratch:
-            environments.check_task(task)
+            ogbench.check_task(task)
     entries = []
     for group in experiment.groups:
         for task in experiment.tasks:

@@ -22,7 +22,7 @@ from floq.analysis.report.groups import RunGroup
 from floq.analysis.report.page import comparison_markdown
 from floq.analysis.report.scores import Report, assemble
 from floq.analysis.results import config_labels, show_result
-from floq.envs import environments
+from floq.envs import ogbench
 from floq.runs.config import Config
 from floq.runs.record import RunRecord, read_runs
 from floq.runs.run import Run
@@ -199,7 +199,7 @@ def _train(
         display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
         for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
-        wanted = {(environments.dataset_name(config.task), user_path(config.dataset_dir)) for config in left}
+        wanted = {(ogbench.dataset_name(config.task), user_path(config.dataset_dir)) for config in left}
         for name, directory in sorted(wanted):  # others are downloaded when their runs begin
             if name in episodes and not (directory / f"{name}.npz").exists():
                 collect_with_progress(name, directory, episodes[name], display)

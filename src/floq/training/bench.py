@@ -25,7 +25,7 @@ from floq.agent.policy import Policy
 from floq.agent.state import Keys
 from floq.analysis.cost import cost_of
 from floq.data.dataset import Dataset
-from floq.envs.probe import task_dims
+from floq.envs.environments import task_dims
 from floq.evaluation.rollouts import Evaluator, on_cpu
 from floq.networks.precision import Precision
 from floq.runs.config import Config, configure

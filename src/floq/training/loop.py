@@ -373,9 +373,8 @@ class RunLogger:
 
     def close(self) -> None:
         """Close the sinks."""
-        for sink in self._sinks:
-            sink.close()
+        self._sinks.close()
 
     def _log(self, log: CsvLogger, step: int, row: Mapping[str, float]) -> None:
-        for destination in (log, *self._sinks):
+        for destination in (log, self._sinks):
             destination.log(step, dict(row))

@@ -23,8 +23,8 @@ from floq.agent.policy import Policy
 from floq.agent.state import Keys, ValueRange
 from floq.critics import CRITICS
 from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot, window_size
-from floq.envs.environments import EpisodeResult, index_of
-from floq.envs.exploration import MAX_FAILURES, EnvSpec, ExploringEnvs, VectorStep
+from floq.envs.environments import EpisodeResult
+from floq.envs.vector import MAX_FAILURES, EnvSpec, ExploringEnvs, VectorStep, index_of
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, WorkerLate, Workers
 from floq.runs.config import Config
 from floq.training.fleet import Fleet, FleetData, Layout, RunKeys, for_each_run, on_each_device, train_steps

@@ -10,7 +10,7 @@ from floq.agent.agent import Agent
 from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset, Splits
-from floq.envs.environments import dataset_name
+from floq.envs.ogbench import dataset_name
 from floq.evaluation.background import BackgroundEvaluator
 from floq.evaluation.held_out import HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluator

@@ -1,8 +1,7 @@
 """Collect a dataset with the benchmark's experts, in OGBench's file format.
 
-The result depends on the seed and the number of episodes, not on the number of workers. Every finished episode is a
-file of its own until all are done, so a collection that was stopped, or killed, can be resumed.
-No JAX in here: worker processes import this file.
+Every finished episode is a file of its own until all are done, so a collection that was stopped, or killed, can be
+resumed. No JAX in here: worker processes import this file.
 """
 
 import functools
@@ -10,21 +9,104 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from floq.data.collection.experts import Rows
-from floq.data.collection.experts.walker import Walker
-from floq.data.collection.recipes import Recipe, recipe, with_validation
+from floq.data.collection.experts import ManipulationExpert, MazeExpert, Rows, Walker
+from floq.envs.ogbench import dataset_name
 from floq.envs.workers import Workers
-from floq.utils.errors import UserError
+from floq.utils.errors import UserError, nearest
 from floq.utils.files import check_writable, lock_folder
 from floq.utils.machine import version, worker_count
+
+PART = "{:06d}.npz"  # an episode's file
+
+# --- Recipes (OGBench, arXiv 2410.20092, appendix) ---
+
+MAZES = {"medium": (1000, 1001), "large": (1000, 1001), "giant": (500, 2001), "teleport": (1000, 1001)}
+STITCH = (5000, 201)
+MANIPULATION = {
+    **dict.fromkeys(("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4"), (1000, 1001)),
+    **dict.fromkeys(("cube-triple", "puzzle-4x5"), (3000, 1001)),
+    **dict.fromkeys(("cube-quadruple", "puzzle-4x6"), (5000, 1001)),
+}
+"""Number of training episodes, and rows per episode."""
+
+STACKING = {
+    "cube-single": (0.0, 0.0),
+    "cube-double": (0.0, 0.25),
+    "cube-triple": (0.05, 0.35),
+    "cube-quadruple": (0.1, 0.5),
+}
+"""Interval from which a cube episode draws its probability of stacking; scenes and puzzles have 0.5."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings with which the benchmark makes the dataset `name`."""
+
+    name: str
+    episodes: int
+    rows: int
+    expert: Callable[..., Any]
+    settings: dict[str, Any]
+
+
+def with_validation(episodes: int) -> int:
+    """Return the total number of episodes for this many training episodes: a tenth is added for validation."""
+    return episodes + max(1, episodes // 10)
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe of a dataset such as `cube-single-play-v0`. Raises UserError if no expert makes it."""
+    known = {made.name: made for made in _recipes()}
+    if name in known:
+        return known[name]
+    if re.match(r"(antsoccer|humanoid)", name):
+        raise UserError(f"cannot collect {name}: floq brings no expert for that; of those that learn, the ant alone")
+    if "singletask" in name:
+        shared = dataset_name(name)
+        raise UserError(f"cannot collect {name}: all tasks share one dataset, write floq data collect {shared}")
+    raise UserError(
+        f"cannot collect {name!r}{nearest(name, known)}; experts make {{pointmaze,antmaze}}-MAZE-{{navigate,stitch}}"
+        f"-v0 with MAZE one of {', '.join(MAZES)}, and ENV-{{play,noisy}}-v0 with ENV one of {', '.join(MANIPULATION)}"
+    )
+
+
+def _recipes():
+    for maze, counts in MAZES.items():
+        for kind, goal_cells in (("navigate", None), ("stitch", 4)):
+            episodes, rows = STITCH if kind == "stitch" else counts
+            point = {"action_noise": 0.5, "goal_cells": goal_cells}
+            ant = {"action_noise": 0.2, "goal_cells": goal_cells, "walker": "ant"}
+            yield Recipe(f"pointmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, point)
+            yield Recipe(f"antmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, ant)
+    for env, (episodes, rows) in MANIPULATION.items():
+        play = {
+            "oracle": "plan",
+            "oracle_settings": {"noise": 0.1, "noise_smoothing": 0.5},
+            "action_noise": 0.0,
+            "random_action": 0.0,
+            "stacking": STACKING.get(env, (0.5, 0.5)),
+        }
+        noisy = play | {
+            "oracle": "markov",
+            "oracle_settings": {"min_norm": 0.4},
+            "action_noise": 0.1,
+            "random_action": 0.2 if env.startswith("puzzle") else 0.1,
+        }
+        for kind, settings in (("play", play), ("noisy", noisy)):
+            yield Recipe(f"{env}-{kind}-v0", episodes, rows, ManipulationExpert, settings)
+
+
+# --- Collection ---
 
 
 def collect(
@@ -38,16 +120,9 @@ def collect(
 ) -> Path:
     """Collect the dataset `name` into `directory`: NAME.npz, NAME-val.npz, and NAME.json with its settings.
 
-    Args:
-        name: an OGBench dataset name, without a task.
-        directory: where the files go; made if missing.
-        episodes: number of training episodes, by default the benchmark's; a tenth of it is added for validation.
-        seed: together with `episodes` it determines the result.
-        workers: processes; by default one per core.
-        on_progress: called with (episodes done, all episodes).
-
-    Returns:
-        The path of NAME.npz, which appears only when all files are complete.
+    The training `episodes`, by default as many as the benchmark's, to which a tenth is added for validation, and the
+    `seed` determine the result. `on_progress` is called with (episodes done, all episodes). Returns the path of
+    NAME.npz, which appears only when all files are complete.
 
     Raises:
         UserError: there is no recipe, the files exist already, or the directory cannot be written or is too small.
@@ -63,12 +138,24 @@ def collect(
     train = directory / f"{name}.npz"
     if os.path.exists(train):
         raise UserError(f"{train} exists already: delete it to collect it anew, or give another --dataset_dir")
-    how = _provenance(made, seed)
+    walker = {"walker": dict(Walker.load(made.settings["walker"]).about)} if "walker" in made.settings else {}
+    how = {  # the settings that determine an episode, besides its number
+        "collected_by": "floq " + version("floq"),
+        "procedure": {"expert": made.expert.__name__, "rows": made.rows, **made.settings},
+        **walker,
+        "seed": seed,
+        "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
+        "python": platform.python_version(),
+    }
     parts = directory / f".{name}.seed{seed}.partial"
     check_writable(directory, "give another --dataset_dir")
     parts.mkdir(parents=True, exist_ok=True)
     with lock_folder(parts, f"another process is collecting {name} into {directory}: wait for it"):
-        _discard_stale_parts(parts, how)
+        note, text = parts / "how.json", json.dumps(how)
+        if not (note.exists() and note.read_text() == text):  # made by another version or procedure
+            for path in parts.glob("*.npz"):
+                path.unlink()
+        note.write_text(text)
         _collect_parts(made, parts, seed, total, count, on_progress)
         _join_parts(parts, how, made, num_train, total)
         shutil.rmtree(parts)
@@ -79,61 +166,44 @@ def _collect_parts(
     made: Recipe, parts: Path, seed: int, total: int, workers: int, on_progress: Callable[[int, int], None]
 ) -> None:
     """Collect every episode that is missing in the folder of parts."""
-    missing = [number for number in range(total) if not zipfile.is_zipfile(_part(parts, number))]
+    missing = [number for number in range(total) if not zipfile.is_zipfile(parts / PART.format(number))]
     expert = functools.partial(made.expert, made.name, made.rows, seed, **made.settings)
     with Workers(expert, [()] * min(workers, len(missing))) as pool:
         on_progress(done := total - len(missing), total)
         for index, rows in pool.map("episode", missing):
-            path = _part(parts, missing[index])
+            path = parts / PART.format(missing[index])
             _save_part(path, rows)
-            if index == 0:
-                _check_space(parts, path.stat().st_size * (len(missing) + total))
+            needed, free = path.stat().st_size * (len(missing) + total), shutil.disk_usage(parts).free
+            if index == 0 and free < needed:
+                raise UserError(
+                    f"{parts.parent} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: "
+                    "give another --dataset_dir, or fewer --episodes"
+                )
             on_progress(done := done + 1, total)
 
 
 def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, total: int) -> None:
     """Write the dataset's files from the parts, and move them to their final names."""
+
+    def checksum(path: Path) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     name, directory = made.name, parts.parent
     files = {f"{name}-val.npz": range(num_train, total), f"{name}.npz": range(num_train)}
     for file_name, numbers in files.items():
-        _concatenate_parts([_part(parts, number) for number in numbers], parts / file_name)
+        _concatenate_parts([parts / PART.format(number) for number in numbers], parts / file_name)
     record = {
         "dataset": name,
         **how,
         "episodes": num_train,
         "published_episodes": made.episodes,
         "validation_episodes": total - num_train,
-        "sha256": {file_name: _sha256(parts / file_name) for file_name in files},
+        "sha256": {file_name: checksum(parts / file_name) for file_name in files},
     }
     (parts / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     for file_name in (f"{name}.json", *files):  # the training file last: its presence marks a complete dataset
         (parts / file_name).replace(directory / file_name)
-
-
-def _provenance(made: Recipe, seed: int) -> dict[str, Any]:
-    """Return the settings that determine an episode, besides its number."""
-    walker = {"walker": dict(Walker.load(made.settings["walker"]).about)} if "walker" in made.settings else {}
-    return {
-        "collected_by": "floq " + version("floq"),
-        "procedure": {"expert": made.expert.__name__, "rows": made.rows, **made.settings},
-        **walker,
-        "seed": seed,
-        "versions": {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")},
-        "python": platform.python_version(),
-    }
-
-
-def _discard_stale_parts(parts: Path, how: dict[str, Any]) -> None:
-    """Delete parts that were made by another version or procedure."""
-    note, text = parts / "how.json", json.dumps(how)
-    if not (note.exists() and note.read_text() == text):
-        for path in parts.glob("*.npz"):
-            path.unlink()
-    note.write_text(text)
-
-
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.npz"
 
 
 def _save_part(path: Path, rows: Rows) -> None:
@@ -147,30 +217,16 @@ def _save_part(path: Path, rows: Rows) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; the same command goes on where it stopped") from error
 
 
-def _check_space(parts: Path, needed: int) -> None:
-    free = shutil.disk_usage(parts).free
-    if free < needed:
-        raise UserError(
-            f"{parts.parent} has {free / 1e9:.1f} GB free, the collection needs up to {needed / 1e9:.1f} GB: "
-            "give another --dataset_dir, or fewer --episodes"
-        )
-
-
 def _concatenate_parts(parts: Sequence[Path], path: Path) -> None:
     """Write the rows of all parts as one compressed npz, with no more than one of its arrays in memory."""
+
+    def read(part: Path, key: str) -> np.ndarray:
+        with np.load(part, allow_pickle=False) as rows:
+            return rows[key]
+
     with np.load(parts[0], allow_pickle=False) as first:
         keys = first.files
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for key in keys:
             with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.concatenate([_read_array(part, key) for part in parts]))
-
-
-def _read_array(part: Path, key: str) -> np.ndarray:
-    with np.load(part, allow_pickle=False) as rows:
-        return rows[key]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+                np.lib.format.write_array(file, np.concatenate([read(part, key) for part in parts]))

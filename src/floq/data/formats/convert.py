@@ -10,29 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 
 from floq.data.arrays import Trajectories, as_float32, bounds
+from floq.data.formats.npz import PARTS_KEY
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, looks_like_path, remove_empty, user_path
 from floq.utils.machine import version
 
-PARTS_KEY = "observation_parts"  # in an npz, the names of what the observations consist of
 MINARI_ID = r"([-\w]+/)*[-\w]+-v\d+"
+MINARI_STORE = "MINARI_DATASETS_PATH"  # variable of the folder in which Minari keeps its datasets
 
 
 def convert(data: Trajectories, has_rewards: bool, target: str, source: str, parts: Sequence[str] = ()) -> Path:
-    """Write trajectories to `target`, whole or not at all.
+    """Write trajectories, what `open_dataset` returns, to `target`, whole or not at all. Returns the file or folder.
 
-    Args:
-        data: what `open_dataset` returns.
-        has_rewards: whether its rewards and masks are valid; otherwise there is nothing to convert.
-        target: FILE.npz; a Minari id such as `lab/robot-v0`, for the local store; or the path of a new Minari folder,
-            which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`.
-        source: where the data comes from, for Minari's description.
-        parts: the names of what its observations consist of, which an npz keeps.
-
-    Returns:
-        The file or folder that was written.
+    A target is FILE.npz, which keeps the names of `parts`; a Minari id such as `lab/robot-v0`, for the local store; or
+    the path of a new Minari folder, which begins with `/`, `.` or `~` and ends in a version, as in `./robot-v0`; its
+    description names the `source`.
 
     Raises:
         UserError: the data has no rewards, the target exists already or is not of these forms, or Minari is missing.
@@ -46,38 +41,28 @@ def convert(data: Trajectories, has_rewards: bool, target: str, source: str, par
 
 def check_target(target: str) -> None:
     """Raise UserError if `convert` could not write to `target`."""
-    if target.endswith(".npz"):
-        return _check_free(user_path(target))
-    is_path = looks_like_path(target)
-    if not re.fullmatch(MINARI_ID, Path(target).name if is_path else target):
+    is_path, is_npz = looks_like_path(target), target.endswith(".npz")
+    if not is_npz and not re.fullmatch(MINARI_ID, Path(target).name if is_path else target):
         raise UserError(
             f"{target}: write FILE.npz for OGBench's layout, or for Minari an id or a ./FOLDER that ends in a version, "
             "as in lab/robot-v0"
         )
-    if is_path:
+    if is_path or is_npz:
         _check_free(user_path(target))
 
 
 def to_npz(data: Trajectories, path: Path, parts: Sequence[str] = ()) -> Path:
     """Write an npz in OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and
     masks are added, which the benchmark's files do not have and its loader ignores; floq reads them."""
-    _check_free(path)
-    arrays = dict(zip(("observations", "actions", "rewards", "masks", "terminals"), data, strict=True))
-    single: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in arrays.items()}
+    names = ("observations", "actions", "rewards", "masks", "terminals")
+    arrays: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in zip(names, data, strict=True)}
     if parts:
-        single[PARTS_KEY] = np.array(parts)
-    partial = path.with_name(f".{path.name}.partial")
-    missing = [folder for folder in path.parents if not os.path.exists(folder)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays[PARTS_KEY] = np.array(parts)
+    with _written_whole(path) as partial:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            np.savez_compressed(file, **single)
+            np.savez_compressed(file, **arrays)
         partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-        remove_empty(missing)
     return path
 
 
@@ -90,50 +75,29 @@ def to_minari(data: Trajectories, target: str, source: str) -> Path:
         from minari.storage import get_dataset_path
     except ImportError as error:
         raise UserError(f"{target}: writing Minari datasets needs Minari: pip install 'floq[minari]'") from error
-    import gymnasium
 
     is_id = re.fullmatch(MINARI_ID, target) is not None
     path = (get_dataset_path(target) if is_id else user_path(target)).absolute()  # Minari fails on relative ones
-    name = target if is_id else path.name
-    _check_free(path)
-    partial = path.with_name(f".{path.name}.partial")
-    missing = [folder for folder in path.parents if not os.path.exists(folder)]
-    infinite = gymnasium.spaces.Box(-np.inf, np.inf, data.observations.shape[1:], np.float32)
-    box = gymnasium.spaces.Box(-1, 1, data.actions.shape[1:], np.float32)
-    try:
-        with _minari_store(partial), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata that is not given
+    name, store = target if is_id else path.name, os.environ.get(MINARI_STORE)
+    with _written_whole(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata that is not given
+        os.environ[MINARI_STORE] = str(partial)
+        try:
             minari.create_dataset_from_buffers(
                 name,
                 _episodes(data),  # pyright: ignore[reportArgumentType]
-                observation_space=infinite,
-                action_space=box,
+                observation_space=Box(-np.inf, np.inf, data.observations.shape[1:], np.float32),
+                action_space=Box(-1, 1, data.actions.shape[1:], np.float32),
                 description=f"{source}, converted by floq {version('floq')}",
             )
+        finally:
+            del os.environ[MINARI_STORE]
+            os.environ |= {} if store is None else {MINARI_STORE: store}
         (partial / name).replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        remove_empty(missing)
     namespace = name.rpartition("/")[0]
     if is_id and namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return path
-
-
-@contextlib.contextmanager
-def _minari_store(folder: Path) -> Iterator[None]:
-    """Make Minari keep its datasets in `folder` within the context."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
 
 
 def _episodes(data: Trajectories) -> Iterator[Any]:
@@ -143,16 +107,32 @@ def _episodes(data: Trajectories) -> Iterator[Any]:
         if begin == end:
             continue
         terminations = data.masks[begin:end] == 0
-        truncations = np.zeros(end - begin, bool)
-        truncations[-1] = not terminations[-1]
         arrays: dict[str, Any] = {
             "observations": data.observations[begin : end + 1],
             "actions": data.actions[begin:end],
             "rewards": data.rewards[begin:end],
             "terminations": terminations,
-            "truncations": truncations,
+            "truncations": (np.arange(begin, end) == end - 1) & ~terminations,
         }
         yield EpisodeBuffer(**arrays)
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Yield the path at which to write what is then renamed to `path`; afterwards nothing else is left, nor on failure.
+    Raises UserError if `path` exists already or cannot be written."""
+    _check_free(path)
+    partial = path.with_name(f".{path.name}.partial")
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]
+    try:
+        yield partial
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+        remove_empty(missing)
 
 
 def _check_free(path: Path) -> None:

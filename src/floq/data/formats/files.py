@@ -1,16 +1,17 @@
-"""Read untrusted npz files: no pickles, a size limit, and damage explained."""
+"""Read untrusted npz and HDF5 files: only numbers, stored in the file itself, up to a limit, and damage explained."""
 
+import contextlib
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from floq.utils.errors import UserError
-from floq.utils.untrusted import check_size
+from floq.utils.errors import UserError, in_one_line
+from floq.utils.untrusted import check_size, size_limit
 
 REFETCH = "delete it and fetch or collect it again"
 DIRECTORY_LIMIT = 2**20  # bytes of a zip's table of contents; that of a dataset has less than 1 kB
@@ -19,16 +20,14 @@ HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
+KNOWN_FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)  # common ones that h5py includes; others may be plugins
+MAX_EXPANSION = 1032  # bytes that deflate can produce from one, at most
 
 
 def open_npz(path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int = 0) -> dict[str, np.ndarray]:
-    """Read those of the arrays named in `keys` that an npz file has.
-
-    Args:
-        path: the file.
-        keys: names of the arrays; others are ignored.
-        remedy: the end of the message for a damaged file.
-        held: bytes that other files of the same dataset have unpacked to.
+    """Read those of the arrays named in `keys` that an npz file has. `remedy` ends the message for a damaged file;
+    `held` are the bytes that other files of the same dataset have unpacked to.
 
     Raises:
         UserError: the file is missing or damaged, holds pickled objects, or would unpack, with those others, to more
@@ -81,3 +80,60 @@ def check_exists(path: Path) -> None:
     """Raise UserError if there is no such file."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """Open an HDF5 file. Raises UserError if h5py or the file is missing, or it is damaged, also if that shows when it
+    is read within the context."""
+    check_exists(path)
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path}: reading HDF5 files needs h5py: pip install 'floq[d4rl]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:  # damage raises nearly anything, even when only types and shapes are read
+        raise UserError(f"{path} cannot be read ({in_one_line(error)}): fetch it again") from error
+
+
+def numeric_array(group: Any, key: str, source: object, remedy: str = "") -> Any:
+    """Return the array of this name without reading it. `remedy` ends the message if it is not numeric.
+
+    Raises:
+        UserError: it lies in another file, is not numeric, or is packed in pieces that could unpack to more than
+            `untrusted.size_limit()`.
+    """
+    import h5py
+
+    where = f"{source}: {key}"
+    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        raise UserError(f"{where} is a link to somewhere else, which is not followed: copy the array into the file")
+    array = group[key]
+    if not isinstance(array, h5py.Dataset):
+        raise UserError(f"{where} is not an array")
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} holds {array.dtype}, not numbers{remedy}")
+    if array.external or array.is_virtual:
+        raise UserError(f"{where} lies in other files, which are not read: copy the array into the file")
+    plan = array.id.get_create_plist()
+    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    unknown, packed = [f for f in filters if f not in KNOWN_FILTERS], [f for f in filters if f in (DEFLATE, LZF)]
+    if unknown or len(packed) > 1:
+        raise UserError(
+            f"{where} is packed with the HDF5 filters {filters}, which floq does not load: repack it (gzip)"
+        )
+    sizes = [0]
+    if packed and array.chunks:
+        array.id.chunk_iter(lambda chunk: sizes.append(chunk.size))
+    if (largest := max(sizes)) * MAX_EXPANSION > size_limit():
+        raise UserError(f"{where} has a packed piece of {largest:,} bytes, which could unpack to anything: repack it")
+    return array
+
+
+def unpacked_bytes(array: Any) -> int:
+    """Return the bytes that an array unpacks to; callers compare their sum with `untrusted.size_limit()`."""
+    return array.size * array.dtype.itemsize

@@ -1,37 +1,36 @@
 """Minari datasets, by id from the local store or by path. Minari parses their spaces; the arrays that floq needs are
 read here, and nothing that the metadata name is imported."""
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import flatdim
+from gymnasium.spaces import Box, flatdim
 
-from floq.data.arrays import Trajectories, from_episodes
-from floq.data.formats.hdf5 import numeric_array, open_hdf5, unpacked_bytes
+from floq.data.arrays import OpenedDataset, from_episodes
+from floq.data.formats.files import numeric_array, open_hdf5, unpacked_bytes
 from floq.envs import spaces
-from floq.utils.errors import UserError
+from floq.utils.errors import UserError, in_one_line
 from floq.utils.untrusted import check_size, parse_json, read_json
 
 METADATA, EPISODES = "data/metadata.json", "data/main_data.hdf5"
+KEYS = ("actions", "rewards", "terminations")
 REFETCH = "fetch it again"
 SIZES = {"Box": "shape", "Discrete": "n", "MultiBinary": "n", "MultiDiscrete": "nvec"}  # spaces, and what sizes them
 MAX_SPACE_SIZE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
 
 
-def is_dataset(folder: Path) -> bool:
+def takes(path: Path) -> bool:
     """Return whether a folder holds a Minari dataset."""
-    return (folder / METADATA).is_file()
+    return (path / METADATA).is_file()
 
 
 def local_folder(name: str) -> Path:
-    """Return the folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`.
-
-    Raises:
-        UserError: Minari is missing, or there is no such dataset.
-    """
+    """Return the folder of a dataset in the local store, such as `mujoco/hopper/medium-v0`. Raises UserError if there
+    is none, or no Minari."""
     try:
         from minari.storage import get_dataset_path
     except ImportError as error:
@@ -40,7 +39,7 @@ def local_folder(name: str) -> Path:
             "'floq[minari]'"
         ) from error
     folder = get_dataset_path(name)
-    if not is_dataset(folder):
+    if not takes(folder):
         raise UserError(
             f"{name}: no such Minari dataset in the local store, nor a file or folder; fetch it with "
             f"`minari download {name}`"
@@ -48,31 +47,31 @@ def local_folder(name: str) -> Path:
     return folder
 
 
-def read(folder: Path) -> tuple[Trajectories, tuple[str, ...]]:
-    """Read the trajectories of the Minari dataset in `folder`, and the names of its observations' parts. Parts are laid
-    end to end, and actions are mapped from their limits to [-1, 1], as `floq.envs.environments.make` does.
+def read(path: Path) -> OpenedDataset:
+    """Read the Minari dataset in a folder. The parts of its observations are laid end to end, and actions are mapped
+    from their limits to [-1, 1], as `floq.envs.environments.make` does.
 
     Raises:
         UserError: Minari is missing, or the dataset is damaged, asks for too much or holds wrong data.
     """
-    try:
-        count, obs_space, act_space = _metadata(folder)
-        low, high = _action_limits(act_space, folder)
-        with open_hdf5(folder / EPISODES) as file:
-            groups = [_subgroup(file, f"episode_{number}", folder) for number in range(min(count, len(file)))]
-            arrays = [_Episode(group, obs_space, act_space, folder) for group in groups]
-            check_size(sum(episode.size for episode in arrays), folder)
-            data = from_episodes((episode.read(low, high) for episode in arrays), str(folder))
-            return data, spaces.part_names(obs_space, folder)
-    except ImportError as error:
-        raise UserError(f"{folder}: reading Minari datasets needs Minari: pip install 'floq[minari]'") from error
+    count, obs_space, act_space = _metadata(path)
+    low, high = _action_limits(act_space, path)
+    with open_hdf5(path / EPISODES) as file:
+        groups = [_subgroup(file, f"episode_{number}", path) for number in range(min(count, len(file)))]
+        episodes = [_find_arrays(group, obs_space, act_space, path) for group in groups]
+        check_size(sum(_unpacked_bytes(arrays, obs_space, path) for arrays in episodes), path)
+        read = (_read_episode(arrays, obs_space, (low, high), path) for arrays in episodes)
+        data = from_episodes(read, str(path))
+    return OpenedDataset(data, True, str(path), parts=spaces.part_names(obs_space, path), scaled=True)
 
 
 def _metadata(folder: Path) -> tuple[int, Any, Any]:
     """Return the number of episodes, and the spaces of observations and actions. A space must not be missing: Minari
     would make the environment that the metadata name, and so call any function that an untrusted file names."""
-    from minari.serialization import deserialize_space
-
+    try:
+        from minari.serialization import deserialize_space
+    except ImportError as error:
+        raise UserError(f"{folder}: reading Minari datasets needs Minari: pip install 'floq[minari]'") from error
     try:
         metadata = read_json(folder / METADATA)
     except (OSError, ValueError) as error:
@@ -92,7 +91,7 @@ def _metadata(folder: Path) -> tuple[int, Any, Any]:
     except UserError:
         raise
     except Exception as error:  # wrong spaces raise nearly anything, Gymnasium's assertions among it
-        raise UserError(f"{folder}: its spaces are damaged ({' '.join(str(error).split())}): {REFETCH}") from error
+        raise UserError(f"{folder}: its spaces are damaged ({in_one_line(error)}): {REFETCH}") from error
     return count, spaces.ordered(obs_space), act_space
 
 
@@ -114,41 +113,35 @@ def _check_space(space: Any, where: str) -> None:
         raise UserError(f"{where} are a {kind} of sizes {sizes}, floq reads up to {MAX_SPACE_SIZE:,} numbers")
 
 
-class _Episode:
-    """The arrays of one episode, found and checked but not read; `size` is the bytes they unpack to."""
-
-    def __init__(self, group: Any, obs_space: Any, act_space: Any, folder: Path):
-        self._obs_space, self._folder, self.size = obs_space, folder, 0
-        self._parts = {}
-        for path, part in spaces.leaves(obs_space, folder):
-            self._parts[path] = found = self._find(group, path, part)
-            self.size += max(unpacked_bytes(found), 4 * len(found) * flatdim(part))  # choices become one-hot
-        self._others = {key: numeric_array(group, key, folder) for key in ("actions", "rewards", "terminations")}
-        actions = self._others["actions"]
-        spaces.check_array(act_space, actions.shape, actions.dtype, f"{folder}: actions")
-        self.size += sum(map(unpacked_bytes, self._others.values()))
-
-    def _find(self, group: Any, path: spaces.PartPath, space: Any) -> Any:
-        """Return the array of a part, which is named as its space."""
-        *folders, name = ["observations", *(f"_index_{x}" if isinstance(x, int) else x for x in path)]
-        for folder in folders:
-            group = _subgroup(group, folder, self._folder)
-        where = f"{self._folder}: {spaces.describe(path)}"
-        found = numeric_array(group, name, where, spaces.picture_remedy(space))
+def _find_arrays(group: Any, obs_space: Any, act_space: Any, folder: Path) -> dict[Any, Any]:
+    """Find and check the arrays of an episode, without reading them: parts of observations by paths, others by name."""
+    arrays: dict[Any, Any] = {}
+    for path, space in spaces.leaves(obs_space, folder):
+        # A part is named as its space.
+        *within, name = ["observations", *(f"_index_{x}" if isinstance(x, int) else x for x in path)]
+        where = f"{folder}: {spaces.describe(path)}"
+        parent = functools.reduce(lambda found, inner: _subgroup(found, inner, folder), within, group)
+        arrays[path] = found = numeric_array(parent, name, where, spaces.picture_remedy(space))
         spaces.check_array(space, found.shape, found.dtype, where)
-        return found
+    arrays |= {key: numeric_array(group, key, folder) for key in KEYS}
+    spaces.check_array(act_space, arrays["actions"].shape, arrays["actions"].dtype, f"{folder}: actions")
+    return arrays
 
-    def read(self, low: np.ndarray, high: np.ndarray) -> Mapping[str, Any]:
-        """Read the arrays, with actions mapped from [low, high] to [-1, 1]."""
-        actions, rewards, terminations = (array[()] for array in self._others.values())
-        if not (low == -1).all() or not (high == 1).all():
-            actions = spaces.box_to_unit(actions, low, high)
-        return {
-            "observations": spaces.flatten(self._obs_space, {p: x[()] for p, x in self._parts.items()}, self._folder),
-            "actions": actions,
-            "rewards": rewards,
-            "terminations": terminations,
-        }
+
+def _unpacked_bytes(arrays: Mapping[Any, Any], obs_space: Any, folder: Path) -> int:
+    """Return the bytes that the arrays of an episode take once they are read and choices are one-hot."""
+    hot = {path: 4 * len(arrays[path]) * flatdim(space) for path, space in spaces.leaves(obs_space, folder)}
+    return sum(max(unpacked_bytes(array), hot.get(key, 0)) for key, array in arrays.items())
+
+
+def _read_episode(
+    arrays: Mapping[Any, Any], obs_space: Any, limits: tuple[np.ndarray, np.ndarray], folder: Path
+) -> dict[str, np.ndarray]:
+    """Read the arrays of an episode, with actions mapped from their limits to [-1, 1]."""
+    read = {key: array[()] for key, array in arrays.items()}
+    if not (limits[0] == -1).all() or not (limits[1] == 1).all():
+        read["actions"] = spaces.box_to_unit(read["actions"], *limits)
+    return {key: read[key] for key in KEYS} | {"observations": spaces.flatten(obs_space, read, folder)}
 
 
 def _subgroup(group: Any, name: str, folder: Path) -> Any:
@@ -163,8 +156,6 @@ def _subgroup(group: Any, name: str, folder: Path) -> Any:
 
 def _action_limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the limits of the actions; -1 and 1 where the space does not bound them, which leaves them unchanged."""
-    from gymnasium.spaces import Box
-
     if not (isinstance(space, Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)):
         raise UserError(f"{folder}: floq needs a vector of continuous actions, this dataset has {space}")
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

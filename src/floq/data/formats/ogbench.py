@@ -1,4 +1,4 @@
-"""OGBench datasets: download their files, read them, and label them with the rewards of a task."""
+"""OGBench datasets: find or download their files, and label them with the rewards of a task."""
 
 import contextlib
 import http.client
@@ -14,24 +14,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from floq.data.arrays import Trajectories
-from floq.data.checks import check_rows, check_widths
-from floq.data.collection.recipes import recipe
+from floq.data.arrays import OpenedDataset, Trajectories, check_widths
+from floq.data.collection.collect import recipe
 from floq.data.dataset import Splits
-from floq.data.formats.files import open_npz
+from floq.data.formats import npz
 from floq.envs import environments
-from floq.envs.probe import probe
+from floq.envs import ogbench as suite
+from floq.envs.environments import probe
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, lock_folder, remove_empty
 from floq.utils.untrusted import read_json
-
-# --- Constants and types ---
-
-ROW_KEYS = ("observations", "actions", "terminals")
-STATE_KEYS = ("qpos", "button_states")  # rewards are computed from these; not every dataset has both
-REWARD_KEYS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
-KEYS = (*ROW_KEYS, *STATE_KEYS, *REWARD_KEYS)
 
 NO_RECORD = "not collected here"
 DOWNLOAD_TIMEOUT_S = 30.0  # seconds without a byte after which a server counts as gone
@@ -39,23 +32,14 @@ CHUNK_BYTES = 2**20
 SCHEMES = ("https", "http", "file")
 
 Bar: TypeAlias = Callable[[str, int], contextlib.AbstractContextManager[Callable[..., object]]]
-"""Progress bar of one file: called with its name and its size in MB; a context that yields `update(done)`."""
-
+"""Progress bar of a file, made with its name and its size in MB; a context that yields `update(done)`."""
 Fetch = Callable[[str, Path], object]
-"""Function that fetches a missing dataset: called with its name and the directory."""
-
-
-# --- Download ---
+"""Fetches a missing dataset, by its name into a directory."""
 
 
 def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | None = None) -> None:
     """Download `name`.npz and `name`-val.npz into `directory`. They get their names only when both are complete.
-
-    Args:
-        name: a dataset such as `cube-single-play-v0`.
-        directory: where they go; created if missing.
-        mirror: the address of a folder with the files (https, http or file); by default OGBench's own server.
-        bar: shows the progress of each file.
+    `mirror` is the address of a folder with the files (https, http or file), by default OGBench's own server.
 
     Raises:
         UserError: the server does not answer, lacks a file or breaks off, or the disk is too small.
@@ -112,9 +96,6 @@ def _remedy(name: str) -> str:
     return "name a --dataset_mirror, or fetch it on a machine with access; floq has no expert that could make it here"
 
 
-# --- Tasks ---
-
-
 def load_tasks(
     env_names: Sequence[str], directory: Path, label_timing: str = "pre", fetch: Fetch = download
 ) -> list[Splits]:
@@ -133,18 +114,18 @@ def load_tasks(
             tasks do not share a dataset.
     """
     for env_name in env_names:
-        environments.check_task(env_name)  # before the data, since a wrong name is the more common mistake
-    names = list(dict.fromkeys(environments.dataset_name(env_name) for env_name in env_names))
+        suite.check_task(env_name)  # before the data, since a wrong name is the more common mistake
+    names = list(dict.fromkeys(suite.dataset_name(env_name) for env_name in env_names))
     if len(names) != 1:
         raise UserError(f"these tasks do not share one dataset: {', '.join(names)}")
     task = environments.make(env_names[0])
     paths = find_files(names[0], directory, fetch)
-    rows = [read_rows(path) for path in paths]
+    opened = [npz.read(path) for path in paths]
     origin = provenance(names[0], directory)
     loaded: list[Splits] = []
     for env_name in env_names:
-        task = environments.with_task(task, env_name)
-        parts = [label(r, env_name, task, label_timing, str(f)) for r, f in zip(rows, paths, strict=True)]
+        task = suite.with_task(task, env_name)
+        parts = [label(file, task, label_timing) for file in opened]
         if loaded:
             shared = zip((loaded[0].train, loaded[0].validation), parts, strict=True)
             train, validation = (data.relabelled(part.rewards, part.masks) for data, part in shared)
@@ -154,15 +135,9 @@ def load_tasks(
     return loaded
 
 
-# --- Files ---
-
-
 def find_files(name: str, directory: Path, fetch: Fetch = download) -> tuple[Path, Path]:
     """Return the files of a dataset such as `cube-single-play-v0`, for training and for validation; fetch missing ones.
-
-    Raises:
-        UserError: they cannot be fetched, or only one of the two is there.
-    """
+    Raises UserError if they cannot be fetched, or only one of the two is there."""
     if not re.fullmatch(r"\w[-.\w]*", name):  # it becomes part of a file name
         raise UserError(f"{name!r} is no name of a dataset, as cube-single-play-v0 is")
     train, validation = directory / f"{name}.npz", directory / f"{name}-val.npz"
@@ -184,59 +159,20 @@ def provenance(name: str, directory: Path) -> str:
     return f"{name}: {made}{share} episodes, collected here with seed {seed}"
 
 
-# --- Rows ---
-
-
-def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an OGBench npz, one row per state.
-
-    Raises:
-        UserError: the file is damaged, holds pickled objects, lacks an array, or one has a wrong shape or a NaN.
-    """
-    return check_layout(open_npz(path, KEYS), str(path))
-
-
-def check_layout(rows: dict[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """Check and return the arrays of an OGBench file.
-
-    Raises:
-        UserError: as `read_rows`.
-    """
-    missing = [key for key in ROW_KEYS if key not in rows]
-    if missing:
-        raise UserError(f"{source} lacks {', '.join(missing)}: it is not an OGBench dataset")
-    check_rows(rows, source)
-    return rows
-
-
-def label(
-    rows: dict[str, np.ndarray], env_name: str, task: environments.SeededEnv, label_timing: str, source: str
-) -> Trajectories:
-    """Label the rows of an OGBench file with the rewards and masks of a task.
-
-    Raises:
-        UserError: the rows are not those of the task.
-    """
+def label(opened: OpenedDataset, task: environments.SeededEnv, label_timing: str) -> Trajectories:
+    """Return the trajectories of an OGBench file with the rewards and masks of a task. Raises UserError if the rows are
+    not those of the task."""
     from ogbench.relabel_utils import relabel_dataset
 
-    check_widths(rows, widths(task), source, env_name)
-    labelled = dict(rows)
-    relabel_dataset(env_name, task, labelled)  # adds `rewards` and `masks` for every row, from that row's own state
-    if label_timing == "post":
-        labelled |= {key: np.roll(labelled[key], -1) for key in REWARD_KEYS}  # a trajectory's last row is never read
-    return trajectories(labelled)
-
-
-def trajectories(rows: dict[str, np.ndarray]) -> Trajectories:
-    """Convert rows with rewards and masks. The last row always ends a trajectory."""
-    ends = rows["terminals"].astype(bool)
-    ends[-1:] = True
-    return Trajectories(rows["observations"], rows["actions"], rows["rewards"], rows["masks"], ends)
-
-
-def widths(task: environments.SeededEnv) -> dict[str, int]:
-    """Return the numbers per row that an OGBench task expects, by key."""
     base: Any = task.unwrapped
     obs_spec, action_dim = probe(task)
-    sizes = {"observations": obs_spec.dim, "actions": action_dim, "qpos": base.model.nq}
-    return sizes | ({"button_states": base._num_buttons} if hasattr(base, "_num_buttons") else {})
+    wanted = {"observations": obs_spec.dim, "actions": action_dim, "qpos": base.model.nq}
+    if hasattr(base, "_num_buttons"):
+        wanted["button_states"] = base._num_buttons
+    rows = {"observations": opened.data.observations, "actions": opened.data.actions, **opened.state}
+    check_widths(rows, wanted, opened.source, task.task)
+    relabel_dataset(task.task, task, rows)  # adds `rewards` and `masks` for every row, from that row's own state
+    labels = {key: rows[key] for key in ("rewards", "masks")}
+    if label_timing == "post":
+        labels = {key: np.roll(x, -1) for key, x in labels.items()}  # a trajectory's last row is never read
+    return opened.data._replace(**labels)
