@@ -1,10 +1,7 @@
-"""Outputs of a critic at some transitions, as arrays: computed with the agent here, drawn in `analysis.figures`.
+"""Outputs of a critic at one batch of transitions, as arrays: computed with the agent here, drawn in
+`analysis.figures`. Three transitions serve as examples: one of low, one of medium and one of high value."""
 
-All functions use one batch of transitions, ordered by Q. Three of them serve as examples: one of low, one of medium and
-one of high value.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,10 +29,8 @@ TAUS = np.linspace(0.02, 0.98, 49)  # the quantiles that are drawn
 
 
 class Probes(NamedTuple):
-    """Transitions ordered by Q.
-
-    batch: as `Dataset.sample` draws it. q: (transitions,), as read out. targets: (draws, transitions), TD targets.
-    """
+    """Transitions ordered by Q: batch, as `Dataset.sample` draws it; q: (transitions,), as read out; targets: (draws,
+    transitions), TD targets."""
 
     batch: Batch
     q: np.ndarray
@@ -89,17 +84,15 @@ def _probes(agent: Agent, data: Dataset, key):
 
 def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
     """Compute the trajectories of the three examples, and the velocity field around them."""
-    rows = [row for _, row in probes.examples]
+    names, rows = zip(*probes.examples, strict=True)
     noise, paths = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0]))), _paths(agent, probes, PATH_SAMPLES, rows)
     targets = probes.targets[:, rows]
     z = value_grid(min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max()))
     t = np.linspace(0.0, 1.0, FIELD[0])
     fields = _at_pairs(_velocities, agent, probes, rows, t=jnp.asarray(t), z=jnp.asarray(z, jnp.float32))
-    curvatures = jax.vmap(jax.vmap(jax.vmap(curvature)))(jnp.asarray(paths)).mean(axis=(1, 2))
-    return [
-        FlowPaths(name, paths[i], float(curvatures[i]), t, z, fields[i], (noise[0], noise[1]), targets[:, i])
-        for i, (name, _) in enumerate(probes.examples)
-    ]
+    bends = jax.vmap(jax.vmap(jax.vmap(curvature)))(jnp.asarray(paths)).mean(axis=(1, 2))
+    each = zip(names, paths, map(float, bends), fields, targets.T, strict=True)
+    return [FlowPaths(name, z_t, bend, t, z, v, (noise[0], noise[1]), draws) for name, z_t, bend, v, draws in each]
 
 
 def value_grid(low: float, high: float) -> np.ndarray:
@@ -133,7 +126,7 @@ def landings(agent: Agent, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paths(
-    agent: Agent, probes: Probes, samples: int, rows: list[int] | None = None, num_steps: int | None = None
+    agent: Agent, probes: Probes, samples: int, rows: Sequence[int] | None = None, num_steps: int | None = None
 ) -> np.ndarray:
     """Compute the trajectories of evenly spaced source samples: (transitions, members, samples, steps + 1)."""
     nodes = source_nodes(jax.random.key(0), samples, "midpoint")
@@ -195,7 +188,7 @@ def _at_pairs(
     function: Callable,
     agent: Agent,
     probes: Probes,
-    rows: list[int] | None = None,
+    rows: Sequence[int] | None = None,
     num_steps: int | None = None,
     **arrays: jax.Array,
 ) -> Any:

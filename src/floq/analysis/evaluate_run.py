@@ -66,11 +66,7 @@ def evaluate_run(
             check_same_parts(env.parts, before, config.env_name, f"the data of {run.folder}")
         with (
             Evaluator(
-                config.make_env,
-                eval_episodes,
-                workers,
-                config.agent.action_chunk,
-                timeout=config.env_timeout,
+                config.make_env, eval_episodes, workers, config.agent.action_chunk, timeout=config.env_timeout
             ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):

@@ -1,19 +1,23 @@
-"""Figure of the flow: trajectories of z from source noise to the value."""
+"""Figures of a flow critic: trajectories of z from source noise to the value, error of Q over the number of steps, and
+remaining spread of source noise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
+from jaxtyping import Float
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
+from matplotlib.ticker import NullLocator
 
 from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, legend_below, star
 
 MARGIN = 0.07  # of flow time, on both sides, for the noise interval and the targets
 MAX_LABELS = 3  # networks in a legend
+SHOWN = 12  # state-actions whose Q is drawn one by one
 
 
 class FlowPaths(NamedTuple):
@@ -35,61 +39,132 @@ class FlowPaths(NamedTuple):
     targets: np.ndarray
 
 
-def plot_flow_paths(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> None:
+def draw_flow_paths(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> str:
     """Draw, for a few state-actions, the trajectories over the velocity field (above), and their distances from
-    straight lines (below)."""
+    straight lines (below). Returns a sentence on the result."""
     layout = {"rows": 2, "columns": len(flow_paths), "sharex": True, "sharey": "row", "height_ratios": (2.3, 1)}
-    max_speed = max(float(np.abs(paths.field).max()) for paths in flow_paths)
+    norm = CenteredNorm(0.0, max(float(np.abs(each.field).max()) for each in flow_paths) or 1.0)
+    shades, right, ends = ScalarMappable(norm, "PRGn"), 1 + MARGIN / 2, []
     with figure(path, 3.7 * len(flow_paths) + 0.8, 6.6, title=title, **layout) as (fig, axes):
         above, below = axes[: len(flow_paths)], axes[len(flow_paths) :]
-        norm = CenteredNorm(0.0, max_speed or 1.0)
-        shades = ScalarMappable(norm, "PRGn")
-        for paths, top, bottom in zip(flow_paths, above, below, strict=True):
-            top.pcolormesh(paths.t, paths.z, paths.field, cmap=shades.cmap, norm=norm, alpha=0.45, rasterized=True)
-            ones = np.ones_like(paths.field)
-            top.streamplot(
-                paths.t, paths.z, ones, paths.field, density=0.8, color="#00000055", linewidth=0.6, arrowsize=0.7
-            )
-            _draw_paths(paths, top, bottom)
-            _draw_ends(paths, top)
-            start, landing = paths.paths[..., 0], paths.paths[..., -1]
-            numbers = f"starts {start.mean():.1f} ± {start.std():.1f}\nlands {landing.mean():.1f} ± {landing.std():.1f}"
-            high = landing.mean() > np.mean(paths.z[[0, -1]])  # put the text where the paths are not
-            top.text(
-                0.5,
-                0.04 if high else 0.96,
-                numbers,
-                transform=top.transAxes,
-                va="bottom" if high else "top",
-                ha="center",
-                bbox=BOX,
-            )
-            bent = f"mean bend {paths.bend:.2g}"
+        for each, top, bottom in zip(flow_paths, above, below, strict=True):
+            top.pcolormesh(each.t, each.z, each.field, cmap=shades.cmap, norm=norm, alpha=0.45, rasterized=True)
+            look: Any = {"density": 0.8, "color": "#00000055", "linewidth": 0.6, "arrowsize": 0.7}
+            top.streamplot(each.t, each.z, np.ones_like(each.field), each.field, **look)
+
+            t, start, landing = np.linspace(0.0, 1.0, each.paths.shape[-1]), each.paths[..., :1], each.paths[..., -1:]
+            bends = each.paths - (start + t * (landing - start))
+            styles = cycle(((BLUE, "-"), (ORANGE, (0, (4, 2)))))  # overlapping networks stay visible
+            for number, (z, bend, (color, style)) in enumerate(zip(each.paths, bends, styles, strict=False), 1):
+                lines = top.plot(t, z.T, color=color, linestyle=style, linewidth=0.9, marker=".", markersize=3)
+                lines[0].set_label(f"paths of network {number}" if len(each.paths) <= MAX_LABELS else None)
+                bottom.plot(t, bend.T, color=color, linestyle=style, linewidth=0.9)
+
+            # The interval of source noise on the left, the TD targets and the value on the right.
+            look = {"color": INK, "solid_capstyle": "butt"}
+            top.plot([-MARGIN / 2] * 2, each.noise, linewidth=5, label="noise interval", **look)
+            named = "value: mean over starts and networks"
+            top.axhline(landing.mean(), color=FAINT, linewidth=0.8, linestyle="--", label=named)
+            top.plot([right] * 2, [each.targets.min(), each.targets.max()], linewidth=1.4, **look)
+            star(top, right, float(each.targets.mean()), "TD target, mean and range of its draws")
+
+            high = landing.mean() > np.mean(each.z[[0, -1]])  # put the text where the paths are not
+            ends.append([f"{z.mean():.1f} ± {z.std():.1f}" for z in (start, landing)])
+            look = {"transform": top.transAxes, "va": "bottom" if high else "top", "ha": "center", "bbox": BOX}
+            top.text(0.5, 0.04 if high else 0.96, "starts {}\nlands {}".format(*ends[-1]), **look)
+            bent = f"mean bend {each.bend:.2g}"
             bottom.text(0.04, 0.96, bent, transform=bottom.transAxes, va="top", fontsize=9, bbox=BOX)
             bottom.set_xlabel("flow time t   (0: noise, 1: value)")
-            top.set(title=paths.name, xlim=(-MARGIN, 1 + MARGIN), ylim=(paths.z[0], paths.z[-1]))
+            top.set(title=each.name, xlim=(-MARGIN, 1 + MARGIN), ylim=(each.z[0], each.z[-1]))
             top.grid(visible=False)
         above[0].set_ylabel("z   (return)")
         below[0].set_ylabel("bend: distance of z\nfrom its straight line")
         fig.colorbar(shades, ax=above, alpha=0.45, label="velocity dz/dt", pad=0.01, aspect=30)
         legend_below(fig, above[0])
+    return f"noise {ends[0][0]} is carried to {', '.join(landing for _, landing in ends)}"
 
 
-def _draw_paths(paths: FlowPaths, top: Axes, bottom: Axes) -> None:
-    t = np.linspace(0.0, 1.0, paths.paths.shape[-1])
-    bends = paths.paths - (paths.paths[..., :1] + t * (paths.paths[..., -1:] - paths.paths[..., :1]))
-    styles = cycle(((BLUE, "-"), (ORANGE, (0, (4, 2)))))  # overlapping networks stay visible
-    for number, (z, bend, (color, style)) in enumerate(zip(paths.paths, bends, styles, strict=False)):
-        lines = top.plot(t, z.T, color=color, linestyle=style, linewidth=0.9, marker=".", markersize=3)
-        lines[0].set_label(f"paths of network {number + 1}" if len(paths.paths) <= MAX_LABELS else None)
-        bottom.plot(t, bend.T, color=color, linestyle=style, linewidth=0.9)
+def draw_settling(path: Path, counts: Sequence[int], values: Float[np.ndarray, "pairs counts"], trained: int) -> str:
+    """Draw the convergence of Q over the number of integration steps. Returns a sentence on the result.
+
+    Args:
+        path: the picture's file.
+        counts: numbers of steps K, of which the last counts as exact.
+        values: Q_K of some state-actions, in the order of the value.
+        trained: the K of the training, one of `counts`.
+    """
+    off = np.abs(values - values[:, -1:])
+    at = list(counts).index(trained)
+    ninetieth, half = np.quantile(off[:, at], [0.9, 0.5])
+    low, high = np.quantile(values[:, -1], [0.05, 0.95])
+    finding = f"with K={trained}, Q is within {ninetieth:.2g} of K={counts[-1]} for 90% of states (median {half:.2g})"
+    with figure(path, 10.4, 4.5, 1, 2, f"How Q settles with K: {finding}") as (fig, (left, right)):
+        shown = np.linspace(0, len(values) - 1, SHOWN).astype(int)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(shown)))
+        for row, colour in zip(shown, colours, strict=True):
+            left.plot(counts, values[row], ".-", color=colour, linewidth=1.2)
+        left.set(ylabel="Q_K(s, a)   (return)", title=f"{len(shown)} state-actions, by their value")
+        for share, shade in (((0.05, 0.95), 0.15), ((0.25, 0.75), 0.3)):
+            band = np.quantile(values - values[:, -1:], share, axis=0)
+            name = f"{share[0]:.0%} to {share[1]:.0%} of {len(values)} state-actions"
+            right.fill_between(counts, *band, color=BLUE, alpha=shade, linewidth=0, label=name)
+        right.plot(counts, np.median(values - values[:, -1:], axis=0), "o-", color=BLUE, markersize=4, label="median")
+        right.set(
+            ylabel=f"Q_K less Q_{counts[-1]}   (return)", title=f"error of Q; 90% of Q lie in {low:.3g} to {high:.3g}"
+        )
+        legend_below(fig, right)
+        for ax in (left, right):
+            ax.axvline(trained, color=ORANGE, linewidth=1.2, linestyle="--")
+            ax.set_xscale("log", base=2)
+            names = [f"{count}\ntrained" if count == trained else str(count) for count in counts]
+            ax.set(xticks=counts, xticklabels=names, xlabel="integration steps K")
+            ax.get_xticklabels()[at].set(color=ORANGE, weight="bold")
+            ax.xaxis.set_minor_locator(NullLocator())
+    return finding
 
 
-def _draw_ends(paths: FlowPaths, top: Axes) -> None:
-    """Draw the interval of source noise on the left, the TD targets and the value on the right."""
-    value = paths.paths[..., -1].mean()
-    top.plot([-MARGIN / 2] * 2, paths.noise, color=INK, linewidth=5, solid_capstyle="butt", label="noise interval")
-    top.axhline(value, color=FAINT, linewidth=0.8, linestyle="--", label="value: mean over starts and networks")
-    right = 1 + MARGIN / 2
-    top.plot([right] * 2, [paths.targets.min(), paths.targets.max()], color=INK, linewidth=1.4)
-    star(top, right, float(paths.targets.mean()), "TD target, mean and range of its draws")
+def draw_noise_left(
+    path: Path,
+    z_0: Float[np.ndarray, " samples"],
+    ends: Mapping[int, Float[np.ndarray, "pairs members samples"]],
+    examples: Sequence[tuple[str, int]],
+) -> str:
+    """Draw the values z(1) of the source samples over training; an ideal flow maps all samples to one value. Returns a
+    sentence on the result.
+
+    Args:
+        path: the picture's file.
+        z_0: source samples, evenly spaced over the noise interval, whose width must be positive.
+        ends: by training step, their values z(1) for some state-actions.
+        examples: a name and a row of `ends` for each panel.
+    """
+    steps = list(ends)
+    shares = {step: ends[step].std(axis=-1).mean(axis=1) / z_0.std() for step in steps}
+    last = np.median(shares[steps[-1]])
+    finding = f"{last:.0%} of the noise's spread is left in the value of a network (median of {len(ends[steps[-1]])})"
+    if len(steps) > 1:
+        finding += f", {np.median(shares[steps[0]]):.0%} at step {steps[0]}"
+    ratios = (3, 1) * len(examples)
+    layout = {"rows": 1, "columns": 2 * len(examples), "sharey": True, "width_ratios": ratios}
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.35, 1.0, len(steps))) if len(steps) > 1 else [BLUE]
+    title = f"What is left of the noise: {finding}"
+    with figure(path, 4.0 * len(examples), 4.6, title=title, **layout) as (fig, axes):
+        for (name, row), main, side in zip(examples, axes[::2], axes[1::2], strict=True):
+            main.plot(z_0, z_0 - z_0.mean(), color=FAINT, linestyle=":", linewidth=1.6, label="noise as it came")
+            main.axhline(0.0, color=INK, linewidth=0.8, linestyle="--", label="ideal: one value, whatever the noise")
+            for step, colour in zip(steps, shades, strict=True):
+                q = ends[step][row].mean()
+                for member, landed in enumerate(ends[step][row]):
+                    style = ("-", (0, (4, 1.5)))[member % 2]
+                    named = f"step {step:,}, each network" if member == 0 else None
+                    main.plot(z_0, landed - q, color=colour, linestyle=style, linewidth=1.5, label=named)
+                if step == steps[-1]:
+                    side.hist((ends[step][row] - q).ravel(), 15, orientation="horizontal", color=colour, alpha=0.8)
+                    side.set_title(f"Q = {q:.1f}", fontsize=9, weight="normal")
+            main.set(title=name, xlabel="source noise z(0)")
+            side.set(xticks=[], xlabel="density")
+            side.tick_params(left=False)
+            side.grid(visible=False)
+        axes[0].set_ylabel("z(1) less Q   (return)")
+        legend_below(fig, axes[0], 4)
+    return finding

@@ -25,7 +25,7 @@ RC: Any = {
     "text.parse_math": False,  # names of runs and groups may have dollar signs
     "text.usetex": False,
     "font.size": 10,
-    "axes.titlesize": 11,
+    "axes.titlesize": "medium",
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,

@@ -27,14 +27,17 @@ class ValueDistribution(NamedTuple):
     targets: np.ndarray
 
 
-def histograms(path: Path, found: Sequence[ValueDistribution]) -> str:
-    """Draw the histograms of a categorical critic. Returns a sentence on the result."""
+def draw_histograms(path: Path, found: Sequence[ValueDistribution]) -> str | None:
+    """Draw the histograms of a categorical critic. Returns a sentence on the result; None if there are none."""
+    if not found:
+        return None
     low = -0.03 * float(max(each.said.max() for each in found))
     title = "The histogram over returns that each network puts out; Q is its mean"
     with _panels(path, found, title, sharey=True) as axes:
         for each, ax in zip(found, axes, strict=True):
+            half = (each.x[1] - each.x[0]) / 2
             for masses, look in _members(each.said):
-                ax.stairs(masses, _edges(each.x), linewidth=1.3, **look)
+                ax.stairs(masses, np.append(each.x - half, each.x[-1] + half), linewidth=1.3, **look)
             ax.axvline(each.q, color=INK, linewidth=1, linestyle="--", label="Q")
             ax.plot(each.targets, np.full(len(each.targets), low), "|", color=INK, clip_on=False)
             star(ax, float(each.targets.mean()), low, "TD target, draws and their mean")
@@ -44,8 +47,10 @@ def histograms(path: Path, found: Sequence[ValueDistribution]) -> str:
     return "standard deviation of the histogram " + _listed(found, widths)
 
 
-def quantile_functions(path: Path, found: Sequence[ValueDistribution]) -> str:
-    """Draw the quantile functions of a quantile critic. Returns a sentence on the result."""
+def draw_quantiles(path: Path, found: Sequence[ValueDistribution]) -> str | None:
+    """Draw the quantile functions of a quantile critic. Returns a sentence on the result; None if there are none."""
+    if not found:
+        return None
     with _panels(path, found, "The return at each probability tau, by each network; Q is the mean over tau") as axes:
         for each, ax in zip(found, axes, strict=True):
             for values, look in _members(each.said):
@@ -69,16 +74,15 @@ def _panels(path: Path, found: Sequence[ValueDistribution], title: str, sharey: 
         legend_below(fig, axes[0])
 
 
-def member_values(
+def draw_members(
     path: Path, values: Float[np.ndarray, "pairs members"], targets: Float[np.ndarray, "draws pairs"], title: str
 ) -> str:
     """Draw the disagreement of ensemble members at some state-actions, and Q against its TD target. Returns a sentence
     on the result."""
-    q, spread = values.mean(axis=1), values.std(axis=1)
-    td_errors = targets.mean(axis=0) - q
-    finding = f"half of {len(q)} state-actions have a TD error below {np.median(np.abs(td_errors)):.2g}"
+    q, goals = values.mean(axis=1), targets.mean(axis=0)
+    finding = f"half of {len(q)} state-actions have a TD error below {np.median(np.abs(goals - q)):.2g}"
     if values.shape[1] > 1:
-        finding = f"members differ by {np.median(spread):.2g} (median standard deviation); {finding}"
+        finding = f"members differ by {np.median(values.std(axis=1)):.2g} (median standard deviation); {finding}"
     with figure(path, 9.6, 4.3, 1, 2, title) as (_, (left, right)):
         for member, look in _members(values.T):
             left.plot(q, member - q, ".", markersize=4, alpha=0.7, **look)
@@ -89,9 +93,9 @@ def member_values(
         )
         if values.shape[1] <= len(COLOURS):
             left.legend(fontsize=8)
-        low, high = min(q.min(), targets.mean(axis=0).min()), max(q.max(), targets.mean(axis=0).max())
-        right.plot([low, high], [low, high], color=INK, linewidth=1, linestyle="--", label="equal")
-        right.plot(q, targets.mean(axis=0), ".", color=BLUE, markersize=4, alpha=0.7, label="a state-action")
+        ends = [min(q.min(), goals.min()), max(q.max(), goals.max())]
+        right.plot(ends, ends, color=INK, linewidth=1, linestyle="--", label="equal")
+        right.plot(q, goals, ".", color=BLUE, markersize=4, alpha=0.7, label="a state-action")
         right.set(
             title="Against what it is trained towards", xlabel="Q (return)", ylabel="TD target, mean of its draws"
         )
@@ -104,11 +108,6 @@ def _members(values: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Yield the values of each member, and its colour and label; the latter is None if there are too many members."""
     for number, (own, colour) in enumerate(zip(values, cycle(COLOURS), strict=False), 1):
         yield own, {"color": colour, "label": f"network {number}" if len(values) <= len(COLOURS) else None}
-
-
-def _edges(centres: np.ndarray) -> np.ndarray:
-    half = (centres[1] - centres[0]) / 2
-    return np.append(centres - half, centres[-1] + half)
 
 
 def _listed(found: Sequence[ValueDistribution], numbers: Sequence[float]) -> str:

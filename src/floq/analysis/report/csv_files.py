@@ -55,9 +55,8 @@ def evaluation_rows(report: Report) -> list[dict[str, Any]]:
     rows = []
     for group in report.groups:
         for run in group.runs:
-            names = {name: _column(name) for name in run.evaluations if name != "step"}
-            for number, step in enumerate(run.evaluations.get("step", ())):
-                metrics = {short: run.evaluations[name][number] for name, short in names.items()}
+            for step, *values in zip(*run.evaluations.values(), strict=True):
+                metrics = dict(zip(map(_column, list(run.evaluations)[1:]), values, strict=True))
                 rows.append(_identity(group.name, run) | {"step": int(step)} | metrics | {"folder": str(run.folder)})
     return rows
 

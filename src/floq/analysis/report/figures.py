@@ -6,7 +6,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,8 @@ from floq.utils.untrusted import printable
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
 """By suffix of the file name: width in inches, and number of columns of panels."""
-RC: Any = {
-    "font.size": 7,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.3,
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,
-}
+SMALL: Any = {"font.size": 7, "axes.linewidth": 0.6, "grid.linewidth": 0.5, "lines.linewidth": 1.3}
+PAPER: Any = SMALL | {"savefig.dpi": 300, "pdf.fonttype": 42}
 MAX_TASKS = 12  # in a figure for a paper
 CROWDED = 20  # runs that are still distinguishable in one panel
 BANDS = 4  # groups whose intervals are still distinguishable when they overlap
@@ -73,7 +60,7 @@ def _svg(height: float, draw: Callable[[Axes], None]) -> str:
     """Draw a panel as an SVG element that scales with the page; or tell why it is left out."""
     content = io.BytesIO()
     try:
-        with figure(content, SVG_WIDTH, height, look=RC | {"svg.fonttype": "none"}) as (_, (ax,)):
+        with figure(content, SVG_WIDTH, height, look=SMALL | {"svg.fonttype": "none"}) as (_, (ax,)):
             draw(ax)
     except Exception as error:  # a run's numbers may be anything
         return f"<p>left out: {html.escape(printable(in_one_line(error)))}</p>"
@@ -95,9 +82,8 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
         left_out.append(f"curves and profiles of {len(names)} groups, for which there are {len(COLOURS)} colours")
         tasks = ()
     elif len(tasks) > MAX_TASKS:
-        left_out.append(
-            f"learning curves of {len(tasks) - MAX_TASKS} of {len(tasks)} tasks: give fewer runs to see them"
-        )
+        more = len(tasks) - MAX_TASKS
+        left_out.append(f"learning curves of {more} of {len(tasks)} tasks: give fewer runs to see them")
         tasks = tasks[:MAX_TASKS]
     panels: dict[str, Callable[[Axes], None]] = {
         task.name: lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks
@@ -109,13 +95,13 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
     columns = 2 if columns > 1 and len(panels) == 4 else max(1, min(columns, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     heights = [_dots_height(report)] if crowded else [1.75] * rows
-    legend = [] if crowded or len(looks) == 1 else _legend(looks)
-    longest = max((len(line) for entry in legend for line in str(entry.get_label()).split("\n")), default=0)
-    legend_columns = max(1, int(17 * width / (longest + 7)))
-    note = textwrap.fill(_note(report, tasks), int(23 * width))
+    labels = {} if crowded or len(looks) == 1 else {name: "\n".join(textwrap.wrap(name, 50)) for name in looks}
+    legend = [Line2D([], [], color=looks[n][0], linestyle=looks[n][1], label=label) for n, label in labels.items()]
+    legend_columns = max(1, int(17 * width / (max(map(len, "\n".join(labels.values()).split("\n"))) + 7)))
+    note = textwrap.fill(_note(report, bool(tasks)), int(23 * width))
     lines = math.ceil(len(legend) / legend_columns) + bool(title)
     height = sum(heights) + 0.15 * lines + 0.1 * (note.count("\n") + 2)
-    with figure(path, width, height, rows, columns, look=RC, height_ratios=heights) as (fig, axes):
+    with figure(path, width, height, rows, columns, look=PAPER, height_ratios=heights) as (fig, axes):
         for ax, (name, panel) in zip(axes, panels.items(), strict=False):
             try:
                 panel(ax)
@@ -123,36 +109,22 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
                 ax.clear()
                 left_out.append(f"{name}: {in_one_line(error)}")
         if legend:  # with the title, over which the layout would draw it
-            fig.legend(
-                handles=legend,
-                loc="outside upper left",
-                ncols=legend_columns,
-                handlelength=2.2,
-                title=title,
-                title_fontproperties={"weight": "bold", "size": 9},
-                alignment="left",
-            )
+            look = {"alignment": "left", "title_fontproperties": {"weight": "bold", "size": 9}, "handlelength": 2.2}
+            fig.legend(handles=legend, loc="outside upper left", ncols=legend_columns, title=title, **look)
         elif title:
             fig.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=9)
         fig.supxlabel(note, x=0.01, ha="left", fontsize=5.5, color="#666666")
     return left_out
 
 
-def _legend(looks: Mapping[str, Look]) -> list[Line2D]:
-    wrapped = {name: "\n".join(textwrap.wrap(name, 50)) for name in looks}
-    return [Line2D([], [], color=c, linestyle=d, label=wrapped[name]) for name, (c, d) in looks.items()]
-
-
-def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
-    found, banded = [], len(report.groups) <= BANDS
-    if tasks:
-        shaded = ", shaded its 95% interval" if banded else ""
+def _note(report: Report, has_curves: bool) -> str:
+    found = []
+    if has_curves:
+        shaded = ", shaded its 95% interval" if len(report.groups) <= BANDS else ""
         found.append(f"Thick: mean of runs{shaded}; thin: single runs, dotted while they have not ended.")
     if report.aggregates:
-        over, of = "tasks with success", ""
-        if report.by_area:
-            over, of = "all tasks", " of the areas under the curves (filled) and of the last values (hollow)"
-        found.append(f"Dots: interquartile mean{of} and its 95% stratified bootstrap interval, over {over}.")
+        of = " of the areas under the curves (filled) and of the last values (hollow)" if report.by_area else ""
+        found.append(f"Dots: interquartile mean{of} and its 95% stratified bootstrap interval.")
     if report.by_area and report.reference in report.aggregates:
         found.append(f"Dashed: {report.reference}.")
     if absent := [group.name for group in report.groups if report.by_area and group.name not in report.aggregates]:
