@@ -22,10 +22,9 @@ from floq import cli
 from floq.agent.agent import Agent
 from floq.analysis import critic_outputs
 from floq.analysis.evaluate_run import evaluate_run
+from floq.analysis.figures.critic import draw_histograms, draw_members, draw_noise_left, draw_quantiles, draw_settling
 from floq.analysis.figures.episodes import Played, draw_values
-from floq.analysis.figures.flow import draw_noise_left, draw_settling
 from floq.analysis.figures.training import draw_diagnosis
-from floq.analysis.figures.value_distributions import draw_histograms, draw_members, draw_quantiles
 from floq.analysis.inspect_run import _dataset, discounted_rewards_to_go, inspect_run, play
 from floq.analysis.pictures import PICTURES, Subject, draw, evenly_spaced
 from floq.analysis.video import film_episodes, open_renderer

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.agent.agent import Agent
-from floq.analysis.figures.flow import FlowPaths
-from floq.analysis.figures.value_distributions import ValueDistribution
+from floq.analysis.figures.critic import FlowPaths, ValueDistribution
 from floq.data.dataset import Batch, Dataset
 from floq.flow import curvature, source_nodes
 from floq.networks.precision import matmul_precision
@@ -24,7 +23,6 @@ PATH_SAMPLES = 12  # source samples of each member in the picture of the flow
 FIELD = (49, 81)  # points in t and z at which the velocity is drawn
 ACCURATE_SAMPLES = 8  # source samples behind each Q_K
 NOISE_SAMPLES = 65  # source samples of each member in the picture of the noise
-MIN_FINEST = 64  # minimum number of steps that counts as exact integration
 TAUS = np.linspace(0.02, 0.98, 49)  # the quantiles that are drawn
 
 
@@ -54,11 +52,7 @@ def check_finite(agent: Agent, run_dir: str, step: int) -> None:
 
 
 def take_probes(agent: Agent, data: Dataset, key) -> Probes:
-    """Draw transitions from `data`, which must have the agent's observation dimension. Consumes `key`.
-
-    Raises:
-        UserError: the observation dimension of the data is another.
-    """
+    """Draw transitions from `data`. Consumes `key`. Raises UserError if its observations are not the agent's."""
     own, given = agent.obs_spec, data.dims[0]
     if own != given:
         raise UserError(f"the data has {given.dim} numbers in an observation, this agent's networks read {own.dim}")
@@ -96,7 +90,7 @@ def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
 
 
 def value_grid(low: float, high: float) -> np.ndarray:
-    """Return evenly spaced values from a little below `low` to a little above `high`. They are in 64 bits: Matplotlib's
+    """Return evenly spaced values from a little below `low` to a little above `high`, in 64 bits, since Matplotlib's
     streamplot refuses spacings that differ by more than 1e-5 of themselves."""
     low, high = float(low), float(high)
     margin = 0.06 * max(high - low, 1e-3, 1e-6 * abs(low), 1e-6 * abs(high))
@@ -104,17 +98,12 @@ def value_grid(low: float, high: float) -> np.ndarray:
 
 
 def step_counts(trained: int) -> list[int]:
-    """Return the K to compare: the trained K, and powers of two up to the first that is at least `MIN_FINEST` and above
-    the trained K."""
-    finest = MIN_FINEST
-    while finest <= trained:
-        finest *= 2
-    return sorted({trained, *(2**i for i in range(finest.bit_length()))})
+    """Return the K to compare: the trained K, and powers of two up to 64 or the first above the trained K."""
+    return sorted({trained, *(2**i for i in range(max(7, trained.bit_length() + 1)))})
 
 
 def values_by_steps(agent: Agent, probes: Probes, counts: list[int]) -> np.ndarray:
-    """Compute Q_K of every probe for every K: (transitions, counts). The source samples are the same for all, so that
-    only the integration differs."""
+    """Compute Q_K of every probe for every K, from the same source samples: (transitions, counts)."""
     ends = [_paths(agent, probes, ACCURATE_SAMPLES, num_steps=count)[..., -1] for count in counts]
     return np.stack(ends).mean(axis=(2, 3)).T
 
@@ -156,11 +145,6 @@ def quantiles(agent: Agent, probes: Probes) -> list[ValueDistribution]:
     return _distributions(_quantiles, agent, probes)
 
 
-def members(agent: Agent, probes: Probes) -> np.ndarray:
-    """Compute the value of every probe by each member of the critic: (transitions, members)."""
-    return _at_pairs(_members, agent, probes)
-
-
 def _distributions(function: Callable, agent: Agent, probes: Probes) -> list[ValueDistribution]:
     found = _at_pairs(function, agent, probes, [row for _, row in probes.examples])
     if found is None:
@@ -178,6 +162,11 @@ def _quantiles(agent: Agent, obs, act, _):
     taus = jnp.asarray(TAUS, jnp.float32)
     found = agent.params.critic.quantiles(obs, act, agent.scale, taus)
     return None if found is None else (taus, found, jnp.mean(found))
+
+
+def members(agent: Agent, probes: Probes) -> np.ndarray:
+    """Compute the value of every probe by each member of the critic: (transitions, members)."""
+    return _at_pairs(_members, agent, probes)
 
 
 def _members(agent: Agent, obs, act, _):

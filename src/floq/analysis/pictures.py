@@ -15,10 +15,16 @@ from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.analysis import critic_outputs
 from floq.analysis.critic_outputs import Probes
+from floq.analysis.figures.critic import (
+    draw_flow_paths,
+    draw_histograms,
+    draw_members,
+    draw_noise_left,
+    draw_quantiles,
+    draw_settling,
+)
 from floq.analysis.figures.episodes import Played, draw_value_map, draw_values
-from floq.analysis.figures.flow import draw_flow_paths, draw_noise_left, draw_settling
 from floq.analysis.figures.training import draw_diagnosis, draw_learning_curve
-from floq.analysis.figures.value_distributions import draw_histograms, draw_members, draw_quantiles
 from floq.data.dataset import Dataset
 from floq.envs import environments
 from floq.evaluation.rollouts import play_episode
@@ -51,11 +57,8 @@ class Subject:
 
 
 class Picture(NamedTuple):
-    """Kind of picture.
-
-    about: what it shows. draw: draws it into a file and returns a sentence on the result, or None if there is nothing
-    to draw. applies: whether it applies to a run and its agent.
-    """
+    """Kind of picture: what it shows; the function that draws it into a file and returns a sentence on the result, or
+    None if there is nothing to draw; and whether it applies to a run and its agent."""
 
     about: str
     draw: Callable[[Subject, Path], str | None]
@@ -124,8 +127,7 @@ def _draw_flow(subject: Subject, path: Path) -> str:
 
 
 def _draw_steps(subject: Subject, path: Path) -> str:
-    trained = subject.agent.params.critic.flow_steps
-    assert trained is not None
+    trained = subject.agent.params.critic.flow_steps or 0
     counts = critic_outputs.step_counts(trained)
     return draw_settling(path, counts, critic_outputs.values_by_steps(subject.agent, subject.probes, counts), trained)
 

@@ -59,11 +59,8 @@ class Renderer:
 @contextlib.contextmanager
 def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
     """Start a worker process with a working `Renderer`: with the renderer that the user's MUJOCO_GL names, if any;
-    otherwise with the first of the platform's renderers that can render a frame.
-
-    Raises:
-        UserError: no renderer works here, or the library that encodes videos is not installed.
-    """
+    otherwise with the first of the platform's renderers that can render a frame. Raises UserError if none can, or the
+    library that encodes videos is not installed."""
     encoder()
     before = os.environ.get("MUJOCO_GL")
     named = (before or "").lower()
@@ -103,16 +100,8 @@ def encoder() -> str:
 def film_episodes(
     path: Path, workers: Workers, episodes: Sequence[Played], title: str, skip: int, on_progress: Callable[[int], None]
 ) -> None:
-    """Record a video of episodes. The file is either complete or does not exist.
-
-    Args:
-        path: the video file.
-        workers: from `open_renderer`.
-        episodes: recorded episodes.
-        title: of the video.
-        skip: steps from one frame to the next.
-        on_progress: called with the number of steps taken.
-    """
+    """Record a video of episodes with the workers of `open_renderer`, a frame every `skip` steps. The file is either
+    complete or does not exist. `on_progress` gets the number of steps taken."""
     done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
     try:
         with matplotlib.rc_context(RC | {"animation.ffmpeg_path": encoder()}):

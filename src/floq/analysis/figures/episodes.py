@@ -136,16 +136,10 @@ def draw_value_map(
             look = {"ha": "center", "fontsize": 10, "weight": "bold", "color": INK}
             label = ax.annotate(name, (x, y), (0, 12), textcoords="offset points", **look)
             label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
-        ax.set(
-            xlim=(-offset[0] - cell / 2, (columns - 0.5) * cell - offset[0]),
-            ylim=(-offset[1] - cell / 2, (rows - 0.5) * cell - offset[1]),
-            aspect="equal",
-            xticks=[],
-            yticks=[],
-            title="What the critic has learned, and where the greedy policy goes",
-        )
-        ax.set_xlabel(
-            f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data"
-        )
+        ax.set_xlim(-offset[0] - cell / 2, (columns - 0.5) * cell - offset[0])
+        ax.set_ylim(-offset[1] - cell / 2, (rows - 0.5) * cell - offset[1])
+        title = "What the critic has learned, and where the greedy policy goes"
+        name = f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data"
+        ax.set(aspect="equal", xticks=[], yticks=[], title=title, xlabel=name)
         ax.grid(visible=False)
         fig.colorbar(area, ax=ax, shrink=0.8, label="learned value (return from here on)")

@@ -50,14 +50,7 @@ BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
 
 @contextmanager
 def figure(
-    target: Path | io.BytesIO,
-    width: float,
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    title: str = "",
-    look: Any = None,
-    **kwargs,
+    target: Path | io.BytesIO, width: float, height: float, rows=1, columns=1, title="", look: Any = None, **kwargs: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and saves it to a file, whole or
     not at all, or as SVG to a buffer, unless an exception is raised. Axes without data are hidden. `look`: Matplotlib

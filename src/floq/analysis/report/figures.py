@@ -143,9 +143,12 @@ def _draw_curves(ax: Axes, task: TaskScores, styles: Mapping[str, Look]) -> None
             ax.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.12, linewidth=0)
         alone = len(found.steps) == 1
         ax.plot(found.steps, found.values, color=colour, linestyle=dash, marker="o" if alone else None, markersize=3)
-    for boundary in task.boundaries:
+    runs = [run for _, run, _, _ in task.lines]
+    for boundary in {run.boundary for run in runs} - {0}:
         mark_online(ax, boundary, 6)
-    ax.set(xlabel=task.step_name, ylabel=task.metric.name)
+    kinds = {"gradient": "offline_steps", "environment": "online_steps"}
+    phases = ", then ".join(kind for kind, name in kinds.items() if any(run.settings[name] for run in runs))
+    ax.set(xlabel=f"{phases} steps".strip(), ylabel=task.metric.name)
     ax.set_title("\n".join(textwrap.wrap(short_task(task.name), 26)))
     if task.metric.is_rate:
         ax.set_ylim(-0.03, 1.03)

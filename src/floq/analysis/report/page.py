@@ -4,7 +4,6 @@ beside this file say what they look like."""
 import functools
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ def page(report: Report, folder: Path) -> str:
         section.title: [figures.curves_svg(task, looks) for task in report.tasks if task.metric is section.metric]
         for section in sections
     }
-    families = list(dict.fromkeys(task.family for task in report.tasks))
-    count = len(report.runs) + len(report.damaged)
+    families, count = list(dict.fromkeys(task.family for task in report.tasks)), len(report.runs) + len(report.damaged)
     return _render(
         "page.html.j2",
         folder,
@@ -41,17 +39,13 @@ def page(report: Report, folder: Path) -> str:
 
 def markdown(report: Report, folder: Path) -> str:
     """Format the tables of the report in Markdown; links to run folders are relative to `folder`."""
-    return _markdown(tables.sections(report), folder)
+    return _render("report.md.j2", folder, sections=tables.sections(report), question="")
 
 
 def comparison_markdown(report: Report, title: str, question: str = "") -> str:
     """Format the tables of an experiment in Markdown."""
-    found = [table for table in (tables.comparison(report), tables.diagnosis(report)) if table.rows]
-    return _markdown([Section(title, found)], Path(), question)
-
-
-def _markdown(sections: Sequence[Section], folder: Path, question: str = "") -> str:
-    return _render("report.md.j2", folder, sections=sections, question=question)
+    found = [table for table in (tables.over_all_tasks(report), tables.diagnosis(report)) if table.rows]
+    return _render("report.md.j2", Path(), sections=[Section(title, found)], question=question)
 
 
 def _render(template: str, folder: Path, **values: Any) -> str:

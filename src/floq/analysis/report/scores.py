@@ -70,18 +70,6 @@ class TaskScores:
         found = {name: mean(cell, self.metric) for name, cell in self.cells.items()}
         return {name: each for name, each in found.items() if each is not None}
 
-    @property
-    def boundaries(self) -> list[int]:
-        """Steps at which runs go online."""
-        return sorted({run.boundary for _, run, _, _ in self.lines} - {0})
-
-    @property
-    def step_name(self) -> str:
-        """What a step of these runs is."""
-        kinds = {"offline_steps": "gradient steps", "online_steps": "environment steps"}
-        found = [kind for phase, kind in kinds.items() if any(run.settings[phase] for _, run, _, _ in self.lines)]
-        return ", then ".join(found) or "steps"
-
 
 @dataclass(frozen=True)
 class Aggregate:

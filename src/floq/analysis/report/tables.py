@@ -57,7 +57,7 @@ def sections(report: Report) -> list[Section]:
         Section("What was run", [overview(report)]),
         *(Section(metric.name.capitalize(), results(report, own), metric) for metric, own in by_metric if own),
         Section("Beside published numbers", [beside_published(report)]),
-        Section("Over all tasks", [aggregates(report)]),
+        Section("Over all tasks", [over_all_tasks(report)]),
         Section("Probability of improvement", [improvements(report)]),
         Section("Cost", [costs(report)]),
         Section("Health", [health(report)]),
@@ -95,25 +95,20 @@ def link(run: str, folder: Path) -> str:
 def results(report: Report, tasks: Sequence[TaskScores]) -> list[Table]:
     """Return tables of the last values of these tasks, which share one metric: a table for each family of tasks, with a
     row for each group and a column for each task. The notes of the last table explain all."""
-    found: list[Table] = []
+    found, metric = [], tasks[0].metric
     for family in dict.fromkeys(task.family for task in tasks):
         own = [task for task in tasks if task.family == family]
-        cells = {g.name: [_cell(task, task.cells.get(g.name)) for task in own] for g in report.groups}
-        rows = [[name, *row] for name, row in cells.items() if any(row)]
+        rows = [[g.name, *(_cell(task, task.cells.get(g.name)) for task in own)] for g in report.groups]
+        rows = [row for row in rows if any(row[1:])]
         found.append(table(("group", *(short_task(task.name) for task in own)), rows))
-    metric = tasks[0].metric
     notes = [
         f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are. (faint): the "
         "newest value of runs that have not ended, at their step; it is in no mean.",
-        "[ ]: 95% Student's interval of the mean over seeds, of a rate cut to what it can be. [ ]*: 95% Wilson "
-        f"interval of all episodes together, for a rate with fewer than {FEW} seeds or whose seeds agree: it says how "
-        "well these very policies are measured, and nothing about how other seeds would do.",
+        "[ ]: 95% Student's interval of the mean over seeds. [ ]*: 95% Wilson interval of all episodes together, where "
+        f"there are fewer than {FEW} seeds or all agree: it says nothing about how other seeds would do.",
     ]
     if not metric.more_is_better:
-        notes.append(
-            "These runs have no environment to play in. The TD error is the critic's disagreement with itself on "
-            "held-out data: smaller does not mean a better policy."
-        )
+        notes.append("The TD error is the critic's disagreement with itself: smaller does not mean a better policy.")
     if report.repeated:
         notes.append(f"Left out: {len(report.repeated)} runs whose seed has a newer run, or one that ended.")
     return [*found[:-1], found[-1]._replace(notes=notes)]
@@ -126,30 +121,46 @@ def _cell(task: TaskScores, cell: Cell | None) -> Text | str:
         shown = with_interval(cell.estimate, task.metric.shown) + ("*" if cell.over == "episodes" else "")
         waiting = f", {len(cell.unfinished)} not ended" if cell.unfinished else ""
         return f"{shown} ({len(cell.values)}{waiting})"
-    known = [run for run in cell.unfinished if math.isfinite(last(run, task.metric))]
+    known = {run: value for run in cell.unfinished if math.isfinite(value := last(run, task.metric))}
     if not known:
         count = len(cell.unfinished)
         return Text(f"no evaluation yet ({count} {'run' if count == 1 else 'runs'})", faint=True)
-    values, steps = sorted(last(run, task.metric) for run in known), sorted(run.step for run in known)
-    ends = dict.fromkeys(map(task.metric.shown, (values[0], values[-1])))
-    at = dict.fromkeys(map(short_count, (steps[0], steps[-1])))
+    ends = dict.fromkeys(map(task.metric.shown, (min(known.values()), max(known.values()))))
+    steps = [run.step for run in known]
+    at = dict.fromkeys(map(short_count, (min(steps), max(steps))))
     states = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in known).items())
     return Text(f"({' to '.join(ends)} at {' to '.join(at)}, {states})", faint=True)
 
 
-def aggregates(report: Report) -> Table:
-    """Return the interquartile means over all tasks with success."""
-    rows = [
-        (name, with_interval(found.iqm, "{:.2f}".format), str(found.tasks), str(found.runs))
-        for name, found in report.aggregates.items()
-    ]
+def over_all_tasks(report: Report) -> Table:
+    """Return the groups' interquartile means over all tasks with the metric of the report, and the probability that
+    each is better than its match or the reference; of an experiment also what they cost."""
+    metric, own = report.metric, {group.against for group in report.groups} - {None, report.reference}
+    rows = []
+    for group in report.groups:
+        name = f"{group.name} (reference)" if group.name == report.reference else group.name
+        if (found := report.aggregates.get(group.name)) is None:
+            rows += [[group.name, "", "", "", "", "", "none finished"]] if report.by_area else []
+            continue
+        better = report.improvements.get((group.name, group.against or report.reference))
+        shown = with_interval(better[0], "{:.2f}".format) + (f" ({group.against})" if own else "") if better else ""
+        costs = [_range([run.summary_value(c) for run in group.runs]) for c in ("critic_parameters", "update_gflop")]
+        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks).values()})
+        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area_iqm, found.iqm)]
+        rows.append([name, *costs, *estimates, shown, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
+    counts = f"{len({run.seed for run in report.runs})} seeds, {len(report.tasks)} tasks"
     note = (
-        "Interquartile mean of the last success rates of all runs that have ended, with a 95% stratified bootstrap "
-        "interval: runs are drawn again within each task (Agarwal et al. 2021, arXiv 2108.13264). A task with a single "
-        f"run gives none; with fewer than {FEW} seeds for each task it is too narrow to be relied on. Compare only "
-        "groups with the same tasks."
+        f"AUC: {metric.short} on average over training, without the evaluation at step 1. IQM: interquartile mean over "
+        "all runs that have ended. Intervals: 95% percentile bootstrap within tasks (Agarwal et al. 2021, arXiv "
+        f"2108.13264), none if a task has a single run; with fewer than {FEW} seeds too narrow to be relied on. P: by "
+        f"{'AUC' if report.by_area else 'the last score'}, ties count one half. {counts}; {report.protocol}. "
+        f"Tasks: {join_names([task.name for task in report.tasks])}."
     )
-    return table(("group", "IQM of success [95%]", "tasks", "runs"), rows, note)
+    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {metric.short}, IQM [95%]"]
+    header += [f"P(better than {'its match' if own else 'reference'}) [95%]", "seeds x tasks"]
+    if not report.by_area:  # only a sweep records the cost
+        header, *rows = ([row[0], *row[3:]] for row in (header, *rows))
+    return table(header, rows, note)
 
 
 def improvements(report: Report) -> Table:
@@ -160,11 +171,21 @@ def improvements(report: Report) -> Table:
         found = [report.improvements.get((first, second)) for second in columns]
         rows.append([first, *(with_interval(x[0], "{:.2f}".format) + f" ({x[1]})" if x else "" for x in found)])
     note = (
-        "How probably a run of the row is better than a run of the column on the same task, a tie counting one half, "
-        "with a 95% stratified bootstrap interval, and on how many tasks both have runs that have ended. More than "
-        f"{MANY} groups are each compared with one alone (--reference)."
+        "How probably a run of the row is better than a run of the column on the same task, and on how many tasks both "
+        f"have runs that have ended. More than {MANY} groups are each compared with one alone (--reference)."
     )
     return table(("P(row better than column)", *columns), rows, note)
+
+
+def diagnosis(report: Report) -> Table:
+    """Return the critics' diagnostic metrics, with a column for each that any group has."""
+    groups = [group for group in report.groups if group.runs]
+    known = {name: [_known([run.last(OF_CRITIC + name) for run in g.runs]) for g in groups] for name in DIAGNOSTICS}
+    known = {name: values for name, values in known.items() if any(values)}
+    shown = [[f"{np.mean(numbers):.3g}" if numbers else "" for numbers in values] for values in known.values()]
+    rows = [(group.name, *cells) for group, *cells in zip(groups, *shown, strict=True)] if known else ()
+    note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
+    return table(("group", *known), rows, note)
 
 
 # --- Beside published numbers ---
@@ -189,10 +210,9 @@ def beside_published(report: Report) -> Table:
         rows += own + [[Text(family, True), Text(f"{name}, published", True), Text(x, True), ""] for name, x in marked]
     header = ("environment", "method", "success, %", "differs from the published protocol in")
     note = (
-        f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds), "
-        "and have not been reproduced independently. Ours: mean over the tasks of the mean over seeds, with the 95% "
-        f"Student's interval over seeds where at least {FEW} have run all of these tasks; only runs on the benchmark's "
-        "own data, without an online phase, with success_timing=post."
+        f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds). "
+        f"Ours: mean over tasks, with the 95% Student's interval over seeds where at least {FEW} have run all of them; "
+        "only runs on the benchmark's own data, without an online phase, with success_timing=post."
     )
     return table(header, rows, note)
 
@@ -231,48 +251,6 @@ def _over_tasks(runs: Sequence[RunRecord]) -> Estimate:
     return Estimate(100 * mean, 100 * low, 100 * high)
 
 
-# --- Experiments ---
-
-
-def comparison(report: Report) -> Table:
-    """Return the scores of an experiment's groups, and the probability that each is better than its match."""
-    metric, own = report.metric, {group.against for group in report.groups} - {None, report.reference}
-    rows = []
-    for group in report.groups:
-        name = f"{group.name} (reference)" if group.name == report.reference else group.name
-        found = report.aggregates.get(group.name)
-        if found is None:
-            rows.append([group.name, "", "", "", "", "", "none finished"])
-            continue
-        better = report.improvements.get((group.name, group.against or ""))
-        shown = with_interval(better[0], "{:.2f}".format) + (f" ({group.against})" if own else "") if better else ""
-        costs = [_range([run.summary_value(c) for run in group.runs]) for c in ("critic_parameters", "update_gflop")]
-        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks).values()})
-        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area_iqm, found.iqm)]
-        rows.append([name, *costs, *estimates, shown, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
-    seeds = len({run.seed for run in report.runs})
-    counts = (f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((seeds, "seed"), (len(report.tasks), "task")))
-    note = (
-        f"AUC: {metric.short} on average over training, without the evaluation at step 1. IQM: interquartile mean over "
-        "all runs. Intervals: percentile bootstrap within tasks. P: by AUC, ties count one half. "
-        f"{', '.join(counts)}; {report.protocol}. Tasks: {', '.join(task.name for task in report.tasks)}."
-    )
-    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {metric.short}, IQM [95%]"]
-    header += [f"P(better than {'its match' if own else 'reference'}) [95%]", "seeds x tasks"]
-    return table(header, rows, note)
-
-
-def diagnosis(report: Report) -> Table:
-    """Return the critics' diagnostic metrics, with a column for each that any group has."""
-    groups = [group for group in report.groups if group.runs]
-    known = {name: [_known([run.last(OF_CRITIC + name) for run in g.runs]) for g in groups] for name in DIAGNOSTICS}
-    known = {name: values for name, values in known.items() if any(values)}
-    shown = [[f"{np.mean(numbers):.3g}" if numbers else "" for numbers in values] for values in known.values()]
-    rows = [(group.name, *cells) for group, *cells in zip(groups, *shown, strict=True)] if known else ()
-    note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
-    return table(("group", *known), rows, note)
-
-
 # --- Runs ---
 
 
@@ -282,24 +260,23 @@ def overview(report: Report) -> Table:
     versions = sorted({f"{name} {x}" for run in runs for name, x in run.records.get("versions", {}).items()})
     data = sorted({str(run.records.get("data", {}).get("provenance", "not recorded")) for run in runs})
     seeds = sorted({run.seed for run in runs})
-    steps = sorted({(run.settings["offline_steps"], run.settings["online_steps"]) for run in runs})
+    phases = {"offline_steps": "gradient steps offline", "online_steps": "environment steps online"}
+    counts = [
+        [f"{short_count(n)} {what}" for name, what in phases.items() if (n := run.settings[name])] for run in runs
+    ]
+    steps = dict.fromkeys(" then ".join(count) for count in counts)
     rows = {
         "runs": ", ".join(f"{count} {state}" for state, count in report.state_counts.items()),
         "tasks": join_names([task.name for task in report.tasks]),
         "critics": join_names(sorted({run.settings["agent.critic"] for run in runs})),
         "actors": join_names(sorted({run.settings["agent.actor"] for run in runs})),
         "seeds": join_names(list(map(str, seeds)), 20),
-        "steps": "; ".join(_phases(*both) for both in steps),
+        "steps": "; ".join(steps),
         "protocol": report.protocol or "not recorded",
         "data": join_names(data, 6, "; "),
         "versions": ", ".join(versions),
     }
     return table(("", ""), [(name, text) for name, text in rows.items()], numbers=False)
-
-
-def _phases(offline: int, online: int) -> str:
-    parts = [f"{short_count(offline)} gradient steps offline"] if offline else []
-    return " then ".join(parts + ([f"{short_count(online)} environment steps online"] if online else []))
 
 
 def costs(report: Report) -> Table:
@@ -315,11 +292,9 @@ def costs(report: Report) -> Table:
         seconds = _known([run.seconds for run in ended])
         rows.append([group.name, *shown, clock(float(np.median(seconds))) if seconds else "", str(len(ended))])
     header = ("group", "ms per update", "updates/s", "environment steps/s", "runs in fleet", "time of a run", "runs")
-    note = (
-        "Median over the runs that have ended, and from the least to the most. Updates of a run in a fleet are made "
-        "beside those of the others, so a fleet of n makes n times as many. Compare only runs of one machine."
+    return table(
+        header, rows, "Median over the runs that have ended, and from the least to the most; of each run in a fleet."
     )
-    return table(header, rows, note)
 
 
 def health(report: Report) -> Table:

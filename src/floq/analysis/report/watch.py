@@ -18,13 +18,8 @@ from floq.runs.record import FILES, DamagedRun, RunRecord, find_runs, read_run
 from floq.utils.files import is_locked
 from floq.utils.untrusted import printable
 
-STYLES = {
-    "running": "bold green",
-    "diverged": "bold red",
-    "damaged": "bold red",
-    "stopped": "yellow",
-    "finished": "dim",
-}
+BAD = "bold red"
+STYLES = {"running": "bold green", "diverged": BAD, "damaged": BAD, "stopped": "yellow", "finished": "dim"}
 """By state, in the order in which states are shown."""
 
 Read = RunRecord | DamagedRun

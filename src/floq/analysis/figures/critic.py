@@ -1,7 +1,8 @@
-"""Figures of a flow critic: trajectories of z from source noise to the value, error of Q over the number of steps, and
-remaining spread of source noise."""
+"""Figures of a critic's outputs at some state-actions: of a flow, its trajectories from noise to the value, the error
+of Q over the number of steps, and the noise that is left; of others, histograms, quantiles, or a value per member."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,12 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
 from matplotlib.ticker import NullLocator
 
-from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, legend_below, star
+from floq.analysis.figures.style import BLUE, BOX, COLOURS, FAINT, INK, ORANGE, figure, legend_below, star
 
 MARGIN = 0.07  # of flow time, on both sides, for the noise interval and the targets
 MAX_LABELS = 3  # networks in a legend
@@ -23,10 +25,9 @@ SHOWN = 12  # state-actions whose Q is drawn one by one
 class FlowPaths(NamedTuple):
     """Trajectories of one state-action.
 
-    paths: (members, samples, K + 1), z at t = 0, 1/K, ..., 1 from several source samples, for each ensemble member.
-    bend: mean distance of the paths from their chords, in units of z.
-    t, z, field: the velocity, mean over members, at times t and values z: (len(z), len(t)).
-    noise: ends of the interval of source noise. targets: draws of the TD target.
+    paths: (members, samples, K + 1), z at t = 0, 1/K, ..., 1. bend: mean distance of the paths from their chords. t, z,
+    field: the velocity, mean over members, at times t and values z: (len(z), len(t)). noise: ends of the interval of
+    source noise. targets: draws of the TD target.
     """
 
     name: str
@@ -85,14 +86,9 @@ def draw_flow_paths(path: Path, flow_paths: Sequence[FlowPaths], title: str) -> 
 
 
 def draw_settling(path: Path, counts: Sequence[int], values: Float[np.ndarray, "pairs counts"], trained: int) -> str:
-    """Draw the convergence of Q over the number of integration steps. Returns a sentence on the result.
-
-    Args:
-        path: the picture's file.
-        counts: numbers of steps K, of which the last counts as exact.
-        values: Q_K of some state-actions, in the order of the value.
-        trained: the K of the training, one of `counts`.
-    """
+    """Draw the convergence of Q over the numbers of integration steps `counts`, of which the last counts as exact, for
+    some state-actions in the order of their value; `trained`: that of the training. Returns a sentence on the
+    result."""
     off = np.abs(values - values[:, -1:])
     at = list(counts).index(trained)
     ninetieth, half = np.quantile(off[:, at], [0.9, 0.5])
@@ -129,15 +125,8 @@ def draw_noise_left(
     ends: Mapping[int, Float[np.ndarray, "pairs members samples"]],
     examples: Sequence[tuple[str, int]],
 ) -> str:
-    """Draw the values z(1) of the source samples over training; an ideal flow maps all samples to one value. Returns a
-    sentence on the result.
-
-    Args:
-        path: the picture's file.
-        z_0: source samples, evenly spaced over the noise interval, whose width must be positive.
-        ends: by training step, their values z(1) for some state-actions.
-        examples: a name and a row of `ends` for each panel.
-    """
+    """Draw the values z(1) to which evenly spaced source samples are carried, by training step, with a panel for each
+    of the examples, a name and a row; an ideal flow carries all samples to one value. Returns a sentence on it."""
     steps = list(ends)
     shares = {step: ends[step].std(axis=-1).mean(axis=1) / z_0.std() for step in steps}
     last = np.median(shares[steps[-1]])
@@ -168,3 +157,101 @@ def draw_noise_left(
         axes[0].set_ylabel("z(1) less Q   (return)")
         legend_below(fig, axes[0], 4)
     return finding
+
+
+class ValueDistribution(NamedTuple):
+    """Output of a critic at one state-action.
+
+    x, said: centres of bins (bins,) and masses (members, bins); or probabilities (taus,) and quantiles (members, taus).
+    q: the value that the critic reads out. targets: draws of the TD target.
+    """
+
+    name: str
+    x: np.ndarray
+    said: np.ndarray
+    q: float
+    targets: np.ndarray
+
+
+def draw_histograms(path: Path, found: Sequence[ValueDistribution]) -> str | None:
+    """Draw the histograms of a categorical critic. Returns a sentence on the result; None if there are none."""
+    if not found:
+        return None
+    low = -0.03 * float(max(each.said.max() for each in found))
+    title = "The histogram over returns that each network puts out; Q is its mean"
+    with _panels(path, found, title, sharey=True) as axes:
+        for each, ax in zip(found, axes, strict=True):
+            half = (each.x[1] - each.x[0]) / 2
+            for masses, look in _members(each.said):
+                ax.stairs(masses, np.append(each.x - half, each.x[-1] + half), linewidth=1.3, **look)
+            ax.axvline(each.q, color=INK, linewidth=1, linestyle="--", label="Q")
+            ax.plot(each.targets, np.full(len(each.targets), low), "|", color=INK, clip_on=False)
+            star(ax, float(each.targets.mean()), low, "TD target, draws and their mean")
+            ax.set(xlabel="return")
+        axes[0].set_ylabel("mass of a bin")
+    widths = [float(np.sqrt(np.sum(each.said.mean(axis=0) * np.square(each.x - each.q)))) for each in found]
+    return "standard deviation of the histogram " + _listed(found, widths)
+
+
+def draw_quantiles(path: Path, found: Sequence[ValueDistribution]) -> str | None:
+    """Draw the quantile functions of a quantile critic. Returns a sentence on the result; None if there are none."""
+    if not found:
+        return None
+    with _panels(path, found, "The return at each probability tau, by each network; Q is the mean over tau") as axes:
+        for each, ax in zip(found, axes, strict=True):
+            for values, look in _members(each.said):
+                ax.plot(each.x, values, linewidth=1.6, **look)
+            ax.axhline(each.q, color=INK, linewidth=1, linestyle="--", label="Q")
+            ax.plot(np.full(len(each.targets), 1.03), each.targets, "_", color=INK)
+            star(ax, 1.03, float(each.targets.mean()), "TD targets, draws and their mean")
+            ax.set(xlabel="tau", xlim=(0, 1.06))
+        axes[0].set_ylabel("tau-quantile of the return")
+    widths = [float(np.ptp(each.said.mean(axis=0))) for each in found]
+    return "from the lowest to the highest quantile: " + _listed(found, widths)
+
+
+@contextmanager
+def _panels(path: Path, found: Sequence[ValueDistribution], title: str, sharey: bool = False) -> Iterator[list[Axes]]:
+    """Open a figure with a panel for each state-action, and a legend below."""
+    with figure(path, 3.7 * len(found), 4.2, 1, len(found), title, sharey=sharey) as (fig, axes):
+        yield axes
+        for each, ax in zip(found, axes, strict=True):
+            ax.set_title(f"{each.name}: Q = {each.q:.1f}")
+        legend_below(fig, axes[0])
+
+
+def draw_members(
+    path: Path, values: Float[np.ndarray, "pairs members"], targets: Float[np.ndarray, "draws pairs"], title: str
+) -> str:
+    """Draw the disagreement of ensemble members at some state-actions, and Q against its TD target. Returns a sentence
+    on the result."""
+    q, goals = values.mean(axis=1), targets.mean(axis=0)
+    finding = f"half of {len(q)} state-actions have a TD error below {np.median(np.abs(goals - q)):.2g}"
+    if values.shape[1] > 1:
+        finding = f"members differ by {np.median(values.std(axis=1)):.2g} (median standard deviation); {finding}"
+    with figure(path, 9.6, 4.3, 1, 2, title) as (_, (left, right)):
+        for member, look in _members(values.T):
+            left.plot(q, member - q, ".", markersize=4, alpha=0.7, **look)
+        left.set_title("What each network says, less their mean")
+        left.set(xlabel="Q, the mean of the networks (return)", ylabel="network less Q   (return)")
+        if values.shape[1] <= len(COLOURS):
+            left.legend(fontsize=8)
+        ends = [min(q.min(), goals.min()), max(q.max(), goals.max())]
+        right.plot(ends, ends, color=INK, linewidth=1, linestyle="--", label="equal")
+        right.plot(q, goals, ".", color=BLUE, markersize=4, alpha=0.7, label="a state-action")
+        right.set(
+            title="Against what it is trained towards", xlabel="Q (return)", ylabel="TD target, mean of its draws"
+        )
+        right.legend(fontsize=8)
+        left.locator_params(axis="x", nbins=6)
+    return finding
+
+
+def _members(values: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Yield the values of each member, and its colour and label; the latter is None if there are too many members."""
+    for number, (own, colour) in enumerate(zip(values, cycle(COLOURS), strict=False), 1):
+        yield own, {"color": colour, "label": f"network {number}" if len(values) <= len(COLOURS) else None}
+
+
+def _listed(found: Sequence[ValueDistribution], numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.2g} ({each.name})" for each, number in zip(found, numbers, strict=True))
