@@ -59,13 +59,12 @@ class Page:
             self.requests.append(params["request"]["url"][:200])
 
     def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file in a window of this size, and wait for its charts."""
+        """Show a file in a window of this size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=path.absolute().as_uri())
-        self.wait("document.readyState === 'complete' && document.querySelectorAll('.js-plotly-plot').length > 0")
-        self.wait("[...document.querySelectorAll('.plotly-graph-div')].every(x => x.querySelector('.main-svg'))")
+        self.wait("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of an expression."""
@@ -79,11 +78,6 @@ class Page:
         while not self.run(condition):
             assert time.monotonic() < end, f"never: {condition}"
             time.sleep(0.05)
-
-    def point_at(self, x: float, y: float) -> None:
-        """Move the mouse."""
-        for offset in (3, 0):
-            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + offset, y=y)
 
     def picture(self, path: Path, whole: bool = True) -> None:
         """A screenshot."""

@@ -17,7 +17,7 @@ from online_runs import FLAGS, config, episodes, only_run, params, write_data
 
 from floq import cli
 from floq.actors import DeterministicConfig
-from floq.analysis import pictures
+from floq.analysis.figures.training import draw_learning_curve
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint
 from floq.runs.loggers import CsvLogger, read_csv
@@ -196,10 +196,10 @@ def test_the_picture_has_both_phases_and_marks_the_boundary(tmp_path, monkeypatc
     monkeypatch.setattr(
         "matplotlib.axes.Axes.plot", lambda *given, **look: lines.append(given[1:3]) or plot(*given, **look)
     )
-    pictures.draw_learning_curve(run)
+    draw_learning_curve(run, run.folder / "learning_curve.png")
     assert seen == {"line": 4, "label": "gradient steps, then environment steps"}
     assert [list(map(list, line)) for line in lines] == [[[1, 4, 10], [0.5, 2, 5]], [[10], [1.5]]]
-    assert (run.folder / "plots" / "learning_curve.png").stat().st_size > 5_000
+    assert (run.folder / "learning_curve.png").stat().st_size > 5_000
 
 
 # --- as a user does it ---

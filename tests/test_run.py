@@ -58,7 +58,7 @@ def test_logs(run_dir):
 
 def test_without_evaluations_a_run_trains_and_says_so(dataset_dir, tmp_path, capsys, monkeypatch):
     """`--eval_interval=0`, as published: nothing acts, and whoever wants a number evaluates the checkpoint."""
-    monkeypatch.setitem(pictures.PICTURES, "value_map.png", ("", lambda *_: ""))
+    monkeypatch.setitem(pictures.PICTURES, "value_map.png", pictures.Picture("", lambda *_: ""))
     flags = [*TINY, "--agent=fql", f"--dataset_dir={dataset_dir}", f"--save_dir={tmp_path}", "--eval_interval=0"]
     assert cli.run(["train", *flags, "--seeds", "0", "1"]) == 0
     printed = capsys.readouterr().out

@@ -9,7 +9,7 @@ docs/cost.md says where the operations are.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,12 +52,13 @@ def cost_of(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> Co
     obs, act = agent.obs_spec.shape, (agent.action_dim,)
     shapes = {"observations": obs, "actions": act, "next_observations": obs, "next_actions": act}
     shapes |= dict.fromkeys(("rewards", "masks", "terminals"), ())
-    batch = {name: _array(config.batch_size, *shape) for name, shape in shapes.items()}
+    array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    batch = {name: array((config.batch_size, *shape)) for name, shape in shapes.items()}
     return Cost(
         _size(agent.params),
         _size(agent.params.critic),
         traced_flops(lambda agent, batch: agent.update(batch), agent, batch),
-        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, _array(*obs)),
+        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, array(obs)),
     )
 
 
@@ -73,26 +74,19 @@ def _untrained(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) ->
     return jax.eval_shape(lambda: Agent.init(jax.random.key(0), obs_spec, width, config))
 
 
-def _array(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
 def _size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def traced_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Count the operations of the matrix products in `function(*args)`, as traced by JAX.
-
-    Of `args` only the shapes matter. (XLA's own `cost_analysis` counts the body of a loop once.)
-
-    Raises:
-        ValueError: a loop's number of iterations is not known.
-    """
+    """Count the operations of the matrix products in `function(*args)`, as traced by JAX; of `args` only the shapes
+    matter. (XLA's own `cost_analysis` counts the body of a loop once.) Raises ValueError for a loop whose number of
+    iterations is not known."""
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def _flops(jaxpr: Any) -> int:
+    is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")  # noqa: E731
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -101,17 +95,10 @@ def _flops(jaxpr: Any) -> int:
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod([shape[axis] for axis in contracted])
             continue
-        parts = [_flops(part) for part in _parts(equation)]
+        leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
+        parts = [_flops(x if hasattr(x, "eqns") else x.jaxpr) for x in leaves if is_program(x)]
         if any(parts) and name == "while":
             raise ValueError("a loop whose number of repetitions is not known")
         inner = max(parts) if name == "cond" else sum(parts)
         total += inner * (equation.params["length"] if name == "scan" else 1)
     return total
-
-
-def _parts(equation: Any) -> Iterator[Any]:
-    """Yield the programs within an equation."""
-    is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")  # noqa: E731
-    for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
-        if is_program(parameter):
-            yield parameter if hasattr(parameter, "eqns") else parameter.jaxpr

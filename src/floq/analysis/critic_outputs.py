@@ -1,10 +1,7 @@
-"""Outputs of a critic at some transitions, as arrays: computed with the agent here, drawn in `analysis.figures`.
+"""Outputs of a critic at one batch of transitions, as arrays: computed with the agent here, drawn in
+`analysis.figures`. Three transitions serve as examples: one of low, one of medium and one of high value."""
 
-All functions use one batch of transitions, ordered by Q. Three of them serve as examples: one of low, one of medium and
-one of high value.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq.agent.agent import Agent
-from floq.analysis.figures.flow import FlowPaths
-from floq.analysis.figures.value_distributions import ValueDistribution
+from floq.analysis.figures.critic import FlowPaths, ValueDistribution
 from floq.data.dataset import Batch, Dataset
 from floq.flow import curvature, source_nodes
 from floq.networks.precision import matmul_precision
@@ -27,15 +23,12 @@ PATH_SAMPLES = 12  # source samples of each member in the picture of the flow
 FIELD = (49, 81)  # points in t and z at which the velocity is drawn
 ACCURATE_SAMPLES = 8  # source samples behind each Q_K
 NOISE_SAMPLES = 65  # source samples of each member in the picture of the noise
-MIN_FINEST = 64  # minimum number of steps that counts as exact integration
 TAUS = np.linspace(0.02, 0.98, 49)  # the quantiles that are drawn
 
 
 class Probes(NamedTuple):
-    """Transitions ordered by Q.
-
-    batch: as `Dataset.sample` draws it. q: (transitions,), as read out. targets: (draws, transitions), TD targets.
-    """
+    """Transitions ordered by Q: batch, as `Dataset.sample` draws it; q: (transitions,), as read out; targets: (draws,
+    transitions), TD targets."""
 
     batch: Batch
     q: np.ndarray
@@ -59,11 +52,7 @@ def check_finite(agent: Agent, run_dir: str, step: int) -> None:
 
 
 def take_probes(agent: Agent, data: Dataset, key) -> Probes:
-    """Draw transitions from `data`, which must have the agent's observation dimension. Consumes `key`.
-
-    Raises:
-        UserError: the observation dimension of the data is another.
-    """
+    """Draw transitions from `data`. Consumes `key`. Raises UserError if its observations are not the agent's."""
     own, given = agent.obs_spec, data.dims[0]
     if own != given:
         raise UserError(f"the data has {given.dim} numbers in an observation, this agent's networks read {own.dim}")
@@ -89,21 +78,19 @@ def _probes(agent: Agent, data: Dataset, key):
 
 def flow_paths(agent: Agent, probes: Probes) -> list[FlowPaths]:
     """Compute the trajectories of the three examples, and the velocity field around them."""
-    rows = [row for _, row in probes.examples]
+    names, rows = zip(*probes.examples, strict=True)
     noise, paths = np.asarray(agent.scale.noise(jnp.array([0.0, 1.0]))), _paths(agent, probes, PATH_SAMPLES, rows)
     targets = probes.targets[:, rows]
     z = value_grid(min(paths.min(), noise[0], targets.min()), max(paths.max(), noise[1], targets.max()))
     t = np.linspace(0.0, 1.0, FIELD[0])
     fields = _at_pairs(_velocities, agent, probes, rows, t=jnp.asarray(t), z=jnp.asarray(z, jnp.float32))
-    curvatures = jax.vmap(jax.vmap(jax.vmap(curvature)))(jnp.asarray(paths)).mean(axis=(1, 2))
-    return [
-        FlowPaths(name, paths[i], float(curvatures[i]), t, z, fields[i], (noise[0], noise[1]), targets[:, i])
-        for i, (name, _) in enumerate(probes.examples)
-    ]
+    bends = jax.vmap(jax.vmap(jax.vmap(curvature)))(jnp.asarray(paths)).mean(axis=(1, 2))
+    each = zip(names, paths, map(float, bends), fields, targets.T, strict=True)
+    return [FlowPaths(name, z_t, bend, t, z, v, (noise[0], noise[1]), draws) for name, z_t, bend, v, draws in each]
 
 
 def value_grid(low: float, high: float) -> np.ndarray:
-    """Return evenly spaced values from a little below `low` to a little above `high`. They are in 64 bits: Matplotlib's
+    """Return evenly spaced values from a little below `low` to a little above `high`, in 64 bits, since Matplotlib's
     streamplot refuses spacings that differ by more than 1e-5 of themselves."""
     low, high = float(low), float(high)
     margin = 0.06 * max(high - low, 1e-3, 1e-6 * abs(low), 1e-6 * abs(high))
@@ -111,17 +98,12 @@ def value_grid(low: float, high: float) -> np.ndarray:
 
 
 def step_counts(trained: int) -> list[int]:
-    """Return the K to compare: the trained K, and powers of two up to the first that is at least `MIN_FINEST` and above
-    the trained K."""
-    finest = MIN_FINEST
-    while finest <= trained:
-        finest *= 2
-    return sorted({trained, *(2**i for i in range(finest.bit_length()))})
+    """Return the K to compare: the trained K, and powers of two up to 64 or the first above the trained K."""
+    return sorted({trained, *(2**i for i in range(max(7, trained.bit_length() + 1)))})
 
 
 def values_by_steps(agent: Agent, probes: Probes, counts: list[int]) -> np.ndarray:
-    """Compute Q_K of every probe for every K: (transitions, counts). The source samples are the same for all, so that
-    only the integration differs."""
+    """Compute Q_K of every probe for every K, from the same source samples: (transitions, counts)."""
     ends = [_paths(agent, probes, ACCURATE_SAMPLES, num_steps=count)[..., -1] for count in counts]
     return np.stack(ends).mean(axis=(2, 3)).T
 
@@ -133,7 +115,7 @@ def landings(agent: Agent, probes: Probes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paths(
-    agent: Agent, probes: Probes, samples: int, rows: list[int] | None = None, num_steps: int | None = None
+    agent: Agent, probes: Probes, samples: int, rows: Sequence[int] | None = None, num_steps: int | None = None
 ) -> np.ndarray:
     """Compute the trajectories of evenly spaced source samples: (transitions, members, samples, steps + 1)."""
     nodes = source_nodes(jax.random.key(0), samples, "midpoint")
@@ -163,11 +145,6 @@ def quantiles(agent: Agent, probes: Probes) -> list[ValueDistribution]:
     return _distributions(_quantiles, agent, probes)
 
 
-def members(agent: Agent, probes: Probes) -> np.ndarray:
-    """Compute the value of every probe by each member of the critic: (transitions, members)."""
-    return _at_pairs(_members, agent, probes)
-
-
 def _distributions(function: Callable, agent: Agent, probes: Probes) -> list[ValueDistribution]:
     found = _at_pairs(function, agent, probes, [row for _, row in probes.examples])
     if found is None:
@@ -187,6 +164,11 @@ def _quantiles(agent: Agent, obs, act, _):
     return None if found is None else (taus, found, jnp.mean(found))
 
 
+def members(agent: Agent, probes: Probes) -> np.ndarray:
+    """Compute the value of every probe by each member of the critic: (transitions, members)."""
+    return _at_pairs(_members, agent, probes)
+
+
 def _members(agent: Agent, obs, act, _):
     return agent.params.critic.member_values(obs, act, agent.scale, jax.random.key(0))
 
@@ -195,7 +177,7 @@ def _at_pairs(
     function: Callable,
     agent: Agent,
     probes: Probes,
-    rows: list[int] | None = None,
+    rows: Sequence[int] | None = None,
     num_steps: int | None = None,
     **arrays: jax.Array,
 ) -> Any:

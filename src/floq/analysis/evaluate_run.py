@@ -51,10 +51,8 @@ def evaluate_run(
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
     display.note(f"device  {here}")
     if config.env_name is None:
-        if acting_flow_steps is not None:
-            raise UserError(
-                f"--acting_flow_steps={acting_flow_steps}: without an environment nothing acts; leave it out"
-            )
+        if (steps := acting_flow_steps) is not None:
+            raise UserError(f"--acting_flow_steps={steps}: without an environment nothing acts; leave it out")
         splits = run_data.load_own_data([run], display, data, dataset)[run_data.data_key(run.config)]
         evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
     else:
@@ -66,11 +64,7 @@ def evaluate_run(
             check_same_parts(env.parts, before, config.env_name, f"the data of {run.folder}")
         with (
             Evaluator(
-                config.make_env,
-                eval_episodes,
-                workers,
-                config.agent.action_chunk,
-                timeout=config.env_timeout,
+                config.make_env, eval_episodes, workers, config.agent.action_chunk, timeout=config.env_timeout
             ) as evaluator,
             display.bar("evaluate", eval_episodes) as update,
         ):
@@ -85,10 +79,9 @@ def _acting_in(policy: Policy, num_steps: int) -> Policy:
     """Return the policy with another number of integration steps in its critic."""
     if num_steps < 1:
         raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")
-    critic = policy.critic and policy.critic.with_acting_steps(num_steps)
-    if critic is None:
-        raise UserError(
-            f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
-            "--agent.actor=best_of_n --agent.actor_climbs=flow does"
-        )
-    return dataclasses.replace(policy, critic=critic)
+    if critic := policy.critic and policy.critic.with_acting_steps(num_steps):
+        return dataclasses.replace(policy, critic=critic)
+    raise UserError(
+        f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
+        "--agent.actor=best_of_n --agent.actor_climbs=flow does"
+    )

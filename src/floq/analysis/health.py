@@ -14,11 +14,9 @@ MARGIN = 0.01  # by which a mean value may leave the possible range, as a share 
 
 def outside_range(value: float, low: float, high: float, margin: float) -> str | None:
     """Return a warning if a mean value is outside the range of returns, which is infinite if unknown; else None."""
-    if value > high + margin:
-        return f"Q is {value:.4g}, and no return is above {high:.4g}"
-    if value < low - margin:
-        return f"Q is {value:.4g}, and no return is below {low:.4g}"
-    return None
+    if low - margin <= value <= high + margin or math.isnan(value):
+        return None
+    return f"Q is {value:.4g}, and no return is {f'above {high:.4g}' if value > high else f'below {low:.4g}'}"
 
 
 def outside_histogram(row: Mapping[str, float]) -> str | None:
@@ -35,13 +33,8 @@ def outside_histogram(row: Mapping[str, float]) -> str | None:
 def health_warnings(
     settings: Mapping[str, Any], row: Mapping[str, float], returns: tuple[float, float]
 ) -> dict[str, str]:
-    """Return the warnings that a row of train.csv gives, by kind.
-
-    Args:
-        settings: of the agent, as a flat mapping.
-        row: the row, with all of its columns.
-        returns: lowest and highest possible discounted return, given the rewards.
-    """
+    """Return the warnings that a row of train.csv gives, by kind. `settings`: of the agent, flat; `returns`: lowest and
+    highest possible discounted return, given the rewards."""
     low, high = returns
     found = {"histogram": outside_histogram(row)}
     if settings.get("q_agg") != "lcb" and not settings.get("alpha_critic") and not settings.get("entropy_backup"):

@@ -12,7 +12,7 @@ from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.analysis import critic_outputs
 from floq.analysis.figures.episodes import Played
-from floq.analysis.pictures import PICTURES, Subject, draw
+from floq.analysis.pictures import LEARNING_CURVE, PICTURES, Subject, draw
 from floq.analysis.video import film_episodes, open_renderer
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
@@ -59,7 +59,7 @@ def inspect_run(
         UserError: there is no such run or checkpoint, it is damaged or diverged, the data is missing or differs, an
             option is out of range, `out` cannot be written to, or the environment cannot be rendered.
     """
-    run, display = Run.open(run_dir), Display(show)
+    run, display, names = Run.open(run_dir), Display(show), [name for name in PICTURES if name != LEARNING_CURVE]
     if episodes not in EPISODES:
         raise UserError(f"--episodes={episodes}: must be between {EPISODES.start} and {EPISODES.stop - 1}")
     folder = run.folder / "plots" if out is None else user_path(out)
@@ -73,7 +73,7 @@ def inspect_run(
     with contextlib.ExitStack() as stack:
         renderer = None
         if video:  # first, since it often fails
-            renderer = stack.enter_context(open_renderer(run.config.make_env, _seed(run, saved.step, 0)))
+            renderer = stack.enter_context(open_renderer(run.config.make_env, (run.config.seed, saved.step, 0)))
         transitions = _experience(run, saved, data, dataset, display)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,16 +83,15 @@ def inspect_run(
         if run.config.env_name is not None:
             with display.tolerate("episodes"), display.bar("episodes", episodes) as update:
                 played = play(run, saved.agent, saved.step, episodes, update)
-        found = draw(PICTURES, Subject(run, saved.agent, saved.step, transitions, played), folder, display)
+        found = draw(names, Subject(run, saved.agent, saved.step, transitions, played), folder, display)
         if renderer is not None and played:
-            seeded = [(episode, _seed(run, saved.step, episode.number)) for episode in played]
-            frames = sum(len(episode.actions) for episode in played)
-            with display.tolerate(str(folder / "film.mp4")), display.bar("film", frames) as update:
-                options = run.config.task, run.config.video_frame_skip, update
-                outcomes = film_episodes(folder / "film.mp4", renderer, seeded, *options)
-                found["film.mp4"] = f"the policy beside its value: {outcomes}"
+            path, frames = folder / "film.mp4", sum(len(episode.actions) for episode in played)
+            with display.tolerate(str(path)), display.bar("film", frames) as update:
+                film_episodes(path, renderer, played, run.config.task, run.config.video_frame_skip, update)
+                outcomes = "; ".join(f"episode {episode.number}: {episode.outcome}" for episode in played)
+                found[path.name] = f"the policy beside its value: {outcomes}"
     display.table(f"{run.config.task}, checkpoint of step {saved.step}", found)
-    if others := [name for name in PICTURES if name not in found]:
+    if others := [name for name in names if name not in found]:
         display.note(f"  not for this run: {', '.join(others)}")
     display.note(f"  pictures    {folder}")
     return {folder / name: finding for name, finding in found.items()}
@@ -121,21 +120,16 @@ def _dataset(replay: ReplaySnapshot) -> Dataset:
 def play(
     run: Run, agent: Agent, step: int, count: int, on_progress: Callable[[int], None] = lambda done: None
 ) -> list[Played]:
-    """Play the first `count` episodes of the evaluation with the run's seed at `step`. `on_progress` is called with the
-    number of finished episodes."""
-    env = run.config.make_env()
-    key = jax.random.fold_in(Keys.of(run.config.seed).evaluation, step)
+    """Play the first `count` episodes of the evaluation with the run's seed at `step`; `on_progress` gets their number
+    so far."""
+    env, seed = run.config.make_env(), run.config.seed
+    key = jax.random.fold_in(Keys.of(seed).evaluation, step)
     played = []
     for number in range(count):
-        played.append(_play(run, agent, env, _seed(run, step, number), jax.random.fold_in(key, number)))
+        played.append(_play(run, agent, env, (seed, step, number), jax.random.fold_in(key, number)))
         on_progress(number + 1)
     env.close()
     return played
-
-
-def _seed(run: Run, step: int, number: int) -> environments.Seed:
-    """Return the seed of episode `number` of the evaluation at `step`."""
-    return run.config.seed, step, number
 
 
 def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environments.Seed, key) -> Played:
@@ -155,17 +149,10 @@ def _play(run: Run, agent: Agent, env: environments.SeededEnv, seed: environment
     if not last.terminated:
         tail = float(_decide(agent, policy, last.obs, key, value_key, len(steps))[1])
     discount, scale = float(agent.hypers.discount), float(agent.hypers.reward_scale)
-    return Played(
-        seed[-1],
-        np.array(decided),
-        np.array(actions),
-        np.array(values),
-        rewards,
-        discounted_rewards_to_go(rewards * scale, discount, tail),
-        next((at + 1 for at, flag in enumerate(flags) if flag), None),
-        any(flag is not None for flag in flags),
-        not last.terminated,
-    )
+    rewards_to_go = discounted_rewards_to_go(rewards * scale, discount, tail)
+    succeeded = next((at + 1 for at, flag in enumerate(flags) if flag), None)
+    numbers = np.array(decided), np.array(actions), np.array(values), rewards, rewards_to_go
+    return Played(seed, *numbers, succeeded, any(flag is not None for flag in flags), not last.terminated)
 
 
 def discounted_rewards_to_go(rewards: np.ndarray, discount: float, tail: float) -> np.ndarray:

@@ -5,7 +5,7 @@ operations per update, shows what the flow adds beyond size.
 """
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
@@ -32,8 +32,8 @@ def matched(
     """Scale the critic of `baseline` such that its count is nearest to that of `reference`; nothing else changes.
 
     Args:
-        baseline: agent to scale, with any critic and any actor.
-        reference: agent to match, with any critic and any actor.
+        baseline: agent to scale.
+        reference: agent to match.
         obs_spec: what an observation is; for a vector, its dimension is enough.
         action_dim: action dimension.
         what: the count to match: "params", the parameters of the critics; "flops", the operations of an update of the
@@ -48,7 +48,8 @@ def matched(
     goal, start = count(reference, obs_spec, action_dim, what), getattr(baseline.critic, setting)
 
     def candidate(number: int) -> AgentConfig:
-        return _with(baseline, {setting: _scaled(start, number)})
+        changes: Any = {setting: _scaled(start, number)}
+        return dataclasses.replace(baseline, critic=dataclasses.replace(baseline.critic, **changes))
 
     def counted(number: int) -> int:
         return count(candidate(number), obs_spec, action_dim, what)
@@ -59,15 +60,11 @@ def matched(
             f"even {setting}={_scaled(start, 1)} comes to {counted(1):,} {unit}, and {goal:,} are to be matched: give "
             "the baseline fewer layers or members, or the reference more"
         )
-    return candidate(_nearest(counted, goal, _largest(start)))
+    return candidate(_nearest(counted, goal, max(start) if isinstance(start, tuple) else start))
 
 
 def scaled_setting(config: AgentConfig, by: By) -> str:
-    """Return the name of the critic's setting that `matched` changes.
-
-    Raises:
-        UserError: the critic has no such setting.
-    """
+    """Return the name of the critic's setting that `matched` changes. Raises UserError if it has none."""
     critic = config.critic
     names = {f.name for f in dataclasses.fields(critic)}
     is_flow = "flow_num_ensembles" in names  # its `value_hidden_dims` are those of the distilled critic
@@ -89,14 +86,6 @@ def count(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int, what: W
     return cost_of(config, obs_spec, action_dim).update_flops
 
 
-def _with(config: AgentConfig, changes: dict[str, Any]) -> AgentConfig:
-    return dataclasses.replace(config, critic=dataclasses.replace(config.critic, **changes))
-
-
-def _largest(setting: int | tuple[int, ...]) -> int:
-    return max(setting) if isinstance(setting, tuple) else setting
-
-
 def _scaled(setting: int | tuple[int, ...], largest: int) -> int | tuple[int, ...]:
     """Scale the setting such that its largest number is `largest`, each number at least 1."""
     if not isinstance(setting, tuple):
@@ -105,33 +94,14 @@ def _scaled(setting: int | tuple[int, ...], largest: int) -> int | tuple[int, ..
 
 
 def _nearest(count: Callable[[int], int], goal: int, start: int) -> int:
-    """Find the positive integer whose count is nearest to `goal`, the smaller of two that are equally near.
-
-    Args:
-        count: increasing function, about quadratic, at most `goal` at 1; it is expensive to call.
-        goal: the count to reach.
-        start: first guess.
-    """
-    known = {1: count(1)}
-    high = max(2, start)
-    while known.setdefault(high, count(high)) < goal:
-        high = max(2 * high, _solved(known, goal) + 1 if len(known) > 2 else 0)
-    low = max(number for number, value in known.items() if value <= goal)
-    # The parabola is exact where all layers are equally wide; every fourth step bisects, in case it does not converge.
-    guesses = 0
-    while high - low > 1:
-        guess = _solved(known, goal) if len(known) > 2 and guesses % 4 < 3 else (low + high) // 2
-        guess = min(max(guess, low + 1), high - 1)
-        known[guess] = count(guess)
-        low, high = (guess, high) if known[guess] <= goal else (low, guess)
-        guesses += 1
-    return min((low, high), key=lambda number: (abs(known[number] - goal), number))
-
-
-def _solved(known: dict[int, int], goal: int) -> int:
-    """Solve for the goal on the parabola through the three nearest counts, rounded down; 0 if it does not reach it."""
-    points = sorted(known.items(), key=lambda point: abs(point[1] - goal))[:3]
-    x, y = np.array([(number, count - goal) for number, count in points], float).T
-    roots = np.roots(np.polyfit(x, y, 2))
-    real = roots[np.isreal(roots)].real
-    return math.floor(real[np.argmin(abs(real - x[0]))] + 1e-6) if len(real) else 0
+    """Find the positive integer whose count is nearest to `goal`, the smaller of two that are equally near. `count`,
+    which is expensive, increases, about quadratically, and is at most `goal` at 1; `start` is a first guess."""
+    count = functools.cache(count)
+    numbers = [1, max(2, start), 2 * max(2, start)]
+    roots = np.roots(np.polyfit(numbers, [count(number) - goal for number in numbers], 2)).real
+    number = int(min((root for root in roots if root >= 1), default=1) + 1e-6)  # exact if all layers are equally wide
+    while count(number) > goal:
+        number -= 1
+    while count(number + 1) <= goal:
+        number += 1
+    return min((number, number + 1), key=lambda each: (abs(count(each) - goal), each))

@@ -85,15 +85,13 @@ def probability_of_improvement(x: Scores, y: Scores, confidence: float = 0.95) -
 def performance_profile(scores: Scores, thresholds: Runs, confidence: float = 0.95) -> Profile:
     """Compute the share of runs that score more than each threshold, on average over tasks with equal weights, and its
     pointwise stratified bootstrap interval, infinite if a task has a single run."""
-    levels = np.asarray(thresholds, float)[:, None]
-    above = [np.asarray(runs, float) > levels for runs in scores]  # each (thresholds, runs)
+    above = [np.asarray(runs, float) > np.asarray(thresholds, float)[:, None] for runs in scores]  # (thresholds, runs)
 
     def share(*tasks: np.ndarray, axis: int) -> Any:
         return np.mean([task.mean(axis=axis) for task in tasks], axis=0)
 
     low, high = stratified_bootstrap(above, share, confidence)
-    shape = (len(levels),)
-    return Profile(share(*above, axis=-1), np.broadcast_to(low, shape), np.broadcast_to(high, shape))
+    return Profile(*np.broadcast_arrays(share(*above, axis=-1), low, high))
 
 
 def stratified_bootstrap(
@@ -109,13 +107,12 @@ def stratified_bootstrap(
         seed: of the resamples.
 
     Returns:
-        (low, high); (-inf, inf) if a task has a single run, which shows no variation.
+        (low, high); (-inf, inf) if a task has a single run.
     """
     samples = [np.asarray(runs, float) for runs in scores]
     if any(runs.shape[-1] < 2 for runs in samples):
         return UNKNOWN
-    rng = np.random.default_rng(seed)
-    options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": confidence, "rng": rng}
+    options: Any = {"n_resamples": RESAMPLES, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
     found = stats.bootstrap(samples, statistic, method="percentile", vectorized=True, axis=-1, **options)
     return found.confidence_interval.low, found.confidence_interval.high
 

@@ -1,13 +1,13 @@
 """Videos of episodes: the recorded actions are repeated, and each frame is drawn beside the critic's value.
 
-Elsewhere MuJoCo is imported without a renderer (see `floq.envs.environments`), and its renderer is fixed at import. So
-frames are rendered in a worker process, whose environment variables name the renderer before anything is imported."""
+MuJoCo's renderer is fixed at import, so frames are rendered in a worker process, whose environment variables name the
+renderer before anything is imported."""
 
 import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,15 @@ from floq.envs.workers import WorkerError, Workers
 from floq.utils.errors import UserError
 from floq.utils.machine import NO_RENDERER
 
-RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}
-DEFAULT_RENDERERS = ("egl", "osmesa")  # both work without a display
+RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}.get(sys.platform, ("egl", "osmesa"))  # these need no display
 SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
 FPS = 25  # frames per second
 STILL_FRAMES = 25  # repetitions of an episode's last frame
 SIZE, DPI = (11.2, 4.8), 100  # inches, and dots per inch; the codec needs even numbers of dots
 
-# --- Rendering, in the worker process ---
-
 
 class Renderer:
-    """Environment that renders frames."""
+    """Environment that renders frames, in the worker process."""
 
     def __init__(self, make_env: EnvFactory):
         size = {"width": SIDE, "height": SIDE} if is_dataset(make_env.name) else {}
@@ -47,15 +44,12 @@ class Renderer:
     def reset(self, seed: Seed) -> np.ndarray:
         """Begin an episode and return its first frame."""
         self._env.reset_with(seed)
-        return self._frame()
+        return self.advance(())
 
-    def advance(self, actions: np.ndarray) -> np.ndarray:
+    def advance(self, actions: Iterable[np.ndarray]) -> np.ndarray:
         """Take these actions and return a frame of the state after them."""
         for action in actions:
             self._env.step(action)
-        return self._frame()
-
-    def _frame(self) -> np.ndarray:
         with self._env.own_global_state():
             frame: Any = self._env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
@@ -66,17 +60,13 @@ class Renderer:
 @contextlib.contextmanager
 def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
     """Start a worker process with a working `Renderer`: with the renderer that the user's MUJOCO_GL names, if any;
-    otherwise with the first of the platform's renderers that can render a frame.
-
-    Raises:
-        UserError: no renderer works here, or the library that encodes videos is not installed.
-    """
+    otherwise with the first of the platform's renderers that can render a frame. Raises UserError if none can, or the
+    library that encodes videos is not installed."""
     encoder()
     before = os.environ.get("MUJOCO_GL")
     named = (before or "").lower()
-    candidates = (named,) if named not in NO_RENDERER else RENDERERS.get(sys.platform, DEFAULT_RENDERERS)
     reasons: dict[str, list[str]] = {}
-    for renderer in candidates:
+    for renderer in RENDERERS if named in NO_RENDERER else (named,):
         os.environ["MUJOCO_GL"] = renderer  # a new process has the environment variables of this one
         try:
             workers = Workers(Renderer, [(make_env,)])
@@ -98,9 +88,6 @@ def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
     )
 
 
-# --- Films ---
-
-
 def encoder() -> str:
     """Return the program that encodes videos. Raises UserError if it is not installed."""
     try:
@@ -112,31 +99,18 @@ def encoder() -> str:
 
 
 def film_episodes(
-    path: Path,
-    workers: Workers,
-    episodes: Sequence[tuple[Played, Seed]],
-    title: str,
-    skip: int,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> str:
-    """Record a video of episodes. The file is either complete or does not exist. Returns the outcomes, in words.
-
-    Args:
-        path: the video file.
-        workers: from `open_renderer`.
-        episodes: recorded episodes, each with the seed of its reset.
-        title: of the video.
-        skip: steps from one frame to the next.
-        on_progress: called with the number of steps taken.
-    """
+    path: Path, workers: Workers, episodes: Sequence[Played], title: str, skip: int, on_progress: Callable[[int], None]
+) -> None:
+    """Record a video of episodes with the workers of `open_renderer`, a frame every `skip` steps. The file is either
+    complete or does not exist. `on_progress` gets the number of steps taken."""
     done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
     try:
         with matplotlib.rc_context(RC | {"animation.ffmpeg_path": encoder()}):
             fig = Figure(SIZE)
             writer = FFMpegWriter(FPS, codec="libx264", extra_args=["-crf", "18", "-pix_fmt", "yuv420p"])
             with writer.saving(fig, str(partial), DPI):
-                for episode, seed in episodes:
-                    frame = workers.call_one(0, "reset", (seed,))
+                for episode in episodes:
+                    frame = workers.call_one(0, "reset", (episode.seed,))
                     show = _draw_scene(fig, frame, episode, f"{title}, episode {episode.number}: {episode.outcome}")
                     writer.grab_frame()
                     for start in range(0, len(episode.actions), skip):
@@ -150,7 +124,6 @@ def film_episodes(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return "; ".join(f"episode {episode.number}: {episode.outcome}" for episode, _ in episodes)
 
 
 def _draw_scene(fig: Figure, first: np.ndarray, episode: Played, title: str) -> Callable[[np.ndarray, int], None]:
@@ -158,23 +131,21 @@ def _draw_scene(fig: Figure, first: np.ndarray, episode: Played, title: str) -> 
     environment, after a number of steps, instead."""
     fig.clear()
     fig.suptitle(title, **TITLE)
-    axes = fig.subplot_mosaic("fv;fr", width_ratios=(1, 1.35), height_ratios=(2.4, 1))
-    image = axes["f"].imshow(first)
-    axes["f"].set_axis_off()
-    look = {"transform": axes["f"].transAxes, "fill": False, "clip_on": False, "edgecolor": GREEN, "linewidth": 5}
-    border = axes["f"].add_patch(Rectangle((0, 0), 1, 1, **look))
-    draw_value(axes["v"], episode, faint=True)
-    draw_reward(axes["r"], episode)
-    axes["v"].set(ylabel="return from here on", xlim=(0, max(len(episode.rewards), 2)))
-    axes["v"].tick_params(labelbottom=False)
-    axes["r"].set_xlim(axes["v"].get_xlim())
-    (line,) = axes["v"].plot([], [], color=BLUE, linewidth=2.2)
-    (dot,) = axes["v"].plot([], [], "o", color=BLUE, markersize=7)
-    now = axes["r"].axvline(0, color=FAINT, linewidth=1)
-    axes["v"].legend(
-        [line, axes["v"].lines[0]], ["Q of what the policy does", "what the episode then earns"], fontsize=8
-    )
-    caption = axes["v"].set_title(" ", fontsize=11)
+    film, value, reward = fig.subplot_mosaic("fv;fr", width_ratios=(1, 1.35), height_ratios=(2.4, 1)).values()
+    image = film.imshow(first)
+    film.set_axis_off()
+    look = {"transform": film.transAxes, "fill": False, "clip_on": False, "edgecolor": GREEN, "linewidth": 5}
+    border = film.add_patch(Rectangle((0, 0), 1, 1, **look))
+    draw_value(value, episode, faint=True)
+    draw_reward(reward, episode)
+    value.set(ylabel="return from here on", xlim=(0, max(len(episode.rewards), 2)))
+    value.tick_params(labelbottom=False)
+    reward.set_xlim(value.get_xlim())
+    (line,) = value.plot([], [], color=BLUE, linewidth=2.2)
+    (dot,) = value.plot([], [], "o", color=BLUE, markersize=7)
+    now = reward.axvline(0, color=FAINT, linewidth=1)
+    value.legend([line, value.lines[0]], ["Q of what the policy does", "what the episode then earns"], fontsize=8)
+    caption = value.set_title(" ", fontsize=11)
 
     def show(frame: np.ndarray, step: int) -> None:
         decisions = max(int(np.searchsorted(episode.decided, step, side="right")), 1)

@@ -16,10 +16,8 @@ SAMPLE = 50_000  # rows whose actions and positions are drawn
 
 def dataset_picture(path: Path, title: str, data: Trajectories, has_rewards: bool, is_maze: bool) -> None:
     """Draw an overview of a dataset: lengths and returns of its episodes, rewards and actions; of a maze, positions."""
-    episodes, sample = (
-        summarise_episodes(data),
-        np.linspace(0, len(data.ends) - 1, min(len(data.ends), SAMPLE)).astype(int),
-    )
+    episodes, count = summarise_episodes(data), len(data.ends)
+    sample = np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)
     panels = 2 + 2 * has_rewards + is_maze
     columns = 2 if panels % 2 == 0 else 3
     rows = -(-panels // columns)

@@ -1,13 +1,16 @@
-"""Figures of episodes: the critic's value, reward and success over time."""
+"""Figures of episodes: the critic's value, reward and success over time; and a path through a maze over its values."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, legend_below
+from floq.envs.environments import Seed
 
 COLUMNS = 3  # maximum number of episodes in a row
 WINDOWS = 50  # a trace that is longer gets a running mean, whose window is this fraction of it
@@ -18,13 +21,13 @@ EARNED = "what the episode then earned, discounted (where the time limit cut it 
 class Played(NamedTuple):
     """Recorded episode.
 
-    number: index in the evaluation. decided: the times at which the policy chose an action or a chunk. actions: (steps,
-    size). values: Q of these choices, at these times. rewards: (steps,). earned: (steps,), discounted return from each
-    time on, scaled like the values. succeeded: the first step after which the environment's success flag was set, None
-    if it never was. flagged: whether there is such a flag. cut_off: whether the time limit ended it.
+    seed: of its reset: that of the run, the step, and the episode's number in the evaluation. decided: the times at
+    which the policy chose an action or a chunk. actions: (steps, size). values: Q of these choices. rewards: (steps,).
+    earned: (steps,), discounted return from each time on, scaled like the values. succeeded: the first step after which
+    the success flag was set, None if it never was. flagged: whether there is one. cut_off: by the time limit.
     """
 
-    number: int
+    seed: Seed
     decided: np.ndarray
     actions: np.ndarray
     values: np.ndarray
@@ -35,6 +38,11 @@ class Played(NamedTuple):
     cut_off: bool
 
     @property
+    def number(self) -> int:
+        """Index in the evaluation."""
+        return self.seed[-1]
+
+    @property
     def outcome(self) -> str:
         """Outcome in words."""
         if self.succeeded is not None:
@@ -42,11 +50,15 @@ class Played(NamedTuple):
         return f"no success in {len(self.rewards)} steps" if self.flagged else f"return {self.rewards.sum():.4g}"
 
 
-def value_along(path: Path, played: Sequence[Played], title: str) -> str:
-    """Draw value and reward over the time of some episodes. Returns a sentence on the result."""
+def draw_values(path: Path, played: Sequence[Played], title: str) -> str | None:
+    """Draw value and reward over the time of some episodes. Returns a sentence on the result; None if there are no
+    episodes."""
+    if not played:
+        return None
     across = min(COLUMNS, len(played))
     down = -(-len(played) // across)
     layout = {"rows": 2 * down, "columns": across, "height_ratios": (2.4, 1) * down, "sharey": False}
+    title = f"What the critic expects along the way\n{title}"
     with figure(path, max(6.0, 4.2 * across), 4.2 * down + 0.7, title=title, **layout) as (fig, axes):
         grid = np.array(axes).reshape(down, 2, across)
         for episode, (above, below) in zip(played, grid.swapaxes(1, 2).reshape(-1, 2), strict=False):
@@ -95,12 +107,39 @@ def _mark_success(ax: Axes, episode: Played, named: bool = True) -> None:
         return
     ax.axvline(episode.succeeded, color=GREEN, linewidth=1.6)
     if named:
-        look = {
-            "ha": "right",
-            "textcoords": "offset points",
-            "fontsize": 9,
-            "color": GREEN,
-            "weight": "bold",
-            "bbox": BOX,
-        }
-        ax.annotate("success", (episode.succeeded, 0.02), (-6, 4), xycoords=("data", "axes fraction"), **look)
+        look = {"ha": "right", "textcoords": "offset points", "fontsize": 9, "weight": "bold"}
+        at = episode.succeeded, 0.02
+        ax.annotate("success", at, (-6, 4), xycoords=("data", "axes fraction"), color=GREEN, bbox=BOX, **look)
+
+
+def draw_value_map(
+    path: Path, maze: Any, positions: np.ndarray, values: np.ndarray, walk: np.ndarray, outcome: str
+) -> None:
+    """Draw the critic's values (n,) at positions (n, 2) of an environment of OGBench with a maze and a goal, and the
+    policy's path (steps, 2) from start to end, with its outcome in words."""
+    walls, cell, goal = np.asarray(maze.maze_map), maze._maze_unit, maze.cur_goal_xy
+    offset = maze._offset_x, maze._offset_y  # cell (i, j) is centred at x = j * cell - offset_x, y likewise
+    rows, columns = walls.shape
+    width = 5.6
+    with figure(path, width + 1.2, width * rows / columns + 0.6) as (fig, (ax,)):
+        low, high = np.quantile(values, [0.01, 1.0])
+        look = {"cmap": "viridis", "vmin": low, "vmax": high, "linewidths": 0.1}
+        area = ax.hexbin(*positions.T, C=values, gridsize=(12 * columns, 7 * rows), **look)
+        for i, j in np.argwhere(walls == 1):
+            corner = (j * cell - offset[0] - cell / 2, i * cell - offset[1] - cell / 2)
+            ax.add_patch(Rectangle(corner, cell, cell, facecolor="#4a4a4a", edgecolor="none"))
+        ax.plot(*walk.T, color="white", linewidth=3.2, solid_capstyle="round")
+        ax.plot(*walk.T, color=ORANGE, linewidth=1.8, solid_capstyle="round")
+        ax.plot(*walk[0], "o", color="white", markeredgecolor=INK, markersize=9)
+        ax.plot(*goal, "*", color="gold", markeredgecolor=INK, markersize=17)
+        for (x, y), name in ((walk[0], "start"), (goal, "goal")):
+            look = {"ha": "center", "fontsize": 10, "weight": "bold", "color": INK}
+            label = ax.annotate(name, (x, y), (0, 12), textcoords="offset points", **look)
+            label.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+        ax.set_xlim(-offset[0] - cell / 2, (columns - 0.5) * cell - offset[0])
+        ax.set_ylim(-offset[1] - cell / 2, (rows - 0.5) * cell - offset[1])
+        title = "What the critic has learned, and where the greedy policy goes"
+        name = f"orange: the policy's path, {outcome}\ncoloured: states that the data visits; white: floor without data"
+        ax.set(aspect="equal", xticks=[], yticks=[], title=title, xlabel=name)
+        ax.grid(visible=False)
+        fig.colorbar(area, ax=ax, shrink=0.8, label="learned value (return from here on)")

@@ -25,7 +25,7 @@ RC: Any = {
     "text.parse_math": False,  # names of runs and groups may have dollar signs
     "text.usetex": False,
     "font.size": 10,
-    "axes.titlesize": 11,
+    "axes.titlesize": "medium",
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -50,18 +50,11 @@ BOX: Any = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
 
 @contextmanager
 def figure(
-    path: Path,
-    width: float,
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    title: str = "",
-    look: Any = None,
-    **kwargs,
+    target: Path | io.BytesIO, width: float, height: float, rows=1, columns=1, title="", look: Any = None, **kwargs: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and saves it to `path`, whole or
-    not at all, unless an exception is raised. Axes without data are hidden. `look`: Matplotlib settings that override
-    the common style."""
+    """Open a figure of `width` x `height` inches; yields it and its axes, row by row, and saves it to a file, whole or
+    not at all, or as SVG to a buffer, unless an exception is raised. Axes without data are hidden. `look`: Matplotlib
+    settings that override the common style."""
     with matplotlib.rc_context(RC | (look or {})):
         fig = Figure((width, height), layout="constrained")
         if title:
@@ -71,12 +64,13 @@ def figure(
         for ax in axes:
             ax.set_visible(ax.has_data())
         make_drawable(fig)
-        content = io.BytesIO()
+        content = io.BytesIO() if isinstance(target, Path) else target
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for characters that the font lacks
             warnings.filterwarnings("ignore", "constrained_layout not applied")
-            fig.savefig(content, format=path.suffix.removeprefix("."))
-        files.replace(path, content.getvalue())
+            fig.savefig(content, format=target.suffix.removeprefix(".") if isinstance(target, Path) else "svg")
+        if isinstance(target, Path):
+            files.replace(target, content.getvalue())
 
 
 def make_drawable(fig: Figure) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,44 +27,41 @@ SPEEDS = ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
 def run_rows(report: Report) -> list[dict[str, Any]]:
     """Make a row for each run: its score as `final` and `auc`, what it cost, all its settings, and the last metrics of
     its critic."""
-    rows, metrics = [], {task.name: task.metric for task in report.tasks}
-    for group in report.groups:
-        for run in group.runs:
-            row = _identity(group.name, run) | {
-                "state": run.state,
-                "counted": run.ends and run not in report.repeated,
-                "diverged_at_step": run.diverged_at,
-                "steps": run.step,
-                "total_steps": run.total_steps,
-                "final": last(run, metrics[run.task]),
-                "auc": area(run, metrics[run.task]),
-                **{_column(metric.column): last(run, metric) for metric in METRICS.values()},
-                **{name: run.summary[name] for name in COSTS if name in run.summary},
-                "seconds": run.seconds,
-                **{name: run.summary.get(name) for name in SPEEDS},
-                "protocol": run.records.get("protocol"),
-                "health": "; ".join(run_problems(run)),
-                "folder": str(run.folder),
-            }
-            critic = {name: run.last(name) for name in run.training if name.startswith(OF_CRITIC)}
-            rows.append(row | run.settings | critic)
-    return rows
+    judged_by = {task.name: task.metric for task in report.tasks}
+    return [
+        {
+            **{"group": group.name, "task": run.task, "seed": run.seed, "state": run.state},
+            "counted": run.ends and run not in report.repeated,
+            "diverged_at_step": run.diverged_at,
+            "steps": run.step,
+            "total_steps": run.total_steps,
+            "final": last(run, judged_by[run.task]),
+            "auc": area(run, judged_by[run.task]),
+            **{_column(metric.column): last(run, metric) for metric in METRICS.values()},
+            **{name: run.summary[name] for name in COSTS if name in run.summary},
+            "seconds": run.seconds,
+            **{name: run.summary.get(name) for name in SPEEDS},
+            "protocol": run.records.get("protocol"),
+            "health": "; ".join(run_problems(run)),
+            "folder": str(run.folder),
+            **run.settings,
+            **{name: run.last(name) for name in run.training if name.startswith(OF_CRITIC)},
+        }
+        for group in report.groups
+        for run in group.runs
+    ]
 
 
 def evaluation_rows(report: Report) -> list[dict[str, Any]]:
     """Make a row for each evaluation of each run, with all its metrics."""
-    rows = []
-    for group in report.groups:
-        for run in group.runs:
-            names = {name: _column(name) for name in run.evaluations if name != "step"}
-            for number, step in enumerate(run.evaluations.get("step", ())):
-                metrics = {short: run.evaluations[name][number] for name, short in names.items()}
-                rows.append(_identity(group.name, run) | {"step": int(step)} | metrics | {"folder": str(run.folder)})
-    return rows
-
-
-def _identity(group: str, run: RunRecord) -> dict[str, Any]:
-    return {"group": group, "task": run.task, "seed": run.seed}
+    return [
+        {"group": group.name, "task": run.task, "seed": run.seed, "step": int(step)}
+        | dict(zip(map(_column, list(run.evaluations)[1:]), values, strict=True))
+        | {"folder": str(run.folder)}
+        for group in report.groups
+        for run in group.runs
+        for step, *values in zip(*run.evaluations.values(), strict=True)
+    ]
 
 
 def _column(name: str) -> str:
@@ -77,21 +75,21 @@ def write_csv(
     first: Iterable[str] = ("group", "task", "seed"),
     left_out: Container[str] = (),
 ) -> None:
-    """Write rows atomically; missing values and NaN become empty cells. The columns `first` are there without rows."""
+    """Write rows atomically; missing values and NaN become empty cells, and text that a spreadsheet would take for a
+    formula gets an apostrophe. The columns `first` are there without rows."""
+
+    def cell(value: Any) -> Any:
+        if value is None or value != value:
+            return ""
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) else value
+
     names = dict.fromkeys([*first, *(name for row in rows for name in row)])
     columns = [name for name in names if name not in left_out]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_harmless, columns))
-    for row in rows:
-        values = (row.get(name) for name in columns)
-        writer.writerow(_harmless("" if value is None or value != value else value) for value in values)
+    writer.writerow(map(cell, columns))
+    writer.writerows([cell(row.get(name)) for name in columns] for row in rows)
     files.replace(path, text.getvalue().encode())
-
-
-def _harmless(value: Any) -> Any:
-    """Prefix text that a spreadsheet would take for a formula with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA_PREFIXES else value
 
 
 def read_tables(runs: Path, evaluations: Path) -> dict[str, list[RunRecord]]:
@@ -101,15 +99,13 @@ def read_tables(runs: Path, evaluations: Path) -> dict[str, list[RunRecord]]:
     Raises:
         UserError: a file cannot be read, or is damaged.
     """
-    steps: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    found: dict[str, list[RunRecord]] = {}
+    steps, found = defaultdict(list), defaultdict(list)
     try:
         for row in _rows(evaluations):
-            steps.setdefault((row["group"], row["task"], row["seed"]), []).append(row)
+            steps[row["group"], row["task"], row["seed"]].append(row)
         for row in _rows(runs):
-            record = _record(row, steps.get((row["group"], row["task"], row["seed"]), []))
-            found.setdefault(row["group"], []).append(record)
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+            found[row["group"]].append(_record(row, steps[row["group"], row["task"], row["seed"]]))
+    except (AttributeError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{runs} or {evaluations.name} is damaged ({error!r}): run the sweep again") from error
     return found
 
@@ -119,27 +115,21 @@ def _rows(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(read_text(path, CSV_LIMIT), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot read it ({error}): run the sweep first, or give another --out") from error
-    return [{name: _without_prefix(cell) for name, cell in row.items()} for row in rows]
-
-
-def _without_prefix(cell: str) -> str:
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA_PREFIXES else cell
+    escaped = tuple(f"'{prefix}" for prefix in FORMULA_PREFIXES)
+    return [{name: x[1:] if x.startswith(escaped) else x for name, x in row.items()} for row in rows]
 
 
 def _record(row: dict[str, str], evaluations: Sequence[dict[str, str]]) -> RunRecord:
     """Return the run of a row; one of an older file has neither its settings nor its protocol."""
-    numbers = {"seed": row["seed"]} | {name: row.get(name) or "0" for name in ("offline_steps", "online_steps")}
-    settings: dict[str, Any] = (
-        {"agent.critic": "", "agent.actor": ""} | row | {"env_name": row["task"], "dataset": None}
-    )
-    settings |= {name: int(cell) for name, cell in numbers.items()}
+    settings: dict[str, Any] = {"agent.critic": "", "agent.actor": ""} | row
+    settings |= {name: int(row.get(name) or 0) for name in ("offline_steps", "online_steps")}
+    settings |= {"env_name": row["task"], "dataset": None, "seed": int(row["seed"])}
     settings["eval_episodes"] = int(float(row.get("eval_episodes") or 0))
     protocol = row.get("protocol") or f"{row['eval_episodes']} episodes, success_timing={row['success_timing']}"
-    metrics = {metric.column: _column(metric.column) for metric in METRICS.values()}
     columns = {"step": [float(one["step"]) for one in evaluations]}
-    columns |= {
-        name: [float(one[cell] or "nan") for one in evaluations if cell in one] for name, cell in metrics.items()
-    }
+    for metric in METRICS.values():
+        name = _column(metric.column)
+        columns[metric.column] = [float(one[name] or "nan") for one in evaluations if name in one]
     critic = {name: [float(cell)] for name, cell in row.items() if name.startswith(OF_CRITIC) and cell}
     return RunRecord(
         Path(),

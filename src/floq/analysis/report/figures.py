@@ -1,8 +1,12 @@
-"""Report as figures for a paper, in the widths of a column and of a page."""
+"""Figures of a report: learning curves, interquartile means and performance profiles, together for a paper, or one by
+one for a page."""
 
+import html
+import io
 import math
+import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +16,56 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from floq.analysis.figures.style import COLOURS, FAINT, INK, figure, mark_online
-from floq.analysis.report.charts import BANDS, CROWDED
 from floq.analysis.report.scores import Report, TaskScores
 from floq.analysis.report.tables import short_task
 from floq.utils.errors import in_one_line
+from floq.utils.untrusted import printable
 
 WIDTHS = {"column": (3.3, 1), "page": (6.8, 3)}
 """By suffix of the file name: width in inches, and number of columns of panels."""
-RC: Any = {
-    "font.size": 7,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.3,
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,
-}
-MAX_TASKS = 12
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
+SMALL: Any = {"font.size": 7, "axes.linewidth": 0.6, "grid.linewidth": 0.5, "lines.linewidth": 1.3}
+PAPER: Any = SMALL | {"savefig.dpi": 300, "pdf.fonttype": 42}
+MAX_TASKS = 12  # in a figure for a paper
+CROWDED = 20  # runs that are still distinguishable in one panel
+BANDS = 4  # groups whose intervals are still distinguishable when they overlap
+SVG_WIDTH = 3.2  # inches of one panel; a page scales it
+DASHES = ("-", "--", ":", "-.")
 Look = tuple[str, Any]
 """A colour and a line style."""
-Panel = Callable[[Axes], None]
+
+
+def group_looks(report: Report) -> dict[str, Look]:
+    """Assign each group a colour and a line style: colours vary first; after 32 groups they repeat."""
+    return {
+        group.name: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)])
+        for n, group in enumerate(report.groups)
+    }
+
+
+def curves_svg(task: TaskScores, looks: Mapping[str, Look]) -> str:
+    """Draw the learning curves of a task as an SVG element."""
+    return _svg(1.9, lambda ax: _draw_curves(ax, task, looks))
+
+
+def aggregate_svgs(report: Report, looks: Mapping[str, Look]) -> list[str]:
+    """Draw the interquartile means and the performance profiles as SVG elements; none without aggregates."""
+    if not report.aggregates:
+        return []
+    dots = lambda ax: _draw_dots(ax, report, looks, letters=60)  # noqa: E731
+    height = max(1.9, _dots_height(report))
+    return [_svg(height, dots), _svg(1.9, lambda ax: _draw_profiles(ax, report, looks))]
+
+
+def _svg(height: float, draw: Callable[[Axes], None]) -> str:
+    """Draw a panel as an SVG element that scales with the page; or tell why it is left out."""
+    content = io.BytesIO()
+    try:
+        with figure(content, SVG_WIDTH, height, look=SMALL | {"svg.fonttype": "none"}) as (_, (ax,)):
+            draw(ax)
+    except Exception as error:  # a run's numbers may be anything
+        return f"<p>left out: {html.escape(printable(in_one_line(error)))}</p>"
+    text = content.getvalue().decode()
+    return re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg") :].strip(), count=2)
 
 
 def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", curves: bool = True) -> list[str]:
@@ -50,30 +77,31 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
     """
     (width, columns), names, left_out = WIDTHS[end], [group.name for group in report.groups], []
     tasks, crowded = report.tasks if curves else (), len(names) > len(COLOURS) and bool(report.aggregates)
-    looks = {name: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]) for n, name in enumerate(names)}
+    looks = dict.fromkeys(names, (INK, "-")) if crowded else group_looks(report)
     if crowded:
         left_out.append(f"curves and profiles of {len(names)} groups, for which there are {len(COLOURS)} colours")
         tasks = ()
     elif len(tasks) > MAX_TASKS:
-        left_out.append(
-            f"learning curves of {len(tasks) - MAX_TASKS} of {len(tasks)} tasks: give fewer runs to see them"
-        )
+        more = len(tasks) - MAX_TASKS
+        left_out.append(f"learning curves of {more} of {len(tasks)} tasks: give fewer runs to see them")
         tasks = tasks[:MAX_TASKS]
-    panels: dict[str, Panel] = {task.name: lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks}
+    panels: dict[str, Callable[[Axes], None]] = {
+        task.name: lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks
+    }
     if report.aggregates:
         panels["interquartile means"] = lambda ax: _draw_dots(ax, report, looks, int(19 * width) if crowded else 0)
     if report.aggregates and not crowded:
         panels["profiles"] = lambda ax: _draw_profiles(ax, report, looks)
     columns = 2 if columns > 1 and len(panels) == 4 else max(1, min(columns, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
-    heights = [0.7 + (0.3 if report.by_area else 0.24) * len(report.aggregates)] if crowded else [1.75] * rows
-    legend = [] if crowded or len(looks) == 1 else _legend(looks)
-    longest = max((len(line) for entry in legend for line in str(entry.get_label()).split("\n")), default=0)
-    legend_columns = max(1, int(17 * width / (longest + 7)))
-    note = textwrap.fill(_note(report, tasks), int(23 * width))
+    heights = [_dots_height(report)] if crowded else [1.75] * rows
+    labels = {} if crowded or len(looks) == 1 else {name: "\n".join(textwrap.wrap(name, 50)) for name in looks}
+    legend = [Line2D([], [], color=looks[n][0], linestyle=looks[n][1], label=label) for n, label in labels.items()]
+    legend_columns = max(1, int(17 * width / (max(map(len, "\n".join(labels.values()).split("\n"))) + 7)))
+    note = textwrap.fill(_note(report, bool(tasks)), int(23 * width))
     lines = math.ceil(len(legend) / legend_columns) + bool(title)
     height = sum(heights) + 0.15 * lines + 0.1 * (note.count("\n") + 2)
-    with figure(path, width, height, rows, columns, look=RC, height_ratios=heights) as (fig, axes):
+    with figure(path, width, height, rows, columns, look=PAPER, height_ratios=heights) as (fig, axes):
         for ax, (name, panel) in zip(axes, panels.items(), strict=False):
             try:
                 panel(ax)
@@ -81,36 +109,22 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
                 ax.clear()
                 left_out.append(f"{name}: {in_one_line(error)}")
         if legend:  # with the title, over which the layout would draw it
-            fig.legend(
-                handles=legend,
-                loc="outside upper left",
-                ncols=legend_columns,
-                handlelength=2.2,
-                title=title,
-                title_fontproperties={"weight": "bold", "size": 9},
-                alignment="left",
-            )
+            look = {"alignment": "left", "title_fontproperties": {"weight": "bold", "size": 9}, "handlelength": 2.2}
+            fig.legend(handles=legend, loc="outside upper left", ncols=legend_columns, title=title, **look)
         elif title:
             fig.suptitle(title, x=0.012, ha="left", fontweight="bold", fontsize=9)
         fig.supxlabel(note, x=0.01, ha="left", fontsize=5.5, color="#666666")
     return left_out
 
 
-def _legend(looks: dict[str, Look]) -> list[Line2D]:
-    wrapped = {name: "\n".join(textwrap.wrap(name, 50)) for name in looks}
-    return [Line2D([], [], color=c, linestyle=d, label=wrapped[name]) for name, (c, d) in looks.items()]
-
-
-def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
-    found, banded = [], len(report.groups) <= BANDS
-    if tasks:
-        shaded = ", shaded its 95% interval" if banded else ""
+def _note(report: Report, has_curves: bool) -> str:
+    found = []
+    if has_curves:
+        shaded = ", shaded its 95% interval" if len(report.groups) <= BANDS else ""
         found.append(f"Thick: mean of runs{shaded}; thin: single runs, dotted while they have not ended.")
     if report.aggregates:
-        over, of = "tasks with success", ""
-        if report.by_area:
-            over, of = "all tasks", " of the areas under the curves (filled) and of the last values (hollow)"
-        found.append(f"Dots: interquartile mean{of} and its 95% stratified bootstrap interval, over {over}.")
+        of = " of the areas under the curves (filled) and of the last values (hollow)" if report.by_area else ""
+        found.append(f"Dots: interquartile mean{of} and its 95% stratified bootstrap interval.")
     if report.by_area and report.reference in report.aggregates:
         found.append(f"Dashed: {report.reference}.")
     if absent := [group.name for group in report.groups if report.by_area and group.name not in report.aggregates]:
@@ -118,7 +132,7 @@ def _note(report: Report, tasks: Sequence[TaskScores]) -> str:
     return " ".join([*found, f"{report.protocol}."] if report.protocol else found)
 
 
-def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
+def _draw_curves(ax: Axes, task: TaskScores, styles: Mapping[str, Look]) -> None:
     for name, run, steps, values in task.lines:  # first, so that the means lie above them
         dots, width = ("-", 0.5) if run.ends else (":", 0.9)
         alpha = 0.9 if not run.ends else 0.35 if len(task.lines) <= CROWDED else 0.12
@@ -129,9 +143,12 @@ def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
             ax.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.12, linewidth=0)
         alone = len(found.steps) == 1
         ax.plot(found.steps, found.values, color=colour, linestyle=dash, marker="o" if alone else None, markersize=3)
-    for boundary in task.boundaries:
+    runs = [run for _, run, _, _ in task.lines]
+    for boundary in {run.boundary for run in runs} - {0}:
         mark_online(ax, boundary, 6)
-    ax.set(xlabel=task.step_name, ylabel=task.metric.name)
+    kinds = {"gradient": "offline_steps", "environment": "online_steps"}
+    phases = ", then ".join(kind for kind, name in kinds.items() if any(run.settings[name] for run in runs))
+    ax.set(xlabel=f"{phases} steps".strip(), ylabel=task.metric.name)
     ax.set_title("\n".join(textwrap.wrap(short_task(task.name), 26)))
     if task.metric.is_rate:
         ax.set_ylim(-0.03, 1.03)
@@ -140,11 +157,11 @@ def _draw_curves(ax: Axes, task: TaskScores, styles: dict[str, Look]) -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _draw_dots(ax: Axes, report: Report, styles: dict[str, Look], letters: int) -> None:
+def _draw_dots(ax: Axes, report: Report, styles: Mapping[str, Look], letters: int) -> None:
     """Draw interquartile means from top to bottom: of last scores; above them, filled, of areas, if groups are compared
-    by these. If `letters`, all in one colour, each above its group's name, cut to that length."""
+    by these. With `letters`, the name of each group stands above its own, cut to that length."""
     for place, (name, found) in enumerate(report.aggregates.items()):
-        colour = INK if letters else styles[name][0]
+        colour = styles[name][0]
         marks = [(0.17, found.iqm, "white"), (-0.13, found.area_iqm, colour)] if report.by_area else []
         for offset, estimate, face in marks or [(0.0, found.iqm, colour)]:
             ends, width = [place + offset] * 2, 1.4 if face == colour else 0.8
@@ -165,7 +182,12 @@ def _draw_dots(ax: Axes, report: Report, styles: dict[str, Look], letters: int) 
         ax.xaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _draw_profiles(ax: Axes, report: Report, styles: dict[str, Look]) -> None:
+def _dots_height(report: Report) -> float:
+    """Return the height of interquartile means with the names of their groups, in inches."""
+    return 0.7 + (0.3 if report.by_area else 0.24) * len(report.aggregates)
+
+
+def _draw_profiles(ax: Axes, report: Report, styles: Mapping[str, Look]) -> None:
     for name, found in report.aggregates.items():
         colour, dash = styles[name]
         share, low, high = found.profile

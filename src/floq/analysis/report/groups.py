@@ -4,7 +4,6 @@ Runs of one run_group, critic and actor with the same settings are a group, for 
 value in each environment family belongs to the tasks, as published settings do, and splits no group.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -43,52 +42,40 @@ def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
     settings = [_compared(run) for run in runs]
     names = list(dict.fromkeys(name for values in settings for name in values))
     for name in names:  # a setting that older runs lack has the value of all others, if these agree
-        known = {json.dumps(values[name]) for values in settings if name in values}
+        known = {values[name] for values in settings if name in values}
         for values in settings:
-            if len(known) == 1:
-                values.setdefault(name, json.loads(next(iter(known))))
+            values.setdefault(name, next(iter(known)) if len(known) == 1 else "-")
+
+    def by_family(name: str, members: list[int]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        for number in members:
+            found[runs[number].family].add(settings[number][name])
+        return found
+
     buckets: dict[tuple, list[int]] = defaultdict(list)
     for number, values in enumerate(settings):
-        buckets[tuple(str(values.get(name)) for name in IDENTITY)].append(number)
+        buckets[tuple(values.get(name, "-") for name in IDENTITY)].append(number)
     keyed: dict[tuple, list[int]] = defaultdict(list)
     for identity, members in buckets.items():
-        varied = {name: map(len, _by_family(name, members, runs, settings).values()) for name in names}
-        splitting = [name for name in names if max(varied[name]) > 1]
+        splitting = [name for name in names if any(len(values) > 1 for values in by_family(name, members).values())]
         for number in members:
-            keyed[identity, tuple((name, _format(settings[number].get(name))) for name in splitting)].append(number)
-    members = list(keyed.values())
-    formatted = [
-        {name: _format_by_family(_by_family(name, group, runs, settings)) for name in names} for group in members
+            keyed[identity, tuple((name, settings[number][name]) for name in splitting)].append(number)
+    texts = [{name: _format_by_family(by_family(name, members)) for name in names} for members in keyed.values()]
+    differing = [name for name in names if len({text[name] for text in texts}) > 1]
+    groups = [
+        RunGroup(name, tuple(runs[number] for number in members), {each: text[each] for each in differing})
+        for name, members, text in zip(_names(list(keyed)), keyed.values(), texts, strict=True)
     ]
-    differing = [name for name in names if len({values[name] for values in formatted}) > 1]
-    group_names = _names(list(keyed))
-    found = [
-        RunGroup(
-            group_names[number],
-            tuple(runs[n] for n in members[number]),
-            {name: formatted[number][name] for name in differing},
-        )
-        for number in range(len(members))
-    ]
-    return sorted(found, key=lambda group: _natural(group.name))
+    return sorted(groups, key=lambda group: _natural(group.name))
 
 
-def _compared(run: RunRecord) -> dict[str, Any]:
-    """Return the settings by which runs are compared. Restored weights are identified by the hash of their run's
-    configuration, since each seed has its own folder."""
+def _compared(run: RunRecord) -> dict[str, str]:
+    """Return the settings by which runs are compared, formatted. Restored weights are identified by the hash of their
+    run's configuration, since each seed has its own folder."""
     values = {name: x for name, x in run.settings.items() if name not in (*OF_THE_TASK, *WITHOUT_EFFECT)}
-    if values.get("restore_path"):
-        origin = re.search(r"sd\d+_\d+_\d+_([0-9a-f]{8})", str(values["restore_path"]))
-        values["restore_path"] = origin.group(1) if origin else values["restore_path"]
-    return values
-
-
-def _by_family(name: str, members: list[int], runs: Sequence[RunRecord], settings: list[dict]) -> dict[str, set[str]]:
-    """Return the values of a setting in each environment family of these runs, formatted."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for number in members:
-        found[runs[number].family].add(_format(settings[number].get(name)))
-    return found
+    if origin := re.search(r"sd\d+_\d+_\d+_([0-9a-f]{8})", str(values.get("restore_path"))):
+        values["restore_path"] = origin.group(1)
+    return {name: _format(value) for name, value in values.items()}
 
 
 def _format_by_family(by_family: dict[str, set[str]]) -> str:
@@ -127,32 +114,21 @@ def _naming_settings(own: dict[str, str], siblings: list[dict[str, str]]) -> tup
     """Return the settings that name a group among those of the same critic and actor, and whether it is the usual
     group. The usual group has the most common value of each setting, and names all; others name only their
     differences from it."""
-    distinguishing = _distinguishing(own, siblings)  # each of them has several values
-    counts = {name: Counter(values[name] for values in siblings) for name in distinguishing}
-    ranked = {name: count.most_common(2) for name, count in counts.items()}
-    usual = {name: first for name, ((first, most), (_, next_most)) in ranked.items() if most > next_most}
-    if len(distinguishing) < 2 or len(usual) < len(distinguishing):  # there is no usual group
-        return [(name, own[name]) for name in distinguishing], False
-    unusual = [(name, own[name]) for name in distinguishing if own[name] != usual[name]]
-    return (unusual, False) if unusual else ([(name, own[name]) for name in distinguishing], True)
-
-
-def _distinguishing(own: dict[str, str], siblings: list[dict[str, str]]) -> list[str]:
-    """Select few settings that distinguish all siblings: greedily drop those that are redundant, the longest values
-    first."""
-    kept = list(own)
+    kept = list(own)  # few settings that distinguish all siblings: those that are redundant go, the longest first
     for name in sorted(own, key=lambda name: (-max(len(values[name]) for values in siblings), -len(name))):
         fewer = [other for other in kept if other != name]
         if len({tuple(values[other] for other in fewer) for values in siblings}) == len(siblings):
             kept = fewer
-    return kept
+    ranked = {name: Counter(values[name] for values in siblings).most_common(2) for name in kept}
+    usual = {name: first for name, ((first, most), (_, next_most)) in ranked.items() if most > next_most}
+    unusual = [name for name in kept if own[name] != usual.get(name)]
+    has_usual = len(kept) > 1 and len(usual) == len(kept)
+    return [(name, own[name]) for name in (unusual if has_usual and unusual else kept)], has_usual and not unusual
 
 
 def _label(name: str, value: str) -> str:
     short = name.removeprefix("agent.")
-    if value in ("yes", "no"):
-        return short if value == "yes" else f"no {short}"
-    return f"{SHORT.get(short, short)}={value}"
+    return {"yes": short, "no": f"no {short}"}.get(value, f"{SHORT.get(short, short)}={value}")
 
 
 def _format(value: Any) -> str:

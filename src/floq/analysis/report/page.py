@@ -2,41 +2,27 @@
 beside this file say what they look like."""
 
 import functools
-import html
 import re
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
-from floq.analysis.report import charts, tables
+from floq.analysis.report import figures, tables
 from floq.analysis.report.scores import Report
-from floq.analysis.report.tables import Section, join_names, link, short_task
-from floq.utils.errors import in_one_line
+from floq.analysis.report.tables import Section, join_names, link
 from floq.utils.machine import version
-from floq.utils.untrusted import printable
 
 
 def page(report: Report, folder: Path) -> str:
     """Render the page; links to run folders are relative to `folder`, where it will be written."""
-    looks, drawn, sections = charts.looks(report), {}, tables.sections(report)
-    for n, section in enumerate(sections):
-        tasks = [task for task in report.tasks if task.metric is section.metric]
-        drawn[section.title] = [
-            (
-                short_task(task.name),
-                _chart(f"chart-{n}-{m}", charts.curve_chart, task, looks),
-                len(task.cells),
-            )
-            for m, task in enumerate(tasks)
-        ]
-    profile = _chart("chart-profiles", charts.profile_chart, report, looks) if report.aggregates else None
-    families = list(dict.fromkeys(task.family for task in report.tasks))
-    count = len(report.runs) + len(report.damaged)
+    looks, sections = figures.group_looks(report), tables.sections(report)
+    drawn = {
+        section.title: [figures.curves_svg(task, looks) for task in report.tasks if task.metric is section.metric]
+        for section in sections
+    }
+    families, count = list(dict.fromkeys(task.family for task in report.tasks)), len(report.runs) + len(report.damaged)
     return _render(
         "page.html.j2",
         folder,
@@ -46,34 +32,20 @@ def page(report: Report, folder: Path) -> str:
         report=report,
         looks=looks,
         sections=sections,
-        charts=drawn,
-        profile=profile,
-        bands=charts.BANDS,
-        plotly_js=get_plotlyjs(),
+        figures=drawn | {"Over all tasks": figures.aggregate_svgs(report, looks)},
+        bands=figures.BANDS,
     )
-
-
-def _chart(name: str, draw: Callable[..., go.Figure], *args: Any) -> str:
-    """Render a chart as HTML, or why it is left out."""
-    try:
-        return charts.as_html(draw(*args), name)
-    except Exception as error:  # a run's numbers may be anything
-        return f"<p>left out: {html.escape(printable(in_one_line(error)))}</p>"
 
 
 def markdown(report: Report, folder: Path) -> str:
     """Format the tables of the report in Markdown; links to run folders are relative to `folder`."""
-    return _markdown(tables.sections(report), folder)
+    return _render("report.md.j2", folder, sections=tables.sections(report), question="")
 
 
 def comparison_markdown(report: Report, title: str, question: str = "") -> str:
     """Format the tables of an experiment in Markdown."""
-    found = [table for table in (tables.comparison(report), tables.diagnosis(report)) if table.rows]
-    return _markdown([Section(title, found)], Path(), question)
-
-
-def _markdown(sections: Sequence[Section], folder: Path, question: str = "") -> str:
-    return _render("report.md.j2", folder, sections=sections, question=question)
+    found = [table for table in (tables.over_all_tasks(report), tables.diagnosis(report)) if table.rows]
+    return _render("report.md.j2", Path(), sections=[Section(title, found)], question=question)
 
 
 def _render(template: str, folder: Path, **values: Any) -> str:

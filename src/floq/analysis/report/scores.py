@@ -29,16 +29,16 @@ from floq.utils.errors import UserError, nearest
 FEW = 3  # with fewer seeds an interval over seeds is too wide to be useful
 MANY = 6  # groups, up to which every pair is compared
 Over = Literal["seeds", "episodes", "nothing"]
+"""The population of an interval: other seeds, or only other episodes of the same policies."""
 
 # --- Scores ---
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A group on a task: its runs that have ended, their last values and areas under the curve, the mean of the former,
-    and its 95% interval. `over`: the population of the interval, other seeds, or only other episodes of the same
-    policies. `unfinished`: the other runs. `repeated`: runs of a seed that has a newer run, or one that ended; they are
-    not counted."""
+    """A group on a task: its runs that have ended, their last values and areas under the curve, and the mean of the
+    former with its interval; the runs that have not ended; and those that are not counted, since their seed has a newer
+    run, or one that ended."""
 
     runs: tuple[RunRecord, ...]
     values: np.ndarray
@@ -70,20 +70,6 @@ class TaskScores:
         found = {name: mean(cell, self.metric) for name, cell in self.cells.items()}
         return {name: each for name, each in found.items() if each is not None}
 
-    @property
-    def boundaries(self) -> list[int]:
-        """Steps at which runs go online."""
-        return sorted({run.boundary for _, run, _, _ in self.lines} - {0})
-
-    @property
-    def step_name(self) -> str:
-        """What a step of these runs is."""
-        phases = [[run.settings[name] for _, run, _, _ in self.lines] for name in ("offline_steps", "online_steps")]
-        kinds = [
-            name for name, steps in zip(("gradient steps", "environment steps"), phases, strict=True) if any(steps)
-        ]
-        return ", then ".join(kinds) or "steps"
-
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -99,17 +85,16 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Report:
-    """Contents of a report on some runs. Groups are compared by the last values of their runs; those of an experiment
-    (`by_area`) by the areas under their curves."""
+    """Contents of a report on some runs. Groups are compared by the last values of their runs, or `by_area` under their
+    curves, as those of an experiment are; with more than `MANY` groups, each with the `reference` alone. `metric`: that
+    of the tasks over which scores are aggregated."""
 
     runs: tuple[RunRecord, ...]
     damaged: tuple[DamagedRun, ...]
     groups: tuple[RunGroup, ...]
     tasks: tuple[TaskScores, ...]
     reference: str
-    """The group that all others are compared with if there are more than `MANY`."""
     metric: Metric = SUCCESS
-    """That of the tasks over which scores are aggregated."""
     by_area: bool = False
 
     @property
@@ -127,9 +112,9 @@ class Report:
     def aggregates(self) -> dict[str, Aggregate]:
         """Aggregates by group name, of groups with a finished run on a task with the metric. Empty if each group has
         only one such run, unless they are those of an experiment."""
-        found, tasks = {}, [task for task in self.tasks if task.metric is self.metric]
+        found = {}
         for group in self.groups:
-            cells = [cell for task in tasks if (cell := task.cells.get(group.name)) and cell.runs]
+            cells = [cell for task in self._tasks if (cell := task.cells.get(group.name)) and cell.runs]
             if cells:
                 values, areas = [cell.values for cell in cells], [cell.areas for cell in cells]
                 last_iqm, area_iqm = (Estimate(iqm(scores), *iqm_interval(scores)) for scores in (values, areas))
@@ -137,14 +122,18 @@ class Report:
                 found[group.name] = Aggregate(last_iqm, area_iqm, profile, len(cells), sum(map(len, values)))
         return found if self.by_area or any(aggregate.runs > 1 for aggregate in found.values()) else {}
 
+    @property
+    def _tasks(self) -> list[TaskScores]:
+        return [task for task in self.tasks if task.metric is self.metric]
+
     @cached_property
     def thresholds(self) -> np.ndarray:
         """Thresholds of performance profiles: all rates, or the range of the scores."""
-        tasks = [task for task in self.tasks if task.metric is self.metric]
-        scores = [x for group in self.groups for by_task in self.scores(group.name, tasks).values() for x in by_task]
+        scores = [x for group in self.groups for x in self.scores(group.name, self._tasks).values()]
         if self.metric.is_rate or not scores:
             return np.linspace(0, 1, 51)
-        return np.linspace(min(scores) - 0.1 * (max(scores) - min(scores)), max(scores), 51)
+        low, high = np.min(np.concatenate(scores)), np.max(np.concatenate(scores))
+        return np.linspace(low - 0.1 * (high - low), high, 51)
 
     @cached_property
     def improvements(self) -> dict[tuple[str, str], tuple[Estimate, int]]:
@@ -152,18 +141,18 @@ class Report:
         share: of the pairs that an experiment names, of all with up to `MANY` groups, else of each group and the
         reference."""
         ranked = [task for task in self.tasks if task.metric.more_is_better]
-        names = [group.name for group in self.groups if self.scores(group.name, ranked)]
-        rivals = {name: names if len(names) <= MANY else [self.reference] for name in names}
+        scores = {group.name: self.scores(group.name, ranked) for group in self.groups}
+        names = [name for name, by_task in scores.items() if by_task]
+        pairs = [(name, other) for name in names for other in (names if len(names) <= MANY else [self.reference])]
         if self.by_area:
-            rivals = {group.name: [group.against] for group in self.groups if group.against}
+            pairs = [(group.name, group.against) for group in self.groups if group.against]
         found = {}
-        for first, others in rivals.items():
-            for second in others:
-                x, y = self.scores(first, ranked), self.scores(second, ranked)
-                shared = [task for task in x if task in y]
-                if first != second and shared:
-                    both = [x[task] for task in shared], [y[task] for task in shared]
-                    found[first, second] = probability_of_improvement(*both), len(shared)
+        for first, second in pairs:
+            x, y = scores[first], scores[second]
+            shared = [task for task in x if task in y]
+            if first != second and shared:
+                estimate = probability_of_improvement([x[task] for task in shared], [y[task] for task in shared])
+                found[first, second] = estimate, len(shared)
         return found
 
     @cached_property
@@ -173,8 +162,7 @@ class Report:
 
     def scores(self, group: str, tasks: Sequence[TaskScores]) -> dict[str, np.ndarray]:
         """Return the scores of a group's finished runs by task; tasks without such runs are left out."""
-        cells = {task.name: task.cells.get(group) for task in tasks}
-        found = {name: cell for name, cell in cells.items() if cell is not None and cell.runs}
+        found = {task.name: cell for task in tasks if (cell := task.cells.get(group)) and cell.runs}
         return {name: cell.areas if self.by_area else cell.values for name, cell in found.items()}
 
 
@@ -207,26 +195,23 @@ def assemble(
         cells = {g.name: _cell([run for run in g.runs if run.task == name], own) for g in groups if name in g.tasks}
         tasks.append(TaskScores(name, members[0].family, own, cells))
     if reference is None and groups:
-        finished = {group.name: sum(run.ends for run in group.runs) for group in groups}
-        reference = max(names, key=lambda name: finished[name])
+        reference = max(groups, key=lambda group: sum(run.ends for run in group.runs)).name
     found = tuple(runs), tuple(damaged), tuple(groups), tuple(tasks), reference or ""
     return Report(*found, metric or SUCCESS, metric is not None)
 
 
 def _cell(runs: Sequence[RunRecord], metric: Metric) -> Cell:
-    by_seed: dict[int, RunRecord] = {}
-    for run in sorted(runs, key=lambda run: (run.seed, _has_ended(run, metric), run.changed)):
-        by_seed[run.seed] = run
-    counted = list(by_seed.values())
-    ended = tuple(run for run in counted if _has_ended(run, metric))
+    has_ended = {run: run.ends and math.isfinite(last(run, metric)) for run in runs}
+    counted = {run.seed: run for run in sorted(runs, key=lambda run: (run.seed, has_ended[run], run.changed))}.values()
+    ended = tuple(run for run in counted if has_ended[run])
     values, areas = (np.array([score(run, metric) for run in ended]) for score in (last, area))
     estimate, over = interval(values, metric, [_episodes(run) for run in ended])
-    unfinished = tuple(run for run in counted if run not in ended)
+    unfinished = tuple(run for run in counted if not has_ended[run])
     return Cell(ended, values, areas, estimate, over, unfinished, tuple(run for run in runs if run not in counted))
 
 
-def _has_ended(run: RunRecord, metric: Metric) -> bool:
-    return run.ends and math.isfinite(last(run, metric))
+def _episodes(run: RunRecord) -> int:
+    return int(np.nan_to_num(run.summary_value("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)
 
 
 def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tuple[Estimate, Over]:
@@ -245,22 +230,16 @@ def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tup
         low, high = mean_interval(values)
         return (Estimate(mean, max(low, 0.0), min(high, 1.0)) if metric.is_rate else Estimate(mean, low, high)), "seeds"
     if metric.is_rate and all(episodes):
-        total = sum(episodes)
         successes = sum(round(value * count) for value, count in zip(values, episodes, strict=True))
-        return Estimate(mean, *wilson_interval(successes, total)), "episodes"
+        return Estimate(mean, *wilson_interval(successes, sum(episodes))), "episodes"
     return Estimate(mean, *UNKNOWN), "nothing"
-
-
-def _episodes(run: RunRecord) -> int:
-    return int(np.nan_to_num(run.summary_value("eval_episodes"))) or int(run.settings.get("eval_episodes") or 0)
 
 
 # --- Learning curves ---
 
 
 class Mean(NamedTuple):
-    """Mean over `number` runs, finished or not, at the steps that they share, and its interval, infinite where
-    unknown."""
+    """Mean over `number` runs at the steps that they share, and its interval, infinite where unknown."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -268,7 +247,6 @@ class Mean(NamedTuple):
     high: np.ndarray
     over: Over
     number: int
-    has_ended: bool
 
 
 def mean(cell: Cell, metric: Metric) -> Mean | None:
@@ -276,15 +254,12 @@ def mean(cell: Cell, metric: Metric) -> Mean | None:
     for a single run that has not ended."""
     curves = {run: curve(run, metric) for run in (*cell.runs, *cell.unfinished)}
     shown = [run for run, (steps, _) in curves.items() if len(steps)]
-    ended = [run for run in shown if run.ends]
-    averaged = ended or (shown if len(shown) > 1 else [])
-    common = set.intersection(*(set(curves[run][0]) for run in averaged)) if averaged else set()
-    if not common:
+    averaged = [run for run in shown if run.ends] or (shown if len(shown) > 1 else [])
+    steps = np.array(sorted(set.intersection(*(set(curves[run][0]) for run in averaged)))) if averaged else np.array([])
+    if not len(steps):
         return None
-    steps = np.array(sorted(common))
     values = np.array([curves[run][1][np.isin(curves[run][0], steps)] for run in averaged])
     episodes = [int(run.settings.get("eval_episodes") or 0) for run in averaged]
-    found = [interval(column, metric, episodes) for column in values.T]
-    low, high = (np.array([estimate[end] for estimate, _ in found]) for end in (1, 2))
-    over: Over = "seeds" if any(o == "seeds" for _, o in found) else found[-1][1]
-    return Mean(steps, values.mean(axis=0), low, high, over, len(averaged), bool(ended))
+    estimates, overs = zip(*(interval(column, metric, episodes) for column in values.T), strict=True)
+    _, low, high = np.transpose(estimates)
+    return Mean(steps, values.mean(axis=0), low, high, "seeds" if "seeds" in overs else overs[-1], len(averaged))

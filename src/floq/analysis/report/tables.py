@@ -4,7 +4,7 @@ settings, cost, health and state."""
 import math
 import os
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from floq.analysis.metrics import DIAGNOSTICS, METRICS, SUCCESS, Metric, last
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
 from floq.analysis.statistics import Estimate
-from floq.runs.record import OF_CRITIC, DamagedRun, RunRecord
+from floq.runs.record import OF_CRITIC, RunRecord
 
 
 class Text(NamedTuple):
@@ -45,9 +45,7 @@ class Section(NamedTuple):
     metric: Metric | None = None
 
 
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[Text | str]], notes: Sequence[str] = (), numbers=True
-) -> Table:
+def table(header: Sequence[str], rows: Sequence[Sequence[Text | str]], *notes: str, numbers: bool = True) -> Table:
     """Make a table of cells, each a `Text` or plain text."""
     return Table(header, [[Text(c) if isinstance(c, str) else c for c in row] for row in rows], notes, numbers)
 
@@ -59,7 +57,7 @@ def sections(report: Report) -> list[Section]:
         Section("What was run", [overview(report)]),
         *(Section(metric.name.capitalize(), results(report, own), metric) for metric, own in by_metric if own),
         Section("Beside published numbers", [beside_published(report)]),
-        Section("Over all tasks", [aggregates(report)]),
+        Section("Over all tasks", [over_all_tasks(report)]),
         Section("Probability of improvement", [improvements(report)]),
         Section("Cost", [costs(report)]),
         Section("Health", [health(report)]),
@@ -97,36 +95,23 @@ def link(run: str, folder: Path) -> str:
 def results(report: Report, tasks: Sequence[TaskScores]) -> list[Table]:
     """Return tables of the last values of these tasks, which share one metric: a table for each family of tasks, with a
     row for each group and a column for each task. The notes of the last table explain all."""
-    found: list[Table] = []
+    found, metric = [], tasks[0].metric
     for family in dict.fromkeys(task.family for task in tasks):
         own = [task for task in tasks if task.family == family]
-        cells = {g.name: [_cell(task, task.cells.get(g.name)) for task in own] for g in report.groups}
-        rows = [[name, *row] for name, row in cells.items() if any(row)]
+        rows = [[g.name, *(_cell(task, task.cells.get(g.name)) for task in own)] for g in report.groups]
+        rows = [row for row in rows if any(row[1:])]
         found.append(table(("group", *(short_task(task.name) for task in own)), rows))
-    return [*found[:-1], found[-1]._replace(notes=_explanations(report, tasks[0].metric))]
-
-
-def _explanations(report: Report, metric: Metric) -> list[str]:
     notes = [
         f"Mean {metric.name} at the last evaluation of the runs that have ended, and how many these are. (faint): the "
-        "newest value of runs that have not ended, at their step; it is in no mean."
+        "newest value of runs that have not ended, at their step; it is in no mean.",
+        "[ ]: 95% Student's interval of the mean over seeds. [ ]*: 95% Wilson interval of all episodes together, where "
+        f"there are fewer than {FEW} seeds or all agree: it says nothing about how other seeds would do.",
     ]
     if not metric.more_is_better:
-        notes.append(
-            "These runs have no environment to play in. The TD error is the critic's disagreement with itself on "
-            "held-out data: smaller does not mean a better policy."
-        )
-    if metric.is_rate:
-        notes += [
-            "[ ]: 95% Student's interval of the mean over seeds, cut to what a rate can be.",
-            f"[ ]*: 95% Wilson interval of all episodes together, where there are fewer than {FEW} seeds or all agree: "
-            "it says how well these very policies are measured, and nothing about how other seeds would do.",
-        ]
-    else:
-        notes.append(f"[ ]: 95% Student's interval of the mean over seeds; none for fewer than {FEW}, or if all agree.")
+        notes.append("The TD error is the critic's disagreement with itself: smaller does not mean a better policy.")
     if report.repeated:
         notes.append(f"Left out: {len(report.repeated)} runs whose seed has a newer run, or one that ended.")
-    return notes
+    return [*found[:-1], found[-1]._replace(notes=notes)]
 
 
 def _cell(task: TaskScores, cell: Cell | None) -> Text | str:
@@ -136,32 +121,46 @@ def _cell(task: TaskScores, cell: Cell | None) -> Text | str:
         shown = with_interval(cell.estimate, task.metric.shown) + ("*" if cell.over == "episodes" else "")
         waiting = f", {len(cell.unfinished)} not ended" if cell.unfinished else ""
         return f"{shown} ({len(cell.values)}{waiting})"
-    known = [run for run in cell.unfinished if math.isfinite(last(run, task.metric))]
+    known = {run: value for run in cell.unfinished if math.isfinite(value := last(run, task.metric))}
     if not known:
         count = len(cell.unfinished)
         return Text(f"no evaluation yet ({count} {'run' if count == 1 else 'runs'})", faint=True)
-    values, steps = sorted(last(run, task.metric) for run in known), sorted(run.step for run in known)
-    ends = dict.fromkeys(map(task.metric.shown, (values[0], values[-1])))
-    at = dict.fromkeys(map(short_count, (steps[0], steps[-1])))
+    ends = dict.fromkeys(map(task.metric.shown, (min(known.values()), max(known.values()))))
+    steps = [run.step for run in known]
+    at = dict.fromkeys(map(short_count, (min(steps), max(steps))))
     states = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in known).items())
     return Text(f"({' to '.join(ends)} at {' to '.join(at)}, {states})", faint=True)
 
 
-def aggregates(report: Report) -> Table:
-    """Return the interquartile means over all tasks with success."""
-    rows = [
-        (name, with_interval(found.iqm, "{:.2f}".format), str(found.tasks), str(found.runs))
-        for name, found in report.aggregates.items()
-    ]
-    notes = [
-        "Interquartile mean of the last success rates of all runs that have ended, with a 95% stratified bootstrap "
-        "interval: runs are drawn again within each task (Agarwal et al. 2021, arXiv 2108.13264). A task with a single "
-        f"run gives none; with fewer than {FEW} seeds for each task it is too narrow to be relied on, and without "
-        "width where runs agree, which does not tell that others would.",
-    ]
-    if len({found.tasks for found in report.aggregates.values()}) > 1:
-        notes.append("Groups with different numbers of tasks were not tried on the same ones: do not compare them.")
-    return table(("group", "IQM of success [95%]", "tasks", "runs"), rows, notes)
+def over_all_tasks(report: Report) -> Table:
+    """Return the groups' interquartile means over all tasks with the metric of the report, and the probability that
+    each is better than its match or the reference; of an experiment also what they cost."""
+    metric, own = report.metric, {group.against for group in report.groups} - {None, report.reference}
+    rows = []
+    for group in report.groups:
+        name = f"{group.name} (reference)" if group.name == report.reference else group.name
+        if (found := report.aggregates.get(group.name)) is None:
+            rows += [[group.name, "", "", "", "", "", "none finished"]] if report.by_area else []
+            continue
+        better = report.improvements.get((group.name, group.against or report.reference))
+        shown = with_interval(better[0], "{:.2f}".format) + (f" ({group.against})" if own else "") if better else ""
+        costs = [_range([run.summary_value(c) for run in group.runs]) for c in ("critic_parameters", "update_gflop")]
+        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks).values()})
+        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area_iqm, found.iqm)]
+        rows.append([name, *costs, *estimates, shown, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
+    counts = f"{len({run.seed for run in report.runs})} seeds, {len(report.tasks)} tasks"
+    note = (
+        f"AUC: {metric.short} on average over training, without the evaluation at step 1. IQM: interquartile mean over "
+        "all runs that have ended. Intervals: 95% percentile bootstrap within tasks (Agarwal et al. 2021, arXiv "
+        f"2108.13264), none if a task has a single run; with fewer than {FEW} seeds too narrow to be relied on. P: by "
+        f"{'AUC' if report.by_area else 'the last score'}, ties count one half. {counts}; {report.protocol}. "
+        f"Tasks: {join_names([task.name for task in report.tasks])}."
+    )
+    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {metric.short}, IQM [95%]"]
+    header += [f"P(better than {'its match' if own else 'reference'}) [95%]", "seeds x tasks"]
+    if not report.by_area:  # only a sweep records the cost
+        header, *rows = ([row[0], *row[3:]] for row in (header, *rows))
+    return table(header, rows, note)
 
 
 def improvements(report: Report) -> Table:
@@ -171,24 +170,29 @@ def improvements(report: Report) -> Table:
     for first in dict.fromkeys(first for first, _ in report.improvements):
         found = [report.improvements.get((first, second)) for second in columns]
         rows.append([first, *(with_interval(x[0], "{:.2f}".format) + f" ({x[1]})" if x else "" for x in found)])
-    few = "" if len(columns) > 1 else f" Of more than {MANY} groups each is compared with one alone (--reference)."
     note = (
-        "How probably a run of the row is better than a run of the column on the same task, a tie counting one half, "
-        f"with a 95% stratified bootstrap interval, and on how many tasks both have runs that have ended.{few}"
+        "How probably a run of the row is better than a run of the column on the same task, and on how many tasks both "
+        f"have runs that have ended. More than {MANY} groups are each compared with one alone (--reference)."
     )
-    return table(("P(row better than column)", *columns), rows, [note])
+    return table(("P(row better than column)", *columns), rows, note)
+
+
+def diagnosis(report: Report) -> Table:
+    """Return the critics' diagnostic metrics, with a column for each that any group has."""
+    groups = [group for group in report.groups if group.runs]
+    known = {name: [_known([run.last(OF_CRITIC + name) for run in g.runs]) for g in groups] for name in DIAGNOSTICS}
+    known = {name: values for name, values in known.items() if any(values)}
+    shown = [[f"{np.mean(numbers):.3g}" if numbers else "" for numbers in values] for values in known.values()]
+    rows = [(group.name, *cells) for group, *cells in zip(groups, *shown, strict=True)] if known else ()
+    note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
+    return table(("group", *known), rows, note)
 
 
 # --- Beside published numbers ---
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 TASKS, SEEDS, EPISODES = 5, 3, 50  # of an environment family, in the protocol of those numbers
-ABOUT_PUBLISHED = (
-    f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds), and "
-    "have not been reproduced independently. Ours: mean over the tasks of the mean over seeds, with the 95% Student's "
-    f"interval over seeds where at least {FEW} have run all of these tasks; only runs on the benchmark's own data, "
-    "without an online phase, with success_timing=post."
-)
+STEPS = {1_000_000, 2_000_000}
 
 
 def beside_published(report: Report) -> Table:
@@ -205,7 +209,12 @@ def beside_published(report: Report) -> Table:
         marked = [(name, x) for name, x in zip(published["methods"], numbers, strict=True) if x and own]
         rows += own + [[Text(family, True), Text(f"{name}, published", True), Text(x, True), ""] for name, x in marked]
     header = ("environment", "method", "success, %", "differs from the published protocol in")
-    return table(header, rows, [ABOUT_PUBLISHED])
+    note = (
+        f"Published numbers are second-hand, from notes on the papers (OGBench, mean of {TASKS} tasks, {SEEDS} seeds). "
+        f"Ours: mean over tasks, with the 95% Student's interval over seeds where at least {FEW} have run all of them; "
+        "only runs on the benchmark's own data, without an online phase, with success_timing=post."
+    )
+    return table(header, rows, note)
 
 
 def is_comparable(run: RunRecord) -> bool:
@@ -216,83 +225,30 @@ def is_comparable(run: RunRecord) -> bool:
 
 def protocol_differences(runs: Sequence[RunRecord]) -> list[str]:
     """List the differences of comparable runs from the published protocol, to be shown beside their numbers."""
-    found, tasks = [], {run.task for run in runs}
-    if len(tasks) != TASKS:
-        found.append(f"{len(tasks)} of {TASKS} tasks")
-    seeds = {sum(run.task == task for run in runs) for task in tasks}
-    if seeds != {SEEDS}:
-        found.append(f"{_from_to(seeds)} seeds")
-    if (episodes := {run.settings.get("eval_episodes") or 0 for run in runs}) != {EPISODES}:
-        found.append(f"{_from_to(episodes)} episodes instead of {EPISODES}")
-    if (steps := {run.total_steps for run in runs}) - {1_000_000, 2_000_000}:
-        found.append(f"{_from_to(steps)} gradient steps")
+    tasks = Counter(run.task for run in runs)
     data = {str(run.records.get("data", {}).get("provenance", "")) for run in runs}
-    if any(" of the published " in text for text in data):
-        found.append("a part of the data, collected here")
-    elif any("collected here" in text for text in data):
-        found.append("data collected here")
-    return found
-
-
-def _from_to(numbers: set[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    seeds, episodes = _range(list(tasks.values())), _range([run.settings.get("eval_episodes") or 0 for run in runs])
+    found = {
+        f"{len(tasks)} of {TASKS} tasks": len(tasks) != TASKS,
+        f"{seeds} seeds": seeds != str(SEEDS),
+        f"{episodes} episodes instead of {EPISODES}": episodes != str(EPISODES),
+        f"{_range([run.total_steps for run in runs])} gradient steps": {run.total_steps for run in runs} - STEPS,
+        "a part of the data, collected here": (part := any(" of the published " in text for text in data)),
+        "data collected here": not part and any("collected here" in text for text in data),
+    }
+    return [text for text, differs in found.items() if differs]
 
 
 def _over_tasks(runs: Sequence[RunRecord]) -> Estimate:
     """Compute success in percent: the mean over tasks, and its interval over the seeds that have run all of them."""
-    tasks = {run.task for run in runs}
-    mean = float(np.mean([np.mean([last(run, SUCCESS) for run in runs if run.task == task]) for task in tasks]))
-    by_seed: dict[int, list[float]] = {}
+    by_task, by_seed = defaultdict(list), defaultdict(list)
     for run in runs:
-        by_seed.setdefault(run.seed, []).append(last(run, SUCCESS))
-    complete = np.array([np.mean(values) for values in by_seed.values() if len(values) == len(tasks)])
+        by_task[run.task].append(last(run, SUCCESS))
+        by_seed[run.seed].append(last(run, SUCCESS))
+    complete = np.array([np.mean(values) for values in by_seed.values() if len(values) == len(by_task)])
     (_, low, high), _ = interval(complete, SUCCESS, [0] * len(complete))
+    mean = float(np.mean([np.mean(values) for values in by_task.values()]))
     return Estimate(100 * mean, 100 * low, 100 * high)
-
-
-# --- Experiments ---
-
-
-def comparison(report: Report) -> Table:
-    """Return the scores of an experiment's groups, and the probability that each is better than its match."""
-    metric, own = report.metric, {group.against for group in report.groups} - {None, report.reference}
-    rows = []
-    for group in report.groups:
-        name = f"{group.name} (reference)" if group.name == report.reference else group.name
-        found = report.aggregates.get(group.name)
-        if found is None:
-            rows.append([group.name, "", "", "", "", "", "none finished"])
-            continue
-        better = report.improvements.get((group.name, group.against or ""))
-        shown = with_interval(better[0], "{:.2f}".format) + (f" ({group.against})" if own else "") if better else ""
-        costs = [_range([run.summary_value(c) for run in group.runs]) for c in ("critic_parameters", "update_gflop")]
-        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks).values()})
-        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area_iqm, found.iqm)]
-        rows.append([name, *costs, *estimates, shown, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
-    seeds = len({run.seed for run in report.runs})
-    counts = (f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((seeds, "seed"), (len(report.tasks), "task")))
-    note = (
-        f"AUC: {metric.short} on average over training, without the evaluation at step 1. IQM: interquartile mean over "
-        "all runs. Intervals: percentile bootstrap within tasks. P: by AUC, ties count one half. "
-        f"{', '.join(counts)}; {report.protocol}. Tasks: {', '.join(task.name for task in report.tasks)}."
-    )
-    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {metric.short}, IQM [95%]"]
-    header += [f"P(better than {'its match' if own else 'reference'}) [95%]", "seeds x tasks"]
-    return table(header, rows, [note])
-
-
-def diagnosis(report: Report) -> Table:
-    """Return the critics' diagnostic metrics, with a column for each that any group has."""
-    groups = [group for group in report.groups if group.runs]
-    known = {name: [_known([run.last(OF_CRITIC + name) for run in g.runs]) for g in groups] for name in DIAGNOSTICS}
-    known = {name: values for name, values in known.items() if any(values)}
-    rows = [
-        [group.name, *(f"{np.mean(values[n]):.3g}" if values[n] else "" for values in known.values())]
-        for n, group in enumerate(groups)
-    ]
-    note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
-    return table(("group", *known), rows if known else (), [note])
 
 
 # --- Runs ---
@@ -302,27 +258,25 @@ def overview(report: Report) -> Table:
     """Return a summary of the runs: names and values."""
     runs = report.runs
     versions = sorted({f"{name} {x}" for run in runs for name, x in run.records.get("versions", {}).items()})
+    data = sorted({str(run.records.get("data", {}).get("provenance", "not recorded")) for run in runs})
     seeds = sorted({run.seed for run in runs})
-    steps = sorted({(run.settings["offline_steps"], run.settings["online_steps"]) for run in runs})
+    phases = {"offline_steps": "gradient steps offline", "online_steps": "environment steps online"}
+    counts = [
+        [f"{short_count(n)} {what}" for name, what in phases.items() if (n := run.settings[name])] for run in runs
+    ]
+    steps = dict.fromkeys(" then ".join(count) for count in counts)
     rows = {
         "runs": ", ".join(f"{count} {state}" for state, count in report.state_counts.items()),
         "tasks": join_names([task.name for task in report.tasks]),
         "critics": join_names(sorted({run.settings["agent.critic"] for run in runs})),
         "actors": join_names(sorted({run.settings["agent.actor"] for run in runs})),
         "seeds": join_names(list(map(str, seeds)), 20),
-        "steps": "; ".join(_phases(*both) for both in steps),
+        "steps": "; ".join(steps),
         "protocol": report.protocol or "not recorded",
-        "data": join_names(
-            sorted({str(run.records.get("data", {}).get("provenance", "not recorded")) for run in runs}), 6, "; "
-        ),
+        "data": join_names(data, 6, "; "),
         "versions": ", ".join(versions),
     }
     return table(("", ""), [(name, text) for name, text in rows.items()], numbers=False)
-
-
-def _phases(offline: int, online: int) -> str:
-    parts = [f"{short_count(offline)} gradient steps offline"] if offline else []
-    return " then ".join(parts + ([f"{short_count(online)} environment steps online"] if online else []))
 
 
 def costs(report: Report) -> Table:
@@ -334,15 +288,13 @@ def costs(report: Report) -> Table:
             [run.summary_value(name) for run in ended]
             for name in ("updates_per_second", "env_steps_per_second", "runs_in_fleet")
         )
-        seconds = _known([run.seconds for run in ended])
         shown = map(_range, ([1000 / rate for rate in rates if rate > 0], rates, steps, fleets))
-        rows.append([group.name, *shown, _duration(np.median(seconds)) if seconds else "", str(len(ended))])
-    header = ["group", "ms per update", "updates/s", "environment steps/s", "runs in fleet", "time of a run", "runs"]
-    notes = [
-        "Median over the runs that have ended, and from the least to the most. Updates of a run in a fleet are made "
-        "beside those of the others, so a fleet of n makes n times as many. Compare only runs of one machine."
-    ]
-    return table(header, rows, notes)
+        seconds = _known([run.seconds for run in ended])
+        rows.append([group.name, *shown, clock(float(np.median(seconds))) if seconds else "", str(len(ended))])
+    header = ("group", "ms per update", "updates/s", "environment steps/s", "runs in fleet", "time of a run", "runs")
+    return table(
+        header, rows, "Median over the runs that have ended, and from the least to the most; of each run in a fleet."
+    )
 
 
 def health(report: Report) -> Table:
@@ -361,7 +313,7 @@ def settings_table(report: Report) -> Table:
     names = list(report.groups[0].settings) if len(report.groups) > 1 else []
     rows = [(group.name, *(group.settings[name] for name in names)) for group in report.groups if names]
     note = "All other settings are the same. -: none, or not a setting of this critic and actor."
-    return table(("group", *(name.removeprefix("agent.") for name in names)), rows, [note])
+    return table(("group", *(name.removeprefix("agent.") for name in names)), rows, note)
 
 
 def runs(report: Report) -> Table:
@@ -370,21 +322,14 @@ def runs(report: Report) -> Table:
     metrics = {task.name: task.metric for task in report.tasks}
     for group in report.groups:
         for run in sorted(group.runs, key=lambda run: (run.task, run.seed, run.folder.name)):
-            metric, problems = metrics[run.task], run_problems(run)
+            metric, state = metrics[run.task], "diverged" if run.diverged_at is not None else run.state
             score = Text(f"{metric.shown(last(run, metric))} {metric.name}".strip(), faint=not run.ends)
-            state = "diverged" if run.diverged_at is not None else run.state
             done = f"{short_count(run.step)} of {short_count(run.total_steps)}"
-            if run in report.repeated:
-                problems.append("not counted: its seed has another run")
-            row = [group.name, short_task(run.task), str(run.seed), state, done, score, "; ".join(problems)]
-            rows.append([_folder(run), *row])
-    rows += [[_folder(one), "", "", "", "damaged", "", "", one.reason] for one in report.damaged]
-    header = ("folder", "group", "task", "seed", "state", "steps", "last evaluation", "health")
-    return table(header, rows, numbers=False)
-
-
-def _folder(run: RunRecord | DamagedRun) -> Text:
-    return Text(run.folder.name, folder=str(run.folder))
+            state += ", not counted: its seed has another run" if run in report.repeated else ""
+            cells = [group.name, short_task(run.task), str(run.seed), state, done, score]
+            rows.append([Text(run.folder.name, folder=str(run.folder)), *cells])
+    rows += [[Text(d.folder.name, folder=str(d.folder)), "", "", "", "damaged", "", ""] for d in report.damaged]
+    return table(("folder", "group", "task", "seed", "state", "steps", "last evaluation"), rows, numbers=False)
 
 
 def _known(values: Sequence[float]) -> list[float]:
@@ -392,18 +337,22 @@ def _known(values: Sequence[float]) -> list[float]:
 
 
 def _range(values: Sequence[float]) -> str:
-    known = _known(values)
-    if not known:
+    """Format the median of the values that are known, and the least and the most if they differ."""
+    if not (known := _known(values)):
         return ""
-    middle, low, high = map(_number, (float(np.median(known)), min(known), max(known)))
+    middle, low, high = (
+        f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" for x in (float(np.median(known)), min(known), max(known))
+    )
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def clock(seconds: float) -> str:
+    """Format a duration as `45s`, `12m`, `3h05` or `2d04h`; empty for NaN."""
+    if math.isnan(seconds):
+        return ""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 2:
+        return f"{seconds:.0f}s"
+    if hours < 2:
+        return f"{minutes}m"
+    return f"{hours}h{minutes % 60:02d}" if hours < 48 else f"{hours // 24}d{hours % 24:02d}h"

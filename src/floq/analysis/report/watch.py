@@ -11,20 +11,15 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from floq.analysis.metrics import Metric, last, primary_metric
+from floq.analysis.metrics import SUCCESS, Metric, last, primary_metric
 from floq.analysis.report.groups import group_runs, short_count
-from floq.analysis.report.tables import short_task
+from floq.analysis.report.tables import clock, short_task
 from floq.runs.record import FILES, DamagedRun, RunRecord, find_runs, read_run
 from floq.utils.files import is_locked
 from floq.utils.untrusted import printable
 
-STYLES = {
-    "running": "bold green",
-    "diverged": "bold red",
-    "damaged": "bold red",
-    "stopped": "yellow",
-    "finished": "dim",
-}
+BAD = "bold red"
+STYLES = {"running": "bold green", "diverged": BAD, "damaged": BAD, "stopped": "yellow", "finished": "dim"}
 """By state, in the order in which states are shown."""
 
 Read = RunRecord | DamagedRun
@@ -55,17 +50,8 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def watch(
     paths: Sequence[str | Path], once: bool = False, seconds: float = 5.0, console: Console | None = None
 ) -> None:
-    """Show runs until all have ended or Ctrl-C is pressed.
-
-    Args:
-        paths: folders of runs, or above them.
-        once: print one table with every run, and return.
-        seconds: time between updates.
-        console: output; by default the terminal.
-
-    Raises:
-        UserError: there are no runs.
-    """
+    """Show the runs in and below these folders until all have ended or Ctrl-C is pressed, or `once`; they are read
+    again after `seconds`. Raises UserError if there are none."""
     console = console or Console(highlight=False)
     cache: dict[Path, tuple[Any, Read]] = {}
     found = look(find_runs(paths), cache)
@@ -93,24 +79,28 @@ def state(run: Read) -> str:
     return "damaged" if run.problems and not run.evaluations and not run.training else run.state
 
 
-def screen(found: Mapping[Path, Read], width: int, height: int | None = None, summary: str = "") -> Group:
+def screen(found: Mapping[Path, Read], width: int, height: int | None = None) -> Group:
     """Render runs by task and group, those that train first, for a terminal of this size. Runs that do not fit are
-    counted. The first line is the `summary`, by default the number of runs in each state."""
+    counted."""
     runs = [run for run in found.values() if isinstance(run, RunRecord)]
     damaged = [run for run in found.values() if isinstance(run, DamagedRun)]
     counts = {name: sum(state(run) == name for run in found.values()) for name in STYLES}
-    summary = summary or ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     head = [Text.assemble((summary, "bold"), (f"   {time.strftime('%H:%M:%S')}", "dim"))]
     for run in damaged[:MAX_DAMAGED]:
         reason = Text(printable(f"{run.folder}: {run.reason}"), style="red")
         head += reason.wrap(Console(width=width), width, overflow="fold")
     metrics = {task: primary_metric([run for run in runs if run.task == task]) for task in {run.task for run in runs}}
-    names = {metric.short for metric in metrics.values()}
-    header = names.pop() if len(names) == 1 else "score"
+    header = "score" if len(set(metrics.values())) > 1 else next(iter(metrics.values()), SUCCESS).short
     if runs:
         head.append(_row(("seed", "step / total", header, "Q", "loss", "steps/s", "left"), Text("state"), "dim"))
     lines: list[tuple[Text, bool]] = []  # and whether it is that of a run
-    for (task, group), members in _sections(runs):
+    rank = {run: list(STYLES).index(state(run)) for run in runs}
+    sections: dict[tuple[str, str], list[RunRecord]] = {}
+    for group in group_runs(runs):
+        for run in sorted(group.runs, key=lambda run: (run.task, rank[run], run.seed, run.folder.name)):
+            sections.setdefault((run.task, group.name), []).append(run)
+    for (task, group), members in sorted(sections.items(), key=lambda item: min(rank[run] for run in item[1])):
         named = "" if header != "score" else f"  ({metrics[task].short})"
         lines.append((Text(f"{short_task(task)}  {group}{named}", "bold"), False))
         lines += [(_run_row(run, metrics[task]), True) for run in members]
@@ -121,16 +111,6 @@ def screen(found: Mapping[Path, Read], width: int, height: int | None = None, su
     for line in shown:
         line.truncate(width, overflow="ellipsis")
     return Group(*shown)
-
-
-def _sections(runs: Sequence[RunRecord]) -> list[tuple[tuple[str, str], list[RunRecord]]]:
-    """Sort runs into sections by task and group, in the order of their states; sections with a running run first."""
-    rank = {run: list(STYLES).index(state(run)) for run in runs}
-    sections: dict[tuple[str, str], list[RunRecord]] = {}
-    for group in group_runs(runs):
-        for run in sorted(group.runs, key=lambda run: (run.task, rank[run], run.seed, run.folder.name)):
-            sections.setdefault((run.task, group.name), []).append(run)
-    return sorted(sections.items(), key=lambda item: min(rank[run] for run in item[1]))
 
 
 def _run_row(run: RunRecord, metric: Metric) -> Text:
@@ -154,15 +134,3 @@ def _row(cells: Sequence[str], name: Text, style: str = "") -> Text:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """Format a duration as `45s`, `12m`, `3h05` or `2d04h`; empty for NaN."""
-    if math.isnan(seconds):
-        return ""
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    if minutes < 2:
-        return f"{seconds:.0f}s"
-    if hours < 2:
-        return f"{minutes}m"
-    return f"{hours}h{minutes % 60:02d}" if hours < 48 else f"{hours // 24}d{hours % 24:02d}h"

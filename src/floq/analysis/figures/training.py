@@ -1,4 +1,4 @@
-"""Learning curve of one run."""
+"""Figures of a run over its training: its learning curve, and the diagnostic metrics of its critic."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,24 +7,25 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from floq.analysis.figures.style import BLUE, GREY, ORANGE, figure, label_steps
-from floq.analysis.metrics import RETURN, SUCCESS
+from floq.analysis.metrics import DIAGNOSTICS, RETURN, SUCCESS
 from floq.analysis.statistics import wilson_interval
+from floq.runs.record import OF_CRITIC
 from floq.runs.run import Run, protocol
 
+SUMMARISED = ("curvature", "z0_spread", "return_spread", "quantile_spread", "abs_td_error")
+"""Diagnostic metrics in the sentence on them."""
 
-def draw_learning_curve(run: Run) -> None:
-    """Draw `learning_curve.png` in the run's `plots` from eval.csv, if there is one: success with its 95% interval over
-    episodes, or return, beside that of the exploration episodes from which it learned."""
+
+def draw_learning_curve(run: Run, path: Path) -> str:
+    """Draw eval.csv, which must have a row: success with its 95% interval over episodes, or return, beside that of the
+    exploration episodes from which it learned. Returns a sentence on the result."""
     columns, config = run.evaluations(), run.config
-    if not columns:
-        return
-    path, title = run.folder / "plots" / "learning_curve.png", f"{config.task}, seed {config.seed}"
+    title = f"{config.task}, seed {config.seed}"
     if "evaluation/initial_value" in columns:
         return _draw_held_out(path, title, columns)
     metric = SUCCESS if np.isfinite(columns.get(SUCCESS.column, [])).any() else RETURN
-    steps, values = columns["step"], np.array(columns[metric.column])
+    steps, values, note = columns["step"], np.array(columns[metric.column]), protocol(config)
     with figure(path, 6.4, 4.0, title=title) as (_, (ax,)):
-        note = protocol(config)
         if metric.is_rate:
             values, count = np.nan_to_num(values), config.eval_episodes
             low, high = np.transpose([wilson_interval(round(value * count), count) for value in values])
@@ -43,9 +44,10 @@ def draw_learning_curve(run: Run) -> None:
         label_steps(ax, config.offline_steps if config.online_steps else None)
         ax.set_ylabel(metric.name)
         ax.text(0.0, -0.19, note, transform=ax.transAxes, fontsize=8, color=GREY, va="top")
+    return f"{metric.name} {shown} at step {steps[-1]:.0f}"
 
 
-def _draw_held_out(path: Path, title: str, columns: Mapping[str, Sequence[float]]) -> None:
+def _draw_held_out(path: Path, title: str, columns: Mapping[str, Sequence[float]]) -> str:
     """Draw the evaluation of a run without an environment: the critic's value of its policy beside the return of the
     data from the same states, and the TD error of held-out transitions."""
     steps, td_errors = columns["step"], np.array(columns["evaluation/td_error"])
@@ -61,3 +63,32 @@ def _draw_held_out(path: Path, title: str, columns: Mapping[str, Sequence[float]
             right.set_ylim(0, 1.1 * finite.max() or 1.0)
         for ax in (left, right):
             label_steps(ax, None)
+    return f"TD error {td_errors[-1]:.3g} at step {steps[-1]:.0f}"
+
+
+def draw_diagnosis(path: Path, columns: Mapping[str, Sequence[float]], boundary: int | None, title: str) -> str | None:
+    """Draw a panel for each diagnostic metric in these columns of train.csv. `boundary`: the step at which the run goes
+    online, if it does. Returns a sentence on the result; None, and nothing is drawn, if there are no numbers."""
+    known = {}
+    for name in DIAGNOSTICS:
+        pairs = zip(columns.get("step", ()), columns.get(OF_CRITIC + name, ()), strict=False)
+        if points := [(step, value) for step, value in pairs if np.isfinite(value)]:
+            known[name] = np.array(points)
+    if not known:
+        return None
+    across = min(4, len(known)) if len(known) not in (5, 6, 9) else 3
+    down = -(-len(known) // across)
+    with figure(path, 3.2 * across, 2.5 * down + 0.6, down, across, title) as (_, axes):
+        for (name, points), ax in zip(known.items(), axes, strict=False):
+            ax.plot(*points.T, "o-", color=BLUE, markersize=3, linewidth=1.4)
+            ax.set_title(name, fontsize=10)
+            ax.set_ylabel(DIAGNOSTICS[name], fontsize=7.5)
+            if points[:, 1].min() >= 0:
+                ax.set_ylim(0, 1.1 * points[:, 1].max() or 1.0)
+            label_steps(ax, boundary, 7)
+    said = []
+    for name in SUMMARISED:
+        if (points := known.get(name)) is not None:
+            said.append(f"{name} {points[0, 1]:.3g} at step {points[0, 0]:.0f}")
+            said += [f"{points[-1, 1]:.3g} at {points[-1, 0]:.0f}"] if len(points) > 1 else []
+    return ", ".join(said)
