@@ -115,5 +115,8 @@ def _resolve_output(out: str | None, form: Format | None) -> tuple[Format, Path]
     if path.is_dir():
         raise UserError(f"--out={out} is a folder: name a file in it")
     check_writable(path.parent, "give another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: give another --out") from error
     return form or suffix, path  # pyright: ignore[reportReturnType]

@@ -33,8 +33,8 @@ class Experience(NamedTuple):
     @classmethod
     def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], action_dim: int) -> "Experience":
         """Make the experience of a tick in which every environment was reset."""
-        zeros = np.zeros(observations.shape[:2], np.float32)
-        return cls(np.stack([zeros] * action_dim, -1), zeros, zeros, zeros > 0, observations)
+        zeros = lambda *size: np.zeros((*observations.shape[:2], *size), np.float32)  # noqa: E731
+        return cls(zeros(action_dim), zeros(), zeros(), zeros() > 0, observations)
 
 
 class ReplaySnapshot(NamedTuple):
