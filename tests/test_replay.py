@@ -169,3 +169,12 @@ def test_balanced_batches_are_half_and_half():
     np.testing.assert_array_equal(np.unique(found[:1000]), range(10))
     np.testing.assert_array_equal(np.unique(found[1000:]), range(102, 113))
     np.testing.assert_array_equal(np.unique(rewards(filled(0), 11, balanced=True)), range(10))
+
+
+def test_what_a_tick_writes_into_one_array_is_in_no_other():
+    new = Experience.of_resets(np.zeros((2, 3, 1), np.float32), action_dim=2)
+    assert new.actions.shape == (2, 3, 2)
+    for name in ("actions", "rewards", "masks", "stepped"):
+        getattr(new, name)[1, 2] = 1
+        assert [x[1, 2].any() for x in new[:4]] == [other == name for other in new._fields[:4]]
+        getattr(new, name)[1, 2] = 0

@@ -102,7 +102,11 @@ class AgentConfig(LearningSettings):
             UserError: an unknown critic or actor, a setting that neither has, or a value out of range.
         """
         names = {f.name for f in dataclasses.fields(settings_type(critic, actor))}
-        settings = {name: value for name, value in settings.items() if not is_removed(name, value)}
+        settings = {
+            name: tuple(value) if isinstance(value, list) else value  # as JSON and TOML have them
+            for name, value in settings.items()
+            if not is_removed(name, value)
+        }
         for name in settings:
             if name not in names:
                 raise UserError(
