@@ -3,11 +3,11 @@
 import dataclasses
 import signal
 from dataclasses import dataclass
-from typing import Literal
 
 from tyro.conf import Positional
 
 from floq.cli.flags import parse_options
+from floq.data.arrays import DataOptions
 from floq.utils.errors import Interrupted
 from floq.utils.files import check_writable, user_path
 from floq.utils.untrusted import consent
@@ -55,7 +55,7 @@ def collect_command(argv: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(DataOptions):
     """Describe a dataset, and warn of what would harm training."""
 
     name: Positional[str]
@@ -64,8 +64,6 @@ class Inspect:
     """The picture's file; by default NAME-inspected.png in the current folder."""
     env_name: str | None = None
     """The environment of the data, in which a run will be trained."""
-    action_units: Literal["unit", "env"] = "unit"
-    """unit: actions are [-1, 1] for the bounds of the environment's. env: they are in its own units."""
     dataset_dir: str = "~/.ogbench/data"
     """Where OGBench's files are."""
 
@@ -85,16 +83,16 @@ def inspect_command(argv: list[str]) -> None:
     check_writable(picture.parent, "give another --out")
     consent(options.env_name or "")
     env = EnvFactory(options.env_name)() if options.env_name else None
-    opened, notes = with_unit_actions(open_dataset(options.name, options.dataset_dir), env, options.action_units)
-    data, has_rewards = opened.data, opened.has_rewards
+    opened = with_unit_actions(open_dataset(options.name, options.dataset_dir, options=options), env, options)
+    data, has_rewards, notes = opened.data, opened.has_rewards, opened.notes
     found, display, lines = inspect(data, has_rewards), Display(), []
     display.table(opened.source, found.table)
     if opened.parts:
         lines.append(f"observations are, in this order: {', '.join(opened.parts)}")
     if not has_rewards:
         lines.append("no rewards: name a task, as in cube-single-play-singletask-v0, to see them")
-    if env is None and not opened.scaled:
-        notes = ("actions are read as [-1, 1]; --env_name=ID compares them with the bounds of an environment's",)
+    if env is None and not opened.scaled and not options.rescale_actions:
+        notes += ("actions are read as [-1, 1]; --env_name=ID compares them with the bounds of an environment's",)
     for line in (*lines, *notes, *(f"look at this: {warning}" for warning in found.warnings)):
         display.note(f"  {line}")
     is_maze = "maze" in options.name and data.observations.shape[1] > 1
@@ -104,7 +102,7 @@ def inspect_command(argv: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(DataOptions):
     """Write a dataset in another format: an npz in OGBench's layout, or a Minari dataset."""
 
     source: Positional[str]
@@ -119,11 +117,11 @@ def convert_command(argv: list[str]) -> None:
     """Run `floq data convert`."""
     options = parse_options(Convert, argv, "floq data convert")
     from floq.data.formats.convert import check_target, convert
-    from floq.data.formats.open import open_dataset
+    from floq.data.formats.open import open_dataset, with_unit_actions
     from floq.utils.progress import Display
 
     check_target(options.target)
-    opened = open_dataset(options.source, options.dataset_dir)
+    opened = with_unit_actions(open_dataset(options.source, options.dataset_dir, options=options), None, options)
     data = opened.data
     path = convert(data, opened.has_rewards, options.target, opened.source, opened.parts)
     Display().note(f"wrote {path}: {int((~data.ends).sum()):,} transitions in {int(data.ends.sum()):,} trajectories")

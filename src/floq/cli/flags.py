@@ -12,6 +12,8 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from floq.utils.errors import UserError, nearest
+from floq.utils.files import user_path
+from floq.utils.schema import read_toml
 
 T = TypeVar("T")
 
@@ -60,8 +62,9 @@ class Flags:
 
     def take_table(self, prefix: str) -> dict[str, Any]:
         """Remove flags such as `--PREFIX.NAME=VALUE` and return the values by name: what is JSON, such as 1, true or
-        [1, 2], as that, everything else as a text."""
-        found: dict[str, Any] = {}
+        [1, 2], as that, everything else as a text. `--PREFIX=FILE.toml` gives those of a file."""
+        path = self.take(prefix)
+        found: dict[str, Any] = {} if path is None else read_toml(user_path(path))
         for flag in [flag for flag in self.values if flag.startswith(f"{prefix}.")]:
             name, text = flag.removeprefix(f"{prefix}."), self.take(flag) or "true"
             try:
@@ -148,7 +151,26 @@ def fields_of(options: Any) -> dict[str, Any]:
 def parse_options(options: type[T], argv: Sequence[str], prog: str) -> T:
     """Parse the options of a command, a dataclass: its positional words, which come first, and flags."""
     count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    return parse(options, [*argv[:count], *Flags(argv[count:]).normalised(fields_of(options))], prog)
+    flags = Flags(argv[count:])
+    tables = {name: flags.take_table(name) for name, field in fields_of(options).items() if dict in _types(field.type)}
+    words = [*argv[:count], *flags.normalised(fields_of(options))]
+    return dataclasses.replace(parse(without_tables(options), words, prog), **tables)
+
+
+def without_tables(options: Any) -> Any:
+    """Return a dataclass that hides from tyro the fields that are tables, which `Flags.take_table` reads. Its help has
+    the settings of a class before those that it inherits."""
+    from tyro.conf import Suppress
+
+    tables = [field for field in fields_of(options).values() if dict in _types(field.type)]
+    fields = [(f.name, Annotated[Any, Suppress], dataclasses.field(default=f.default, kw_only=True)) for f in tables]
+    words = {"__doc__": options.__doc__}
+    hidden = dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True, namespace=words)
+    depth = lambda name: next(i for i, base in enumerate(options.__mro__) if name in base.__annotations__)  # noqa: E731
+    hidden.__dataclass_fields__ = {
+        name: hidden.__dataclass_fields__[name] for name in sorted(fields_of(options), key=depth)
+    }
+    return hidden
 
 
 def parse(options: type[T], argv: list[str], prog: str, description: str | None = None, default: T | None = None) -> T:

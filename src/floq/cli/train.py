@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any, NamedTuple, get_args
 
 from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
-from floq.cli.flags import Flags, fields_of, parse
+from floq.cli.flags import Flags, fields_of, parse, without_tables
+from floq.data.arrays import DataOptions
 from floq.runs.config import PRESETS, Config, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
 from floq.utils.obs_spec import ObsSpec
@@ -59,6 +60,7 @@ def print_configs(configs: list[Any]) -> None:
 # --- Flags of a fresh run ---
 
 
+TABLES = ("env_kwargs", "columns")
 DESCRIPTION = (
     "Train an agent offline. --agent NAME chooses a pair of critic and actor with its settings "
     f"({', '.join(AGENTS)}; agents/floq.py: the published defaults without the environment's settings), "
@@ -69,7 +71,8 @@ DESCRIPTION = (
     "--match=params or --match=flops makes the critic of a baseline, as --agent=fql, as large, or an update as "
     "costly, as floq's, by the width of its hidden layers or with --match_by=members by the size of its ensemble; "
     "the flags that floq has say which floq, also those that the baseline lacks, as --agent.critic_flow_steps=16; "
-    "--env_kwargs.NAME=VALUE is an argument of the environment's constructor; "
+    "--env_kwargs.NAME=VALUE is an argument of the environment's constructor, --columns.observations=x,y and so on "
+    "name the columns of a table, and either can be a file, as --columns=FILE.toml; "
     "for the sizes of observations and actions even a dry run then makes the environment, or reads the data where "
     "there is none."
 )
@@ -92,16 +95,13 @@ class AgentFlags:
         any_task = restored.agent if restored else configure(None, **chosen).agent
         self.critic, self.actor = any_task.critic_name, any_task.actor_name
         self._settings = settings_type(self.critic, self.actor)
-        self.types = {name: f for name, f in fields_of(Config).items() if name != "env_kwargs"}
+        self.types = {name: f for name, f in fields_of(Config).items() if name not in TABLES}
         self.types |= {f"agent.{name}": f for name, f in fields_of(self._settings).items()}
         published = PUBLISHED_ALIASES.get(self.critic, {})
         self.aliases = {f"agent.{theirs}": f"agent.{ours}" for theirs, ours in published.items()}
-        from tyro.conf import Suppress
-
-        hidden = ("env_kwargs", Annotated[Any, Suppress], dataclasses.field(default=None))
         default = dataclasses.field(default=self._settings(**any_task.flat()))
-        fields = [("agent", self._settings, default), hidden]
-        self._command = dataclasses.make_dataclass("Train", fields, bases=(Config,), frozen=True)
+        fields = [("agent", self._settings, default)]
+        self._command = without_tables(dataclasses.make_dataclass("Train", fields, bases=(Config,), frozen=True))
 
     def config(self, flags: Flags) -> Config:
         """Return the configuration of a run: flags refine the preset that the environment and the agent select."""
@@ -139,7 +139,7 @@ def resolve_train(flags: Flags) -> TrainRequest:
         # The floq agent with the same actor, and without a family's settings if the baseline does without.
         floq = AgentFlags(agent="agents/floq.py" if "/" in name else "floq", preset=preset, actor=own.actor)
     configs: list[Any] = []
-    env_kwargs = flags.take_table("env_kwargs")
+    tables = {name: flags.take_table(name) for name in TABLES}
     notes: dict[str | None, None] = {}
     for variant in flags.variants((floq.types if floq else {}) | own.types):
         reference = None
@@ -149,9 +149,9 @@ def resolve_train(flags: Flags) -> TrainRequest:
             variant.drop(floq.types.keys() - own.types.keys())  # these describe floq alone
             reference = floq.config(theirs).agent
         consent(variant.peek("env_name") or "")
-        config = dataclasses.replace(own.config(variant), env_kwargs=env_kwargs)
+        config = dataclasses.replace(own.config(variant), **tables)
         if match and reference:
-            agent, source = config.agent, (config.make_env, config.dataset, config.dataset_dir)
+            agent, source = config.agent, (config.make_env, config.dataset, config.dataset_dir, config.data_options)
             change, found = _matched(match, agent.compiled(), reference.compiled(), *source)
             critic, notes[found] = dataclasses.replace(agent.critic, **change), None
             config = dataclasses.replace(config, agent=dataclasses.replace(agent, critic=critic))
@@ -225,7 +225,7 @@ def _matched(
     return {setting: value}, f"--match={what}: {setting} {value}, {counts}"
 
 
-def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec, int]:
+def _dims(make_env: Any, dataset: str | None, dataset_dir: str, options: DataOptions) -> tuple[ObsSpec, int]:
     """Return what an observation is, and the action dimension, by the environment or, without one, by the data."""
     from floq.envs import ogbench
     from floq.envs.environments import task_dims
@@ -240,7 +240,7 @@ def _dims(make_env: Any, dataset: str | None, dataset_dir: str) -> tuple[ObsSpec
     from floq.data.formats.open import open_dataset
 
     assert dataset is not None  # a configuration has one of the two
-    return open_dataset(dataset, dataset_dir).data.dims
+    return open_dataset(dataset, dataset_dir, options=options).data.dims
 
 
 # --- `floq train --resume` ---

@@ -1,17 +1,28 @@
 """Trajectories as NumPy arrays, the common output of all readers: conversion, checks, and splits for validation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator
 
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
+from floq.utils.schema import NO_ARGUMENTS, FrozenDict, Mark, Settings
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
-TERMINATION_ALIASES = ("terminals", "dones", "done", "terminated")  # other common names of `terminations`
-VECTORS = ("rewards", "masks", "terminals", "terminations", "timeouts", "ends")  # keys with one number per row
+NAMES = {"obs": "observations", "next_obs": "next_observations", "acts": "actions", "rews": "rewards"}
+NAMES |= {"truncations": "timeouts", "truncated": "timeouts"}
+"""floq's names of arrays that Gymnasium, Stable-Baselines3 and imitation call otherwise."""
+TERMINATIONS = ("terminations", "terminated")
+ENDS = (
+    "terminals",
+    "dones",
+    "done",
+)  # time-outs too, but for the `terminals` of flat arrays, as D4RL has them
+VECTORS = (*TERMINATIONS, *ENDS, "rewards", "masks", "timeouts", "ends")  # keys with one number per row
 CLIPPABLE = 1.01  # actions up to here can only be rounded or noisy ones of [-1, 1]
 HOLD_OUT_EVERY = 20  # one episode in this many is held out for validation
 
@@ -39,7 +50,9 @@ class OpenedDataset(NamedTuple):
 
     has_rewards: whether rewards and masks are valid; otherwise a task may compute them from `state`, more arrays with a
     row per state. file: the path, if NAME-val beside it may hold validation data. parts: of the observations, where
-    they have names. scaled: whether actions were scaled to [-1, 1] from bounds that the dataset states.
+    they have names. scaled: whether actions were scaled to [-1, 1] from bounds that the dataset states. held_out: true
+    in each row of a trajectory for validation, if the dataset says which are. score_range: returns that stand for the
+    scores 0 and 100, if it carries them. notes: lines on how it was read.
     """
 
     data: Trajectories
@@ -49,6 +62,46 @@ class OpenedDataset(NamedTuple):
     parts: tuple[str, ...] = ()
     scaled: bool = False
     state: Mapping[str, np.ndarray] = {}
+    held_out: np.ndarray | None = None
+    score_range: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Settings):
+    """How a dataset is read."""
+
+    label_timing: Literal["pre", "post"] = "pre"
+    """Dataset rewards are computed from the state before an action (pre, as published) or after it."""
+    action_units: Annotated[Literal["unit", "env"], Mark.HASHED_IF_SET] = "unit"
+    """Units of the actions in --dataset: unit, [-1, 1] for the bounds of the environment's, or env, the environment's
+    own, which are scaled. Minari's are scaled in any case."""
+    rescale_actions: Annotated[tuple[float, float] | None, Mark.HASHED_IF_SET] = None
+    """LOW HIGH: scale the actions in --dataset from this range to [-1, 1]."""
+    clip_actions: Annotated[bool, Mark.HASHED_IF_SET] = False
+    """Clip the actions in --dataset to [-1, 1], after they are scaled: for logs with exploration noise."""
+    columns: Annotated[dict[str, Any], AfterValidator(FrozenDict.of_json), Mark.HASHED_IF_SET] = NO_ARGUMENTS
+    """Columns of a table: --columns.observations=x,y --columns.actions=u --columns.reward=r, or --columns=FILE.toml."""
+    guess_columns: Annotated[bool, Mark.HASHED_IF_SET] = False
+    """Tell what the columns of a table are by their headers, such as x0 x1 a0 reward terminated truncated episode."""
+    obs_keys: Annotated[tuple[str, ...], Mark.HASHED_IF_SET] = ()
+    """Observations of a robomimic file, laid end to end; by default all, in the order of their names."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rescale_actions and not self.rescale_actions[0] < self.rescale_actions[1]:
+            low, high = self.rescale_actions
+            raise UserError(f"--rescale_actions {low:g} {high:g}: give the lower bound, then the upper")
+        if self.rescale_actions and self.action_units == "env":
+            raise UserError("--rescale_actions and --action_units=env both say how actions are scaled: give one")
+
+    @property
+    def changes_actions(self) -> bool:
+        """Whether actions become [-1, 1] by scaling or clipping only."""
+        return self.clip_actions or self.rescale_actions is not None or self.action_units == "env"
+
+
+AS_THEY_ARE = DataOptions()
 
 
 # --- Conversion ---
@@ -62,6 +115,7 @@ def from_arrays(
     timeouts: Any = None,
     next_observations: Any = None,
     source: str = "the dataset",
+    any_actions: bool = False,
 ) -> Trajectories:
     """Build trajectories from flat arrays with one row per transition, episodes one after another (D4RL's layout).
 
@@ -76,6 +130,9 @@ def from_arrays(
             required. With it, no transition is lost, and a new trajectory begins wherever it differs from the next
             row's observation, so that transitions may be in any order.
         source: where the arrays come from, for messages.
+        any_actions: accept actions outside [-1, 1], which are scaled or clipped later.
+
+    A column, of shape (transitions, 1), is as good as a vector.
 
     Raises:
         UserError: shapes or lengths are wrong, a number is not finite, an action lies outside [-1, 1], or the ends of
@@ -89,9 +146,10 @@ def from_arrays(
         "timeouts": timeouts,
         "next_observations": next_observations,
     }
-    arrays = {key: _to_array(x, key, source) for key, x in given.items() if x is not None}
+    arrays = {key: to_array(x, key, source) for key, x in given.items() if x is not None}
     check_rows(arrays, source)
-    check_actions(arrays["actions"], source)
+    if not any_actions:
+        check_actions(arrays["actions"], source)
     if timeouts is None and next_observations is None:
         raise UserError(
             f"{source} has neither timeouts nor next_observations: give timeouts, true where an episode was cut off "
@@ -123,7 +181,10 @@ def from_arrays(
 
 
 def from_episodes(
-    episodes: Iterable[Mapping[str, Any]], source: str = "the dataset", names: Sequence[str] = ()
+    episodes: Iterable[Mapping[str, Any]],
+    source: str = "the dataset",
+    names: Sequence[str] = (),
+    any_actions: bool = False,
 ) -> Trajectories:
     """Build trajectories from one mapping per episode of T transitions.
 
@@ -131,18 +192,27 @@ def from_episodes(
         episodes: each has `observations` of shape (T + 1, size), the last state included, or (T, size) where it is
             unknown: then the last transition is left out, unless it terminates; `actions` (T, size) in [-1, 1];
             `rewards` (T,); and `terminations`, one bool or (T,), true where a transition ends in a true termination.
-            Without `terminations`, episodes are assumed to be truncated.
+            Without `terminations`, episodes are assumed to be truncated. Other names are understood, see
+            `standard_names`.
         source: where they come from, for messages.
         names: those of the episodes, such as their files; by default their numbers.
+        any_actions: accept actions outside [-1, 1], which are scaled or clipped later.
 
     Raises:
         UserError: as `from_arrays`, naming the episode; or an episode is empty, or lacks an array.
     """
-    parts: list[Trajectories] = []
     labels: list[str] = []
-    for number, episode in enumerate(episodes):
-        labels.append(names[number] if names else f"episode {number}")
-        parts.append(_from_episode(episode, f"{source}, {labels[-1]}"))
+
+    def parts() -> Iterator[Trajectories]:
+        for number, episode in enumerate(episodes):
+            labels.append(names[number] if names else f"episode {number}")
+            yield _from_episode(episode, f"{source}, {labels[-1]}", any_actions)
+
+    return _check_transitions(concatenate(list(parts()), labels, source), source)
+
+
+def concatenate(parts: Sequence[Trajectories], labels: Sequence[str], source: str) -> Trajectories:
+    """Join trajectories. Raises UserError if there are none, or a part, named in `labels`, has other sizes."""
     if not parts:
         raise UserError(f"{source} has no episodes")
     for what in ("observations", "actions"):
@@ -152,32 +222,54 @@ def from_episodes(
             raise UserError(
                 f"{source}: {what} have {widths[0]} numbers in {labels[0]} and {widths[odd]} in {labels[odd]}"
             )
-    return _check_transitions(Trajectories(*(np.concatenate(x) for x in zip(*parts, strict=True))), source)
+    return Trajectories(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
-def _from_episode(episode: Mapping[str, Any], name: str) -> Trajectories:
+def standard_names(arrays: Mapping[str, Any], source: str, terminations: str = "terminations") -> dict[str, Any]:
+    """Return arrays by floq's names, from those of Gymnasium, Stable-Baselines3 and imitation. True terminations are
+    called `terminations`; `dones`, which mark time-outs too, become these where the time-outs are given.
+
+    Raises:
+        UserError: two arrays are the same, or `dones` are given without time-outs.
+    """
+    found: dict[str, Any] = {}
+    for key, x in arrays.items():
+        name = terminations if key in TERMINATIONS else NAMES.get(key, key)
+        if name in found:
+            raise UserError(f"{source} has {name} twice, the second time as {key!r}: leave one out")
+        found[name] = x
+    either = [key for key in ENDS if key in found]
+    if either and terminations not in found:
+        if "timeouts" not in found:
+            raise UserError(
+                f"{source} has {either[0]!r} but no {terminations!r}: rename it if it marks true terminations only, "
+                "and if it marks time-outs too, give those as 'truncations' beside it"
+            )
+        ends = {key: to_array(found[key], key, source) for key in (either[0], "timeouts")}
+        check_rows(ends, source)
+        found[terminations] = ends[either[0]].astype(bool) & ~ends["timeouts"].astype(bool)
+    return found
+
+
+def _from_episode(episode: Mapping[str, Any], name: str, any_actions: bool) -> Trajectories:
     """Make a trajectory of one episode. It is not divided at a termination: OGBench's episodes continue after one."""
+    episode = standard_names(episode, name)
     missing = [key for key in EPISODE_KEYS[:3] if key not in episode]
     if missing:
         raise UserError(f"{name} lacks {', '.join(missing)}")
-    other = [key for key in TERMINATION_ALIASES if key in episode]
-    if other and "terminations" not in episode:
-        raise UserError(
-            f"{name} has {other[0]!r} but no 'terminations': rename it if it marks true terminations only, and "
-            "take the time-outs out if it marks those too"
-        )
-    obs, act, rew = (_to_array(episode[key], key, name) for key in EPISODE_KEYS[:3])
+    obs, act, rew = (to_array(episode[key], key, name) for key in EPISODE_KEYS[:3])
     length = len(act) if act.ndim else 0
     if not length:
         raise UserError(f"{name} is empty: leave it out")
     if len(obs) not in (length, length + 1):
         raise UserError(f"{name} has {len(obs)} observations for {length} actions: it needs {length + 1}")
-    ended = _to_array(episode.get("terminations", False), "terminations", name)
+    ended = to_array(episode.get("terminations", False), "terminations", name)
     if ended.ndim == 0:
         ended = ended & (np.arange(length) == length - 1)
     check_rows({"observations": obs}, name)
     check_rows({"observations": obs[:length], "actions": act, "rewards": rew, "terminations": ended}, name)
-    check_actions(act, name)
+    if not any_actions:
+        check_actions(act, name)
     ended = ended.astype(bool)
     if len(obs) == length and ended[-1]:
         obs = np.concatenate([obs, obs[-1:]])  # a last state that was not recorded; it follows a termination
@@ -185,11 +277,15 @@ def _from_episode(episode: Mapping[str, Any], name: str) -> Trajectories:
     return Trajectories(obs, act[rows], rew[rows], 1.0 - ended[rows], np.arange(len(obs)) == len(obs) - 1)
 
 
-def _to_array(x: Any, key: str, source: str) -> np.ndarray:
+def to_array(x: Any, key: str, source: str) -> np.ndarray:
+    """Return an array that was given under the name `key`; a column of shape (rows, 1) as a vector, where one number
+    per row is meant. Raises UserError if it is none."""
     try:
         array = np.asarray(x)
     except ValueError as error:
         raise UserError(f"{source}: {key} is not an array of numbers ({error})") from error
+    if key in VECTORS and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     return array.astype(np.float32) if array.dtype == bool and key == "observations" else array
 
 
@@ -247,10 +343,11 @@ def check_actions(actions: np.ndarray, source: str) -> None:
     outside = (np.abs(actions) > 1 + 1e-6).any(axis=1)
     if outside.any():
         row, most = outside.argmax(), np.abs(actions).max()
-        noise = " if that is noise, or rescale them as the environment's, as --action_units=env does"
+        noise = " if that is noise, or rescale them: --rescale_actions LOW HIGH, or --action_units=env"
         raise UserError(
             f"{source}: actions lie outside [-1, 1] in {outside.sum()} of {len(actions)} rows, the first is row {row} "
-            f"({np.abs(actions[row]).max():.7g}), the largest {most:.7g}: clip them{noise if most >= CLIPPABLE else ''}"
+            f"({np.abs(actions[row]).max():.7g}), the largest {most:.7g}: clip them (--clip_actions)"
+            f"{noise if most >= CLIPPABLE else ''}"
         )
 
 

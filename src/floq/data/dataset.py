@@ -1,7 +1,7 @@
 """Datasets on the device: every observation is stored once, and transitions are indices into them."""
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -79,6 +79,31 @@ class Dataset(eqx.Module):
     def from_episodes(cls, episodes: Iterable[Mapping[str, Any]]) -> "Dataset":
         """Make a dataset from one mapping per episode, see `floq.data.arrays.from_episodes`."""
         return cls.from_rows(*from_episodes(episodes))
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        observations: Sequence[str],
+        actions: Sequence[str],
+        reward: str,
+        terminated: str | None = None,
+        truncated: str | None = None,
+        episode: str | None = None,
+        next_observations: Sequence[str] = (),
+    ) -> "Dataset":
+        """Make a dataset from a table with a row for each transition, of pandas, polars or pyarrow, or a mapping of
+        arrays, by the names of its columns, see `floq.data.formats.tables.Columns`. Without `next_observations`, the
+        last transition of a truncated episode is left out.
+
+        Raises:
+            UserError: a column is missing or holds no numbers, or as `from_arrays`.
+        """
+        from floq.data.formats.tables import Columns, trajectories  # it is above this module
+
+        wide = (tuple(observations), tuple(actions))
+        columns = Columns(*wide, reward, terminated, truncated, episode, tuple(next_observations))
+        return cls.from_rows(*trajectories(table, columns)[0])
 
     def relabelled(self, rewards: Any, masks: Any) -> "Dataset":
         """Return the same trajectories with the rewards and masks of another task, one per row; observations and
@@ -219,13 +244,15 @@ def chunk_starts(
 
 
 class Splits(NamedTuple):
-    """Training and validation data of a run, their origin, named parts of observations, and notes on the reading."""
+    """Training and validation data of a run, their origin, named parts of observations, notes on the reading, and the
+    returns that stand for the scores 0 and 100, if the dataset carries them."""
 
     train: Dataset
     validation: Dataset
     provenance: str
     parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    score_range: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":

@@ -15,9 +15,11 @@ from pydantic import AfterValidator
 
 from floq.agent.config import AGENTS, AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
+from floq.data.arrays import DataOptions
+from floq.data.formats.tables import Columns
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
-from floq.utils.files import DATA_FILES, looks_like_path
+from floq.utils.files import SUFFIX, looks_like_path
 from floq.utils.schema import (
     NO_ARGUMENTS,
     Count,
@@ -27,7 +29,6 @@ from floq.utils.schema import (
     Positive,
     PositiveFloat,
     Seed,
-    Settings,
     Share,
     convert,
     hints_of,
@@ -47,12 +48,11 @@ def task_name(env_name: str | None, dataset: str | None) -> str:
     """Return the name of the task: the environment's id, or without one the dataset's name."""
     if env_name is not None or dataset is None:
         return env_name or ""
-    path = Path(dataset)
-    return (path.stem if path.suffix in DATA_FILES else path.name) if looks_like_path(dataset) else dataset
+    return re.sub(SUFFIX, "", Path(dataset).name) if looks_like_path(dataset) else dataset
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(DataOptions):
     """A training run. The defaults are the published ones, on the demonstration task."""
 
     project_name: str = "floq"
@@ -68,7 +68,8 @@ class Config(Settings):
     dataset_dir: str = "~/.ogbench/data"
     """Where OGBench's datasets are."""
     dataset: str | None = None
-    """Train on this instead of the task's own data: an OGBench dataset, an npz or HDF5 file, a folder, a Minari id."""
+    """Train on this instead of the task's own data: an OGBench dataset, a Minari id, or a file or folder
+    in npz, HDF5, CSV or parquet."""
     dataset_mirror: str | None = None
     """Address of a folder from which missing OGBench datasets are fetched; by default the benchmark's server."""
     restore_path: str | None = None
@@ -117,11 +118,6 @@ class Config(Settings):
     """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
     env_kwargs: Annotated[dict[str, Any], AfterValidator(FrozenDict.of_json), Mark.HASHED_IF_SET] = NO_ARGUMENTS
     """Arguments of the environment's constructor; on the command line --env_kwargs.NAME=VALUE."""
-    action_units: Annotated[Literal["unit", "env"], Mark.HASHED_IF_SET] = "unit"
-    """Units of the actions in --dataset: unit, [-1, 1] for the bounds of the environment's, or env, the environment's
-    own, which are scaled. Minari's are scaled in any case."""
-    label_timing: Literal["pre", "post"] = "pre"
-    """Dataset rewards are computed from the state before an action (pre, as published) or after it."""
     normalize_observations: bool = False
     """Give observations mean 0 and standard deviation 1."""
     precision: Precision = PUBLISHED
@@ -151,6 +147,11 @@ class Config(Settings):
             raise UserError(f"--batch_devices={devices}: does not divide --agent.batch_size={batch_size}")
         if not (self.env_name or self.dataset):
             raise UserError("nothing to learn from: give --env_name, or data with --dataset")
+        for option in ("columns", "guess_columns", "obs_keys", "rescale_actions", "clip_actions"):
+            if getattr(self, option) and self.dataset is None:
+                raise UserError(f"--{option}: it says how --dataset is read, give one")
+        if self.columns:
+            Columns.of(self.columns)
         if self.action_units == "env" and self.env_name is None:
             raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
         if not self.total_steps:
@@ -220,6 +221,11 @@ class Config(Settings):
     def task(self) -> str:
         """Name of the task: the environment's id, or without one the dataset's name."""
         return task_name(self.env_name, self.dataset)
+
+    @property
+    def data_options(self) -> DataOptions:
+        """How the data are read."""
+        return DataOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DataOptions)})
 
     @property
     def make_env(self) -> "EnvFactory":

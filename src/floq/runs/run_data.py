@@ -125,10 +125,10 @@ def load_fleet_data(
     envs = {name: config.make_env.named(name) if name else None for name in names}
     if given is not None:
         rows = given.on_host()
-        tasks = {name: given_splits(rows, env, config.action_units) for name, env in envs.items()}
+        tasks = {name: given_splits(rows, env, config) for name, env in envs.items()}
     elif config.dataset is not None:
-        where, how = (config.dataset, config.dataset_dir), (config.label_timing, fetch, config.action_units)
-        tasks = {name: open_splits(*where, env, *how) for name, env in envs.items()}
+        where = (config.dataset, config.dataset_dir)
+        tasks = {name: open_splits(*where, env, fetch, config) for name, env in envs.items()}
     else:
         ids = [name for name in names if name is not None]
         loaded = ogbench.load_tasks(ids, user_path(config.dataset_dir), config.label_timing, fetch)

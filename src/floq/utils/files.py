@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ try:
 except ImportError:  # Windows has no such locks; runs there are not guarded
     fcntl = None
 
-DATA_FILES = (".npz", ".hdf5", ".h5")
+SUFFIX = r"\.[A-Za-z]\w*$"  # of a file; names of datasets and environments have none
 LOCK_RETRY_S = 0.05  # seconds; `is_locked` takes far less
 
 # --- Paths ---
@@ -29,8 +30,8 @@ def user_path(text: str | Path) -> Path:
 
 
 def looks_like_path(text: str) -> bool:
-    """Return whether a text denotes a file or folder and not a name: `/data/x`, `./x`, `~/x`, `x.npz`."""
-    return text[:1] in ("/", ".", "~") or text.endswith((*DATA_FILES, "/"))
+    """Return whether a text denotes a file or folder and not a name: `/data/x`, `./x`, `~/x`, `x/`, `x.npz`."""
+    return text[:1] in ("/", ".", "~") or text.endswith("/") or re.search(SUFFIX, text) is not None
 
 
 def check_writable(folder: Path, remedy: str) -> None:

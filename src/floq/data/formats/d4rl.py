@@ -1,40 +1,62 @@
 """D4RL files (arXiv 2004.07219), read with h5py; the package d4rl is never imported."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from floq.data.arrays import OpenedDataset, from_arrays
-from floq.data.formats.files import numeric_array, open_hdf5, unpacked_bytes
+from floq.data.arrays import (
+    AS_THEY_ARE,
+    ENDS,
+    NAMES,
+    TERMINATIONS,
+    DataOptions,
+    OpenedDataset,
+    concatenate,
+    from_arrays,
+    standard_names,
+)
+from floq.data.formats.files import data_files, numeric_array, open_hdf5, unpacked_bytes
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size
 
+SUFFIXES = (".hdf5", ".h5")
+OPTIONS = ()
 REQUIRED = ("observations", "actions", "rewards", "terminals")
-OPTIONAL = ("timeouts", "next_observations")
+KEYS = (*REQUIRED, "timeouts", "next_observations")
 
 
 def takes(path: Path) -> bool:
-    """Return whether the name is that of an HDF5 file."""
-    return path.suffix in (".hdf5", ".h5")
+    """Return whether the name is that of an HDF5 file, or of a folder with some."""
+    return bool(data_files(path, SUFFIXES))
 
 
-def read(path: Path) -> OpenedDataset:
-    """Read a D4RL file. Rewards of antmaze files, 0 and 1 there, become -1 and 0, as is usual in published results.
+def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
+    """Read a D4RL file, or a folder of them in the order of their names. Rewards of antmaze files, 0 and 1 there,
+    become -1 and 0, as is usual in published results.
 
     Raises:
-        UserError: h5py is missing, or the file is missing or damaged, lacks an array or holds wrong data.
+        UserError: h5py is missing, or a file is missing or damaged, lacks an array or holds wrong data.
     """
+    parts, files, held = [], data_files(path, SUFFIXES), 0
+    for file in files:
+        arrays = standard_names(_arrays(file, (*KEYS, *NAMES, *TERMINATIONS, *ENDS), held), str(file), "terminals")
+        if missing := [key for key in REQUIRED if key not in arrays]:
+            raise UserError(f"{file} lacks {', '.join(missing)}: it is not a D4RL dataset")
+        arrays = {key: x for key, x in arrays.items() if key in KEYS}
+        held += sum(x.nbytes for x in arrays.values())
+        if "antmaze" in re.sub("[-_]", "", file.name.lower()):  # also Ant_maze_u-maze_noisy_...
+            arrays["rewards"] = arrays["rewards"] - 1.0
+        parts.append(from_arrays(**arrays, source=str(file), any_actions=options.changes_actions))
+    return OpenedDataset(concatenate(parts, [file.name for file in files], str(path)), True, str(path))
+
+
+def _arrays(path: Path, keys: Sequence[str], held: int) -> dict[str, Any]:
+    """Read those arrays of a file that it has, if they fit into memory beside the bytes `held`."""
     with open_hdf5(path) as file:
         there = set(file)  # names only: links are not followed
-        if missing := [key for key in REQUIRED if key not in there]:
-            raise UserError(f"{path} lacks {', '.join(missing)}: it is not a D4RL dataset")
-        found = {key: numeric_array(file, key, path) for key in (*REQUIRED, *OPTIONAL) if key in there}
-        check_size(sum(map(unpacked_bytes, found.values())), path)
-        arrays = {key: np.asarray(x) for key, x in found.items()}
-    for key in ("rewards", "terminals", "timeouts"):
-        if key in arrays and arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
-            arrays[key] = arrays[key][:, 0]
-    if "antmaze" in re.sub("[-_]", "", path.name.lower()):  # also Ant_maze_u-maze_noisy_...
-        arrays["rewards"] = arrays["rewards"] - 1.0
-    return OpenedDataset(from_arrays(**arrays, source=str(path)), True, str(path))
+        found = {key: numeric_array(file, key, path) for key in keys if key in there}
+        check_size(held + sum(map(unpacked_bytes, found.values())), path)
+        return {key: np.asarray(x) for key, x in found.items()}

@@ -76,6 +76,13 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
+def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return the path, or the files of a folder in the order of their names, as far as they have these suffixes in
+    capital or small letters."""
+    candidates = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in candidates if file.suffix.lower() in suffixes]
+
+
 def check_exists(path: Path) -> None:
     """Raise UserError if there is no such file."""
     if not path.is_file():
@@ -137,3 +144,24 @@ def numeric_array(group: Any, key: str, source: object, remedy: str = "") -> Any
 def unpacked_bytes(array: Any) -> int:
     """Return the bytes that an array unpacks to; callers compare their sum with `untrusted.size_limit()`."""
     return array.size * array.dtype.itemsize
+
+
+def subgroup(group: Any, name: str, source: object, remedy: str = "fetch it again") -> Any:
+    """Return the group of this name within another. Raises UserError if there is none in the same file."""
+    import h5py
+
+    hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
+    if not hard or not isinstance(found := group[name], h5py.Group):
+        raise UserError(f"{source}: {group.name.rstrip('/')}/{name} is missing, or no group: {remedy}")
+    return found
+
+
+def text_array(group: Any, key: str, source: object) -> list[str]:
+    """Read a list of short texts. Raises UserError if it is none, or lies in another file."""
+    import h5py
+
+    hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
+    if not hard or not isinstance(x := group[key], h5py.Dataset) or x.ndim != 1 or x.dtype.kind not in "SO":
+        raise UserError(f"{source}: {group.name}/{key} is no list of names: take it out")
+    check_size(unpacked_bytes(x), source)
+    return [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in x[()]]

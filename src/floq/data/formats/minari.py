@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, flatdim
 
-from floq.data.arrays import OpenedDataset, from_episodes
-from floq.data.formats.files import numeric_array, open_hdf5, unpacked_bytes
+from floq.data.arrays import AS_THEY_ARE, DataOptions, OpenedDataset, from_episodes
+from floq.data.formats.files import numeric_array, open_hdf5, subgroup, unpacked_bytes
 from floq.envs import spaces
 from floq.utils.errors import UserError, in_one_line
 from floq.utils.untrusted import check_size, parse_json, read_json
@@ -19,6 +19,7 @@ from floq.utils.untrusted import check_size, parse_json, read_json
 METADATA, EPISODES = "data/metadata.json", "data/main_data.hdf5"
 KEYS = ("actions", "rewards", "terminations")
 REFETCH = "fetch it again"
+SUFFIXES = OPTIONS = ()
 SIZES = {"Box": "shape", "Discrete": "n", "MultiBinary": "n", "MultiDiscrete": "nvec"}  # spaces, and what sizes them
 MAX_SPACE_SIZE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
 
@@ -47,27 +48,29 @@ def local_folder(name: str) -> Path:
     return folder
 
 
-def read(path: Path) -> OpenedDataset:
+def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
     """Read the Minari dataset in a folder. The parts of its observations are laid end to end, and actions are mapped
     from their limits to [-1, 1], as `floq.envs.environments.make` does.
 
     Raises:
         UserError: Minari is missing, or the dataset is damaged, asks for too much or holds wrong data.
     """
-    count, obs_space, act_space = _metadata(path)
+    count, obs_space, act_space, score_range = _metadata(path)
     low, high = _action_limits(act_space, path)
     with open_hdf5(path / EPISODES) as file:
-        groups = [_subgroup(file, f"episode_{number}", path) for number in range(min(count, len(file)))]
+        groups = [subgroup(file, f"episode_{number}", path) for number in range(min(count, len(file)))]
         episodes = [_find_arrays(group, obs_space, act_space, path) for group in groups]
         check_size(sum(_unpacked_bytes(arrays, obs_space, path) for arrays in episodes), path)
         read = (_read_episode(arrays, obs_space, (low, high), path) for arrays in episodes)
-        data = from_episodes(read, str(path))
-    return OpenedDataset(data, True, str(path), parts=spaces.part_names(obs_space, path), scaled=True)
+        data = from_episodes(read, str(path), any_actions=options.changes_actions)
+    parts = spaces.part_names(obs_space, path)
+    return OpenedDataset(data, True, str(path), parts=parts, scaled=True, score_range=score_range)
 
 
-def _metadata(folder: Path) -> tuple[int, Any, Any]:
-    """Return the number of episodes, and the spaces of observations and actions. A space must not be missing: Minari
-    would make the environment that the metadata name, and so call any function that an untrusted file names."""
+def _metadata(folder: Path) -> tuple[int, Any, Any, tuple[float, float] | None]:
+    """Return the number of episodes, the spaces of observations and actions, and the returns that stand for the scores
+    0 and 100, if the dataset says so. A space must not be missing: Minari would make the environment that the metadata
+    name, and so call any function that an untrusted file names."""
     try:
         from minari.serialization import deserialize_space
     except ImportError as error:
@@ -92,7 +95,9 @@ def _metadata(folder: Path) -> tuple[int, Any, Any]:
         raise
     except Exception as error:  # wrong spaces raise nearly anything, Gymnasium's assertions among it
         raise UserError(f"{folder}: its spaces are damaged ({in_one_line(error)}): {REFETCH}") from error
-    return count, spaces.ordered(obs_space), act_space
+    scores: list[Any] = [metadata.get(f"ref_{end}_score") for end in ("min", "max")]
+    known = all(type(score) in (int, float) for score in scores) and scores[0] < scores[1]
+    return count, spaces.ordered(obs_space), act_space, (float(scores[0]), float(scores[1])) if known else None
 
 
 def _check_space(space: Any, where: str) -> None:
@@ -120,7 +125,7 @@ def _find_arrays(group: Any, obs_space: Any, act_space: Any, folder: Path) -> di
         # A part is named as its space.
         *within, name = ["observations", *(f"_index_{x}" if isinstance(x, int) else x for x in path)]
         where = f"{folder}: {spaces.describe(path)}"
-        parent = functools.reduce(lambda found, inner: _subgroup(found, inner, folder), within, group)
+        parent = functools.reduce(lambda found, inner: subgroup(found, inner, folder), within, group)
         arrays[path] = found = numeric_array(parent, name, where, spaces.picture_remedy(space))
         spaces.check_array(space, found.shape, found.dtype, where)
     arrays |= {key: numeric_array(group, key, folder) for key in KEYS}
@@ -142,16 +147,6 @@ def _read_episode(
     if not (limits[0] == -1).all() or not (limits[1] == 1).all():
         read["actions"] = spaces.box_to_unit(read["actions"], *limits)
     return {key: read[key] for key in KEYS} | {"observations": spaces.flatten(obs_space, read, folder)}
-
-
-def _subgroup(group: Any, name: str, folder: Path) -> Any:
-    """Return the group of this name within another."""
-    import h5py
-
-    hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
-    if not hard or not isinstance(found := group[name], h5py.Group):
-        raise UserError(f"{folder}: {group.name.rstrip('/')}/{name} is missing, or no group: {REFETCH}")
-    return found
 
 
 def _action_limits(space: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,21 +1,27 @@
 """npz files: one row per state (OGBench's layout), one row per transition, or a folder with one episode a file."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from floq.data.arrays import (
-    EPISODE_KEYS,
-    TERMINATION_ALIASES,
+    AS_THEY_ARE,
+    ENDS,
+    NAMES,
+    TERMINATIONS,
+    DataOptions,
     OpenedDataset,
     Trajectories,
     check_rows,
+    concatenate,
     from_arrays,
     from_episodes,
+    standard_names,
+    to_array,
 )
-from floq.data.formats.files import open_npz
+from floq.data.formats.files import data_files, open_npz
 from floq.utils.errors import UserError
 
 ROW_KEYS = ("observations", "actions", "terminals")
@@ -23,26 +29,31 @@ STATE_KEYS = ("qpos", "button_states")  # OGBench's tasks compute rewards from t
 REWARD_KEYS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
 FLAT_KEYS = ("timeouts", "next_observations")  # of files with a row for each transition
 PARTS_KEY = "observation_parts"  # the names of what the observations consist of
-KEYS = (*ROW_KEYS, *STATE_KEYS, *REWARD_KEYS, *FLAT_KEYS, PARTS_KEY)
+KEYS = (*ROW_KEYS, *REWARD_KEYS, *FLAT_KEYS, *NAMES, *TERMINATIONS, *ENDS)
+SUFFIXES = (".npz",)
+OPTIONS = ()
 
 
 def takes(path: Path) -> bool:
-    """Return whether the name is that of an npz file, or of a folder."""
-    return path.suffix == ".npz" or os.path.isdir(path)
+    """Return whether the name is that of an npz file, or of a folder with some."""
+    return bool(data_files(path, SUFFIXES))
 
 
-def read(path: Path) -> OpenedDataset:
+def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
     """Read an npz file in OGBench's layout or with flat arrays as for `from_arrays`, or a folder of episodes as for
-    `from_episodes`, in the order of their names. Raises UserError if it is missing, damaged, incomplete or wrong."""
-    if os.path.isdir(path):
-        return _read_folder(path)
-    arrays, source = open_npz(path, KEYS), str(path)
+    `from_episodes`, or of flat arrays, in the order of their names. Raises UserError if it is missing, damaged,
+    incomplete or wrong."""
+    any_actions = options.changes_actions
+    if path.is_dir():
+        return _read_folder(path, any_actions)
+    arrays, source = open_npz(path, (*KEYS, *STATE_KEYS, PARTS_KEY)), str(path)
     parts = arrays.pop(PARTS_KEY, np.array([], str))
     if parts.ndim != 1 or parts.dtype.kind != "U":
         raise UserError(f"{path}: {PARTS_KEY} is no list of names, as `floq data convert` writes it: take it out")
     names = tuple(map(str, parts))
+    arrays = {key: to_array(x, key, source) for key, x in standard_names(arrays, source, "terminals").items()}
     if "rewards" in arrays and ("masks" not in arrays or not arrays.keys().isdisjoint(FLAT_KEYS)):
-        return OpenedDataset(_from_flat(arrays, source), True, source, path, names)
+        return OpenedDataset(_from_flat(arrays, source, any_actions), True, source, path, names)
     if missing := [key for key in ROW_KEYS if key not in arrays]:
         raise UserError(f"{source} lacks {', '.join(missing)}: it is not an OGBench dataset")
     check_rows(arrays, source)
@@ -56,7 +67,7 @@ def read(path: Path) -> OpenedDataset:
     return OpenedDataset(data, has_rewards, source, path, names, state=state)
 
 
-def _from_flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
+def _from_flat(arrays: Mapping[str, Any], source: str, any_actions: bool) -> Trajectories:
     """Convert arrays with a row for each transition. If there are `masks`, they mark true terminations, and `terminals`
     every end of a trajectory, as in the arrays that OGBench's loader returns."""
     if missing := [key for key in ROW_KEYS if key not in arrays]:
@@ -64,21 +75,26 @@ def _from_flat(arrays: dict[str, np.ndarray], source: str) -> Trajectories:
     flat = {key: arrays[key] for key in (*ROW_KEYS, "rewards", *FLAT_KEYS) if key in arrays}
     if "masks" in arrays:
         flat |= {"terminals": arrays["masks"] == 0, "timeouts": arrays["terminals"]}
-    return from_arrays(**flat, source=source)
+    return from_arrays(**flat, source=source, any_actions=any_actions)
 
 
-def _read_folder(folder: Path) -> OpenedDataset:
-    files = sorted(folder.glob("*.npz"))
-    if not files:
-        raise UserError(f"{folder} holds no .npz files")
-    episodes = from_episodes(_open_all(files), str(folder), [file.name for file in files])
-    return OpenedDataset(episodes, True, str(folder))
-
-
-def _open_all(files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the arrays of one file after another; all of them together must keep the limit for one file."""
-    held, remedy = 0, "repair it, or take it out of the folder"
+def _read_folder(folder: Path, any_actions: bool) -> OpenedDataset:
+    """Read the files of a folder, all of which together must keep the limit for one file. One with a row for each
+    transition that says where episodes are cut may hold several; any other is one episode."""
+    files, parts, held = data_files(folder, SUFFIXES), [], 0
     for file in files:
-        arrays = open_npz(file, (*EPISODE_KEYS, *TERMINATION_ALIASES), remedy, held)
+        arrays = open_npz(file, KEYS, "repair it, or take it out of the folder", held)
         held += sum(array.nbytes for array in arrays.values())
-        yield arrays
+        source = f"{folder}, {file.name}"
+        if _cuts_inside(arrays):
+            parts.append(_from_flat(standard_names(arrays, source, "terminals"), source, any_actions))
+        else:
+            parts.append(from_episodes([arrays], str(folder), [file.name], any_actions))
+    return OpenedDataset(concatenate(parts, [file.name for file in files], str(folder)), True, str(folder))
+
+
+def _cuts_inside(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Return whether arrays with a row for each transition say that an episode is cut off before the last row."""
+    cut = next((arrays[key] for key in ("timeouts", "truncations", "truncated") if key in arrays), np.zeros(1))
+    obs = next((arrays[key] for key in ("observations", "obs") if key in arrays), np.zeros(0))
+    return cut.shape[:1] == obs.shape[:1] and bool(cut[:-1].any())

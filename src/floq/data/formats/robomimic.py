@@ -1,0 +1,116 @@
+"""robomimic's HDF5 files (arXiv 2108.03298), and those of benchmarks that share their layout: a group for each
+demonstration, `data/demo_N/{obs,next_obs,actions,rewards,dones}`. Read with h5py; robomimic is never imported."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floq.data.arrays import AS_THEY_ARE, DataOptions, OpenedDataset, bounds, concatenate, from_episodes
+from floq.data.formats.files import data_files, numeric_array, open_hdf5, subgroup, text_array, unpacked_bytes
+from floq.utils.errors import UserError, nearest
+from floq.utils.untrusted import check_size
+
+SUFFIXES = (".hdf5", ".h5")
+OPTIONS = ("obs_keys",)
+KEYS = {"actions": "actions", "rewards": "rewards", "dones": "terminations"}  # and what floq calls them
+
+
+def takes(path: Path) -> bool:
+    """Return whether a file, or the first of a folder, holds demonstrations."""
+    with contextlib.suppress(UserError):  # damage is for a reader to explain
+        for file in data_files(path, SUFFIXES)[:1]:
+            with open_hdf5(file) as opened:
+                return "data" in opened
+    return False
+
+
+def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
+    """Read a robomimic file, or a folder of them in the order of their names. `dones` are true terminations, as they
+    are for robomimic's own algorithms. Demonstrations of the mask `valid`, where there is one, are held out, and only
+    those of the mask `train` are beside them.
+
+    Raises:
+        UserError: h5py is missing, or a file is missing or damaged, lacks an array or holds wrong data.
+    """
+    files, parts, held_out, size = data_files(path, SUFFIXES), [], [], 0
+    obs_keys: tuple[str, ...] = options.obs_keys
+    for file in files:
+        with open_hdf5(file) as opened:
+            names, valid = _demonstrations(opened, file)
+            data = subgroup(opened, "data", file)
+            obs_keys = obs_keys or _state_keys(subgroup(data, names[0], file), file)
+            found = [_find_arrays(subgroup(data, name, file), obs_keys, file) for name in names]
+            size += sum(unpacked_bytes(x) for arrays in found for x in arrays.values())
+            check_size(size, file)
+            episodes = (_read_episode(arrays, obs_keys) for arrays in found)
+            part = from_episodes(episodes, str(file), names, options.changes_actions)
+        first, last = bounds(part)
+        parts.append(part)
+        held_out.append(np.repeat([name in valid for name in names], last - first + 1))
+    rows = np.concatenate(held_out)
+    joined = concatenate(parts, [file.name for file in files], str(path))
+    return OpenedDataset(joined, True, str(path), parts=obs_keys, held_out=rows if rows.any() else None)
+
+
+def _demonstrations(file: Any, path: Path) -> tuple[list[str], set[str]]:
+    """Return the names of the demonstrations that are used, in the order of their numbers, and those held out."""
+    data = subgroup(file, "data", path)
+    names = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda name: int(name[5:]))
+    masks = {}
+    if "mask" in file:
+        group = subgroup(file, "mask", path)
+        for which in {"train", "valid"} & set(group):
+            masks[which] = set(text_array(group, which, path))
+    if masks.keys() == {"train", "valid"}:
+        names = [name for name in names if name in masks["train"] | masks["valid"]]
+        if not masks["train"] - masks["valid"]:
+            raise UserError(f"{path}: its mask `valid` holds all that `train` does: nothing is left to train on")
+    if not names:
+        raise UserError(f"{path} has no demonstration, data/demo_0 and so on: it is no robomimic dataset")
+    return names, masks.get("valid", set()) if "train" in masks else set()
+
+
+def _state_keys(demonstration: Any, path: Path) -> tuple[str, ...]:
+    """Return the observations of a demonstration, which must all be vectors."""
+    group = subgroup(demonstration, "obs", path, "make it with robomimic's dataset_states_to_obs")
+    keys = tuple(sorted(group))
+    vectors = [key for key in keys if numeric_array(group, key, path).ndim in (1, 2)]
+    if images := [key for key in keys if key not in vectors]:
+        raise UserError(
+            f"{path}: obs/{images[0]} has the shape {group[images[0]].shape}, floq reads vectors: name those to use, "
+            f"as in --obs_keys {' '.join(vectors)}"
+        )
+    return keys
+
+
+def _find_arrays(demonstration: Any, obs_keys: Sequence[str], path: Path) -> dict[str, Any]:
+    """Find and check the arrays of a demonstration, without reading them."""
+    where = f"{path}: {demonstration.name}"
+    obs = subgroup(demonstration, "obs", path, "make it with robomimic's dataset_states_to_obs")
+    if missing := [key for key in obs_keys if key not in obs]:
+        raise UserError(f"{where}/obs lacks {missing[0]}{nearest(missing[0], obs)}: it has {', '.join(sorted(obs))}")
+    if missing := [key for key in KEYS if key not in demonstration]:
+        raise UserError(f"{where} lacks {', '.join(missing)}: make it with robomimic's dataset_states_to_obs")
+    found = {f"obs/{key}": numeric_array(obs, key, f"{where}/obs") for key in obs_keys}
+    if "next_obs" in demonstration and set(obs_keys) <= set(after := subgroup(demonstration, "next_obs", path)):
+        found |= {f"next_obs/{key}": numeric_array(after, key, f"{where}/next_obs") for key in obs_keys}
+    found |= {key: numeric_array(demonstration, key, where) for key in KEYS}
+    length = len(found["actions"]) if found["actions"].ndim else 0
+    for key, x in found.items():
+        if "obs/" in key and (x.ndim not in (1, 2) or len(x) != length):
+            raise UserError(f"{where}/{key} has the shape {x.shape} for {length} actions: floq reads vectors")
+    return found
+
+
+def _read_episode(arrays: dict[str, Any], obs_keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read a demonstration: its observations laid end to end, and what came after the last action if it is known."""
+    rows = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    obs = np.concatenate([rows(arrays[f"obs/{key}"][()]) for key in obs_keys], axis=1)
+    if f"next_obs/{obs_keys[0]}" in arrays and len(obs):
+        last = np.concatenate([rows(arrays[f"next_obs/{key}"][-1:]) for key in obs_keys], axis=1)
+        obs = np.concatenate([obs, last])
+    return {name: arrays[key][()] for key, name in KEYS.items()} | {"observations": obs}
