@@ -17,8 +17,9 @@ from floq.analysis.report.csv_files import evaluation_rows, read_tables, run_row
 from floq.analysis.report.groups import group_runs
 from floq.analysis.report.page import markdown, page
 from floq.analysis.report.scores import assemble
+from floq.data.arrays import DataOptions
 from floq.data.collection.experts import Walker
-from floq.data.formats import d4rl
+from floq.data.formats import d4rl, robomimic, tables
 from floq.data.formats.files import open_npz
 from floq.data.formats.open import open_dataset
 from floq.runs import record as report_runs
@@ -146,6 +147,20 @@ def hdf5(content: bytes) -> None:
     d4rl.read(_file("a.hdf5", content))
 
 
+def demonstrations(content: bytes) -> None:
+    file = _file("d.hdf5", content)
+    if robomimic.takes(file):
+        robomimic.read(file)
+
+
+def parquet(content: bytes) -> None:
+    tables.read(_file("a.parquet", content), DataOptions(guess_columns=True))
+
+
+def csv_table(content: bytes) -> None:
+    tables.read(_file("a.csv", content), DataOptions(guess_columns=True))
+
+
 def tensors(content: bytes) -> None:
     with _refusal():
         read_tensors(_file("a.safetensors", content))
@@ -168,6 +183,22 @@ def _npy() -> bytes:
 def _hdf5() -> bytes:
     arrays = flat(make_episodes([(2, True), (1, False)]), with_next=True)
     return write_hdf5(folder() / "seed.hdf5", arrays).read_bytes()
+
+
+def _demonstrations() -> bytes:
+    arrays = {"obs/x": np.zeros((2, 1)), "actions": np.zeros((2, 1)), "rewards": np.zeros(2), "dones": np.zeros(2)}
+    content = {f"data/demo_{n}/{key}": x for n in range(2) for key, x in arrays.items()}
+    content |= {f"mask/{name}": np.array([f"demo_{n}"], "S6") for n, name in enumerate(("train", "valid"))}
+    return write_hdf5(folder() / "seed.hdf5", content).read_bytes()
+
+
+def _parquet() -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"x0": [1.0, 2.0, 3.0], "a0": [0.0, 0.5, 1.0], "reward": [1.0, 0.0, 1.0], "episode": ["a", "a", "a"]}
+    parquet.write_table(pyarrow.table(columns), folder() / "seed.parquet")
+    return (folder() / "seed.parquet").read_bytes()
 
 
 def _walker() -> bytes:
@@ -195,6 +226,9 @@ SEEDS: dict[Target, Callable[[], bytes]] = {
     npz_dataset: _npz,
     npy_array: _npy,
     hdf5: _hdf5,
+    demonstrations: _demonstrations,
+    parquet: _parquet,
+    csv_table: lambda: b"x0,a0,reward,episode\n1,0.5,1,a\n2,0.5,0,a\n",
     tensors: _walker,
     walker: _walker,
 }

@@ -1,12 +1,16 @@
 """`floq train --dataset`: on somebody's own data, with a Gymnasium environment and with none."""
 
 import json
+import re
+from dataclasses import replace
+from functools import partial
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 from conftest import TINY
-from episodes import make_episodes, write_folder
+from episodes import make_episodes, write_folder, write_minari
 from helpers import SCALAR, agent_config
 
 import floq
@@ -17,8 +21,15 @@ from floq.analysis.evaluate_run import evaluate_run
 from floq.analysis.inspect_run import inspect_run
 from floq.data.arrays import from_episodes
 from floq.data.dataset import Dataset
+from floq.data.formats.d4rl import SCORES, score_range
+from floq.data.formats.open import open_splits
+from floq.envs.environments import EnvFactory, SeededEnv
 from floq.evaluation.held_out import ACTIONS, HeldOutEvaluator
+from floq.evaluation.rollouts import play_episode
+from floq.runs.config import Config
+from floq.runs.run_data import with_score_range
 from floq.utils.errors import UserError
+from floq.utils.progress import Display
 
 SMALL = [*TINY, "--agent=fql"]
 
@@ -78,6 +89,53 @@ def test_the_same_number_again_and_on_from_there(finished, capsys):
     assert "according to the critic" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_is_evaluated_elsewhere(finished, capsys):
+    """Also one without an environment; and only where the policy fits."""
+    elsewhere = ["eval", str(finished), "--env_name=Pendulum-v1", "--eval_episodes=2", "--step=4"]
+    policy = floq.Run.open(finished).load_agent(4).policy
+    for flags, gravity in (([], 10.0), (["--env_kwargs.g=2.0", "--score_range=-1000,0"], 2.0)):
+        assert cli.run([*elsewhere, *flags]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        env = SeededEnv(gymnasium.make("Pendulum-v1", g=gravity), EnvFactory("Pendulum-v1"))
+        returns = []
+        for episode in range(2):
+            key = jax.random.fold_in(jax.random.fold_in(Keys.of(0).evaluation, 4), episode)
+            decide = partial(lambda key, obs, elapsed: policy.act(obs, jax.random.fold_in(key, elapsed)), key)
+            *_, (_, _, last) = play_episode(env, (0, 4, episode), decide, 1)
+            returns.append(last.result.episode_return)
+        assert f"return {np.mean(returns):.4g} on average" in shown
+        assert (f"score {100 * (1 + np.mean(returns) / 1000):.1f}, 0 for a return of -1000" in shown) == bool(flags)
+    for wrong, message in {
+        "--env_name=MountainCarContinuous-v0": "its observation has 2 numbers, that of the policy in .* has 3: name",
+        "--env_name=Hopper-v5": "its observation has 11 numbers",
+        "--env_kwargs.g=2.0": "--env_kwargs are the arguments of another environment, which --env_name names",
+    }.items():
+        assert cli.run(["eval", str(finished), wrong]) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")
+def test_scores_that_data_and_environments_carry(tmp_path, monkeypatch):
+    """A Minari dataset's own, before D4RL's."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    write_minari("test/scored-v0", make_episodes([(3, True), (2, False)]))
+    metadata = tmp_path / "test" / "scored-v0" / "data" / "metadata.json"
+    written, hopper = json.loads(metadata.read_text()), Config(env_name="Hopper-v5", dataset="test/scored-v0")
+    for scores, wanted in (({"ref_min_score": -5, "ref_max_score": 70.5}, (-5, 70.5)), ({"ref_min_score": 1}, None)):
+        metadata.write_text(json.dumps(written | scores))
+        splits = open_splits("test/scored-v0", "none")
+        assert splits.score_range == wanted
+        found = with_score_range(hopper, splits, Display(show=False)).score_range
+        assert found == (wanted or (-20.272305, 3234.3))
+    for name, known in {"HalfCheetah-v5": 12135.0, "AdroitHandDoorSparse-v1": 2880.5693087298737}.items():
+        assert score_range(name) == (SCORES["halfcheetah" if known > 1e4 else "door"][0], known)
+    assert score_range("Pendulum-v1") is None
+    mine = replace(hopper, score_range=(0.0, 1.0))
+    assert with_score_range(mine, splits, Display(show=False)) is mine
+    blind = replace(hopper, env_name=None)
+    assert with_score_range(blind, splits, Display(show=False)) is blind
+
+
 def test_what_is_said_is_what_the_agent_computes():
     """The value of initial states, by a loop over states and actions."""
     data = Dataset.from_episodes(make_episodes([(3, True), (2, False), (4, True)]))
@@ -106,14 +164,20 @@ FLOW = ["--agent=floq", "--agent.block_width=8", "--agent.block_depth=1"]
     ids=["fql", "floq"],
 )
 def test_with_a_gymnasium_environment(logs, tmp_path, capsys, own, pictures):
-    flags = [f"--dataset={logs}", "--env_name=Pendulum-v1", f"--save_dir={tmp_path}"]
+    flags = [f"--dataset={logs}", "--env_name=Pendulum-v1", f"--save_dir={tmp_path}", "--score_range", "-2000", "0"]
     assert cli.run(["train", *SMALL, *flags, *own]) == 0
     (folder,) = tmp_path.glob("floq/debug/Pendulum-v1/*")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["success"] is None
     assert (summary["eval_episodes"], summary["episode.length"]) == (3, 200)
     assert -2000 < summary["episode.return"] < 0
+    run = floq.Run.open(folder)
+    scores = 100 * (1 + np.array(run.evaluations()["evaluation/episode.return"]) / 2000)
+    np.testing.assert_allclose(run.evaluations()["evaluation/episode.normalized_return"], scores)
+    assert run.config.score_range == (-2000, 0)
     printed = capsys.readouterr().out
+    assert "scores  0 stands for a return of -2000, 100 for 0, according to --score_range" in printed
+    assert f"score {scores[-1]:.1f}, 0 for a return of -2000 and 100 for 0" in " ".join(printed.split())
     assert "3 episodes of Pendulum-v1" in printed
     assert "90 + 30 transitions, 0.0 MB" in printed
     low = min(float(e["rewards"].min()) for e in list(pendulum_episodes())[:3])

@@ -137,7 +137,10 @@ def change(**arrays):
             change(actions=np.full((3, 1), 1.5)),
             r"episode 1: actions lie outside \[-1, 1\] in 3 of 3 rows.*row 0 \(1.5\), .*or rescale them",
         ),
-        (change(actions=np.full((3, 1), 1.000002)), r"row 0 \(1.000002\), the largest 1.000002: clip them$"),
+        (
+            change(actions=np.full((3, 1), 1.000002)),
+            r"row 0 \(1.000002\), the largest 1.000002: clip them \(--clip_actions\)$",
+        ),
         (change(actions=np.zeros((3, 1), int)), "episode 1: actions holds int64; floq needs continuous actions"),
         (change(actions=np.zeros((3, 2))), "actions have 1 numbers in episode 0 and 2 in episode 1"),
         (
@@ -146,7 +149,15 @@ def change(**arrays):
         ),
         (change(rewards=np.zeros(2)), "episode 1: all arrays must have equally many rows"),
         (change(terminations=np.zeros(2)), "episode 1: all arrays must have equally many rows, .*terminations 2"),
-        (change(terminations=np.zeros((3, 1))), r"episode 1: terminations has shape \(3, 1\), it must be \(rows,\)"),
+        (change(terminations=np.zeros((3, 2))), r"episode 1: terminations has shape \(3, 2\), it must be \(rows,\)"),
+        (
+            lambda e: {"obs": e["observations"], **e},
+            "episode 1 has observations twice, the second time as 'observations'",
+        ),
+        (
+            lambda e: {("dones" if k == "terminations" else k): x for k, x in e.items()},
+            "episode 1 has 'dones' but no 'terminations': rename it if it marks true terminations only",
+        ),
         (change(terminations=np.array([0, np.nan, 0])), "episode 1: terminations is not finite in 1 of 3 rows"),
         (change(actions=[[0.0], [0.0, 1.0], [0.0]]), "episode 1: actions is not an array of numbers"),
         (change(actions=0.5), "episode 1 is empty"),

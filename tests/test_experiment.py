@@ -151,7 +151,7 @@ FIRST = 'name = "one"'
         (
             'reference = "one"',
             'reference = "one"\nscore = "retrun"',
-            "score: 'retrun' is none; choose success or return",
+            "score: 'retrun' is none; choose success or normalized or return",
         ),
         (
             'name = "two"',

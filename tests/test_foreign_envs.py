@@ -17,8 +17,8 @@ from gymnasium import spaces
 
 from floq import cli
 from floq.analysis.evaluate_run import evaluate_run
-from floq.data.arrays import OpenedDataset, Trajectories
-from floq.data.formats.open import with_unit_actions
+from floq.data.arrays import DataOptions, OpenedDataset, Trajectories
+from floq.data.formats.open import open_dataset, open_splits, with_unit_actions
 from floq.envs import environments
 from floq.envs.environments import EnvFactory, SeededEnv, probe
 from floq.envs.spaces import action_box, box_to_unit, unit_to_box
@@ -161,7 +161,7 @@ def test_a_run_is_not_evaluated_where_observations_have_other_parts(register, tm
     config = Config(env_name=register(Named), dataset="logs", save_dir=str(tmp_path))
     run = Run.create(config, {"versions": {}, "data": {"observation_parts": ["arm (2)", "target (1)"]}})
     assert Run.open(run.folder).records["data"]["observation_parts"] == ["arm (2)", "target (1)"]
-    saved = types.SimpleNamespace(agent=types.SimpleNamespace(policy=None), step=1)
+    saved = types.SimpleNamespace(agent=types.SimpleNamespace(policy=None, obs_spec=ObsSpec(3), action_dim=1), step=1)
     monkeypatch.setattr(checkpoint, "load", lambda *_: saved)
     with pytest.raises(UserError, match=r"observations are arm \(2\), goal \(1\); those of .* are arm \(2\), target"):
         evaluate_run(str(run.folder), show=False)
@@ -254,35 +254,85 @@ def logged(*actions):
     return OpenedDataset(data, True, "logs")
 
 
+def units(data, env, **options):
+    """The data and the lines on how its actions are read."""
+    opened = with_unit_actions(data, env, DataOptions(**options))
+    return opened, opened.notes
+
+
 def test_units_of_actions_are_said_and_chosen():
     data = logged(0.2, 0.3, 0.4)
-    same, (said, warning) = with_unit_actions(data, valve(0, 1), "unit")
-    assert same is data
+    same, (said, warning) = units(data, valve(0, 1))
+    assert same.data.actions is data.data.actions
     assert said.startswith(
         "actions are read as [-1, 1], which stands for the bounds of Valve-v0's, [0, 1]; --action_units=env"
     )
     assert "no action is outside [0, 1]" in warning
-    scaled, (said,) = with_unit_actions(data, valve(0, 1), "env")
+    scaled, (said,) = units(data, valve(0, 1), action_units="env")
     np.testing.assert_allclose(scaled.data.actions[:, 0], [-0.6, -0.4, -0.2], atol=1e-12)
     assert said == "actions are read in the environment's units, within the bounds of Valve-v0's, [0, 1]"
 
 
 def test_there_is_no_warning_where_data_and_bounds_do_not_suggest_one():
-    assert len(with_unit_actions(logged(-0.2, 0.3), valve(0, 1), "unit")[1]) == 1  # -.2 is no action of this valve
-    assert len(with_unit_actions(logged(0.2, 0.3), valve(-2, 2), "unit")[1]) == 1  # its bounds include [-1, 1]
-    assert with_unit_actions(logged(0.2, 0.3), valve(-1, 1), "unit")[1] == ()
-    assert with_unit_actions(logged(0.2)._replace(scaled=True), valve(0, 1), "env")[1] == ()
+    assert len(units(logged(-0.2, 0.3), valve(0, 1))[1]) == 1  # -.2 is no action of this valve
+    assert len(units(logged(0.2, 0.3), valve(-2, 2))[1]) == 1  # its bounds include [-1, 1]
+    assert units(logged(0.2, 0.3), valve(-1, 1))[1] == ()
+    assert units(logged(0.2)._replace(scaled=True), valve(0, 1), action_units="env")[1] == ()
+
+
+def test_actions_are_scaled_from_a_range_and_clipped():
+    scaled, (said,) = units(logged(-4.0, 0.0, 2.0), valve(0, 1), rescale_actions=(-4, 4))
+    np.testing.assert_allclose(scaled.data.actions[:, 0], [-1, 0, 0.5])
+    assert said == "actions are scaled from [-4, 4], as --rescale_actions says"
+    clipped, (said,) = units(logged(-1.5, 0.2, 1.01), None, clip_actions=True)
+    np.testing.assert_array_equal(clipped.data.actions[:, 0], [-1, 0.2, 1])
+    assert said == "actions are clipped to [-1, 1] in 66.67% of the rows, the largest was 1.5"
+    both, notes = units(logged(0.2, 1.5), valve(0, 1), action_units="env", clip_actions=True)
+    np.testing.assert_allclose(both.data.actions[:, 0], [-0.6, 1.0])
+    assert len(notes) == 2
+    assert units(logged(0.2, 1.0), None, clip_actions=True)[1] == ()
 
 
 def test_units_that_do_not_fit_are_refused():
     with pytest.raises(
         UserError, match=r"logs: actions lie outside the bounds of Valve-v0's, \[0, 1\], in 1 of 2 rows.*row 1"
     ):
-        with_unit_actions(logged(0.2, 1.5), valve(0, 1), "env")
+        units(logged(0.2, 1.5), valve(0, 1), action_units="env")
+    with pytest.raises(
+        UserError, match=r"outside \[-2, 1\], as --rescale_actions says, in 1 of 2 rows.*row 1 \(\[1.5\]\)"
+    ):
+        units(logged(0.2, 1.5), None, rescale_actions=(-2, 1))
     with pytest.raises(UserError, match="--action_units=env: give the environment whose units they are"):
-        with_unit_actions(logged(0.2), None, "env")
-    with pytest.raises(UserError, match="--action_units=env: give the environment"):
-        Config(env_name=None, dataset="logs", action_units="env")
+        units(logged(0.2), None, action_units="env")
+    with pytest.raises(UserError, match="--rescale_actions: logs states the bounds of its actions, leave it out"):
+        units(logged(0.2)._replace(scaled=True), None, rescale_actions=(0, 1))
+    for given, message in {
+        "--action_units=env: give the environment": {"env_name": None, "dataset": "logs", "action_units": "env"},
+        "--rescale_actions 1 0: give the lower bound": {"dataset": "logs", "rescale_actions": (1, 0)},
+        "--score_range 1 1: give the lower bound": {"score_range": (1, 1)},
+        "both say how actions": {"dataset": "logs", "rescale_actions": (0, 1), "action_units": "env"},
+        "--clip_actions: it says how --dataset is read, give one": {"clip_actions": True},
+        "--columns: reward is missing": {"dataset": "a.csv", "columns": {"observations": ["x"], "actions": ["u"]}},
+    }.items():
+        with pytest.raises(UserError, match=given):
+            Config(**message)
+
+
+def test_data_in_units_beyond_one_are_read(tmp_path):
+    """The readers leave to the environment's bounds what is scaled by them."""
+    for number in range(2):
+        np.savez(
+            tmp_path / f"{number}.npz",
+            observations=np.zeros((4, 2)),
+            actions=np.full((3, 1), 2.0),
+            rewards=np.arange(3.0),
+        )
+    with pytest.raises(
+        UserError, match=r"0\.npz: actions lie outside \[-1, 1\] in 3 of 3 rows.*--rescale_actions LOW HIGH"
+    ):
+        open_dataset(str(tmp_path), "none")
+    splits = open_splits(str(tmp_path), "none", options=DataOptions(rescale_actions=(0, 4)))
+    assert (np.asarray(splits.train.actions) == 0).all()
 
 
 # --- Processes and arguments ---

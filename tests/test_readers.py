@@ -28,13 +28,16 @@ from hypothesis import given, settings
 from minari.data_collector import EpisodeBuffer
 
 from floq import cli
-from floq.data.arrays import from_episodes
+from floq.data.arrays import DataOptions, as_float32, from_episodes
+from floq.data.dataset import Dataset
 from floq.data.formats import d4rl, npz
 from floq.data.formats.convert import convert
 from floq.data.formats.open import open_dataset, open_splits
+from floq.data.formats.tables import Columns, trajectories
 from floq.envs import environments
 from floq.utils import untrusted
 from floq.utils.errors import UserError
+from floq.utils.schema import read_toml
 
 TASK = MAZE_DATA.replace("-v0", "-singletask-v0")
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:minari")
@@ -353,9 +356,15 @@ def test_numbers_that_are_too_large_for_the_target(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./robot-play-logs", "robot-play-logs is not there: give such a file, a folder of them, or a name"),
-        ("notes.csv", r"notes\.csv is of no format that floq reads \(D4RL, Minari, npz\)"),
-        ("project", r"project holds no \.npz files"),
+        ("./robot-play-logs", "robot-play-logs is not there: give a file, a folder or a name"),
+        (
+            "notes.pkl",
+            r"of no format that floq reads: robomimic \(\.hdf5 \.h5\), D4RL .*, table \(\.csv \.parquet\), npz",
+        ),
+        (
+            "project",
+            r"project is of no format that floq reads: .* one file or a folder of them; folders of Minari\. See docs",
+        ),
         ("~/robot-v0", "robot-v0 is not there"),
         ("robot-v0", "no such Minari dataset in the local store"),
     ],
@@ -363,7 +372,7 @@ def test_numbers_that_are_too_large_for_the_target(tmp_path):
 def test_what_a_name_could_mean(tmp_path, store, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "notes.csv").write_text("a,b\n")
+    (tmp_path / "notes.pkl").write_text("a,b\n")
     (tmp_path / "project" / "data").mkdir(parents=True)
     with pytest.raises(UserError, match=message):
         open_dataset(name, "none")
@@ -384,9 +393,6 @@ def test_a_folder_of_episodes_that_is_none(tmp_path):
     (folder / "000.npz").write_bytes(b"not a zip file")
     with pytest.raises(UserError, match=r"000\.npz cannot be read .*: repair it, or take it out of the folder"):
         npz.read(folder)
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"holds no \.npz files"):
-        npz.read(tmp_path / "none")
 
 
 def test_a_flat_file_that_lacks_something(tmp_path):
@@ -397,7 +403,213 @@ def test_a_flat_file_that_lacks_something(tmp_path):
         open_dataset(str(tmp_path / "a.npz"), "none")
 
 
+def robomimic_file(path, episodes, masks=None, **changes):
+    """As robomimic writes it: two groups of observations, `x` and the object's, and what came after each action."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for number, e in enumerate(episodes):
+            demo, states = file.create_group(f"data/demo_{number}"), e["observations"]
+            for group, rows in (("obs", states[:-1]), ("next_obs", states[1:])):
+                demo[f"{group}/object"], demo[f"{group}/x"] = rows[:, 0], rows[:, 1:]
+            arrays = {"actions": e["actions"], "rewards": e["rewards"], "dones": e["terminations"].astype(int)}
+            for key, x in (arrays | changes).items():
+                demo[key] = x
+        for name, numbers in (masks or {}).items():
+            file[f"mask/{name}"] = np.array([f"demo_{number}" for number in numbers], "S8")
+    return path
+
+
+def table_file(path, episodes, with_next=False):
+    """A row for each transition, with the headers that are guessed; one column of texts is not used."""
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    arrays = flat(episodes, with_next=with_next)
+    columns = {"episode": np.repeat([f"run {n}" for n in range(len(episodes))], [len(e["actions"]) for e in episodes])}
+    columns |= {"x0": arrays["observations"][:, 0], "x1": arrays["observations"][:, 1], "a0": arrays["actions"][:, 0]}
+    columns |= {"reward": arrays["rewards"], "terminated": arrays["terminals"], "truncated": arrays["timeouts"]}
+    if with_next:
+        columns |= {"then0": arrays["next_observations"][:, 0], "then1": arrays["next_observations"][:, 1]}
+    table = pyarrow.table(columns | {"operator": np.array(["Ada"] * len(arrays["rewards"]))})
+    path.parent.mkdir(exist_ok=True)
+    (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(table, path)
+    return path
+
+
+NAMED = {"observations": "x*", "actions": "a0", "reward": "reward", "terminated": "terminated", "episode": "episode"}
+NEXT = NAMED | {"next_observations": ["then0", "then1"]}
+
+
+@given(STRUCTURES)
+@settings(max_examples=15, deadline=None)
+def test_tables_and_demonstrations_give_the_same_transitions(structure):
+    pytest.importorskip("pyarrow", reason="needs floq[tables]")
+    episodes = make_episodes(structure)
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        for suffix in ("csv", "parquet"):
+            known = table_file(here / f"next.{suffix}", episodes, with_next=True)
+            found = open_dataset(str(known), "none", options=DataOptions(columns=NEXT)).data
+            same(transitions(as_float32(found, "")), expected(episodes))
+            for number, episode in enumerate(episodes):
+                table_file(here / suffix / f"{number}.{suffix}", [episode])
+            known_ends = [e for e in episodes if len(e["actions"]) > 1 or e["terminations"].any()]
+            for source in (table_file(here / f"a.{suffix}", known_ends), here / suffix) if known_ends else ():
+                if source == here / suffix and known_ends != episodes:
+                    continue  # one of its files has no transition whose next state is known
+                guessed = open_dataset(str(source), "none", options=DataOptions(guess_columns=True))
+                same(transitions(as_float32(guessed.data, "")), expected(known_ends, keeps_last=False))
+                assert "operator" in guessed.notes[0]
+        for name, obs_keys in (("a.hdf5", ()), ("b.H5", ("object", "x"))):
+            found = open_dataset(
+                str(robomimic_file(here / name, episodes)), "none", options=DataOptions(obs_keys=obs_keys)
+            )
+            same(transitions(found.data), expected(episodes))
+            assert found.parts == ("object", "x")
+
+
+def test_names_of_arrays_in_other_libraries(tmp_path):
+    episodes = make_episodes([(3, True), (2, False), (2, True)])
+    arrays, wanted = flat(episodes, with_next=False), expected(episodes, keeps_last=False)
+    common = {"observations": arrays["observations"], "actions": arrays["actions"], "rewards": arrays["rewards"]}
+    ends = arrays["terminals"] | arrays["timeouts"]
+    written = {
+        "gymnasium.npz": {"terminations": arrays["terminals"], "truncations": arrays["timeouts"]},
+        "columns.NPZ": {"terminated": arrays["terminals"][:, None], "truncated": arrays["timeouts"][:, None]},
+        "sb3.npz": {"dones": ends[:, None], "timeouts": arrays["timeouts"]},
+    }
+    for name, flags in written.items():
+        with open(tmp_path / name, "wb") as file:
+            np.savez(file, **common, **flags)
+        same(transitions(open_dataset(str(tmp_path / name), "none").data), wanted)
+    short = {
+        "obs": common["observations"],
+        "acts": common["actions"],
+        "rews": common["rewards"][:, None],
+        "dones": ends,
+    }
+    np.savez(tmp_path / "imitation.npz", **short)
+    with pytest.raises(
+        UserError, match=r"imitation\.npz has 'dones' but no 'terminals': rename it .* give those as 'trunc"
+    ):
+        open_dataset(str(tmp_path / "imitation.npz"), "none")
+    (tmp_path / "folder").mkdir()
+    for number in range(2):
+        write_hdf5(tmp_path / "folder" / f"{number}.hdf5", short | {"truncations": arrays["timeouts"]})
+    (tmp_path / "mixed").mkdir()
+    np.savez(tmp_path / "mixed" / "0.npz", **short, truncations=arrays["timeouts"])
+    np.savez(tmp_path / "mixed" / "1.npz", **short, truncations=arrays["timeouts"])
+    for folder in ("folder", "mixed"):
+        same(transitions(open_dataset(str(tmp_path / folder), "none").data), 2 * wanted)
+
+
+def test_minari_without_the_last_observation(store):
+    episodes = make_episodes([(3, True), (4, False)])
+    write_minari("test/short-v0", [e | {"observations": e["observations"][:-1]} for e in episodes])
+    same(transitions(open_dataset("test/short-v0", "none").data), expected(episodes, keeps_last=False))
+
+
+def test_rows_of_episodes_that_alternate_are_taken_apart():
+    episodes = make_episodes([(3, True), (3, False)])
+    arrays = flat(episodes, with_next=False)
+    order = np.array([0, 3, 1, 4, 2, 5])
+    table = {
+        "state": list(arrays["observations"][order]),
+        "u": arrays["actions"][order, 0],
+        "r": arrays["rewards"][order],
+        "end": arrays["terminals"][order],
+        "number": np.array([7, 2, 7, 2, 7, 2]),
+    }
+    data, left_out = trajectories(table, Columns(("state",), ("u",), "r", "end", episode="number"))
+    same(transitions(data), expected(episodes, keeps_last=False))
+    assert left_out
+    dataset = Dataset.from_table(table, ["state"], ["u"], "r", terminated="end", episode="number")
+    np.testing.assert_array_equal(dataset.observations, data.observations)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {},
+            r"a\.csv: name its columns, as in .*FILE.toml; they are episode x0 .*; --guess_columns reads them as ",
+        ),
+        (
+            {"columns": NAMED | {"reward": "rewrad"}},
+            r"a\.csv has no column 'rewrad' for reward; did you mean 'reward'\?",
+        ),
+        (
+            {"columns": NAMED | {"actions": "operator"}},
+            "column 'operator' is 'Ada' in row 0, no number: repair or leave",
+        ),
+        ({"columns": {"observations": "x0"}}, "--columns: actions is missing"),
+        ({"columns": NAMED | {"obs": "x0"}}, "--columns: unknown key 'obs'"),
+        ({"obs_keys": ("x",)}, r"--obs_keys: it is for a robomimic dataset, .*a\.csv is table: leave it out"),
+    ],
+)
+def test_tables_that_are_not_understood(tmp_path, options, message):
+    pytest.importorskip("pyarrow", reason="needs floq[tables]")
+    file = table_file(tmp_path / "a.csv", make_episodes([(3, True)]))
+    with pytest.raises(UserError, match=message):
+        open_dataset(str(file), "none", options=DataOptions(**options))
+
+
+def test_a_guess_is_shown_or_not_made(tmp_path, capsys):
+    pytest.importorskip("pyarrow", reason="needs floq[tables]")
+    file = table_file(tmp_path / "a.csv", make_episodes([(3, True), (3, True)]))
+    assert cli.run(["data", "inspect", str(file), "--guess_columns", f"--out={tmp_path / 'a.png'}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "columns are read as observations x0 x1; actions a0; reward reward; terminated terminated" in shown
+    (tmp_path / "b.csv").write_text("x;y;u;reward\n1;2;0;1\n2;3;0;1\n")
+    with pytest.raises(UserError, match="they are x y u reward, too unlike for --guess_columns"):
+        open_dataset(str(tmp_path / "b.csv"), "none", options=DataOptions(guess_columns=True))
+    (tmp_path / "columns.toml").write_text("observations = ['x', 'y']\nactions = ['u']\nreward = 'reward'\n")
+    named = DataOptions(columns=read_toml(tmp_path / "columns.toml"))  # without ends the file is one episode
+    found = transitions(open_dataset(str(tmp_path / "b.csv"), "none", options=named).data)
+    assert found == [(1, 0, 1, 1, 2)]
+
+
+def test_a_cell_that_is_missing(tmp_path):
+    pytest.importorskip("pyarrow", reason="needs floq[tables]")
+    (tmp_path / "a.csv").write_text("x0,a0,reward\n1,0.5,1\n,0.5,1\n3,0.5,1\n")
+    with pytest.raises(UserError, match="observations is not finite in 1 of 3 rows, the first is row 1"):
+        open_dataset(str(tmp_path / "a.csv"), "none", options=DataOptions(guess_columns=True))
+
+
+def test_demonstrations_are_validated_as_their_masks_say(tmp_path):
+    episodes = make_episodes([(3, True), (2, True), (4, False), (1, True)])
+    file = robomimic_file(tmp_path / "a.hdf5", episodes, {"train": [0, 3], "valid": [1], "20_percent": [2]})
+    splits = open_splits(str(file), "none")
+    assert (len(splits.train), len(splits.validation)) == (4, 2)  # the third is in neither
+    np.testing.assert_array_equal(splits.validation.observations, episodes[1]["observations"])
+    assert splits.provenance.endswith("validated on its mask valid")
+    assert open_dataset(str(robomimic_file(tmp_path / "b.hdf5", episodes)), "none").held_out is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (
+            {"obs/camera": np.zeros((3, 4, 4, 3), np.uint8)},
+            {},
+            r"obs/camera has the shape \(3, 4, 4, 3\), floq reads vect.*--obs_keys object x",
+        ),
+        ({}, {"obs_keys": ("objet",)}, r"/data/demo_0/obs lacks objet; did you mean 'object'\?: it has object, x"),
+        ({"actions": np.full((3, 1), 2.0)}, {}, r"a\.hdf5, demo_0: actions lie outside \[-1, 1\] in 3 of 3 rows"),
+        ({"rewards": np.zeros(2)}, {}, r"a\.hdf5, demo_0: all arrays must have equally many rows"),
+    ],
+)
+def test_demonstrations_that_are_none(tmp_path, changes, options, message):
+    file = robomimic_file(tmp_path / "a.hdf5", make_episodes([(3, True)]), **changes)
+    with pytest.raises(UserError, match=message):
+        open_dataset(str(file), "none", options=DataOptions(**options))
+
+
 DAMAGED = {
+    "csv": lambda folder, e: table_file(folder / "a.csv", e),
+    "parquet": lambda folder, e: table_file(folder / "a.parquet", e),
+    "robomimic": lambda folder, e: robomimic_file(folder / "a.hdf5", e, {"train": [0], "valid": [1]}),
     "hdf5": lambda folder, e: write_hdf5(folder / "a.hdf5", flat(e, with_next=True)),
     "flat": lambda folder, e: np.savez_compressed(folder / "a.npz", **flat(e, with_next=True)) or folder / "a.npz",
     "episodes": lambda folder, e: write_folder(folder / "episodes", e) / "000.npz",
@@ -421,7 +633,7 @@ def test_damage_is_one_kind_of_error(tmp_path, store, kind):
             damaged[place] = random.integers(256)
         file.write_bytes(damaged[: random.integers(len(whole))] if attempt % 3 == 0 else damaged)
         try:
-            open_dataset(name, "none")
+            open_dataset(name, "none", options=DataOptions(guess_columns=kind in ("csv", "parquet")))
         except UserError:
             refused += 1
     assert refused > 20
@@ -443,10 +655,20 @@ def test_files_that_unpack_to_more_than_the_machine_holds(tmp_path, store, monke
     episode = {key: x[1:] for key, x in zeros.items()} | {"terminations": np.zeros(n - 1, bool)}
     write_minari("bomb-v0", [episode | {"observations": np.zeros((n, 2), np.float32)}])
     monkeypatch.setattr(untrusted, "SIZE_LIMIT", 2**20)
-    for name in ("bomb.npz", "bomb.hdf5", "episodes"):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({key: x.reshape(n, -1)[:, 0] for key, x in zeros.items()}), tmp_path / "bomb.parquet"
+    )
+    demo = {"obs/x": zeros["observations"][1:], **{key: zeros[key][1:] for key in ("actions", "rewards")}}
+    with h5py.File(tmp_path / "demos.hdf5", "w") as file:
+        for key, x in (demo | {"dones": zeros["terminals"][1:]}).items():
+            file.create_dataset(f"data/demo_0/{key}", data=x, compression="gzip")
+    for name in ("bomb.npz", "bomb.hdf5", "demos.hdf5", "episodes", "bomb.parquet"):
         assert (tmp_path / name).exists()
         with pytest.raises(UserError, match="would unpack to"):
-            open_dataset(str(tmp_path / name), "none")
+            open_dataset(str(tmp_path / name), "none", options=DataOptions(guess_columns="parquet" in name))
     with pytest.raises(UserError, match="would unpack to"):
         open_dataset("bomb-v0", "none")
 

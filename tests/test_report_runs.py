@@ -10,7 +10,7 @@ import pytest
 from run_folders import TASK, make_run
 
 from floq.analysis.health import run_problems
-from floq.analysis.metrics import RETURN, SUCCESS, TD_ERROR, primary_metric
+from floq.analysis.metrics import RETURN, SCORE, SUCCESS, TD_ERROR, primary_metric
 from floq.analysis.report import tables
 from floq.analysis.report.groups import group_runs
 from floq.analysis.report.scores import assemble, mean
@@ -254,6 +254,10 @@ def test_what_runs_are_judged_by(tmp_path):
     logs = make_run(tmp_path, None, dataset="robot.npz", evaluation={"evaluation/td_error": [2.0, 1.0]})
     assert primary_metric([record(ant)]) is RETURN
     assert primary_metric([record(logs)]) is TD_ERROR
+    scores = returns | {"evaluation/episode.normalized_return": [1.0, 2.0]}
+    scored = make_run(tmp_path, "Hopper-v5", evaluation=scores)
+    assert primary_metric([record(scored)]) is SCORE
+    assert primary_metric([record(scored), record(ant)]) is RETURN  # which both have
     assert primary_metric([record(make_run(tmp_path))]) is SUCCESS
     assert cell_of(tmp_path, "Ant-v5").over == "nothing"
     assert report_of(tmp_path).scores(report_of(tmp_path).groups[0].name, []) == {}

@@ -79,7 +79,26 @@ def test_the_blocks_of_a_tutorial_can_be_read(tutorial):
     [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in TRAIN_MUCH), id=path.stem) for path in TUTORIALS],
 )
 def test_a_tutorial_runs(tutorial, at_work, dataset_dir):
-    text, names = tutorial.read_text(), {"__name__": "__main__"}
+    run(tutorial.read_text(), tutorial, dataset_dir)
+
+
+def test_each_format_of_the_tutorial_is_read(at_work, dataset_dir, capsys):
+    """The part of it that trains nothing, with fewer episodes."""
+    pytest.importorskip("pyarrow", reason="needs floq[tables]")
+    tutorial = next(path for path in TUTORIALS if path.stem == "your_data")
+    text = tutorial.read_text().partition("## With a simulator")[0]
+    for many, few in (("range(40)", "range(4)"), ("== 199, 40)", "== 199, 4)")):
+        assert many in text
+        text = text.replace(many, few)
+    run(text, tutorial, dataset_dir)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("observations 3 numbers, from") == 5
+    assert [shown.count(f"episodes 4, {length} transitions each") for length in (199, 200)] == [2, 3]
+
+
+def run(text: str, tutorial: Path, dataset_dir: Path) -> None:
+    """Run the blocks of a tutorial in one namespace."""
+    names = {"__name__": "__main__"}
     for language, body in BLOCK.findall(text):
         assert language in ("python", "bash"), language
         if language == "python":

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from floq.agent.policy import Policy
+from floq.analysis.metrics import with_score
 from floq.analysis.results import summary_rows
 from floq.data.dataset import Dataset
 from floq.envs.environments import probe
@@ -12,10 +13,14 @@ from floq.envs.spaces import check_same_parts
 from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluation, Evaluator, on_cpu
 from floq.runs import checkpoint, run_data
+from floq.runs.config import Config
 from floq.runs.run import Run
 from floq.utils.errors import UserError
 from floq.utils.machine import device
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
+from floq.utils.schema import NO_ARGUMENTS
+from floq.utils.untrusted import consent
 
 
 def evaluate_run(
@@ -28,6 +33,9 @@ def evaluate_run(
     acting_flow_steps: int | None = None,
     data: Dataset | None = None,
     dataset: str | None = None,
+    env_name: str | None = None,
+    env_kwargs: dict[str, Any] = NO_ARGUMENTS,
+    score_range: tuple[float, float] | None = None,
     show: bool = True,
 ) -> Evaluation | HeldOutEvaluation:
     """Evaluate a checkpoint of a run again, and print the result.
@@ -35,17 +43,26 @@ def evaluate_run(
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
     an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
     it from Python, and `dataset` where it lies now if it was moved. `acting_flow_steps` changes the number of
-    integration steps K of a flow critic in the policy.
+    integration steps K of a flow critic in the policy. `env_name` is another environment to evaluate in, made with
+    `env_kwargs`, also for a run without one; `score_range` are the returns that stand for the scores 0 and 100.
 
     Raises:
-        UserError: there is no such run or checkpoint, the data differs, an option is out of range, or the policy does
-            not integrate the flow.
+        UserError: there is no such run or checkpoint, the data differs, an option is out of range, the policy does not
+            integrate the flow, or the other environment has other observations or actions.
         Failed: an environment raised, or hangs repeatedly.
     """
-    run, display = Run.open(run_dir), Display(show)
+    consent(env_name or "")
+    run, display = Run.open(run_dir, makes_env=env_name is None), Display(show)
+    elsewhere = env_name is not None and env_name != run.config.env_name
+    if env_kwargs and not elsewhere:
+        raise UserError("--env_kwargs are the arguments of another environment, which --env_name names: leave them out")
     seed = run.config.seed if seed is None else seed
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
-    config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
+    changes |= {"success_timing": success_timing} if success_timing else {}
+    if elsewhere:
+        changes |= {"env_name": env_name, "env_kwargs": dict(env_kwargs), "score_range": None}
+    changes |= {"score_range": score_range} if score_range else {}
+    config = dataclasses.replace(run.config, **changes)
     here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     agent = saved.agent
     policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
@@ -58,10 +75,8 @@ def evaluate_run(
     else:
         if dataset is not None:
             display.note(f"note    --dataset={dataset} is not read: this run is evaluated in episodes")
-        if not is_dataset(config.env_name):
-            probe(env := config.make_env())
-            before = run.records["data"].get("observation_parts", ())
-            check_same_parts(env.parts, before, config.env_name, f"the data of {run.folder}")
+        if elsewhere or not is_dataset(config.env_name):
+            _check_env(config, run, (agent.obs_spec, agent.action_dim // config.agent.action_chunk))
         with (
             Evaluator(
                 config.make_env, eval_episodes, workers, config.agent.action_chunk, timeout=config.env_timeout
@@ -70,9 +85,25 @@ def evaluate_run(
         ):
             evaluation = evaluator(on_cpu(policy), seed, saved.step, on_progress=update)
     assert evaluation is not None
-    rows = summary_rows(config, evaluation.summary())
+    rows = summary_rows(config, with_score(evaluation.summary(), config.score_range))
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
     return evaluation
+
+
+def _check_env(config: Config, run: Run, dims: tuple[ObsSpec, int]) -> None:
+    """Raise UserError if the environment cannot be made, or is not one for the policy of the run."""
+    env = config.make_env()
+    obs_spec, action_dim = probe(env)
+    widths = {"observation": (obs_spec.dim, dims[0].dim), "action": (action_dim, dims[1])}
+    for what, (here, wanted) in widths.items():
+        if here != wanted:
+            raise UserError(
+                f"--env_name={config.env_name}: its {what} has {here} numbers, that of the policy in {run.folder} has "
+                f"{wanted}: name an environment with the same spaces"
+            )
+    before = run.records["data"].get("observation_parts", ())
+    check_same_parts(env.parts, before, str(config.env_name), f"the data of {run.folder}")
+    env.close()
 
 
 def _acting_in(policy: Policy, num_steps: int) -> Policy:

@@ -3,7 +3,7 @@ number. Also the diagnostic metrics of critics."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,9 @@ class Metric(NamedTuple):
 
 SUCCESS = Metric("evaluation/success", "success rate", "success", True)
 RETURN = Metric("evaluation/episode.return", "return", "return", True)
+SCORE = Metric("evaluation/episode.normalized_return", "normalized return", "normalized", True)
 TD_ERROR = Metric("evaluation/td_error", "held-out TD error", "TD error", False)
-METRICS = {metric.short: metric for metric in (SUCCESS, RETURN, TD_ERROR)}
+METRICS = {metric.short: metric for metric in (SUCCESS, SCORE, RETURN, TD_ERROR)}
 """Metrics that runs are judged by, each by the first that it has."""
 
 DIAGNOSTICS = {
@@ -57,12 +58,25 @@ DIAGNOSTICS = {
 
 
 def primary_metric(runs: Iterable[RunRecord]) -> Metric:
-    """Return the first metric in `METRICS` that has a finite value in any of these runs."""
+    """Return the metric that most of these runs have a finite value of; of several, the first in `METRICS`."""
     runs = list(runs)
-    for metric in METRICS.values():
-        if any(np.isfinite(run.evaluations.get(metric.column, [math.nan])).any() for run in runs):
-            return metric
+    has = lambda run, metric: np.isfinite(run.evaluations.get(metric.column, [math.nan])).any()  # noqa: E731
+    counts = {metric: sum(has(run, metric) for run in runs) for metric in METRICS.values()}
+    if any(counts.values()):
+        return max(counts, key=lambda metric: counts[metric])
     return SUCCESS if all(run.settings["env_name"] for run in runs) else TD_ERROR
+
+
+def with_score(evaluation: Mapping[str, Any], score_range: tuple[float, float] | None) -> dict[str, Any]:
+    """Return rows of evaluation, or exploration, with their returns as scores, 0 and 100 for the two of `score_range`
+    (D4RL, arXiv 2004.07219), if there is one."""
+    found = dict(evaluation)
+    for column in evaluation if score_range else ():
+        if column.endswith("/episode.return") and score_range:
+            low, high = score_range
+            scored = 100 * (np.asarray(evaluation[column]) - low) / (high - low)
+            found[column.replace("episode.return", "episode.normalized_return")] = scored
+    return found
 
 
 def primary_score(evaluation: Mapping[str, float]) -> tuple[Metric, float] | None:

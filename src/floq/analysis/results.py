@@ -37,6 +37,9 @@ def summary_rows(config: Config, evaluation: Mapping[str, float]) -> dict[str, s
         successes = round(found["success"] * count)
         low, high = wilson_interval(successes, count)
         rows["success"] = f"{found['success']:.2f}, {successes} of {count}   95% interval [{low:.2f}, {high:.2f}]"
+    if "episode.normalized_return" in found and config.score_range:
+        low, high = config.score_range
+        rows["score"] = f"{found['episode.normalized_return']:.1f}, 0 for a return of {low:.4g} and 100 for {high:.4g}"
     return rows | {
         "return": f"{found['episode.return']:.4g} on average",
         "length": f"{found['episode.length']:.4g} steps on average",

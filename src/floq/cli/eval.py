@@ -1,12 +1,12 @@
 """The command `floq eval`."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from floq.cli.flags import parse_options
+from floq.utils.schema import NO_ARGUMENTS
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,19 @@ class Eval:
     acting_flow_steps: int | None = None
     """Integration steps (K) with which an actor ranks actions by the flow itself; by default as in training."""
     env_name: str | None = None
-    """Its environment, if that is a module:Id whose module may be imported."""
+    """Another environment to evaluate in, with the same observations and actions; or its own, if that is a module:Id
+    whose module may be imported."""
+    env_kwargs: dict[str, Any] = NO_ARGUMENTS
+    """Arguments of that other environment's constructor."""
+    score_range: tuple[float, float] | None = None
+    """LOW HIGH: returns that stand for the scores 0 and 100; by default as in training."""
 
 
 def eval_command(argv: list[str]) -> None:
     """Run `floq eval`."""
     options = parse_options(Eval, argv, "floq eval")
     from floq.analysis.evaluate_run import evaluate_run
-    from floq.runs.run import Run
     from floq.utils.machine import enable_compilation_cache
 
     enable_compilation_cache()
-    values = dataclasses.asdict(options)
-    Run.open(options.run_dir, values.pop("env_name"))
-    evaluate_run(**values)
+    evaluate_run(**vars(options))

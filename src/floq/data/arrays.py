@@ -89,9 +89,8 @@ class DataOptions(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rescale_actions and not self.rescale_actions[0] < self.rescale_actions[1]:
-            low, high = self.rescale_actions
-            raise UserError(f"--rescale_actions {low:g} {high:g}: give the lower bound, then the upper")
+        if self.rescale_actions:
+            check_range("--rescale_actions", self.rescale_actions)
         if self.rescale_actions and self.action_units == "env":
             raise UserError("--rescale_actions and --action_units=env both say how actions are scaled: give one")
 
@@ -302,6 +301,12 @@ def as_float32(data: Trajectories, source: str) -> Trajectories:
 
 
 # --- Checks ---
+
+
+def check_range(flag: str, bounds: tuple[float, float]) -> None:
+    """Raise UserError unless the first of two bounds is the lower one."""
+    if not bounds[0] < bounds[1]:
+        raise UserError(f"{flag} {bounds[0]:g} {bounds[1]:g}: give the lower bound, then the upper")
 
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:

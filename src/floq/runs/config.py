@@ -15,7 +15,7 @@ from pydantic import AfterValidator
 
 from floq.agent.config import AGENTS, AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
-from floq.data.arrays import DataOptions
+from floq.data.arrays import DataOptions, check_range
 from floq.data.formats.tables import Columns
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
@@ -116,6 +116,9 @@ class Config(DataOptions):
     """Frames per observation, for pixel tasks: not built yet."""
     success_timing: Literal["post", "pre"] = "post"
     """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
+    score_range: Annotated[tuple[float, float] | None, Mark.NOT_HASHED] = None
+    """LOW HIGH: returns that stand for the scores 0 and 100. By default those that a Minari dataset carries, or with
+    --dataset, those of D4RL for its environments; otherwise there are no scores."""
     env_kwargs: Annotated[dict[str, Any], AfterValidator(FrozenDict.of_json), Mark.HASHED_IF_SET] = NO_ARGUMENTS
     """Arguments of the environment's constructor; on the command line --env_kwargs.NAME=VALUE."""
     normalize_observations: bool = False
@@ -152,6 +155,8 @@ class Config(DataOptions):
                 raise UserError(f"--{option}: it says how --dataset is read, give one")
         if self.columns:
             Columns.of(self.columns)
+        if self.score_range:
+            check_range("--score_range", self.score_range)
         if self.action_units == "env" and self.env_name is None:
             raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
         if not self.total_steps:

@@ -16,7 +16,7 @@ from floq.data.collection.collect import collect, with_validation
 from floq.data.collection.random_play import PIECE_SECONDS, RandomRollout
 from floq.data.dataset import Dataset, Splits
 from floq.data.description import ReturnRange, discounted_returns, memory
-from floq.data.formats import ogbench
+from floq.data.formats import d4rl, ogbench
 from floq.data.formats.files import open_npz
 from floq.data.formats.ogbench import download
 from floq.data.formats.open import IN_MEMORY, given_splits, open_splits
@@ -210,6 +210,19 @@ def _check_there(run: Run, command: str = "") -> None:
             f"{name} is missing, the data of {run.folder}: bring it back, or say where it lies now with "
             f"{command}--dataset=PATH"
         )
+
+
+def with_score_range(config: Config, data: Splits, display: Display) -> Config:
+    """Return the configuration with the returns that stand for the scores 0 and 100, where they are known."""
+    known, whose = config.score_range, "--score_range"
+    if known is None and config.env_name and config.dataset:
+        known, whose = data.score_range, "the dataset"
+        if known is None:
+            known, whose = d4rl.score_range(config.env_name), "D4RL"
+    if known is None or config.env_name is None:
+        return config
+    display.note(f"scores  0 stands for a return of {known[0]:.4g}, 100 for {known[1]:.4g}, according to {whose}")
+    return dataclasses.replace(config, score_range=known)
 
 
 def check_fingerprint(run: Run, data: Splits) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from floq.agent.policy import Policy
 from floq.agent.state import Keys
 from floq.analysis.health import health_warnings
-from floq.analysis.metrics import primary_score
+from floq.analysis.metrics import primary_score, with_score
 from floq.analysis.results import scores
 from floq.data.replay import ReplaySnapshot
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
@@ -358,7 +358,7 @@ class RunLogger:
 
     def log_evaluation(self, evaluation: Evaluation | HeldOutEvaluation, seconds: float) -> None:
         """Write a row of eval.csv."""
-        self.scores = evaluation.summary()
+        self.scores = with_score(evaluation.summary(), self.config.score_range)
         self._log(self.eval_log, evaluation.step, self.scores | {"time/total_time": seconds})
 
     def log_training(self, step: int, row: Mapping[str, float]) -> None:

@@ -160,6 +160,7 @@ def _train_group(
         run_data.note_values(agents, splits, display)
         for note in notes:
             display.note(f"note    {note}")
+        configs = [run_data.with_score_range(*pair, display) for pair in zip(configs, splits, strict=True)]
         runs = [Run.create(config, run_records(split)) for config, split in zip(configs, splits, strict=True)]
         with lock_runs(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():

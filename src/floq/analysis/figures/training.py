@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from floq.analysis.figures.style import BLUE, GREY, ORANGE, figure, label_steps
-from floq.analysis.metrics import DIAGNOSTICS, RETURN, SUCCESS
+from floq.analysis.metrics import DIAGNOSTICS, RETURN, SCORE, SUCCESS, with_score
 from floq.analysis.statistics import wilson_interval
 from floq.runs.record import OF_CRITIC
 from floq.runs.run import Run, protocol
@@ -23,7 +23,8 @@ def draw_learning_curve(run: Run, path: Path) -> str:
     title = f"{config.task}, seed {config.seed}"
     if "evaluation/initial_value" in columns:
         return _draw_held_out(path, title, columns)
-    metric = SUCCESS if np.isfinite(columns.get(SUCCESS.column, [])).any() else RETURN
+    known = (metric for metric in (SUCCESS, SCORE) if np.isfinite(columns.get(metric.column, [])).any())
+    metric = next(known, RETURN)
     steps, values, note = columns["step"], np.array(columns[metric.column]), protocol(config)
     with figure(path, 6.4, 4.0, title=title) as (_, (ax,)):
         if metric.is_rate:
@@ -36,7 +37,7 @@ def draw_learning_curve(run: Run, path: Path) -> str:
         ax.plot(steps, values, "o-", color=BLUE, markersize=4)
         shown, at = f"{values[-1]:.0%}" if metric.is_rate else metric.shown(values[-1]), (steps[-1], values[-1])
         ax.annotate(shown, at, (6, 0), textcoords="offset points", va="center", color=BLUE)
-        log = run.training() if config.online_steps else {}
+        log = with_score(run.training(), config.score_range) if config.online_steps else {}
         explored = np.array(log.get(metric.column.replace("evaluation", "exploration"), []))
         if (known := np.isfinite(explored)).any():
             ax.plot(np.array(log["step"])[known], explored[known], color=ORANGE, linewidth=0.8, label="exploring")

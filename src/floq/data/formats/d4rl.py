@@ -26,6 +26,17 @@ SUFFIXES = (".hdf5", ".h5")
 OPTIONS = ()
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 KEYS = (*REQUIRED, "timeouts", "next_observations")
+SCORES = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+    "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867),
+    "door": (-56.512833, 2880.5693087298737),
+    "relocate": (-6.425911, 4233.877797728884),
+}
+"""Returns of a random and of an expert policy, which stand for the scores 0 and 100 (`infos.py` of D4RL)."""
 
 
 def takes(path: Path) -> bool:
@@ -60,3 +71,9 @@ def _arrays(path: Path, keys: Sequence[str], held: int) -> dict[str, Any]:
         found = {key: numeric_array(file, key, path) for key in keys if key in there}
         check_size(held + sum(map(unpacked_bytes, found.values())), path)
         return {key: np.asarray(x) for key, x in found.items()}
+
+
+def score_range(env_name: str) -> tuple[float, float] | None:
+    """Return the returns that stand for the scores 0 and 100 in an environment of D4RL or Gymnasium's version of it,
+    such as Hopper-v5 or AdroitHandDoor-v1; None if D4RL has none."""
+    return SCORES.get(re.sub(r"^adroithand|(sparse)?-v\d+$", "", env_name.rpartition("/")[2].lower()))

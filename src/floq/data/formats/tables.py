@@ -191,8 +191,10 @@ def _short(names: Sequence[str]) -> str:
 
 
 def _stack(table: Any, names: Sequence[str], source: str) -> np.ndarray:
-    """Return columns side by side; one of lists counts as many as these are long."""
-    return np.concatenate([x.reshape(len(x), -1) for x in (_column(table, name, source) for name in names)], axis=1)
+    """Return columns side by side, as floats, since a CSV file may write these as whole numbers; one of lists counts as
+    many as these are long."""
+    columns = [_column(table, name, source) for name in names]
+    return np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in columns], axis=1)
 
 
 def _column(table: Any, name: str, source: str) -> np.ndarray:
