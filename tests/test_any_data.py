@@ -131,9 +131,9 @@ def test_scores_that_data_and_environments_carry(tmp_path, monkeypatch):
         assert score_range(name) == (SCORES["halfcheetah" if known > 1e4 else "door"][0], known)
     assert score_range("Pendulum-v1") is None
     mine = replace(hopper, score_range=(0.0, 1.0))
-    assert with_score_range(mine, splits, Display(show=False)) is mine
+    assert with_score_range(mine, splits, Display(show=False)) == mine
     blind = replace(hopper, env_name=None)
-    assert with_score_range(blind, splits, Display(show=False)) is blind
+    assert with_score_range(blind, splits, Display(show=False)) == blind
 
 
 def test_what_is_said_is_what_the_agent_computes():
