@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from floq.agent.policy import Policy
 from floq.analysis.results import summary_rows
 from floq.data.dataset import Dataset
 from floq.envs.environments import probe
@@ -25,6 +24,8 @@ def evaluate_run(
     seed: int | None = None,
     success_timing: str | None = None,
     workers: int | None = None,
+    num_candidates: int | None = None,
+    rank_by: Any = None,
     acting_flow_steps: int | None = None,
     data: Dataset | None = None,
     dataset: str | None = None,
@@ -34,12 +35,13 @@ def evaluate_run(
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
     an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
-    it from Python, and `dataset` where it lies now if it was moved. `acting_flow_steps` changes the number of
-    integration steps K of a flow critic in the policy.
+    it from Python, and `dataset` where it lies now if it was moved. The policy takes the best of `num_candidates`
+    samples of its actor, ranked by the value of a flow critic that `rank_by` and `acting_flow_steps` name; each is by
+    default as in training.
 
     Raises:
-        UserError: there is no such run or checkpoint, the data differs, an option is out of range, or the policy does
-            not integrate the flow.
+        UserError: there is no such run or checkpoint, the data differs, an option is out of range, or does not apply
+            to this policy.
         Failed: an environment raised, or hangs repeatedly.
     """
     run, display = Run.open(run_dir), Display(show)
@@ -47,14 +49,14 @@ def evaluate_run(
     changes: dict[str, Any] = {"eval_episodes": eval_episodes, "seed": seed}
     config = dataclasses.replace(run.config, **changes, success_timing=success_timing or run.config.success_timing)
     here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
-    agent = saved.agent
-    policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
+    policy = saved.agent.best_of(num_candidates, rank_by, acting_flow_steps)
     display.note(f"device  {here}")
     if config.env_name is None:
-        if (steps := acting_flow_steps) is not None:
-            raise UserError(f"--acting_flow_steps={steps}: without an environment nothing acts; leave it out")
+        if num_candidates or rank_by or acting_flow_steps:
+            given = "--num_candidates, --rank_by and --acting_flow_steps"
+            raise UserError(f"{given} are about acting, and without an environment nothing acts: leave them out")
         splits = run_data.load_own_data([run], display, data, dataset)[run_data.data_key(run.config)]
-        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
+        evaluation = HeldOutEvaluator(splits.validation)(saved.agent, seed, saved.step)
     else:
         if dataset is not None:
             display.note(f"note    --dataset={dataset} is not read: this run is evaluated in episodes")
@@ -73,15 +75,3 @@ def evaluate_run(
     rows = summary_rows(config, evaluation.summary())
     display.table(f"{config.task}, checkpoint of step {evaluation.step}, seed {seed}", rows)
     return evaluation
-
-
-def _acting_in(policy: Policy, num_steps: int) -> Policy:
-    """Return the policy with another number of integration steps in its critic."""
-    if num_steps < 1:
-        raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")
-    if critic := policy.critic and policy.critic.with_acting_steps(num_steps):
-        return dataclasses.replace(policy, critic=critic)
-    raise UserError(
-        f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
-        "--agent.actor=best_of_n --agent.actor_climbs=flow does"
-    )

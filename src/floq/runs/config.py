@@ -253,9 +253,12 @@ class Config(Settings):
 
     def digest(self) -> str:
         """Return a hash of the settings, as their marks say; removed settings count too, so that old hashes stay."""
-        optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
-        excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
-        values = {name: value for name, value in self.to_json().items() if name not in excluded}
+        values = self.to_json()
+        for part, own in ((self, values), (self.agent.critic, values["agent"]), (self.agent.actor, values["agent"])):
+            kind = type(part)
+            unset = (name for name in marked(kind, Mark.HASHED_IF_SET) if getattr(part, name) == getattr(kind, name))
+            for name in (*marked(kind, Mark.NOT_HASHED), *unset):
+                del own[name]
         values["agent"] |= removed_settings(self.agent.critic_name)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
