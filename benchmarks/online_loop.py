@@ -97,7 +97,7 @@ def measure(config: Config, rows: Dataset, seconds: float) -> None:
 
         def updates(ticks: int) -> None:
             assert online._pending is not None
-            online.fleet.learn(online._pending, ticks * updates_per_tick)
+            online.fleet.learn(online._pending, ticks * updates_per_tick, config.online_share(0))
             jax.block_until_ready(fleet.agents)
 
         calls = {"loop": loop, "envs": environments, "updates": updates}

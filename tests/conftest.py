@@ -49,7 +49,8 @@ from floq.utils.machine import clear_jit_cache  # noqa: E402
 
 OLD_JAX = version("jax").startswith("0.8.")  # its checker takes a key that a training loop carries for a reused one
 MAZE_DATA = "pointmaze-medium-navigate-v0"
-MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "golden", "probes", "policy", "cost"}
+MATHEMATICS = {"flow", "embeddings", "networks", "critics", "actors", "agent", "candidates"}
+MATHEMATICS |= {"golden", "probes", "policy", "cost"}
 MEMORY, MAPPINGS = 4 * 2**30, 45_000  # of a test process, beyond which it lets go of its programs; Linux grants 65,530
 
 SHARE_PROGRAMS = (

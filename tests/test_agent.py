@@ -13,7 +13,7 @@ import pytest
 from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
 from floq import actors, critics
-from floq.actors import BestOfNConfig, DeterministicConfig
+from floq.actors import DeterministicConfig
 from floq.agent.agent import ACTION_LIMIT, Agent
 from floq.agent.config import AgentConfig, removed_settings
 from floq.agent.policy import ObsStats
@@ -314,17 +314,6 @@ def test_a_penalty_of_the_actor_lowers_the_bootstrap():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
     with pytest.raises(UserError, match="the batch needs next_actions"):
         held.update(make_batch())
-
-
-def test_an_actor_that_ranks_takes_the_critic_along():
-    config = BestOfNConfig(actor_hidden_dims=(16, 16), actor_flow_steps=2, num_candidates=5)
-    agent = Agent.init(jax.random.key(0), OBS, ACT, agent_config(FLOQ, config))
-    obs, key = jnp.ones(OBS), jax.random.key(3)
-    act_key, value_key = jax.random.split(jax.random.key(3))
-    value = lambda act: agent.params.critic.actor_value(obs, act, agent.scale, value_key)  # noqa: E731
-    np.testing.assert_allclose(agent.act(obs, key), agent.params.actor.act(obs, value, act_key), rtol=1e-5)
-    assert agent.policy.critic is agent.params.critic
-    assert make_agent().policy.critic is None
 
 
 def test_diagnosis_of_the_features():

@@ -10,6 +10,7 @@ from hostile import sign_manifest
 from floq import cli
 from floq.runs.config import Config
 from floq.runs.run import RECORDS, Run
+from floq.utils.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v0.1"
 
@@ -35,6 +36,13 @@ def test_the_hash_of_a_run_stays(name, digest):
     """A sweep finds its runs by it. Some of their settings were removed since."""
     values = json.loads((FIXTURES / name / "config.json").read_text())
     assert Config.from_json({key: x for key, x in values.items() if key not in RECORDS}).digest() == digest
+
+
+def test_a_setting_that_was_removed_must_be_at_its_default():
+    values = json.loads((FIXTURES / "offline" / "config.json").read_text())
+    values = {key: x for key, x in values.items() if key not in RECORDS} | {"old_data_share": 0.25}
+    with pytest.raises(UserError, match=r"old_data_share=0\.25: this setting was removed"):
+        Config.from_json(values)
 
 
 def test_a_finished_run_is_evaluated_and_reported(old_run, tmp_path, capsys):

@@ -41,7 +41,7 @@ def test_new_logs_refine_an_agent_without_its_environment(tmp_path, npz, capsys)
     old = only_run(tmp_path / "a")
     new = [f"--restore_path={old.folder}", *data, "--log_interval=4", f"--save_dir={tmp_path / 'b'}"]
     capsys.readouterr()
-    assert cli.run(["train", *new, "--old_data_share=0.5", "--agent.lr=1e-30"]) == 0
+    assert cli.run(["train", *new, "--offline_share=0.5", "--agent.lr=1e-30"]) == 0
     said = capsys.readouterr().out
     assert f"old     50% of each batch from the data of {old.folder}" in said
     assert "the agent's settings are those of" in said
@@ -54,13 +54,13 @@ def test_new_logs_refine_an_agent_without_its_environment(tmp_path, npz, capsys)
     assert cli.run(["train", *new, "--agent=floq", "--dry_run"]) == 0  # an agent that is named is that agent
     assert '"critic": "floq"' in capsys.readouterr().out
     for flags, words in (
-        (["--old_data_share=1"], "old_data_share=1.0: must be at least 0 and less than 1"),
-        (["--old_data_share=0.5", "--online_steps=2"], "batches are shared by --balanced_sampling"),
+        (["--offline_share=1.5"], "offline_share=1.5: must be between 0 and 1"),
+        (["--offline_share=0.5", "--offline_share_steps=2"], "over these steps of the online phase"),
     ):
         assert cli.run(["train", *new, *flags]) == 2
         assert words in capsys.readouterr().err
-    assert cli.run(["train", *data, "--old_data_share=0.5"]) == 2
-    assert "it is about the data of a --restore_path" in capsys.readouterr().err
+    assert cli.run(["train", f"--resume={run.folder}", "--offline_share=0"]) == 2
+    assert "from its beginning to its end" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -62,11 +62,19 @@ def test_a_policy_that_ranks_by_the_flow(ranking, capsys):
 
 
 @pytest.mark.slow
-def test_changing_k_needs_a_policy_that_integrates(run_dir, ranking, capsys):
+def test_changing_k_needs_a_policy_that_ranks_by_the_flow(run_dir, ranking, capsys):
     assert cli.run(["eval", str(run_dir), "--acting_flow_steps=4"]) == 2
-    assert "does not integrate the flow when it acts" in capsys.readouterr().err
+    assert "with one candidate nothing is ranked" in capsys.readouterr().err
     assert cli.run(["eval", str(ranking.folder), "--acting_flow_steps=0"]) == 2
     assert "must be greater than 0" in capsys.readouterr().err
+
+
+def test_best_of_many_at_test_time(run_dir, capsys):
+    """Of a run that was trained with one candidate, whose actor climbs the distilled critic."""
+    for choice in ("--num_candidates=1", "--num_candidates=8 --rank_by=flow --acting_flow_steps=2"):
+        assert cli.run(["eval", str(run_dir), "--eval_episodes=2", "--workers=1", *choice.split()]) == 0
+    assert cli.run(["eval", str(run_dir), "--num_candidates=0"]) == 2
+    assert "num_candidates=0: must be greater than 0" in capsys.readouterr().err
 
 
 def test_a_slow_actor_and_the_next_action_survive_a_checkpoint(train):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from floq.data.dataset import Dataset
-from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot
+from floq.data.mixture import Mixture, Source
+from floq.data.replay import Experience, Replay, ReplaySnapshot
+from floq.runs.config import configure
 from floq.utils.obs_spec import ObsSpec
 
 G, OBS, ACT = 0.9, 2, 1
@@ -54,7 +56,7 @@ add = jax.jit(Replay.add)
 @partial(jax.jit, static_argnums=2)
 def every_transition(replay: Replay, run, n_step):
     """All that a run's queue has room for."""
-    rows = replay.start(run, jnp.arange(replay.data.starts.shape[0] // len(replay.count)))
+    rows = replay.of_run(run).start(jnp.arange(replay.data.starts.shape[0] // len(replay.count)))
     return jax.vmap(lambda row: replay.data.transition(row, n_step, G))(rows)
 
 
@@ -142,8 +144,8 @@ def data(count=10) -> Dataset:
     return Dataset.from_rows(zeros, zeros[:, :ACT], np.arange(count + 1), np.ones(count + 1), np.zeros(count + 1))
 
 
-def rewards(replay, limit, balanced=False, size=2000):
-    mixture = Mixture(data(), replay, jnp.int32(0), limit, balanced)
+def rewards(replay, limit, share=None, size=2000):
+    mixture = Mixture(Source.of(data()), replay.of_run(jnp.int32(0)), share, limit)
     return np.asarray(mixture.sample(jax.random.key(0), size)["rewards"])
 
 
@@ -164,11 +166,12 @@ def test_the_union_is_drawn_uniformly_and_the_oldest_drop_out(new, limit, drawn)
     assert counts.max() < 1.5 * 2000 / len(found)
 
 
-def test_balanced_batches_are_half_and_half():
-    found = rewards(filled(13), 11, balanced=True)
-    np.testing.assert_array_equal(np.unique(found[:1000]), range(10))
-    np.testing.assert_array_equal(np.unique(found[1000:]), range(102, 113))
-    np.testing.assert_array_equal(np.unique(rewards(filled(0), 11, balanced=True)), range(10))
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_the_data_has_its_share_of_every_batch(share):
+    found, old = rewards(filled(13), 11, jnp.float32(share)), int(2000 * share)
+    np.testing.assert_array_equal(np.unique(found[:old]), range(10 if old else 0))
+    np.testing.assert_array_equal(np.unique(found[old:]), range(102, 113 if old < 2000 else 102))
+    np.testing.assert_array_equal(np.unique(rewards(filled(0), 11, jnp.float32(share))), range(10))
 
 
 def test_what_a_tick_writes_into_one_array_is_in_no_other():
@@ -178,3 +181,12 @@ def test_what_a_tick_writes_into_one_array_is_in_no_other():
         getattr(new, name)[1, 2] = 1
         assert [x[1, 2].any() for x in new[:4]] == [other == name for other in new._fields[:4]]
         getattr(new, name)[1, 2] = 0
+
+
+def test_the_share_shrinks_over_the_online_phase():
+    shares = [
+        configure(online_steps=20, offline_share=0.5, offline_share_steps=8).online_share(at) for at in (0, 2, 8, 9)
+    ]
+    assert shares == [0.5, 0.375, 0.0, 0.0]
+    assert configure(online_steps=20, balanced_sampling=1).online_share(9) == 0.5
+    assert configure(online_steps=20).online_share(0) is None

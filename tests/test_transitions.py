@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
+from floq.training.fleet import FleetData
 from floq.utils.errors import UserError
 
 G, ROWS = 0.9, 80
@@ -104,22 +105,24 @@ def test_sampling_is_uniform_over_transitions_and_follows_its_key():
 
 
 def test_old_data_has_its_share_of_every_batch():
-    both = dataset([3], rewards=np.full(3, 9.0)).mix_with(dataset([4, 3]), 0.25)
-    batch = sample(both, jax.random.key(0), 4000)
+    both = dataset([3], rewards=np.full(3, 9.0)).append_to(dataset([4, 3]))
+    batch = FleetData.of([both], 0.25).source(jnp.int32(0)).sample(jax.random.key(0), 4000)
     starts, counts = np.unique(np.asarray(batch["observations"][:1000, 0]), return_counts=True)
     np.testing.assert_array_equal(starts, [0, 1, 2, 4, 5])
     assert counts.min() > 150
     np.testing.assert_array_equal(batch["rewards"][1000:], 9)  # which new transitions have alone
     np.testing.assert_array_equal(np.unique(batch["observations"][1000:, 0]), [0, 1])
-    chunked = both.for_chunks(2)
-    assert chunked.old == (7, 3, 0.25)  # of rows 0, 1 and 4, and row 7 of the new one
-    assert len(chunked) == 4
+    chunked = FleetData.of([both.for_chunks(2)] * 2, 0.25)
+    np.testing.assert_array_equal(chunked.num_old, [3, 3])  # of rows 0, 1 and 4, and row 7 of the new one
+    batch = chunked.source(jnp.int32(1)).sample(jax.random.key(0), 400, action_chunk=2)
+    np.testing.assert_array_equal(np.unique(batch["observations"][:100, 0]), [0, 1, 4])
+    np.testing.assert_array_equal(np.unique(batch["rewards"][100:]), 18)
 
 
 def test_old_data_of_another_size_is_refused():
     wide = Dataset.from_rows(np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), np.ones(3), np.array([0, 0, 1]))
     with pytest.raises(UserError, match="the data of --restore_path: observations has 2 numbers per row, the new data"):
-        dataset([3]).mix_with(wide, 0.5)
+        dataset([3]).append_to(wide)
 
 
 # --- chunks of actions ---

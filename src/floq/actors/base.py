@@ -2,16 +2,26 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.utils.obs_spec import ObsSpec
+from floq.utils.schema import Mark, Settings, Size
 
 Value: TypeAlias = Callable[[Float[Array, " act"]], Float[Array, "*values"]]
-"""Q(obs, .) as a function of the action: one number, or in a loss several whose mean is maximised."""
+"""Q(obs, .) as a function of the action: one number, or several whose mean is maximised."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Settings):
+    """Settings of an actor whose actions are samples."""
+
+    num_candidates: Annotated[Size, Mark.HASHED_IF_SET] = 1
+    """Actions that are sampled where the policy acts or explores (N); the one with the highest Q is taken."""
 
 
 class ActorLoss(NamedTuple):
@@ -23,15 +33,13 @@ class ActorLoss(NamedTuple):
 
 
 class Actor(eqx.Module):
-    """A policy and its loss, written for one transition. An actor is independent of the critic: the caller passes
-    Q(obs, .) as a function of the action, to maximise in `loss`, and to rank actions by if `needs_critic`.
+    """A policy and its loss, written for one transition. An actor is independent of the critic: the caller of `loss`
+    passes Q(obs, .) as a function of the action, and the caller of `sample` chooses among candidates.
 
-    `init`, `act` and `loss` are required. By default `explore` and `target_act` are `act`, nothing is subtracted from
-    the TD target, there is no target network, and the actor is updated as often as the critic.
+    `init`, `act` and `loss` are required. By default `sample` is `act`, `explore` and `target_act` are `sample`, there
+    is one candidate, nothing is subtracted from the TD target, there is no target network, and the actor is updated as
+    often as the critic.
     """
-
-    needs_critic: ClassVar[bool] = False
-    """Whether actions are chosen by their value, so that acting needs the critic too."""
 
     @classmethod
     @abc.abstractmethod
@@ -40,7 +48,7 @@ class Actor(eqx.Module):
         settings, a frozen dataclass. Consumes `key`."""
 
     @abc.abstractmethod
-    def act(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
+    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return one action in [-1, 1]. Consumes `key`."""
 
     @abc.abstractmethod
@@ -55,13 +63,27 @@ class Actor(eqx.Module):
         """Compute the terms of the loss. `act` is the dataset's action, `value(a)` is Q(obs, a), `alpha` the weight of
         staying close to the data. Consumes `key`."""
 
-    def explore(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
-        """Return the action that collects new experience. Consumes `key`."""
-        return self.act(obs, value, key)
+    def sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """Return a sample of the policy, a candidate where there are several. Consumes `key`."""
+        return self.act(obs, key)
 
-    def target_act(self, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
+    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+        """Return the action that collects new experience. Consumes `key`."""
+        return self.sample(obs, key)
+
+    def target_act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return the action whose value a TD target takes. Consumes `key`."""
-        return self.act(obs, value, key)
+        return self.sample(obs, key)
+
+    @property
+    def num_candidates(self) -> int:
+        """Samples among which acting and exploring take the one with the highest Q."""
+        return 1
+
+    @property
+    def target_candidates(self) -> int:
+        """Samples among which a TD target takes the one with the highest Q."""
+        return 1
 
     def target_penalty(
         self, obs: Float[Array, " obs"], act: Float[Array, " act"], valid: Float[Array, ""], key: PRNGKeyArray

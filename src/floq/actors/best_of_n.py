@@ -4,21 +4,20 @@ Source: implicit diffusion Q-learning's policy (arXiv 2304.10573) and its flow v
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from floq.actors.base import Actor, ActorLoss, Value
+from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value
 from floq.actors.behaviour import BehaviourFlow
 from floq.utils.obs_spec import ObsSpec
-from floq.utils.schema import HiddenDims, Settings, Size
+from floq.utils.schema import HiddenDims, Size
 
 
 @dataclass(frozen=True)
-class BestOfNConfig(Settings):
+class BestOfNConfig(SamplingSettings):
     """Settings of best-of-N sampling."""
 
     actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
@@ -34,9 +33,7 @@ class BestOfNConfig(Settings):
 
 
 class BestOfNActor(Actor):
-    """Takes the action with the highest Q among N of the behaviour flow."""
-
-    needs_critic: ClassVar[bool] = True
+    """The behaviour flow, among whose actions the policy and TD targets choose by Q: no actor is trained on Q."""
 
     flow: BehaviourFlow
     action_dim: int = eqx.field(static=True)
@@ -51,19 +48,19 @@ class BestOfNActor(Actor):
         flow = BehaviourFlow.init(key, obs_spec, action_dim, c.actor_hidden_dims, c.actor_layer_norm)
         return cls(flow, action_dim, c)
 
-    def act(self, obs, value: Value, key):
-        return self._best_of(self.config.num_candidates, obs, value, key)
+    def act(self, obs, key):
+        return self.flow.act(obs, jax.random.normal(key, (self.action_dim,)), self.config.actor_flow_steps)
 
-    def target_act(self, obs, value: Value, key):
-        return self._best_of(self.config.target_candidates or self.config.num_candidates, obs, value, key)
+    @property
+    def num_candidates(self) -> int:
+        return self.config.num_candidates
+
+    @property
+    def target_candidates(self) -> int:
+        return self.config.target_candidates or self.config.num_candidates
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
         """Compute the flow-matching loss alone: nothing maximises Q. The logged `q` is that of the data's action."""
         x_0_key, t_key = jax.random.split(key)
         bc_flow_loss = self.flow.loss(obs, act, jax.random.normal(x_0_key, act.shape), jax.random.uniform(t_key))
         return ActorLoss(bc_flow_loss, jnp.zeros(()), {"bc_flow_loss": bc_flow_loss, "q": value(act)})
-
-    def _best_of(self, num: int, obs: Float[Array, " obs"], value: Value, key: PRNGKeyArray) -> Float[Array, " act"]:
-        noise = jax.random.normal(key, (num, self.action_dim))
-        acts = jax.vmap(lambda n: self.flow.act(obs, n, self.config.actor_flow_steps))(noise)
-        return acts[jnp.argmax(jax.vmap(value)(acts))]

@@ -64,14 +64,14 @@ class DeterministicActor(Actor):
         head = lambda net: net.body.linears[-1].weight  # noqa: E731
         return cls(eqx.tree_at(head, net, c.actor_head_scale * head(net)), c)
 
-    def act(self, obs, value: Value, key):
+    def act(self, obs, key):
         return jnp.tanh(self.net(obs))
 
-    def explore(self, obs, value: Value, key):
+    def explore(self, obs, key):
         act = jnp.tanh(self.net(obs))
         return jnp.clip(act + self.config.exploration_noise * jax.random.normal(key, act.shape), -1.0, 1.0)
 
-    def target_act(self, obs, value: Value, key):
+    def target_act(self, obs, key):
         c, act = self.config, jnp.tanh(self.net(obs))
         noise = c.actor_noise * jax.random.normal(key, act.shape)
         return jnp.clip(act + jnp.clip(noise, -c.actor_noise_clip, c.actor_noise_clip), -1.0, 1.0)
@@ -82,7 +82,7 @@ class DeterministicActor(Actor):
 
     def target_penalty(self, obs, act, valid, key):
         """Return alpha_critic * |a' - act|^2 for a separately drawn a': in expectation ReBRAC's penalty."""
-        distance = self.target_act(obs, lambda act: jnp.zeros(()), key) - act
+        distance = self.target_act(obs, key) - act
         return valid * self.config.alpha_critic * jnp.sum(jnp.square(distance))
 
     def target_network(self) -> "DeterministicActor | None":

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
+from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value, inverse_mean_magnitude
 from floq.actors.behaviour import BehaviourFlow
 from floq.networks.mlp import MLP
 from floq.utils.obs_spec import ObsSpec
-from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Settings, Size
+from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Size
 
 
 @dataclass(frozen=True)
-class FQLConfig(Settings):
+class FQLConfig(SamplingSettings):
     """Settings of the one-step flow policy; the defaults are FQL's."""
 
     actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
@@ -57,7 +57,7 @@ class FQLActor(Actor):
             c,
         )
 
-    def act(self, obs, value: Value, key):
+    def act(self, obs, key):
         noise = jax.random.normal(key, (self.action_dim,))
         return jnp.clip(self._one_step(obs, noise), -1.0, 1.0)
 
@@ -73,10 +73,14 @@ class FQLActor(Actor):
         distill_loss = jnp.mean(jnp.square(one_step_act - flow_act))
         q = value(jnp.clip(one_step_act, -1.0, 1.0))
 
-        mse = jnp.mean(jnp.square(self.act(obs, value, mse_key) - act))
+        mse = jnp.mean(jnp.square(self.act(obs, mse_key) - act))
         info = {"bc_flow_loss": bc_flow_loss, "mean_bc_flow_loss": bc_flow_loss}  # floq's name and FQL's
         info |= {"distill_loss": distill_loss, "q": q, "mse": mse}
         return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
+
+    @property
+    def num_candidates(self) -> int:
+        return self.config.num_candidates
 
     def q_scale(self, q):
         """Return 1, or one over the batch's mean |Q|."""

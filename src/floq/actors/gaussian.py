@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
+from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value, inverse_mean_magnitude
 from floq.networks.mlp import MLP
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
-from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Settings
+from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat
 
 LOG_STD_RANGE = (-5.0, 2.0)
 LIMIT = 1 - 1e-5  # actions are clipped to this before arctanh
 
 
 @dataclass(frozen=True)
-class GaussianConfig(Settings):
+class GaussianConfig(SamplingSettings):
     """Settings of the tanh-Gaussian policy. Offline, regularise with alpha; online, rather with entropy."""
 
     actor_hidden_dims: HiddenDims = (512, 512, 512, 512)
@@ -52,8 +52,8 @@ class GaussianConfig(Settings):
 
 
 class GaussianActor(Actor):
-    """tanh(N(mean(s), std(s))). Acting takes the mode of the Gaussian; exploring, TD targets and the loss sample
-    it."""
+    """tanh(N(mean(s), std(s))). Acting takes the mode of the Gaussian, or the best of several samples; exploring, TD
+    targets and the loss sample it."""
 
     net: MLP  # s -> (mean, log std), concatenated
     log_temperature: Float[Array, ""] | None  # None unless it is learned
@@ -68,14 +68,15 @@ class GaussianActor(Actor):
         net = MLP.init(key, ObsSpec.of(obs_spec).dim, c.actor_hidden_dims, 2 * action_dim, c.actor_layer_norm)
         return cls(net, jnp.asarray(math.log(c.temperature)) if c.learn_temperature else None, c)
 
-    def act(self, obs, value: Value, key):
+    def act(self, obs, key):
         return jnp.tanh(self._moments(obs)[0])
 
-    def explore(self, obs, value: Value, key):
+    def sample(self, obs, key):
         return self._sample(obs, key)[0]
 
-    def target_act(self, obs, value: Value, key):
-        return self._sample(obs, key)[0]
+    @property
+    def num_candidates(self) -> int:
+        return self.config.num_candidates
 
     @property
     def has_target_penalty(self) -> bool:

@@ -13,13 +13,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from floq.actors import ACTORS, Actor
 from floq.agent.config import AgentConfig, Hypers
 from floq.agent.finite import OK, first_nonfinite
-from floq.agent.policy import ObsStats, Policy, select_action
+from floq.agent.policy import ObsStats, Policy, best_of
 from floq.agent.state import ADAM, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
+from floq.critics.base import Ranking
 from floq.networks.mlp import effective_rank
 from floq.networks.precision import PUBLISHED, Precision, cast_for_compute, matmul_precision
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
+from floq.utils.schema import Size, convert
 
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 Info: TypeAlias = dict[str, Float[Array, ""]]
@@ -209,9 +211,37 @@ class Agent(eqx.Module):
     @property
     def policy(self) -> Policy:
         """The part of the agent that acts."""
-        needs_critic = self.params.actor.needs_critic
-        critic, scale = (self.params.critic, self.scale) if needs_critic else (None, None)
-        return Policy(self.params.actor, critic, scale, self.obs_stats)
+        return self.best_of()
+
+    def best_of(
+        self, num_candidates: int | None = None, rank_by: Ranking | None = None, acting_flow_steps: int | None = None
+    ) -> Policy:
+        """Return the policy that takes the best of so many samples of the actor, ranked by a value of a flow critic;
+        each is by default as in training. With one candidate the actor acts alone.
+
+        Raises:
+            UserError: the actor has no samples to choose from, or nothing is ranked as asked.
+        """
+        (actor, critic), count = (self.params.actor, self.params.critic), num_candidates
+        if count is None:
+            count = actor.num_candidates
+        elif self.samples_actions:
+            count = convert("num_candidates", count, Size)
+        elif count != 1:
+            name = self.static.actor_name
+            raise UserError(f"num_candidates={count}: actor {name!r} has one action and no samples; leave it out")
+        if rank_by is not None or acting_flow_steps is not None:
+            if count == 1:
+                given = f"rank_by={rank_by}" if rank_by else f"acting_flow_steps={acting_flow_steps}"
+                raise UserError(f"{given}: with one candidate nothing is ranked; give num_candidates too")
+            critic = critic.ranking_by(rank_by, acting_flow_steps)
+        ranking = (critic, self.scale) if count > 1 else (None, None)
+        return Policy(actor, *ranking, self.obs_stats, count)
+
+    @property
+    def samples_actions(self) -> bool:
+        """Whether the actor can be asked for several samples: it has the setting."""
+        return "num_candidates" in self.static.flat()
 
     def value(
         self,
@@ -258,10 +288,14 @@ class Agent(eqx.Module):
     def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
         critic, online, actor = cast_for_compute((self.target, self.params.critic, acting), self.precision)
-        selecting = online if actor.needs_critic else None  # the online critic selects, its target network evaluates
-        policy = lambda obs, key: select_action(actor.target_act, selecting, self.scale, obs, key)  # noqa: E731
 
         def target(reward, mask, next_obs, key):
+            policy = actor.target_act
+            if actor.target_candidates > 1:  # ranked once, however many samples or quantiles the target has
+                key, act_key = jax.random.split(key)
+                # The online critic selects the action, its target network evaluates it.
+                best = best_of(actor.target_candidates, actor, online, self.scale, next_obs, act_key)
+                policy = lambda obs, key: best  # noqa: E731
             return critic.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
 
         rewards = batch["rewards"]

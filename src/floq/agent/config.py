@@ -66,6 +66,9 @@ class AgentConfig(LearningSettings):
                     f"{type(part).__name__} marks {unknown.pop()} as traced, and no fleet can vary that, only "
                     f"{', '.join(Hypers._fields)}: leave the mark out"
                 )
+        candidates = [getattr(self.actor, name, None) for name in ("num_candidates", "target_candidates")]
+        if (how := getattr(self.critic, "rank_by", None)) and max(n or 1 for n in candidates) == 1:
+            raise UserError(f"--agent.rank_by={how}: one candidate is not ranked; give --agent.num_candidates")
 
     @property
     def critic_name(self) -> str:

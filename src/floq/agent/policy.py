@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.actors import Actor, Value
+from floq.actors import Actor
 from floq.critics import Critic, ReturnScale
 from floq.networks.precision import matmul_precision
 
@@ -22,12 +22,13 @@ class ObsStats(NamedTuple):
 
 class Policy(eqx.Module):
     """The part of an agent that acts: much smaller than the agent, so it can be kept for a later evaluation. It
-    includes the critic if the actor ranks actions."""
+    includes the critic if it chooses among several candidates."""
 
     actor: Actor
-    critic: Critic | None
+    critic: Critic | None  # None with one candidate
     scale: ReturnScale | None
     obs_stats: ObsStats
+    num_candidates: int = eqx.field(static=True, default=1)
 
     @jax.jit
     def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
@@ -40,25 +41,38 @@ class Policy(eqx.Module):
         """Act as `act` does, but with the actor's exploration, to collect new experience. Consumes `key`."""
         return self._select(self.actor.explore, obs, key)
 
-    def _select(self, verb: Callable[[Array, Value, PRNGKeyArray], Array], obs: Array, key: PRNGKeyArray) -> Array:
+    @jax.jit
+    def rank(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
+        """Return the value by which `act` and `explore` rank the candidate `act` when they are called with `key`.
+        Consumes `key`. Raises ValueError if there is one candidate."""
+        if self.critic is None or self.scale is None:
+            raise ValueError("one candidate is not ranked")
         with matmul_precision("f32"):
-            return select_action(verb, self.critic, self.scale, (obs - self.obs_stats.mean) / self.obs_stats.std, key)
+            return self.critic.ranking_value(self._normalize(obs), act, self.scale, jax.random.split(key)[1])
+
+    def _select(self, alone: Callable[[Array, PRNGKeyArray], Array], obs: Array, key: PRNGKeyArray) -> Array:
+        """Take the action of `alone`, or the best candidate if there are several."""
+        obs = self._normalize(obs)
+        with matmul_precision("f32"):
+            if self.critic is None or self.scale is None:
+                return alone(obs, key)
+            return best_of(self.num_candidates, self.actor, self.critic, self.scale, obs, key)
+
+    def _normalize(self, obs: Float[Array, " obs"]) -> Float[Array, " obs"]:
+        return (obs - self.obs_stats.mean) / self.obs_stats.std
 
 
-def select_action(
-    verb: Callable[[Array, Value, PRNGKeyArray], Array],
-    critic: Critic | None,
-    scale: ReturnScale | None,
+def best_of(
+    num_candidates: int,
+    actor: Actor,
+    critic: Critic,
+    scale: ReturnScale,
     obs: Float[Array, " obs"],
     key: PRNGKeyArray,
 ) -> Float[Array, " act"]:
-    """Select an action by `verb`, an actor's `act`, `explore` or `target_act`. With a critic, `verb` may evaluate
-    actions, all with the same random numbers; without one it must not. Consumes `key`."""
-    if critic is None or scale is None:
-        return verb(obs, _no_critic, key)
-    act_key, value_key = jax.random.split(key)
-    return verb(obs, lambda act: jnp.mean(critic.actor_value(obs, act, scale, value_key)), act_key)
-
-
-def _no_critic(act: Float[Array, " act"]) -> Float[Array, ""]:
-    raise AssertionError("an actor that evaluates actions must set `needs_critic`")
+    """Sample so many actions of the actor, and return the one that the critic ranks highest: all with the same random
+    numbers, such as a flow's source noise, so that luck does not decide. Consumes `key`."""
+    sample_key, value_key = jax.random.split(key)
+    candidates = jax.vmap(actor.sample, (None, 0))(obs, jax.random.split(sample_key, num_candidates))
+    values = jax.vmap(lambda act: critic.ranking_value(obs, act, scale, value_key))(candidates)
+    return candidates[jnp.argmax(values)]

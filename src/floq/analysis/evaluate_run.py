@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from floq.agent.policy import Policy
 from floq.analysis.metrics import with_score
 from floq.analysis.results import summary_rows
 from floq.data.dataset import Dataset
@@ -30,6 +29,8 @@ def evaluate_run(
     seed: int | None = None,
     success_timing: str | None = None,
     workers: int | None = None,
+    num_candidates: int | None = None,
+    rank_by: Any = None,
     acting_flow_steps: int | None = None,
     data: Dataset | None = None,
     dataset: str | None = None,
@@ -42,13 +43,14 @@ def evaluate_run(
 
     With the run's own seed and number of episodes it repeats the evaluation that training made at that step. Without
     an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
-    it from Python, and `dataset` where it lies now if it was moved. `acting_flow_steps` changes the number of
-    integration steps K of a flow critic in the policy. `env_name` is another environment to evaluate in, made with
-    `env_kwargs`, also for a run without one; `score_range` are the returns that stand for the scores 0 and 100.
+    it from Python, and `dataset` where it lies now if it was moved. The policy takes the best of `num_candidates`
+    samples of its actor, ranked by the value of a flow critic that `rank_by` and `acting_flow_steps` name; each is by
+    default as in training. `env_name` is another environment to evaluate in, made with `env_kwargs`, also for a run
+    without one; `score_range` are the returns that stand for the scores 0 and 100.
 
     Raises:
-        UserError: there is no such run or checkpoint, the data differs, an option is out of range, the policy does not
-            integrate the flow, or the other environment has other observations or actions.
+        UserError: there is no such run or checkpoint, the data differs, an option is out of range or does not apply to
+            this policy, or the other environment has other observations or actions.
         Failed: an environment raised, or hangs repeatedly.
     """
     consent(env_name or "")
@@ -64,19 +66,19 @@ def evaluate_run(
     changes |= {"score_range": score_range} if score_range else {}
     config = dataclasses.replace(run.config, **changes)
     here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
-    agent = saved.agent
-    policy = agent.policy if acting_flow_steps is None else _acting_in(agent.policy, acting_flow_steps)
+    policy = saved.agent.best_of(num_candidates, rank_by, acting_flow_steps)
     display.note(f"device  {here}")
     if config.env_name is None:
-        if (steps := acting_flow_steps) is not None:
-            raise UserError(f"--acting_flow_steps={steps}: without an environment nothing acts; leave it out")
+        if num_candidates or rank_by or acting_flow_steps:
+            given = "--num_candidates, --rank_by and --acting_flow_steps"
+            raise UserError(f"{given} are about acting, and without an environment nothing acts: leave them out")
         splits = run_data.load_own_data([run], display, data, dataset)[run_data.data_key(run.config)]
-        evaluation = HeldOutEvaluator(splits.validation)(agent, seed, saved.step)
+        evaluation = HeldOutEvaluator(splits.validation)(saved.agent, seed, saved.step)
     else:
         if dataset is not None:
             display.note(f"note    --dataset={dataset} is not read: this run is evaluated in episodes")
         if elsewhere or not is_dataset(config.env_name):
-            _check_env(config, run, (agent.obs_spec, agent.action_dim // config.agent.action_chunk))
+            _check_env(config, run, (saved.agent.obs_spec, saved.agent.action_dim // config.agent.action_chunk))
         with (
             Evaluator(
                 config.make_env, eval_episodes, workers, config.agent.action_chunk, timeout=config.env_timeout
@@ -104,15 +106,3 @@ def _check_env(config: Config, run: Run, dims: tuple[ObsSpec, int]) -> None:
     before = run.records["data"].get("observation_parts", ())
     check_same_parts(env.parts, before, str(config.env_name), f"the data of {run.folder}")
     env.close()
-
-
-def _acting_in(policy: Policy, num_steps: int) -> Policy:
-    """Return the policy with another number of integration steps in its critic."""
-    if num_steps < 1:
-        raise UserError(f"--acting_flow_steps={num_steps}: must be greater than 0")
-    if critic := policy.critic and policy.critic.with_acting_steps(num_steps):
-        return dataclasses.replace(policy, critic=critic)
-    raise UserError(
-        f"--acting_flow_steps={num_steps}: this policy does not integrate the flow when it acts; one trained with "
-        "--agent.actor=best_of_n --agent.actor_climbs=flow does"
-    )

@@ -34,7 +34,7 @@ from floq.utils.progress import Display
 
 VALUE_STATES = 12_000  # states whose value is drawn over a maze
 VALUE_BATCH = 500  # states evaluated at a time, to limit memory
-GREEDY_SAMPLES = 32  # actions that the greedy policy chooses from
+GREEDY_SAMPLES = 32  # candidates of the greedy policy
 MAX_CHECKPOINTS = 5  # in a picture
 
 
@@ -188,10 +188,8 @@ def _draw_value_map(subject: Subject, path: Path) -> str:
 
 @jax.jit
 def _greedy(agent: Agent, obs, key):
-    """Return the best of several actions of the policy, by the actor's own critic."""
-    act_keys, value_keys = jax.random.split(key, (2, GREEDY_SAMPLES))
-    acts = jax.vmap(agent.act, (None, 0))(obs, act_keys)
-    return acts[jnp.argmax(jax.vmap(agent.actor_value, (None, 0, 0))(obs, acts, value_keys))]
+    policy = agent.best_of(GREEDY_SAMPLES) if agent.samples_actions else agent.policy
+    return policy.act(obs, key)
 
 
 @jax.jit

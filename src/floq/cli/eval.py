@@ -27,8 +27,13 @@ class Eval:
     """post or pre; by default as in training."""
     workers: int | None = None
     """Processes; by default one per core."""
+    num_candidates: int | None = None
+    """Actions that the policy samples, of which it takes the one with the highest Q; by default as in training."""
+    rank_by: Literal["distilled", "one_pass", "flow"] | None = None
+    """The value of a flow critic by which it chooses: the distilled critic, the flow, or its one-pass read-out; by
+    default as in training."""
     acting_flow_steps: int | None = None
-    """Integration steps (K) with which an actor ranks actions by the flow itself; by default as in training."""
+    """Integration steps (K) of the flow, where it ranks; by default as in training."""
     env_name: str | None = None
     """Another environment to evaluate in, with the same observations and actions; or its own, if that is a module:Id
     whose module may be imported."""

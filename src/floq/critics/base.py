@@ -14,6 +14,7 @@ from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import NonNegativeFloat, Settings
 
 Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
+Ranking: TypeAlias = Literal["distilled", "one_pass", "flow"]
 Obs: TypeAlias = Float[Array, " obs"]
 Act: TypeAlias = Float[Array, " act"]
 PolicyFn: TypeAlias = Callable[[Obs, PRNGKeyArray], Act]
@@ -113,6 +114,10 @@ class Critic(eqx.Module):
         """Return the Q that an actor maximises, differentiable with respect to `act`: one number, or several (such as
         quantiles) whose mean it maximises and by whose mean magnitude `normalize_q_loss` divides. Consumes `key`."""
 
+    def ranking_value(self, obs: Obs, act: Act, scale: ReturnScale, key: PRNGKeyArray) -> Float[Array, ""]:
+        """Return the Q that candidate actions are ranked by; by default what an actor maximises. Consumes `key`."""
+        return jnp.mean(self.actor_value(obs, act, scale, key))
+
     def diagnose(self, obs: Obs, act: Act, scale: ReturnScale, key: PRNGKeyArray) -> Info:
         """Return diagnostics at one state-action pair, to be averaged and logged. Consumes `key`."""
         return {}
@@ -155,10 +160,10 @@ class Critic(eqx.Module):
         """Return each member's velocity at z and time t."""
         raise NotImplementedError("this critic has no flow")
 
-    def with_acting_steps(self, num_steps: int) -> "Critic | None":
-        """Return this critic with another number of integration steps in `actor_value`; None if it integrates nothing
-        there."""
-        return None
+    def ranking_by(self, rank_by: Ranking | None, acting_flow_steps: int | None) -> "Critic":
+        """Return this critic with another `ranking_value`, that of a flow critic with these settings; None leaves one
+        as it is. Raises UserError if it has no such value."""
+        raise UserError("only a flow critic has several values to rank by: leave --rank_by and --acting_flow_steps out")
 
 
 def td_errors(target: Float[Array, ""], q: Float[Array, ""]) -> Info:

@@ -16,7 +16,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import AggregationSettings, Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
+from floq.critics.base import (
+    AggregationSettings,
+    Critic,
+    Info,
+    PolicyFn,
+    Ranking,
+    ReturnScale,
+    aggregate,
+    td_errors,
+)
 from floq.flow import NoiseScheme, Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import kernels
 from floq.networks.embeddings import NumEdges, TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
@@ -60,11 +69,13 @@ class FloqConfig(AggregationSettings):
     """Euler steps where the actor climbs the flow or ranks actions by it; by default `critic_flow_steps`."""
     solver: Solver = "euler"
     """Integration method; midpoint evaluates the velocity twice per step."""
-    actor_climbs: Literal["distilled", "flow", "one_pass"] = "distilled"
+    actor_climbs: Ranking = "distilled"
     """The value that the actor climbs: the distilled critic (published), the K-step flow itself, or its one-pass
     read-out z_0 + v(0, z_0). With the latter two there is no distilled critic."""
+    rank_by: Annotated[Ranking | None, Mark.HASHED_IF_SET] = None
+    """The value by which one of several candidate actions is chosen; by default that of `actor_climbs`."""
     actor_noise_samples: Size = 1
-    """Source samples of that value, if it is not the distilled critic's."""
+    """Source samples of these two values, if they are not the distilled critic's."""
     distill_target: Literal["flow", "one_pass", "td"] = "flow"
     """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
     z_0 + v(0, z_0), which saves the integration; or the TD target."""
@@ -113,15 +124,18 @@ class FloqConfig(AggregationSettings):
                 time=self.time,
                 width=self.block_width,
             )
-        if self.acting_flow_steps is not None and self.actor_climbs != "flow":
+        used, climbs = {self.actor_climbs, self.rank_by} - {None}, f"--agent.actor_climbs={self.actor_climbs}"
+        if self.rank_by == "distilled" != self.actor_climbs:
+            raise UserError(f"rank_by=distilled: with {climbs} there is no distilled critic; rank by flow or one_pass")
+        if self.acting_flow_steps is not None and "flow" not in used:
             raise UserError(
-                f"--agent.acting_flow_steps={self.acting_flow_steps}: with --agent.actor_climbs={self.actor_climbs} no "
-                "actor integrates the flow; give --agent.actor_climbs=flow"
+                f"acting_flow_steps={self.acting_flow_steps}: with {climbs} no actor integrates the flow; give "
+                "--agent.actor_climbs=flow, or rank by flow"
             )
-        if self.actor_noise_samples != 1 and self.actor_climbs == "distilled":
+        if self.actor_noise_samples != 1 and used == {"distilled"}:
             raise UserError(
                 f"--agent.actor_noise_samples={self.actor_noise_samples}: the distilled critic has no source samples; "
-                "give --agent.actor_climbs=flow or one_pass"
+                "give --agent.actor_climbs=flow or one_pass, or rank by one of these"
             )
         if self.integration == "fused" and self.solver != "euler":
             raise UserError(f"--agent.integration=fused makes Euler steps: not --agent.solver={self.solver}; use plain")
@@ -299,11 +313,25 @@ class FloqCritic(Critic):
     def actor_value(self, obs, act, scale: ReturnScale, key):
         """Return the mean over members of the distilled critic; or of the flow from `actor_noise_samples` source
         samples, integrated in `acting_flow_steps` or read out in one pass."""
+        return self._value_by(self.config.actor_climbs, obs, act, scale, key)
+
+    def ranking_value(self, obs, act, scale: ReturnScale, key):
+        """Return the same by `rank_by`."""
+        return self._value_by(self.config.rank_by or self.config.actor_climbs, obs, act, scale, key)
+
+    def ranking_by(self, rank_by: Ranking | None, acting_flow_steps: int | None) -> "FloqCritic":
+        changes = {"rank_by": rank_by, "acting_flow_steps": acting_flow_steps}
+        config = replace(self.config, **{name: value for name, value in changes.items() if value is not None})
+        if acting_flow_steps is not None and (config.rank_by or config.actor_climbs) != "flow":
+            raise UserError(f"acting_flow_steps={acting_flow_steps}: it does not rank by the flow; give rank_by=flow")
+        return replace(self, config=config)
+
+    def _value_by(self, how: Ranking, obs, act, scale: ReturnScale, key: PRNGKeyArray) -> Float[Array, ""]:
         c = self.config
-        if c.actor_climbs == "distilled":
+        if how == "distilled":
             return jnp.mean(self._distilled_members(obs, act))
         z_0 = self._source(key, c.actor_noise_samples, scale)
-        steps, solver = (1, "euler") if c.actor_climbs == "one_pass" else (c.acting_flow_steps, c.solver)
+        steps, solver = (1, "euler") if how == "one_pass" else (c.acting_flow_steps, c.solver)
         return jnp.mean(jax.vmap(lambda z: self._members_from(z, obs, act, scale, steps, solver))(z_0))
 
     @property
@@ -327,11 +355,6 @@ class FloqCritic(Critic):
         self, z: Float[Array, ""], t: Float[Array, ""], obs, act, scale: ReturnScale
     ) -> Float[Array, " members"]:
         return jax.vmap(lambda member: member.at(obs, act, scale)(z, t))(self.velocity)
-
-    def with_acting_steps(self, num_steps: int) -> "FloqCritic | None":
-        if self.config.actor_climbs != "flow":
-            return None
-        return replace(self, config=replace(self.config, acting_flow_steps=num_steps))
 
     def diagnose(self, obs, act, scale: ReturnScale, key) -> Info:
         """Return diagnostics of the flow over `noise_samples` source samples, in units of return.

@@ -18,14 +18,6 @@ from floq.utils.obs_spec import ObsSpec
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 
 
-class PriorData(NamedTuple):
-    """First part of a dataset, of another origin: its rows, transitions, and the share of a batch drawn from it."""
-
-    rows: int
-    starts: int
-    share: float
-
-
 class Dataset(eqx.Module):
     """Concatenated trajectories, one row per state.
 
@@ -42,7 +34,7 @@ class Dataset(eqx.Module):
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
     num_starts: Int[Array, ""] | None = None  # how many of `starts` are valid, where the rest is padding
     action_chunk: int = eqx.field(static=True, default=1)  # actions per transition
-    old: "PriorData | None" = eqx.field(static=True, default=None)  # the first part, if it is older data
+    num_old_rows: int = eqx.field(static=True, default=0)  # the first ones, if they are data of an earlier run
     stride: int = eqx.field(static=True, default=1)  # rows from one state of a trajectory to the next
 
     @classmethod
@@ -126,20 +118,22 @@ class Dataset(eqx.Module):
         starts = chunk_starts(np.asarray(self.masks), np.asarray(self.ends), action_chunk)
         if not len(starts):
             raise UserError(f"no trajectory is as long as --agent.action_chunk={action_chunk}: give a smaller one")
-        old = self.old and self.old._replace(starts=int((starts < self.old.rows).sum()))
-        return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk, old=old)
+        return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk)
 
-    def mix_with(self, old: "Dataset", share: float) -> "Dataset":
-        """Append this data to older data, from which a fraction `share` of every batch is drawn. Raises UserError if
-        observations or actions have other sizes."""
+    def append_to(self, old: "Dataset") -> "Dataset":
+        """Append this data to that of an earlier run. Raises UserError if observations or actions have other sizes."""
         wanted = {"observations": self.observations.shape[1], "actions": self.actions.shape[1]}
         check_widths(old.on_host()._asdict(), wanted, "the data of --restore_path", "the new data")
         rows = (np.concatenate(pair) for pair in zip(old.on_host(), self.on_host(), strict=True))
-        joined = Dataset.from_rows(*rows)
-        return replace(joined, old=PriorData(len(old.ends), int((~np.asarray(old.ends)).sum()), share))
+        return replace(Dataset.from_rows(*rows), num_old_rows=len(old.ends))
 
     def __len__(self) -> int:
         return self.starts.shape[0]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        """The number of transitions, padding left out."""
+        return jnp.int32(len(self)) if self.num_starts is None else self.num_starts
 
     def sample(
         self,
@@ -156,17 +150,8 @@ class Dataset(eqx.Module):
                 f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
                 f"sample from dataset.for_chunks({action_chunk})"
             )
-        rows = self.starts[self._draw(key, batch_size)]
+        rows = self.starts[jax.random.randint(key, (batch_size,), 0, self.count)]
         return jax.vmap(lambda row: self.transition(row, n_step, discount))(rows)
-
-    def _draw(self, key: PRNGKeyArray, batch_size: int) -> Int[Array, " {batch_size}"]:
-        """Draw the indices of a batch's transitions. Consumes `key`."""
-        count = len(self) if self.num_starts is None else self.num_starts
-        if self.old is None:
-            return jax.random.randint(key, (batch_size,), 0, count)
-        is_prior = jnp.arange(batch_size) < round(self.old.share * batch_size)
-        low, high = jnp.where(is_prior, 0, self.old.starts), jnp.where(is_prior, self.old.starts, count)
-        return jax.random.randint(key, (batch_size,), low, high)
 
     def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
         """Return the n-step transition from `row`, with the published keys and `next_actions`; n counts chunks.

@@ -1,4 +1,4 @@
-"""Replay buffers on the device, and batches that mix a dataset with new experience.
+"""Replay buffers on the device.
 
 A replay is a ring buffer of ticks. In each tick every environment of every run writes one row: its state, at first
 marked as the end of its trajectory. The step from there fills in action, reward and mask, and makes the row the start
@@ -14,9 +14,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
-from floq.data.dataset import Batch, Dataset
+from floq.data.dataset import Dataset
+from floq.data.mixture import Source
 from floq.utils.obs_spec import ObsSpec
 
 
@@ -131,10 +132,11 @@ class Replay(eqx.Module):
         )
         return Replay(rows, self.tick + 1, oldest, count + jnp.sum(new.stepped, axis=1, dtype=jnp.int32))
 
-    def start(self, run: Int[Array, ""], index: Int[Array, "*some"]) -> Int[Array, "*some"]:
-        """Return the rows at which a run's transitions start; `index` counts from the oldest."""
+    def of_run(self, run: Int[Array, ""]) -> Source:
+        """Return the transitions of a run."""
         places = self.data.starts.shape[0] // self.count.shape[0]
-        return self.data.starts[run * places + (self.oldest[run] + index) % places]
+        start = lambda index: self.data.starts[run * places + (self.oldest[run] + index) % places]  # noqa: E731
+        return Source(self.data, self.count[run], start)
 
     def recorded(self) -> Iterator[ReplaySnapshot]:
         """Yield the replay of each run on the host, one after another."""
@@ -144,58 +146,3 @@ class Replay(eqx.Module):
         rows = [x.reshape(self.ticks, runs, -1, *x.shape[1:]) for x in flat]
         for run in range(runs):
             yield ReplaySnapshot(*(x[used, run] for x in rows))
-
-
-def window_size(old: Int[Array, ""], buffer_size: int, balanced: bool) -> Int[Array, ""]:
-    """Return the number of newest transitions that a batch is drawn from, with `old` in the data; see `Mixture`."""
-    return jnp.int32(buffer_size) if balanced else jnp.maximum(buffer_size, old + 1)
-
-
-class Mixture(eqx.Module):
-    """Source of a run's online batches: its data, and its part of a replay.
-
-    Unless `balanced`, all transitions are drawn with equal probability, as if new experience were appended to the data.
-    Of more than `buffer_size`, the oldest are left out, beginning with the data's; the limit is at least the size of
-    the data plus one (as published). `balanced` draws the first half of a batch from the data and the second from the
-    newest `buffer_size` transitions of new experience; all from the data while there is none (RLPD, arXiv 2302.02948).
-    """
-
-    data: Dataset
-    replay: Replay
-    run: Int[Array, ""]
-    buffer_size: int = eqx.field(static=True)
-    balanced: bool = eqx.field(static=True)
-
-    def sample(
-        self,
-        key: PRNGKeyArray,
-        batch_size: int,
-        n_step: int = 1,
-        discount: float | Float[Array, ""] = 1.0,
-        action_chunk: int = 1,
-    ) -> Batch:
-        """Draw a batch of single actions, as `Dataset.sample` does. Consumes `key`."""
-        assert action_chunk == self.data.action_chunk == 1
-        is_new, index = self._choose(key, batch_size)
-
-        def transition(is_new: Array, index: Array) -> dict[str, Array]:
-            old = self.data.transition(self.data.starts[index], n_step, discount)
-            new = self.replay.data.transition(self.replay.start(self.run, index), n_step, discount)
-            return {name: jnp.where(is_new, new[name], old[name]) for name in old}
-
-        return jax.vmap(transition)(is_new, index)
-
-    def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
-        """Draw for each transition whether it is new, and its index in the replay or in the data. Consumes `key`."""
-        old = jnp.int32(len(self.data)) if self.data.num_starts is None else self.data.num_starts
-        new = self.replay.count[self.run]
-        limit = window_size(old, self.buffer_size, self.balanced)
-        too_old = jnp.maximum(new - limit, 0)  # of the new ones
-        if self.balanced:
-            old_key, new_key = jax.random.split(key)
-            is_new = (jnp.arange(batch_size) >= batch_size // 2) & (new > 0)
-            from_data = jax.random.randint(old_key, (batch_size,), 0, old)
-            return is_new, jnp.where(is_new, jax.random.randint(new_key, (batch_size,), too_old, new), from_data)
-        dropped = jnp.clip(old + new - limit, 0, old)  # all of the data, if any of the new are too old
-        index = jax.random.randint(key, (batch_size,), dropped + too_old, old + new)
-        return index >= old, jnp.where(index >= old, index - old, index)

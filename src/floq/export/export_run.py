@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Interval
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 from tyro.conf import Positional
 
-from floq.agent.policy import Policy, select_action
+from floq.agent.policy import Policy
 from floq.analysis import critic_outputs
+from floq.critics.base import Ranking
 from floq.export import exported
 from floq.export.formats import ActFunction, Exportable, Format, check_packages, load_exported, write_exported
 from floq.export.operations import translate
 from floq.export.trace import TracedPolicy
-from floq.networks.precision import matmul_precision
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils import files
@@ -52,6 +52,13 @@ class ExportOptions(Settings):
     format: Format = "numpy"
     """numpy: JSON, safetensors and a reader. stablehlo: for jax.export. onnx: for ONNX runtimes. The latter two need
     the extra floq[export]."""
+    num_candidates: int | None = None
+    """Actions that the policy samples, of which it takes the one with the highest Q; by default as in training."""
+    rank_by: Ranking | None = None
+    """The value of a flow critic by which it chooses: the distilled critic, the flow, or its one-pass read-out; by
+    default as in training."""
+    acting_flow_steps: int | None = None
+    """Integration steps (K) of the flow, where it ranks; by default as in training."""
     explore: bool = False
     """Export the exploration policy (a Gaussian's samples, noise on a deterministic action) instead of the one that is
     evaluated."""
@@ -80,7 +87,8 @@ def export_run(options: ExportOptions) -> Path:
     saved = checkpoint.load(run.folder / "checkpoints", options.step)
     critic_outputs.check_finite(saved.agent, options.run_dir, saved.step)
     display.note(f"device  {here}")
-    policy, config = saved.agent.policy, saved.config
+    policy = saved.agent.best_of(options.num_candidates, options.rank_by, options.acting_flow_steps)
+    config = saved.config
     traced = TracedPolicy.of(policy, saved.agent.obs_spec, explore)
     about = {"task": run.config.task, "step": saved.step, "seed": config.seed, "explores": explore}
     about |= {"critic": config.agent.critic_name, "actor": config.agent.actor_name}
@@ -203,16 +211,8 @@ def compare_with_agent(
 
 
 def _equally_good(policy: Policy, sample: Sample, action: np.ndarray) -> bool:
-    values = [float(_value(policy, sample.obs, act, jax.random.clone(sample.key))) for act in (action, sample.action)]
+    values = [float(policy.rank(sample.obs, act, jax.random.clone(sample.key))) for act in (action, sample.action)]
     return abs(values[0] - values[1]) <= TOLERANCE * max(1.0, *map(abs, values))
-
-
-@jax.jit
-def _value(policy: Policy, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
-    """Return the value of an action according to the policy's critic when it acts with `key`. Consumes `key`."""
-    normalised = (obs - policy.obs_stats.mean) / policy.obs_stats.std
-    with matmul_precision("f32"):
-        return select_action(lambda obs, value, _: value(act)[None], policy.critic, policy.scale, normalised, key)[0]
 
 
 def milliseconds(act: Callable[[Sample], object], expected: Sequence[Sample], calls: int = CALLS) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator
 
 from floq.agent.config import AGENTS, AgentConfig, removed_settings, settings_type
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from floq.envs.environments import EnvFactory
 
 RANDOM_STEPS = 5_000
+REMOVED = {"old_data_share": 0.0}  # settings that older runs have, with the only values at which they can be read
 MAX_NAME = 255  # bytes in the name of a file or folder
 MAX_PATH = 3_500  # bytes in the path of a group's folder; systems allow 4,096, and names of files below need some
 
@@ -76,17 +77,20 @@ class Config(DataOptions):
     """Start from the weights of this run folder."""
     restore_epoch: NonNegative | None = None
     """Which of its checkpoints, by step; by default the newest."""
-    old_data_share: Annotated[float, Interval(ge=0, lt=1)] = 0.0
-    """With --restore_path, the part of each batch that comes from the data of that run, beside its new data."""
     offline_steps: Annotated[NonNegative, Mark.RESUMABLE] = 2_000_000
     """Gradient steps on the dataset."""
     online_steps: Annotated[NonNegative, Mark.RESUMABLE] = 0
     """Environment steps after that, in which the agent goes on learning from its own experience."""
     buffer_size: Annotated[Positive, Mark.RESUMABLE_OFFLINE] = 2_000_000
     """Transitions that online batches are drawn from, data and new experience together; at least all of the data and
-    one more. With balanced_sampling, new ones."""
+    one more. With a share of the data, new ones."""
+    offline_share: Annotated[Share, Mark.RESUMABLE_OFFLINE, Mark.HASHED_IF_SET] | None = None
+    """Online, the part of each batch that comes from the dataset; by default all transitions are drawn alike. Without
+    an online phase, the part that comes from the data of --restore_path, beside the new data."""
+    offline_share_steps: Annotated[Positive, Mark.RESUMABLE_OFFLINE, Mark.HASHED_IF_SET] | None = None
+    """Online, environment steps over which that part shrinks to 0; by default it stays."""
     balanced_sampling: Annotated[Literal[0, 1], Mark.RESUMABLE_OFFLINE] = 0
-    """Online, 1 takes half of each batch from the dataset and half from new experience; 0 draws from both alike."""
+    """1 is --offline_share=0.5, as published."""
     utd: Annotated[PositiveFloat, Mark.RESUMABLE_OFFLINE] = 1.0
     """Online, gradient steps for each environment step; below 1, several environments share one."""
     num_envs: Annotated[int, Gt(0), Le(2**12), Mark.RESUMABLE_OFFLINE] = 1
@@ -161,8 +165,7 @@ class Config(DataOptions):
             raise UserError("--action_units=env: give the environment whose units they are, with --env_name")
         if not self.total_steps:
             raise UserError("offline_steps=0: must be greater than 0, or give --online_steps")
-        if (share := self.old_data_share) and self.restore_path is None:
-            raise UserError(f"--old_data_share={share}: it is about the data of a --restore_path, give one")
+        self._check_share()
         if self.updates_per_tick < 1 or not math.isclose(self.updates_per_tick, updates):
             raise UserError(
                 f"--utd={self.utd:g} with --num_envs={envs}: these step at once, which makes {updates:g} gradient "
@@ -170,6 +173,24 @@ class Config(DataOptions):
             )
         if (steps := self.online_steps) % envs:
             raise UserError(f"--online_steps={steps}: must be a multiple of --num_envs={envs}, which step at once")
+
+    def _check_share(self) -> None:
+        """Raise UserError if the share of old data in a batch is given twice, or there is no old data."""
+        share, steps = self.offline_share, self.offline_share_steps
+        if self.balanced_sampling and share is not None:
+            raise UserError(f"--offline_share={share:g}: --balanced_sampling=1 makes it 0.5, leave one of them out")
+        if self.balanced_sampling and not self.online_steps:
+            raise UserError("--balanced_sampling=1 is about the batches of the online phase: give --online_steps")
+        if share is not None and not self.online_steps and self.restore_path is None:
+            raise UserError(
+                f"--offline_share={share:g}: it is about the batches of the online phase, or the data of another run: "
+                "give --online_steps or --restore_path"
+            )
+        if steps is not None and (not self.online_steps or self.online_share(0) is None):
+            raise UserError(
+                f"--offline_share_steps={steps}: over these steps of the online phase --offline_share shrinks: give "
+                "--online_steps and --offline_share too"
+            )
 
     def _check_path(self) -> None:
         """Raise UserError if the run's folder would lie outside its parent folder, or its path would be too long."""
@@ -205,6 +226,19 @@ class Config(DataOptions):
     def steps_without_updates(self) -> int:
         """Online, the environment steps before gradient steps begin; from scratch 0: random steps are the warm-up."""
         return 0 if self.from_scratch else self.warmup_steps
+
+    def online_share(self, step: int) -> float | None:
+        """Return the part of a batch that is drawn from the dataset, after so many environment steps; None if all
+        transitions are drawn alike."""
+        share = 0.5 if self.balanced_sampling else self.offline_share
+        if share is None or self.offline_share_steps is None:
+            return share
+        return share * max(0.0, 1 - step / self.offline_share_steps)
+
+    @property
+    def mixes_prior_data(self) -> bool:
+        """Whether a part of each batch comes from the data of the run that `restore_path` names: offline only."""
+        return bool(self.offline_share) and self.restore_path is not None and not self.online_steps
 
     @property
     def updates_per_tick(self) -> int:
@@ -252,6 +286,9 @@ class Config(DataOptions):
             UserError: a key is unknown, or a value is of another type or out of range.
         """
         run, types = dict(values), hints_of(cls)
+        for name, value in REMOVED.items():
+            if (found := run.pop(name, value)) != value:
+                raise UserError(f"{name}={found}: this setting was removed, only {value} is known today")
         agent = dict(convert("agent", run.pop("agent", None), dict[str, Any]))
         critic, actor = (str(agent.pop(part, None)) for part in ("critic", "actor"))
         known = hints_of(settings_type(critic, actor))
@@ -264,10 +301,14 @@ class Config(DataOptions):
 
     def digest(self) -> str:
         """Return a hash of the settings, as their marks say; removed settings count too, so that old hashes stay."""
-        optional = [name for name in marked(Config, Mark.HASHED_IF_SET) if getattr(self, name) == getattr(Config, name)]
-        excluded = (*marked(Config, Mark.NOT_HASHED), *optional)
-        values = {name: value for name, value in self.to_json().items() if name not in excluded}
+        values = self.to_json()
+        for part, own in ((self, values), (self.agent.critic, values["agent"]), (self.agent.actor, values["agent"])):
+            kind = type(part)
+            unset = (name for name in marked(kind, Mark.HASHED_IF_SET) if getattr(part, name) == getattr(kind, name))
+            for name in (*marked(kind, Mark.NOT_HASHED), *unset):
+                del own[name]
         values["agent"] |= removed_settings(self.agent.critic_name)
+        values |= REMOVED
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -138,7 +138,7 @@ def load_fleet_data(
         pairs = zip((data.train, data.validation), tasks[name][:2], strict=True)
         train, validation = (shared.with_labels(own.rewards, own.masks) for shared, own in pairs)
         tasks[name] = tasks[name]._replace(train=train, validation=validation)
-    if config.old_data_share:
+    if config.mixes_prior_data:
         tasks = {name: _mix_with_prior(task, config, display) for name, task in tasks.items()}
     tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
     data = tasks[names[0]]
@@ -163,11 +163,11 @@ def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
     run = Run.open(config.restore_path or "")
     check_in_memory_data(run, None)
     _check_there(run, f"floq train --resume {run.folder} ")
-    display.note(f"old     {config.old_data_share:.0%} of each batch from the data of {run.folder}")
-    prior = load_data(dataclasses.replace(run.config, old_data_share=0.0), display, run=run)
+    display.note(f"old     {config.offline_share:.0%} of each batch from the data of {run.folder}")
+    prior = load_data(dataclasses.replace(run.config, offline_share=None, offline_share_steps=None), display, run=run)
     check_fingerprint(run, prior)
     check_same_parts(new.parts, prior.parts, "the new data", "the old ones")
-    train = new.train.mix_with(prior.train, config.old_data_share)
+    train = new.train.append_to(prior.train)
     return new._replace(train=train, provenance=f"{new.provenance}; beside old data: {prior.provenance}")
 
 

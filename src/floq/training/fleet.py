@@ -26,7 +26,7 @@ from floq.agent.finite import OK
 from floq.agent.state import ValueRange
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
-from floq.data.replay import Mixture
+from floq.data.mixture import Mixture, Source
 from floq.utils.errors import UserError
 
 RunKeys: TypeAlias = Key[Array, " runs"]
@@ -111,10 +111,17 @@ class FleetData(eqx.Module):
     masks: Float[Array, "tasks rows"]
     starts: Int[Array, "tasks transitions"] | None = None  # where they differ from task to task, filled up with zeros
     counts: Int[Array, " tasks"] | None = None  # of `starts`
+    num_old: Int[Array, " tasks"] | None = None  # the first transitions, if they are data of an earlier run
+    old_share: Float[Array, ""] | None = None  # of every batch, that these have
 
     @classmethod
-    def of(cls, tasks: Sequence[Dataset]) -> "FleetData":
-        """Combine one dataset for each task, all over the same trajectories or each over its own."""
+    def of(cls, tasks: Sequence[Dataset], old_share: float | None = None) -> "FleetData":
+        """Combine one dataset for each task, all over the same trajectories or each over its own. `old_share` is that
+        of the data of an earlier run, if they have any."""
+        old: dict[str, Any] = {}
+        if old_share is not None:
+            counts = [int((np.asarray(task.starts) < task.num_old_rows).sum()) for task in tasks]
+            old = {"num_old": jnp.array(counts, jnp.int32), "old_share": jnp.float32(old_share)}
         if any(task.observations is not tasks[0].observations for task in tasks):  # its trajectories, end to end
             names, first = Trajectories._fields, np.cumsum([0, *(len(task.ends) for task in tasks[:-1])])
             rows: dict[str, Any] = {name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in names}
@@ -124,10 +131,10 @@ class FleetData(eqx.Module):
         first = tasks[0]
         # Chunks of actions start where they reach a termination, and each task has its own.
         if all(task.starts is first.starts or np.array_equal(first.starts, task.starts) for task in tasks[1:]):
-            return cls(first, rewards, masks)
+            return cls(first, rewards, masks, **old)
         counts = [len(task) for task in tasks]
         starts = [jnp.pad(task.starts, (0, max(counts) - len(task))) for task in tasks]
-        return cls(first, rewards, masks, jnp.stack(starts), jnp.array(counts))
+        return cls(first, rewards, masks, jnp.stack(starts), jnp.array(counts), **old)
 
     @property
     def most_transitions(self) -> int:
@@ -140,6 +147,12 @@ class FleetData(eqx.Module):
         if self.starts is None or self.counts is None:
             return task
         return dataclasses.replace(task, starts=self.starts[number], num_starts=self.counts[number])
+
+    def source(self, number: Int[Array, ""]) -> Dataset | Mixture:
+        """Return what the batches of a run with this task are drawn from offline."""
+        if self.num_old is None:
+            return self.task(number)
+        return Mixture(*Source.halves(self.task(number), self.num_old[number]), self.old_share)
 
 
 class Fleet:
@@ -260,7 +273,7 @@ def _train_steps(
     layout: Layout,
 ):
     def train(agent: Agent, fault: Array, task: Array, key: PRNGKeyArray, data: FleetData, stop: Array):
-        return train_steps(agent, fault, data.task(task), key, stop, layout.divide_batch)
+        return train_steps(agent, fault, data.source(task), key, stop, layout.divide_batch)
 
     return for_each_run(train, layout, (agents, faults, tasks, keys), (data, stop))
 

@@ -22,7 +22,8 @@ from floq.agent.finite import ACTION, OK
 from floq.agent.policy import Policy
 from floq.agent.state import Keys, ValueRange
 from floq.critics import CRITICS
-from floq.data.replay import Experience, Mixture, Replay, ReplaySnapshot, window_size
+from floq.data.mixture import Mixture, Source, window_size
+from floq.data.replay import Experience, Replay, ReplaySnapshot
 from floq.envs.environments import EpisodeResult
 from floq.envs.vector import MAX_FAILURES, EnvSpec, ExploringEnvs, VectorStep, index_of
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, WorkerLate, Workers
@@ -40,7 +41,7 @@ MIN_WIDENING = 0.05  # or by this part of the range: rewards that slowly grow sh
 
 class OnlineFleet:
     """A fleet whose runs learn from their data and from new experience. The replay of each run, which goes on with what
-    is recorded, holds so many ticks; for `buffer_size` and `balanced`, see `floq.data.replay.Mixture`."""
+    is recorded, holds so many ticks; for `buffer_size`, see `floq.data.mixture.Mixture`."""
 
     def __init__(
         self,
@@ -49,10 +50,9 @@ class OnlineFleet:
         recorded: Sequence[ReplaySnapshot],
         ticks: int,
         buffer_size: int,
-        balanced: bool,
     ):
         self._fleet, self._keys = fleet, fleet.place(keys)
-        self._program = partial(_learn, layout=fleet.layout, buffer_size=buffer_size, balanced=balanced)
+        self._program = partial(_learn, layout=fleet.layout, buffer_size=buffer_size)
         self._places = fleet.layout.mesh.devices[:, 0]  # online, each holds runs of its own
         shares = np.split(np.array(fleet.slots), len(self._places))
         self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, fleet.layout)
@@ -77,11 +77,12 @@ class OnlineFleet:
         fleet.record_faults(faults)
         return lambda: np.asarray(acts)[: len(fleet)]
 
-    def learn(self, new: Experience, num_updates: int) -> None:
+    def learn(self, new: Experience, num_updates: int, share: float | None) -> None:
         """Add the experience of a tick to the replays, and queue so many updates of each run without waiting for
-        them."""
+        them. That `share` of their batches is drawn from the data; None: from all transitions alike."""
         new = Experience(*(x[self._fleet.slots] for x in new))
-        self._replay, self._info = self._fleet.train_with(self._program, num_updates, self._replay, new)
+        arguments = self._replay, new, None if share is None else np.float32(share)
+        self._replay, self._info = self._fleet.train_with(self._program, num_updates, *arguments)
         self.has_learned |= num_updates > 0
 
     def infos(self) -> list[dict[str, float]]:
@@ -146,7 +147,7 @@ def _explore(agents: Agent, faults: Int[Array, " runs"], keys: RunKeys, obs: Arr
     return for_each_run(explore, layout, (policies, faults, keys, obs), (tick,))
 
 
-@partial(jax.jit, static_argnames=("layout", "buffer_size", "balanced"), donate_argnames=("agents", "faults", "replay"))
+@partial(jax.jit, static_argnames=("layout", "buffer_size"), donate_argnames=("agents", "faults", "replay"))
 def _learn(
     agents: Agent,
     faults: Int[Array, " runs"],
@@ -156,20 +157,20 @@ def _learn(
     stop: Int[Array, ""],
     replay: Replay,
     new: Experience,
+    share: Float[Array, ""] | None,
     layout: Layout,
     buffer_size: int,
-    balanced: bool,
 ):
     def train(agent: Agent, fault: Array, task: Array, key: PRNGKeyArray, number: Array, *shared: Any):
-        data, stop, replay = shared
-        mixture = Mixture(data.task(task), replay, number, buffer_size, balanced)
+        data, stop, share, replay = shared
+        mixture = Mixture(Source.of(data.task(task)), replay.of_run(number), share, buffer_size)
         return train_steps(agent, fault, mixture, key, stop, layout.divide_batch)
 
     divided = PartitionSpec("runs")
     replay = on_each_device(Replay.add, layout, (replay, new), (divided, divided))
     numbers = on_each_device(lambda tasks: jnp.arange(tasks.shape[0]), layout, (tasks,), (divided,))
     own = agents, faults, tasks, keys, numbers
-    agents, faults, info = for_each_run(train, layout, own, (data, stop), (replay,))
+    agents, faults, info = for_each_run(train, layout, own, (data, stop, share), (replay,))
     return agents, faults, replay, info
 
 
@@ -218,11 +219,11 @@ class Online:
         self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
         obs_spec, self._action_dim = fleet.agents.obs_spec, fleet.agents.action_dim
         before = [run or ReplaySnapshot.empty(c.num_envs, obs_spec, self._action_dim) for run in recorded]
-        balanced = bool(c.balanced_sampling)
-        drawn_from = int(window_size(jnp.int32(fleet.train.most_transitions), c.buffer_size, balanced))
+        has_share = c.online_share(0) is not None
+        drawn_from = int(window_size(jnp.int32(fleet.train.most_transitions), c.buffer_size, has_share))
         ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
         keys = [Keys.of(config.seed).exploration for config in configs]
-        self.fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size, balanced)
+        self.fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size)
         self._obs = obs_spec.zeros(len(configs), c.num_envs)
         nothing = Experience.of_resets(self._obs, self._action_dim)
         self._pending: Experience | None = None  # what no replay holds yet
@@ -269,7 +270,8 @@ class Online:
         """Queue the updates of a tick."""
         assert self._pending is not None
         learns = self.steps >= self._config.steps_without_updates
-        self.fleet.learn(self._pending, self._config.updates_per_tick if learns else 0)
+        updates = self._config.updates_per_tick if learns else 0
+        self.fleet.learn(self._pending, updates, self._config.online_share(self.steps))
         self._pending = None
 
     def statistics(self, run: int) -> dict[str, float]:

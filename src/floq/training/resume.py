@@ -105,7 +105,8 @@ def resume(
         show: print progress.
         changes: `offline_steps` and `online_steps`, new totals; `restart_failed_envs`, `env_timeout`, `logger`,
             `on_divergence`, `keep_checkpoints`, `checkpoint_minutes`; and, if the run is not online yet, `utd`,
-            `num_envs`, `warmup_steps`, `buffer_size`, `balanced_sampling`.
+            `num_envs`, `warmup_steps`, `buffer_size`, `offline_share`,
+            `offline_share_steps`, `balanced_sampling`.
 
     Raises:
         UserError: there is no such run, its checkpoint or its data does not belong to it, or it is past these steps.
@@ -207,9 +208,15 @@ def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]],
 def _check_steps(old: Config, new: Config, step: int) -> None:
     """Raise UserError if a run that is at this step cannot continue with the new settings."""
     online = step > old.offline_steps
+    if old.mixes_prior_data != new.mixes_prior_data:
+        raise UserError(
+            "a run mixes the data of its --restore_path into its batches from its beginning to its end, and without an "
+            "online phase: leave --online_steps and --offline_share as they are, or start a new run"
+        )
     for name in ("offline_steps", *marked(Config, Mark.RESUMABLE_OFFLINE)) if online else ():
         if (value := getattr(new, name)) != (before := getattr(old, name)):
-            raise UserError(f"--{name}={value:g}: the run is online already, with {before:g}; leave it out")
+            without = "without" if before is None else f"with {before:g}"
+            raise UserError(f"--{name}={value:g}: the run is online already, {without}; leave it out")
     shortened = new.total_steps < step or (new.total_steps == step and old.total_steps != step)
     if shortened or (not online and new.offline_steps < step):
         name = "online_steps" if online else "offline_steps"

@@ -127,17 +127,10 @@ def check_built(config: Config) -> None:
         for name, value in {"agent.action_chunk": agent.action_chunk, "batch_devices": config.batch_devices}.items():
             if value > 1:
                 raise UserError(f"--{name}={value} with --online_steps is not built yet: give --{name}=1")
-        if config.old_data_share:
-            raise UserError(
-                f"--old_data_share={config.old_data_share:g} with --online_steps: online, batches are shared by "
-                "--balanced_sampling; leave one of them out"
-            )
         if config.env_name is None:
             raise UserError(
                 f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"
             )
-    elif config.balanced_sampling:
-        raise UserError("--balanced_sampling=1 is about the batches of the online phase: give --online_steps")
     check_loggers(config)
     if config.video_episodes:
         raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
@@ -227,15 +220,15 @@ def run_to_completion(
 ) -> list[Run]:
     """Train to the last step, write the summaries that mark the runs as finished, and then draw."""
     loggers, numbers = [RunLogger(run, found[0].step) for run in runs], {key: n for n, key in enumerate(tasks)}
-    keys = [run_data.data_key(run.config) for run in runs]
+    c, keys = runs[0].config, [run_data.data_key(run.config) for run in runs]
     fleet = Fleet(
         agents,
         [numbers[key] for key in keys],
-        FleetData.of([split.train for split in tasks.values()]),
+        FleetData.of([split.train for split in tasks.values()], c.offline_share if c.mixes_prior_data else None),
         FleetData.of([split.validation for split in tasks.values()]),
         [logger.keys.batches for logger in loggers],
         [logger.keys.validation for logger in loggers],
-        Layout.for_runs(len(runs), runs[0].config.batch_devices),
+        Layout.for_runs(len(runs), c.batch_devices),
     )
     evaluator = episodes or [HeldOutEvaluator(tasks[key].validation) for key in keys]
     with contextlib.ExitStack() as logs, catch_signals() as received:
