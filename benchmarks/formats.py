@@ -18,18 +18,13 @@ import time
 import warnings
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from loading import REPETITIONS, resident
 
 OBS, ACT, EPISODES = 17, 6, 1_000
-COLUMNS = {
-    "observations": ["x*"],
-    "actions": ["a*"],
-    "reward": "reward",
-    "truncated": "truncated",
-    "episode": "episode",
-}
+COLUMNS = {"observations": ["x*"], "actions": ["a*"], "reward": "r", "truncated": "cut", "episode": "episode"}
 
 
 def write(folder: Path, rows: int) -> dict[str, Path]:
@@ -46,7 +41,7 @@ def write(folder: Path, rows: int) -> dict[str, Path]:
     actions = rng.uniform(-1, 1, (EPISODES, length, ACT)).astype(np.float32)
     rewards = rng.normal(size=(EPISODES, length)).astype(np.float32)
     never, last = np.zeros(length, bool), np.arange(length) == length - 1
-    flat = {"observations": states[:, :-1].reshape(-1, OBS), "actions": actions.reshape(-1, ACT)}
+    flat: dict[str, Any] = {"observations": states[:, :-1].reshape(-1, OBS), "actions": actions.reshape(-1, ACT)}
     flat |= {"rewards": rewards.ravel(), "terminals": np.tile(never, EPISODES), "timeouts": np.tile(last, EPISODES)}
     kinds = {"npz": "flat.npz", "folder of npz": "folder", "D4RL": "d4rl.hdf5", "robomimic": "demos.hdf5"}
     kinds |= {"CSV": "a.csv", "parquet": "a.parquet", "Minari": "bench-v0"}
@@ -63,28 +58,19 @@ def write(folder: Path, rows: int) -> dict[str, Path]:
             demo = file.create_group(f"data/demo_{n}")
             demo["obs/x"], demo["next_obs/x"], demo["actions"] = states[n, :-1], states[n, 1:], actions[n]
             demo["rewards"], demo["dones"] = rewards[n], never.astype(int)
-    columns = {f"x{i}": flat["observations"][:, i] for i in range(OBS)} | {
-        f"a{i}": flat["actions"][:, i] for i in range(ACT)
-    }
-    columns |= {
-        "reward": flat["rewards"],
-        "truncated": flat["timeouts"],
-        "episode": np.repeat(np.arange(EPISODES), length),
-    }
+    columns = {f"x{i}": flat["observations"][:, i] for i in range(OBS)}
+    columns |= {f"a{i}": flat["actions"][:, i] for i in range(ACT)}
+    columns |= {"r": flat["rewards"], "cut": flat["timeouts"], "episode": np.repeat(np.arange(EPISODES), length)}
     csv.write_csv(pyarrow.table(columns), paths["CSV"])
     parquet.write_table(pyarrow.table(columns), paths["parquet"])
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ends = {"terminations": never.tolist(), "truncations": last.tolist()}
-        episodes = [
-            EpisodeBuffer(None, None, None, states[n], actions[n], rewards[n].tolist(), **ends) for n in range(EPISODES)
-        ]
-        spaces = {
-            "observation_space": Box(-np.inf, np.inf, (OBS,), np.float32),
-            "action_space": Box(-1, 1, (ACT,), np.float32),
-        }
-        minari.create_dataset_from_buffers("bench-v0", episodes, **spaces)
+        data = zip(states, actions, rewards, strict=True)
+        episodes = [EpisodeBuffer(None, None, None, s, a, r.tolist(), **ends) for s, a, r in data]
+        spaces = Box(-np.inf, np.inf, (OBS,), np.float32), Box(-1, 1, (ACT,), np.float32)
+        minari.create_dataset_from_buffers("bench-v0", episodes, observation_space=spaces[0], action_space=spaces[1])
     return paths
 
 

@@ -61,6 +61,20 @@ def test_the_best_candidate_is_taken(critic, actor, value):
     assert float(agent.policy.rank(obs, best, key)) == pytest.approx(max(values), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "actor", [ACTOR, BEST, GaussianConfig(actor_hidden_dims=(16, 16))], ids=["fql", "flow", "gaussian"]
+)
+def test_a_temperature_scales_the_noise_of_samples(actor):
+    """At 0 all samples are that without noise; at 1 they are the actor's."""
+    kind, obs, keys = make_agent(actor=actor).params.actor, jnp.ones(OBS), jax.random.split(jax.random.key(3), 20)
+    at = lambda t: jax.vmap(kind.at_temperature(t).sample, (None, 0))(obs, jax.random.clone(keys))  # noqa: E731
+    np.testing.assert_array_equal(at(1.0), jax.vmap(kind.sample, (None, 0))(obs, jax.random.clone(keys)))
+    assert np.ptp(at(0.0), axis=0).max() < 1e-6
+    assert np.std(at(0.0), axis=0).max() < np.std(at(0.1), axis=0).max() < np.std(at(1.0), axis=0).max()
+    fixed = make_agent(actor=DeterministicConfig(actor_hidden_dims=(16, 16))).params.actor
+    assert fixed.at_temperature(0.0) is fixed
+
+
 def test_candidates_may_change_without_training():
     """With one the actor acts alone, without the critic; more are ranked, also where the actor climbs another value."""
     agent, obs, act, key = make_agent(), jnp.ones(OBS), jnp.zeros(ACT), jax.random.key(3)

@@ -75,6 +75,10 @@ class Actor(eqx.Module):
         """Return the action whose value a TD target takes. Consumes `key`."""
         return self.sample(obs, key)
 
+    def at_temperature(self, temperature: float) -> "Actor":
+        """Return the actor with the noise of its samples scaled so; itself where it has none."""
+        return self
+
     @property
     def num_candidates(self) -> int:
         """Samples among which acting and exploring take the one with the highest Q."""

@@ -3,7 +3,7 @@
 Source: implicit diffusion Q-learning's policy (arXiv 2304.10573) and its flow version in FQL (arXiv 2502.02538).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import equinox as eqx
 import jax
@@ -38,6 +38,7 @@ class BestOfNActor(Actor):
     flow: BehaviourFlow
     action_dim: int = eqx.field(static=True)
     config: BestOfNConfig = eqx.field(static=True)
+    noise_scale: float = eqx.field(static=True, default=1.0)  # of `act`
 
     @classmethod
     def init(
@@ -49,7 +50,11 @@ class BestOfNActor(Actor):
         return cls(flow, action_dim, c)
 
     def act(self, obs, key):
-        return self.flow.act(obs, jax.random.normal(key, (self.action_dim,)), self.config.actor_flow_steps)
+        noise = self.noise_scale * jax.random.normal(key, (self.action_dim,))
+        return self.flow.act(obs, noise, self.config.actor_flow_steps)
+
+    def at_temperature(self, temperature: float) -> "BestOfNActor":
+        return replace(self, noise_scale=temperature)
 
     @property
     def num_candidates(self) -> int:

@@ -4,7 +4,7 @@ A behaviour flow policy learns the data's actions by flow matching; a one-step p
 flow with the same noise n, and maximises Q. Only the one-step policy acts, so no gradient passes through the flow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import equinox as eqx
@@ -42,6 +42,7 @@ class FQLActor(Actor):
     one_step: MLP  # (s, noise) -> action
     action_dim: int = eqx.field(static=True)
     config: FQLConfig = eqx.field(static=True)
+    noise_scale: float = eqx.field(static=True, default=1.0)  # of `act`
 
     @classmethod
     def init(
@@ -58,7 +59,7 @@ class FQLActor(Actor):
         )
 
     def act(self, obs, key):
-        noise = jax.random.normal(key, (self.action_dim,))
+        noise = self.noise_scale * jax.random.normal(key, (self.action_dim,))
         return jnp.clip(self._one_step(obs, noise), -1.0, 1.0)
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
@@ -77,6 +78,9 @@ class FQLActor(Actor):
         info = {"bc_flow_loss": bc_flow_loss, "mean_bc_flow_loss": bc_flow_loss}  # floq's name and FQL's
         info |= {"distill_loss": distill_loss, "q": q, "mse": mse}
         return ActorLoss(bc_flow_loss + alpha * distill_loss, q, info)
+
+    def at_temperature(self, temperature: float) -> "FQLActor":
+        return replace(self, noise_scale=temperature)
 
     @property
     def num_candidates(self) -> int:

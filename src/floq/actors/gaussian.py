@@ -4,7 +4,7 @@ Source: SAC (arXiv 1812.05905) for the policy, the temperature and the soft valu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import equinox as eqx
@@ -58,6 +58,7 @@ class GaussianActor(Actor):
     net: MLP  # s -> (mean, log std), concatenated
     log_temperature: Float[Array, ""] | None  # None unless it is learned
     config: GaussianConfig = eqx.field(static=True)
+    noise_scale: float = eqx.field(static=True, default=1.0)  # of `sample`
 
     @classmethod
     def init(
@@ -72,7 +73,11 @@ class GaussianActor(Actor):
         return jnp.tanh(self._moments(obs)[0])
 
     def sample(self, obs, key):
-        return self._sample(obs, key)[0]
+        mean, log_std = self._moments(obs)
+        return jnp.tanh(mean + self.noise_scale * jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+
+    def at_temperature(self, temperature: float) -> "GaussianActor":
+        return replace(self, noise_scale=temperature)
 
     @property
     def num_candidates(self) -> int:

@@ -18,7 +18,7 @@ from floq.utils.errors import UserError
 from floq.utils.machine import device
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
-from floq.utils.schema import NO_ARGUMENTS
+from floq.utils.schema import NO_ARGUMENTS, NonNegativeFloat, convert
 from floq.utils.untrusted import consent
 
 
@@ -32,6 +32,7 @@ def evaluate_run(
     num_candidates: int | None = None,
     rank_by: Any = None,
     acting_flow_steps: int | None = None,
+    eval_temperature: float = 1.0,
     data: Dataset | None = None,
     dataset: str | None = None,
     env_name: str | None = None,
@@ -45,8 +46,8 @@ def evaluate_run(
     an environment it evaluates on the held-out data, which must be unchanged; `data` is that data if the run was given
     it from Python, and `dataset` where it lies now if it was moved. The policy takes the best of `num_candidates`
     samples of its actor, ranked by the value of a flow critic that `rank_by` and `acting_flow_steps` name; each is by
-    default as in training. `env_name` is another environment to evaluate in, made with `env_kwargs`, also for a run
-    without one; `score_range` are the returns that stand for the scores 0 and 100.
+    default as in training. `eval_temperature` scales the noise of these samples. `env_name` is another environment to
+    evaluate in, made with `env_kwargs`, also for a run without one; `score_range` are the returns that stand for the scores 0 and 100.
 
     Raises:
         UserError: there is no such run or checkpoint, the data differs, an option is out of range or does not apply to
@@ -67,10 +68,12 @@ def evaluate_run(
     config = dataclasses.replace(run.config, **changes)
     here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     policy = saved.agent.best_of(num_candidates, rank_by, acting_flow_steps)
+    temperature = convert("eval_temperature", eval_temperature, NonNegativeFloat)
+    policy = dataclasses.replace(policy, actor=policy.actor.at_temperature(temperature))
     display.note(f"device  {here}")
     if config.env_name is None:
-        if num_candidates or rank_by or acting_flow_steps:
-            given = "--num_candidates, --rank_by and --acting_flow_steps"
+        if num_candidates or rank_by or acting_flow_steps or temperature != 1:
+            given = "--num_candidates, --rank_by, --acting_flow_steps and --eval_temperature"
             raise UserError(f"{given} are about acting, and without an environment nothing acts: leave them out")
         splits = run_data.load_own_data([run], display, data, dataset)[run_data.data_key(run.config)]
         evaluation = HeldOutEvaluator(splits.validation)(saved.agent, seed, saved.step)

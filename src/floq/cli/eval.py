@@ -34,6 +34,9 @@ class Eval:
     default as in training."""
     acting_flow_steps: int | None = None
     """Integration steps (K) of the flow, where it ranks; by default as in training."""
+    eval_temperature: float = 1.0
+    """Scale of the noise from which the actor makes its samples; 0 leaves none. It changes nothing for an actor that
+    takes its mode: the deterministic one, and the Gaussian with one candidate."""
     env_name: str | None = None
     """Another environment to evaluate in, with the same observations and actions; or its own, if that is a module:Id
     whose module may be imported."""
