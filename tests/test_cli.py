@@ -125,7 +125,7 @@ WRONG = [
     (["train", "--online_steps=10", "--num_envs=4"], "must be a multiple of --num_envs=4"),
     (["train", "--online_steps=10", "--agent.action_chunk=2"], "with --online_steps is not built yet"),
     (["train", "--online_steps=10", "--batch_devices=2"], "with --online_steps is not built yet"),
-    (["train", "--video_episodes=1"], "films are not built yet"),
+    (["train", "--video_episodes=51"], "an evaluation has --eval_episodes=50, give at most that"),
     (["train", "--seed=4294967296"], "seed=4294967296: must be at least 0 and less than"),
     (["train", "--seeds", "0", "99999999999999999999"], "must be at least 0 and less than"),
     (["train", "--save_dir=~nosuchuser/x"], "there is no such home folder"),

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import re
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -27,11 +26,9 @@ from floq.analysis.figures.episodes import Played, draw_values
 from floq.analysis.figures.training import draw_diagnosis
 from floq.analysis.inspect_run import _dataset, discounted_rewards_to_go, inspect_run, play
 from floq.analysis.pictures import PICTURES, Subject, draw, evenly_spaced
-from floq.analysis.video import film_episodes, open_renderer
 from floq.critics import CRITICS, FloqCritic
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
-from floq.envs.environments import EnvFactory
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
@@ -264,47 +261,6 @@ def test_a_run_without_an_environment(held_out_runs, tmp_path, capsys):
 def test_training_draws_the_same_flow(run_dir):
     assert (run_dir / "plots" / "flow.png").stat().st_size > 50_000
     assert (run_dir / "plots" / "value_map.png").stat().st_size > 10_000
-
-
-# --- films ---
-
-
-@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called")  # JAX 0.8; films are made in a process without it
-def test_a_film(tmp_path):
-    pytest.importorskip("imageio_ffmpeg")
-    episode = Played(
-        (0, 0),
-        np.arange(6),
-        np.zeros((6, 1), np.float32),
-        np.arange(-6.0, 0),
-        -np.ones(6),
-        np.arange(-6.0, 0),
-        6,
-        True,
-        False,
-    )
-    path, told = tmp_path / "film.mp4", []
-    with open_renderer(EnvFactory("probe_envs:Painted-v0"), (0, 0)) as workers:
-        film_episodes(path, workers, [episode], "painted", 2, told.append)
-    assert episode.outcome == "success at step 6"
-    assert told == [2, 4, 6]
-    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
-    count = "import imageio_ffmpeg, sys; print(imageio_ffmpeg.count_frames_and_secs(sys.argv[1])[0])"
-    frames = int(subprocess.run([sys.executable, "-c", count, path], capture_output=True, text=True, check=True).stdout)
-    assert frames == 4 + 25  # the first, every second step, and a second of rest
-
-
-def test_what_cannot_be_looked_at_is_refused(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")
-    with (
-        pytest.raises(
-            UserError, match="MUJOCO_GL=egl and osmesa: TypeError: the environment renders no pictures"
-        ) as it,
-        open_renderer(EnvFactory("probe_envs:Unseen-v0"), (0, 0)),
-    ):
-        pass
-    assert "\n" not in str(it.value)
-    assert "leave --video out" in str(it.value)
 
 
 # --- what is wrong ---

@@ -11,9 +11,9 @@ from scipy.signal import lfilter
 from floq.agent.agent import Agent
 from floq.agent.state import Keys
 from floq.analysis import critic_outputs
-from floq.analysis.figures.episodes import Played
+from floq.analysis.figures.episodes import Played, draw_panel
 from floq.analysis.pictures import LEARNING_CURVE, PICTURES, Subject, draw
-from floq.analysis.video import film_episodes, open_renderer
+from floq.analysis.video import Take, open_recorder
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Dataset
 from floq.data.replay import ReplaySnapshot
@@ -71,9 +71,10 @@ def inspect_run(
     run.training()  # a damaged log is refused before anything is drawn
     display.note(f"device  {here}")
     with contextlib.ExitStack() as stack:
-        renderer = None
+        recorder = None
         if video:  # first, since it often fails
-            renderer = stack.enter_context(open_renderer(run.config.make_env, (run.config.seed, saved.step, 0)))
+            first = run.config.seed, saved.step, 0
+            recorder = stack.enter_context(open_recorder(run.config.make_env, first, "--video"))
         transitions = _experience(run, saved, data, dataset, display)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +85,12 @@ def inspect_run(
             with display.tolerate("episodes"), display.bar("episodes", episodes) as update:
                 played = play(run, saved.agent, saved.step, episodes, update)
         found = draw(names, Subject(run, saved.agent, saved.step, transitions, played), folder, display)
-        if renderer is not None and played:
-            path, frames = folder / "film.mp4", sum(len(episode.actions) for episode in played)
-            with display.tolerate(str(path)), display.bar("film", frames) as update:
-                film_episodes(path, renderer, played, run.config.task, run.config.video_frame_skip, update)
+        if recorder is not None and played:
+            path = folder / "film.mp4"
+            with display.tolerate(str(path)):
+                display.note("filming")
+                takes = [Take(one.seed, one.actions, draw_panel(one, f"{one.number}: {one.outcome}")) for one in played]
+                recorder.call_one(0, "film", (path, run.config.task, takes, run.config.video_frame_skip))
                 outcomes = "; ".join(f"episode {episode.number}: {episode.outcome}" for episode in played)
                 found[path.name] = f"the policy beside its value: {outcomes}"
     display.table(f"{run.config.task}, checkpoint of step {saved.step}", found)

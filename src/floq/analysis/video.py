@@ -1,39 +1,51 @@
-"""Videos of episodes: the recorded actions are repeated, and each frame is drawn beside the critic's value.
+"""Films of episodes: a worker process repeats their recorded actions, renders frames and encodes them.
 
-MuJoCo's renderer is fixed at import, so frames are rendered in a worker process, whose environment variables name the
-renderer before anything is imported."""
+MuJoCo's renderer is fixed at import, so the environment variables of that process name it before anything is imported.
+"""
 
 import contextlib
+import importlib
+import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.animation import FFMpegWriter
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from floq.analysis.figures.episodes import GREEN, Played, draw_reward, draw_value
-from floq.analysis.figures.style import BLUE, FAINT, INK, RC, TITLE
 from floq.envs.environments import EnvFactory, Seed
-from floq.envs.ogbench import is_dataset
-from floq.envs.workers import WorkerError, Workers
+from floq.envs.ogbench import is_dataset, with_task
+from floq.envs.workers import WorkerError, WorkerLate, Workers
 from floq.utils.errors import UserError
 from floq.utils.machine import NO_RENDERER
+from floq.utils.progress import Display
 
 RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}.get(sys.platform, ("egl", "osmesa"))  # these need no display
 SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
 FPS = 25  # frames per second
 STILL_FRAMES = 25  # repetitions of an episode's last frame
-SIZE, DPI = (11.2, 4.8), 100  # inches, and dots per inch; the codec needs even numbers of dots
+CURSOR = (34, 34, 34)  # colour of the line that marks the time in a panel
 
 
-class Renderer:
-    """Environment that renders frames, in the worker process."""
+class Panel(NamedTuple):
+    """Picture beside the frames of an episode: pixels (height, width, 3), and the column of each time 0, 1, ..."""
+
+    pixels: np.ndarray
+    columns: np.ndarray
+
+
+class Take(NamedTuple):
+    """An episode to film: the seed of its reset, its actions (steps, size), and a panel or none."""
+
+    seed: Seed
+    actions: np.ndarray
+    panel: Panel | None = None
+
+
+class Recorder:
+    """Environment that is filmed, in the worker process."""
 
     def __init__(self, make_env: EnvFactory):
         size = {"width": SIDE, "height": SIDE} if is_dataset(make_env.name) else {}
@@ -41,15 +53,39 @@ class Renderer:
             warnings.filterwarnings("ignore", message=".*not in the possible render_modes")  # OGBench's lists are empty
             self._env = make_env(render_mode="rgb_array", **size)
 
-    def reset(self, seed: Seed) -> np.ndarray:
-        """Begin an episode and return its first frame."""
-        self._env.reset_with(seed)
-        return self.advance(())
+    def film(self, path: Path, task: str, takes: Sequence[Take], skip: int) -> None:
+        """Write a film of episodes of a task, a frame every `skip` steps: a whole file or none."""
+        from imageio_ffmpeg import write_frames
 
-    def advance(self, actions: Iterable[np.ndarray]) -> np.ndarray:
-        """Take these actions and return a frame of the state after them."""
-        for action in actions:
-            self._env.step(action)
+        partial, frames = path.with_name(f".{path.stem}.partial.mp4"), self.frames(task, takes, skip)
+        first = next(frames)
+        try:
+            with contextlib.closing(write_frames(partial, first.shape[1::-1], fps=FPS, macro_block_size=2)) as writer:
+                writer.send(None)
+                for frame in itertools.chain([first], frames):
+                    writer.send(np.ascontiguousarray(frame))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def frames(self, task: str, takes: Sequence[Take], skip: int) -> Iterator[np.ndarray]:
+        """Yield the frames of a film."""
+        self._env = with_task(self._env, task)
+        for take in takes:
+            self._env.reset_with(take.seed)
+            yield (frame := beside(self._render(), take.panel, 0))
+            for start in range(0, len(take.actions), skip):
+                for action in (some := take.actions[start : start + skip]):
+                    self._env.step(action)
+                yield (frame := beside(self._render(), take.panel, start + len(some)))
+            yield from itertools.repeat(frame, STILL_FRAMES)
+
+    def try_out(self, seed: Seed) -> None:
+        """Render a frame. Raises TypeError if the environment has none to show."""
+        self._env.reset_with(seed)
+        self._render()
+
+    def _render(self) -> np.ndarray:
         with self._env.own_global_state():
             frame: Any = self._env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
@@ -57,25 +93,39 @@ class Renderer:
         return frame.astype(np.uint8, copy=False)
 
 
+def beside(frame: np.ndarray, panel: Panel | None, step: int) -> np.ndarray:
+    """Return a frame with its panel at its right, in which a line marks the time."""
+    if panel is None:
+        return frame
+    (height, width, _), (panel_height, panel_width, _) = frame.shape, panel.pixels.shape
+    canvas = np.full((max(height, panel_height), width + panel_width, 3), 255, np.uint8)
+    canvas[:height, :width], canvas[:panel_height, width:] = frame, panel.pixels
+    canvas[:panel_height, width + panel.columns[step]] = CURSOR
+    return canvas
+
+
 @contextlib.contextmanager
-def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
-    """Start a worker process with a working `Renderer`: with the renderer that the user's MUJOCO_GL names, if any;
-    otherwise with the first of the platform's renderers that can render a frame. Raises UserError if none can, or the
-    library that encodes videos is not installed."""
-    encoder()
+def open_recorder(make_env: EnvFactory, seed: Seed, flag: str) -> Iterator[Workers]:
+    """Start a worker process with a `Recorder` that works: with the renderer that the user's MUJOCO_GL names, if any;
+    otherwise with the first of the platform's renderers that renders the first frame of the episode of `seed`. Raises
+    UserError if none does, or the encoder is not installed; the `flag` is what the user may leave out."""
+    try:
+        importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f'{flag} needs imageio-ffmpeg ({error}): pip install "floq[video]"') from error
     before = os.environ.get("MUJOCO_GL")
     named = (before or "").lower()
     reasons: dict[str, list[str]] = {}
     for renderer in RENDERERS if named in NO_RENDERER else (named,):
         os.environ["MUJOCO_GL"] = renderer  # a new process has the environment variables of this one
         try:
-            workers = Workers(Renderer, [(make_env,)])
+            workers = Workers(Recorder, [(make_env,)])
         finally:
             os.environ.pop("MUJOCO_GL")
             os.environ.update({} if before is None else {"MUJOCO_GL": before})
         with workers:
             try:
-                workers.call_one(0, "reset", (seed,))
+                workers.call_one(0, "try_out", (seed,))
             except WorkerError as error:
                 reasons.setdefault(str(error).strip().splitlines()[-1], []).append(renderer)
                 continue
@@ -84,83 +134,34 @@ def open_renderer(make_env: EnvFactory, seed: Seed) -> Iterator[Workers]:
     failures = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise UserError(
         f"cannot make pictures of {make_env.name} here ({failures}): fix that (on Debian apt-get install libegl1 "
-        "libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave --video out"
+        f"libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave {flag} out"
     )
 
 
-def encoder() -> str:
-    """Return the program that encodes videos. Raises UserError if it is not installed."""
-    try:
-        import imageio_ffmpeg
+class Films:
+    """Films that the worker of `open_recorder` makes one after another, beside what the caller does."""
 
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as error:
-        raise UserError(f'--video needs imageio-ffmpeg ({error}): pip install "floq[video]"') from error
+    def __init__(self, workers: Workers, skip: int, display: Display):
+        self._workers, self._skip, self._display = workers, skip, display
+        self._queue: list[tuple[Path, str, Sequence[Take]]] = []
+        self._begun: list[Any] | None = None
 
+    def __len__(self) -> int:
+        return len(self._queue)
 
-def film_episodes(
-    path: Path, workers: Workers, episodes: Sequence[Played], title: str, skip: int, on_progress: Callable[[int], None]
-) -> None:
-    """Record a video of episodes with the workers of `open_renderer`, a frame every `skip` steps. The file is either
-    complete or does not exist. `on_progress` gets the number of steps taken."""
-    done, partial = 0, path.with_name(f".{path.stem}.partial.mp4")
-    try:
-        with matplotlib.rc_context(RC | {"animation.ffmpeg_path": encoder()}):
-            fig = Figure(SIZE)
-            writer = FFMpegWriter(FPS, codec="libx264", extra_args=["-crf", "18", "-pix_fmt", "yuv420p"])
-            with writer.saving(fig, str(partial), DPI):
-                for episode in episodes:
-                    frame = workers.call_one(0, "reset", (episode.seed,))
-                    show = _draw_scene(fig, frame, episode, f"{title}, episode {episode.number}: {episode.outcome}")
-                    writer.grab_frame()
-                    for start in range(0, len(episode.actions), skip):
-                        actions = episode.actions[start : start + skip]
-                        show(workers.call_one(0, "advance", (actions,)), start + len(actions))
-                        writer.grab_frame()
-                        done += len(actions)
-                        on_progress(done)
-                    for _ in range(STILL_FRAMES):
-                        writer.grab_frame()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    def add(self, path: Path, task: str, takes: Sequence[Take]) -> None:
+        """Queue a film."""
+        self._queue.append((path, task, takes))
 
-
-def _draw_scene(fig: Figure, first: np.ndarray, episode: Played, title: str) -> Callable[[np.ndarray, int], None]:
-    """Draw an episode's first frame, and its values and rewards beside it. Returns a function that shows a frame of the
-    environment, after a number of steps, instead."""
-    fig.clear()
-    fig.suptitle(title, **TITLE)
-    film, value, reward = fig.subplot_mosaic("fv;fr", width_ratios=(1, 1.35), height_ratios=(2.4, 1)).values()
-    image = film.imshow(first)
-    film.set_axis_off()
-    look = {"transform": film.transAxes, "fill": False, "clip_on": False, "edgecolor": GREEN, "linewidth": 5}
-    border = film.add_patch(Rectangle((0, 0), 1, 1, **look))
-    draw_value(value, episode, faint=True)
-    draw_reward(reward, episode)
-    value.set(ylabel="return from here on", xlim=(0, max(len(episode.rewards), 2)))
-    value.tick_params(labelbottom=False)
-    reward.set_xlim(value.get_xlim())
-    (line,) = value.plot([], [], color=BLUE, linewidth=2.2)
-    (dot,) = value.plot([], [], "o", color=BLUE, markersize=7)
-    now = reward.axvline(0, color=FAINT, linewidth=1)
-    value.legend([line, value.lines[0]], ["Q of what the policy does", "what the episode then earns"], fontsize=8)
-    caption = value.set_title(" ", fontsize=11)
-
-    def show(frame: np.ndarray, step: int) -> None:
-        decisions = max(int(np.searchsorted(episode.decided, step, side="right")), 1)
-        times, values = episode.decided[:decisions], episode.values[:decisions]
-        image.set_data(frame)
-        line.set_data(times, values)
-        dot.set_data(times[-1:], values[-1:])
-        now.set_xdata([step, step])
-        success = episode.succeeded is not None and step >= episode.succeeded
-        caption.set(text=f"step {step}: " + ("success" if success else f"Q = {values[-1]:.1f}"))
-        caption.set_color(GREEN if success else INK)
-        border.set_visible(success)
-
-    show(first, 0)
-    fig.set_layout_engine("constrained")
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")
-    return show
+    def go_on(self, wait: float = 0.0) -> None:
+        """Begin the next film if the last one is made, for which this waits up to `wait` seconds. One that cannot be
+        made is a note."""
+        while self._queue:
+            if self._begun is None:
+                self._begun = self._workers.begin_call("film", [(*self._queue[0], self._skip)])
+            (answer,) = self._workers.answers(self._begun, wait)
+            if isinstance(answer, WorkerLate):
+                return
+            (path, *_), self._begun = self._queue.pop(0), None
+            if isinstance(answer, WorkerError):
+                self._display.note(f"warning no {path}: {answer.line}")

@@ -31,10 +31,12 @@ T = TypeVar("T")
 
 
 class Evaluation(NamedTuple):
-    """The episodes of one evaluation, in the order of their numbers."""
+    """The episodes of one evaluation, in the order of their numbers, and the actions (steps, size) of the first ones,
+    as many as were to be recorded."""
 
     step: int
     episodes: tuple[EpisodeResult, ...]
+    actions: tuple[np.ndarray, ...] = ()
 
     def summary(self) -> dict[str, float]:
         """Return the published metrics: means over episodes."""
@@ -91,7 +93,7 @@ class Evaluator:
 
     Rollouts may use other tasks of the environment that `make_env` makes; `rollouts` of them run concurrently if
     environments are small, else one by one. `workers` is by default one per core; a worker counts as dead after
-    `timeout` seconds without an answer.
+    `timeout` seconds without an answer. The actions of the first `num_recorded` episodes are part of the results.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class Evaluator:
         action_chunk: int = 1,
         rollouts: int = 1,
         timeout: float | None = None,
+        num_recorded: int = 0,
     ):
+        self._num_recorded = num_recorded
         self._env_name, self._num_episodes, self._action_chunk = make_env.name, num_episodes, action_chunk
         self._timeout, self._start_timeout = timeout, timeout and max(START_TIMEOUT_S, timeout)
         self._num_slots = min(num_episodes, max(MIN_SLOTS, cores()), ROWS)
@@ -171,6 +175,7 @@ class Evaluator:
         policies = _stacked([rollout.policy for rollout in (*rollouts, *padding)])
         keys = jnp.stack([jax.random.fold_in(Keys.of(r.seed).evaluation, r.step) for r in (*rollouts, *padding)])
         tasks = ([(r.env_name, (r.seed, r.step)) for r in rollouts], self._num_episodes)
+        actions_of: list[list[list[np.ndarray]]] = [[[] for _ in range(self._num_recorded)] for _ in rollouts]
         restarts = 0
 
         def restarted(worker: int, error: WorkerError) -> np.ndarray:
@@ -202,6 +207,10 @@ class Evaluator:
             needs_plan = (active & controller.begins_chunk(elapsed)).any(axis=1)
             decide = partial(_act, policies, keys, obs, episode, elapsed, needs_plan)
             actions = controller.act(elapsed, decide, active)
+            for rollout, slot in np.argwhere(active & (episode < self._num_recorded)):
+                recorded = actions_of[rollout][episode[rollout, slot]]
+                del recorded[elapsed[rollout, slot] :]  # a worker was restarted
+                recorded.append(actions[rollout, slot].copy())
             arguments = [(actions[index_of(share)],) for share in self._shares]
             answers = self._workers.try_call("step", arguments, self._timeout)
             elapsed += 1
@@ -216,8 +225,9 @@ class Evaluator:
                     elapsed[rollout, slot] = 0
                     on_progress(sum(map(len, results)))
         complete = [tuple(done[i] for i in sorted(done)) for done in results]
-        pairs = zip(rollouts, complete, strict=True)
-        return [Evaluation(one.step, done) if len(done) == self._num_episodes else None for one, done in pairs]
+        recorded = [tuple(np.array(one) for one in of_rollout) for of_rollout in actions_of]
+        found = map(Evaluation, (one.step for one in rollouts), complete, recorded)
+        return [one if len(one.episodes) == self._num_episodes else None for one in found]
 
 
 def on_cpu(policy: Policy) -> Policy:

@@ -110,9 +110,9 @@ class Config(DataOptions):
     """Steps between checkpoints; the last step always gets one."""
     eval_episodes: Count = 50
     """Episodes per evaluation."""
-    video_episodes: Annotated[NonNegative, Le(2**10)] = 0
-    """Episodes per evaluation that are filmed: not built yet."""
-    video_frame_skip: Count = 3
+    video_episodes: Annotated[NonNegative, Le(2**10), Mark.RESUMABLE] = 0
+    """Episodes of each evaluation that are filmed, the first ones: plots/film_STEP.mp4; needs the extra floq[video]."""
+    video_frame_skip: Annotated[Count, Mark.RESUMABLE] = 3
     """Environment steps for each frame of a film."""
     p_aug: Share | None = None
     """Probability of image augmentation, for pixel tasks: not built yet."""

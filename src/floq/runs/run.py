@@ -193,7 +193,7 @@ class Run:
 
     def remove_temp_files(self) -> None:
         """Delete half-written files of a killed process."""
-        for partial in self.folder.glob(".*.partial"):
+        for partial in (*self.folder.glob(".*.partial"), *self.folder.glob("plots/.*.partial.mp4")):
             partial.unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from floq.agent.state import Keys
 from floq.analysis.health import health_warnings
 from floq.analysis.metrics import primary_score, with_score
 from floq.analysis.results import scores
+from floq.analysis.video import Films, Take
 from floq.data.replay import ReplaySnapshot
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
@@ -58,6 +59,7 @@ class Loop:
         started: when this process began with the runs, by `time.monotonic`.
         found: for each run what it goes on from, at the same step.
         received: signals appear here.
+        films: takes the films of evaluations, if any are to be made.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Loop:
         started: float,
         found: Sequence[Found],
         received: list[int],
+        films: Films | None = None,
     ):
         self.loggers, self.fleet = loggers, fleet
         self._config: Config = loggers[0].config
@@ -80,7 +83,7 @@ class Loop:
         self._divergences = Divergences(runs, fleet, self._schedule, display, self._save_run)
         self.diverged = self._divergences.stopped
         """By run, a message about each that diverged and stopped."""
-        self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks, received)
+        self._evaluations = Evaluations(loggers, fleet, evaluator, display, self._clocks, received, films)
         self._saved_at, self._saved_step = started, self._step or None
         self._logged_at, self._logged_step = time.monotonic(), self._step
         self._online: Online | None = None  # from the first environment step on
@@ -123,6 +126,7 @@ class Loop:
                     update_bar(self._step, line=row_due, **self._state(infos))
             waiting = len(evaluations.pending)
             evaluations.wait(0)
+            evaluations.finish_films()
             if self._saved_step != self._step or waiting != len(evaluations.pending):
                 self._save()  # the signal came after this step's turn, or what is pending, and the clock, changed since
             if received:
@@ -296,7 +300,9 @@ class Evaluations:
         display: Display,
         clocks: Clocks,
         received: list[int],
+        films: Films | None,
     ):
+        self._films = films
         self._loggers, self._fleet, self._display, self._clocks = loggers, fleet, display, clocks
         self._received, self._evaluator = received, evaluator
 
@@ -329,6 +335,24 @@ class Evaluations:
         if isinstance(self._evaluator, BackgroundEvaluator):
             for request, evaluation in self._evaluator.finished(wait):
                 self._loggers[request.run].log_evaluation(evaluation, request.seconds)
+                self._film(self._loggers[request.run], evaluation)
+        if self._films is not None:
+            self._films.go_on()
+
+    def _film(self, logger: "RunLogger", evaluation: Evaluation) -> None:
+        """Queue a film of the recorded episodes."""
+        if self._films is not None:
+            config, path = logger.config, logger.run.folder / "plots" / f"film_{evaluation.step}.mp4"
+            path.parent.mkdir(exist_ok=True)
+            seeds = ((config.seed, evaluation.step, number) for number in range(len(evaluation.actions)))
+            self._films.add(path, config.task, list(map(Take, seeds, evaluation.actions)))
+
+    def finish_films(self) -> None:
+        """Wait until all films are made, or a signal arrives."""
+        if self._films:
+            self._display.note("filming")
+        while self._films and not self._received:
+            self._films.go_on(wait=0.2)
 
     def wait(self, most: int) -> None:
         """Wait until at most `most` are pending, or a signal arrives."""

@@ -16,7 +16,16 @@ from floq.runs.checkpoint import DamagedCheckpoint, quarantine, quarantined_step
 from floq.runs.config import Config
 from floq.runs.run import Run, installed_versions, resume_checkpoint
 from floq.training.loop import Found
-from floq.training.train import check_built, episodes_of, fleets, fresh_agent, lock_runs, run_records, run_to_completion
+from floq.training.train import (
+    check_built,
+    episodes_of,
+    films_of,
+    fleets,
+    fresh_agent,
+    lock_runs,
+    run_records,
+    run_to_completion,
+)
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import be_deterministic, device, use_all_cores
@@ -153,7 +162,7 @@ def resume_fleet(
             display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
             agents = [one.saved.agent for one in found if one.saved]
             return _show_finished(runs, agents, data, dataset, display, draw)
-        with episodes_of(configs) as episodes:
+        with films_of(configs, display) as films, episodes_of(configs) as episodes:
             tasks = run_data.load_own_data(runs, display, data, dataset)
             runs = [run_data.moved(run, dataset) for run in runs]
             splits = [tasks[run_data.data_key(config)] for config in configs]
@@ -167,7 +176,7 @@ def resume_fleet(
             display.note(f"resume  from step {step}")
             if step > configs[0].offline_steps:
                 display.note("note    the environments were not saved: each begins a new episode")
-            return run_to_completion(runs, agents, tasks, episodes, display, started, draw, found)
+            return run_to_completion(runs, agents, tasks, episodes, films, display, started, draw, found)
 
 
 def _show_finished(

@@ -9,6 +9,7 @@ from typing import Any
 from floq.agent.agent import Agent
 from floq.analysis import pictures
 from floq.analysis.results import show_result
+from floq.analysis.video import Films, open_recorder
 from floq.data.dataset import Dataset, Splits
 from floq.envs.ogbench import dataset_name
 from floq.evaluation.background import BackgroundEvaluator
@@ -132,8 +133,12 @@ def check_built(config: Config) -> None:
                 f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"
             )
     check_loggers(config)
-    if config.video_episodes:
-        raise UserError(f"--video_episodes={config.video_episodes}: films are not built yet; leave it out")
+    if (films := config.video_episodes) and not (config.env_name and config.eval_interval):
+        raise UserError(f"--video_episodes={films}: this run evaluates in no episodes that can be filmed; leave it out")
+    if films > config.eval_episodes:
+        raise UserError(
+            f"--video_episodes={films}: an evaluation has --eval_episodes={config.eval_episodes}, give at most that"
+        )
     if agent.flat().get("integration") == "fused":
         if config.precision != "bf16":
             raise UserError("--agent.integration=fused computes in bfloat16: give --precision=bf16, or use plain")
@@ -145,7 +150,7 @@ def _train_group(
 ) -> list[Run]:
     started = time.monotonic()
     Layout.for_runs(len(configs), configs[0].batch_devices)  # complains early if there are too few devices
-    with episodes_of(configs) as episodes:
+    with films_of(configs, display) as films, episodes_of(configs) as episodes:
         tasks = run_data.load_fleet_data(configs, display, data)
         display.note(f"device  {device()}")
         splits = [tasks[run_data.data_key(config)] for config in configs]
@@ -158,7 +163,8 @@ def _train_group(
         with lock_runs(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.save_random_data(run, split)
-            return run_to_completion(runs, agents, tasks, episodes, display, started, draw, [Found()] * len(runs))
+            found = [Found()] * len(runs)
+            return run_to_completion(runs, agents, tasks, episodes, films, display, started, draw, found)
 
 
 def resolve_paths(config: Config) -> Config:
@@ -201,6 +207,7 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[BackgroundEvaluator | Non
         yield None
         return
     how: Any = {"action_chunk": c.agent.action_chunk, "rollouts": len(configs), "timeout": c.env_timeout}
+    how["num_recorded"] = c.video_episodes
     with (
         Evaluator(c.make_env, c.eval_episodes, **how) as evaluator,
         BackgroundEvaluator(evaluator, [config.seed for config in configs], names) as background,
@@ -208,11 +215,22 @@ def episodes_of(configs: Sequence[Config]) -> Iterator[BackgroundEvaluator | Non
         yield background
 
 
+@contextlib.contextmanager
+def films_of(configs: Sequence[Config], display: Display) -> Iterator[Films | None]:
+    """Start the worker that films evaluations; None without films. Raises UserError if nothing can be rendered."""
+    if not (c := configs[0]).video_episodes:
+        yield None
+        return
+    with open_recorder(c.make_env, (c.seed, 0, 0), "--video_episodes") as workers:
+        yield Films(workers, c.video_frame_skip, display)
+
+
 def run_to_completion(
     runs: list[Run],
     agents: Sequence[Agent],
     tasks: dict[Hashable, Splits],
     episodes: BackgroundEvaluator | None,
+    films: Films | None,
     display: Display,
     started: float,
     draw: bool,
@@ -232,7 +250,7 @@ def run_to_completion(
     )
     evaluator = episodes or [HeldOutEvaluator(tasks[key].validation) for key in keys]
     with contextlib.ExitStack() as logs, catch_signals() as received:
-        loop = Loop(loggers, fleet, evaluator, display, started, found, received)
+        loop = Loop(loggers, fleet, evaluator, display, started, found, received, films)
         for logger in loggers:
             display.note(f"run     {logger.run.folder}")
             logs.callback(logger.close)

@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from floq.analysis.figures.style import BLUE, BOX, FAINT, INK, ORANGE, figure, legend_below
+from floq.analysis.figures.style import BLUE, BOX, INK, ORANGE, RC, TITLE, figure, legend_below, make_drawable
+from floq.analysis.video import Panel
 from floq.envs.environments import Seed
 
+PANEL = (6.4, 4.8)  # inches of a panel, at 100 dots
 COLUMNS = 3  # maximum number of episodes in a row
 WINDOWS = 50  # a trace that is longer gets a running mean, whose window is this fraction of it
 GREEN = "#3a8a2e"
@@ -75,21 +80,37 @@ def draw_values(path: Path, played: Sequence[Played], title: str) -> str | None:
     return f"{found}Q is on average {abs(bias):.2g} {side} what the episodes then earn (mean distance {size:.2g})"
 
 
-def draw_value(ax: Axes, episode: Played, faint: bool = False) -> None:
-    """Draw Q and the discounted return over the time of an episode; `faint` as the background of an animated line."""
+def draw_panel(episode: Played, title: str) -> Panel:
+    """Draw value and reward over the time of an episode, as pixels beside the frames of a film."""
+    with matplotlib.rc_context(RC):
+        fig = Figure(PANEL, layout="constrained")
+        canvas = FigureCanvasAgg(fig)
+        fig.suptitle(title, **TITLE)
+        above, below = fig.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
+        draw_value(above, episode)
+        draw_reward(below, episode)
+        above.set(ylabel="return from here on")
+        above.legend(fontsize=8)
+        make_drawable(fig)
+        canvas.draw()
+        times = np.arange(len(episode.actions) + 1)
+        columns = above.transData.transform(np.stack([times, 0 * times], axis=1))[:, 0]
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return Panel(pixels, np.clip(columns.round(), 0, pixels.shape[1] - 1).astype(int))
+
+
+def draw_value(ax: Axes, episode: Played) -> None:
+    """Draw Q and the discounted return over the time of an episode."""
     steps = np.arange(len(episode.rewards))
     ax.plot(steps, episode.earned, color=ORANGE, linewidth=1.4, linestyle="--", label=EARNED)
-    if faint:
-        ax.plot(episode.decided, episode.values, color=FAINT, linewidth=0.6, alpha=0.6)
-    else:
-        window = max(1, len(episode.values) // WINDOWS)
-        width, alpha = (0.7, 0.45) if window > 1 else (1.6, 1.0)
-        named = "Q of what the policy does"
-        ax.plot(episode.decided, episode.values, color=BLUE, label=named, linewidth=width, alpha=alpha)
-        if window > 1:
-            middle = np.convolve(episode.values, np.ones(window) / window, "valid")
-            at = episode.decided[window // 2 : window // 2 + len(middle)]
-            ax.plot(at, middle, color=BLUE, linewidth=2, label=f"its mean over {window} decisions")
+    window = max(1, len(episode.values) // WINDOWS)
+    width, alpha = (0.7, 0.45) if window > 1 else (1.6, 1.0)
+    named = "Q of what the policy does"
+    ax.plot(episode.decided, episode.values, color=BLUE, label=named, linewidth=width, alpha=alpha)
+    if window > 1:
+        middle = np.convolve(episode.values, np.ones(window) / window, "valid")
+        at = episode.decided[window // 2 : window // 2 + len(middle)]
+        ax.plot(at, middle, color=BLUE, linewidth=2, label=f"its mean over {window} decisions")
     _mark_success(ax, episode)
 
 
