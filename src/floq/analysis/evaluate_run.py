@@ -47,7 +47,8 @@ def evaluate_run(
     it from Python, and `dataset` where it lies now if it was moved. The policy takes the best of `num_candidates`
     samples of its actor, ranked by the value of a flow critic that `rank_by` and `acting_flow_steps` name; each is by
     default as in training. `eval_temperature` scales the noise of these samples. `env_name` is another environment to
-    evaluate in, made with `env_kwargs`, also for a run without one; `score_range` are the returns that stand for the scores 0 and 100.
+    evaluate in, made with `env_kwargs`, also for a run without one; `score_range` are the returns that stand for the
+    scores 0 and 100.
 
     Raises:
         UserError: there is no such run or checkpoint, the data differs, an option is out of range or does not apply to
