@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from floq.actors import ACTORS, Actor
+from floq.actors.fixed import one_of
 from floq.agent.config import AgentConfig, Hypers
 from floq.agent.finite import OK, first_nonfinite
 from floq.agent.policy import ObsStats, Policy, select_action
@@ -91,7 +92,8 @@ class Agent(eqx.Module):
                 shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
                 discounted sum of n rewards, `next_observations` is n steps later, and `masks` includes the further
                 powers of the discount (see `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an
-                actor that reads the next action.
+                actor that reads the next action; `policy_actions` (batch, draws, size), actions of a fixed policy in
+                the next states, take the place of the actor's in the TD targets.
 
         Returns:
             The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
@@ -226,7 +228,7 @@ class Agent(eqx.Module):
         than those that the agent was trained on.
         """
         obs = _vector("the observation", obs, self.obs_stats.mean.shape)
-        act = _vector("the action", act, jax.eval_shape(self.policy.act, obs, jax.random.key(0)).shape)
+        act = _vector("the action", act, (self.action_dim,))
         with matmul_precision("f32"):
             return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
 
@@ -250,7 +252,7 @@ class Agent(eqx.Module):
         prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
         for name in ("observations", "next_observations"):
             prepared[name] = jax.vmap(self.normalize)(batch[name])
-        for name in ("actions", "next_actions"):
+        for name in ("actions", "next_actions", "policy_actions"):
             if name in batch:
                 prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
         return prepared
@@ -259,9 +261,13 @@ class Agent(eqx.Module):
         acting = self.params.actor if self.target_actor is None else self.target_actor
         critic, online, actor = cast_for_compute((self.target, self.params.critic, acting), self.precision)
         selecting = online if actor.needs_critic else None  # the online critic selects, its target network evaluates
-        policy = lambda obs, key: select_action(actor.target_act, selecting, self.scale, obs, key)  # noqa: E731
 
-        def target(reward, mask, next_obs, key):
+        def target(reward, mask, next_obs, drawn, key):
+            def policy(obs: Array, key: PRNGKeyArray) -> Array:
+                if drawn is not None:
+                    return one_of(drawn, key)
+                return select_action(actor.target_act, selecting, self.scale, obs, key)
+
             return critic.target(reward, self.hypers.discount * mask, next_obs, policy, self.scale, key)
 
         rewards = batch["rewards"]
@@ -269,7 +275,8 @@ class Agent(eqx.Module):
             key, penalty_key = jax.random.split(key)
             rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
         keys = jax.random.split(key, rewards.shape[0])
-        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], keys)
+        drawn = batch.get("policy_actions")
+        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], drawn, keys)
 
     def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
         """Compute the penalties that the actor subtracts from the values of the next states. Consumes `key`."""
