@@ -220,6 +220,16 @@ def test_an_evaluation_is_a_folder_with_its_runs_and_the_result(evaluated, held_
     assert {run.config.agent.discount for run in runs} == {Run.open(held_out_runs[0]).config.agent.discount}
 
 
+def test_a_report_has_the_estimates(evaluated, tmp_path):
+    assert cli.run(["report", str(evaluated), "--out", str(tmp_path / "report.md")]) == 0
+    text = (tmp_path / "report.md").read_text().replace("\\", "")
+    section = text[text.index("## Off-policy evaluation") :]
+    for policy in json.loads((evaluated / "ope.json").read_text())["policies"]:
+        (line,) = (line for line in section.splitlines() if line.startswith(f"| {policy['policy']} | choice |"))
+        value, low, high = (f"{policy[name]:.4g}" for name in ("estimate", "low", "high"))
+        assert f"{value} [{low}, {high}]" in line
+
+
 def test_a_stopped_evaluation_goes_on_exactly(evaluated, tmp_path, monkeypatch):
     folder = tmp_path / evaluated.name
     shutil.copytree(evaluated, folder)

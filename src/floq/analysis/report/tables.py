@@ -193,7 +193,8 @@ def off_policy(report: Report) -> Table:
     """Return the estimates of off-policy evaluations, with a row for each policy and task."""
     policies: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for run in report.runs:
-        if run.settings["agent.actor"] == "fixed" and run.ends and run not in report.repeated:
+        evaluates = run.settings["agent.actor"] == "fixed" and "evaluation/initial_value" in run.evaluations
+        if evaluates and run.ends and run not in report.repeated:
             policies[str(run.settings.get("run_group")), run.task].append(run)
     rows, shown = [], "{:.4g}".format
     for (policy, task), runs in policies.items():
