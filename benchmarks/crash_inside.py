@@ -22,7 +22,7 @@ WRITING = {
     "keep": ("floq.runs.run_data", "save_random_data"),
     "json": ("floq.runs.run", "Run.write_json"),
     "find": ("floq.training.resume", "newest_common"),
-    "cut back": ("floq.training.resume", "_cut_back"),
+    "cut back": ("floq.training.resume", "cut_back"),
     "cut csv": ("floq.runs.run", "cut_csv"),
     "log": ("floq.runs.loggers", "CsvLogger.log"),
     "save": ("floq.runs.checkpoint", "save"),

@@ -29,6 +29,7 @@ def logged(config: AgentConfig) -> set[str]:
     def everything():
         agent = Agent.init(jax.random.key(0), OBS, ACT, config)
         batch = make_batch() | {"next_actions": make_batch()["actions"], "terminals": make_batch()["masks"]}
+        batch |= {} if config.learns_policy else {"policy_actions": make_batch()["actions"][:, None]}
         return agent.evaluate_loss(batch, jax.random.key(1)) | agent.diagnose(batch, jax.random.key(2))
 
     return {re.sub(r"_\d+$", "_i", name) for name in jax.eval_shape(everything)}

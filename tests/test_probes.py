@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import ACTOR, CATEGORICAL, FLOQ, QUANTILE, SCALAR, optimised
 
-from floq.actors import BestOfNConfig, DeterministicConfig, GaussianConfig
+from floq.actors import BestOfNConfig, DeterministicConfig, FixedConfig, GaussianConfig
 from floq.agent.agent import Agent, zeros_like_info
 from floq.agent.config import AgentConfig
 from floq.agent.state import ValueRange
@@ -200,3 +200,49 @@ def test_implicit_quantiles_of_a_coin_are_its_expectiles():
     taus = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
     at = jax.vmap(lambda tau: critic._members(jnp.zeros(1), jnp.zeros(1), tau).mean())(taus)
     np.testing.assert_allclose(at, 2 * taus - 1, atol=0.25)
+
+
+# --- Off-policy evaluation ---
+
+DRAWS = 4
+EVALUATED = {"another": (0.5, 0.3), "behaviour": (0.0, 1.0)}
+"""Policies whose actions are uniform around a number, by that and by how far; in each state the same. The data's are
+those of the second."""
+
+
+def evaluate(critic) -> dict[str, Agent]:
+    """Learn the values of these policies on `choice`, in whose second state alone their next actions count."""
+    if "actor_climbs" in critic.__dataclass_fields__:
+        critic = dataclasses.replace(critic, actor_climbs="one_pass")
+    config = AgentConfig(critic=critic, actor=FixedConfig(), lr=1e-2, discount=DISCOUNT, tau=0.05, batch_size=BATCH)
+
+    def batch(middle, width, key):
+        draw_key, act_key = jax.random.split(key)
+        obs, act, rewards, next_obs, masks = choice(draw_key)
+        columns = {"observations": obs[:, None], "actions": act[:, None], "next_observations": next_obs[:, None]}
+        drawn = middle + width * jax.random.uniform(act_key, (BATCH, DRAWS, 1), minval=-1.0)
+        return columns | {"rewards": rewards, "masks": masks, "policy_actions": drawn}
+
+    @jax.jit
+    @jax.vmap
+    def run(middle, width):
+        agent = Agent.init(jax.random.key(0), 1, 1, config, reward_range=(-1.0, 1.0))
+        draw = lambda i: batch(middle, width, jax.random.fold_in(jax.random.key(1), i))  # noqa: E731
+        step = lambda i, agent: agent.update(draw(i))[0]  # noqa: E731
+        return jax.lax.fori_loop(0, UPDATES, step, agent)
+
+    with optimised():
+        agents = run(*jnp.array(list(EVALUATED.values())).T)
+    return {name: jax.tree.map(lambda x, i=i: x[i], agents) for i, name in enumerate(EVALUATED)}
+
+
+@pytest.mark.parametrize("critic", [unhurried((c,), quick=c == "scalar") for c in CRITICS])
+def test_every_critic_knows_the_value_of_the_evaluated_policy(critic):
+    """Not that of the greedy policy, 1 + g, nor that of the policy that made the data, but where it is evaluated."""
+    for name, agent in evaluate(CRITICS[critic]).items():
+        middle, width = EVALUATED[name]
+        actions = middle + width * jnp.linspace(-0.8, 0.8, 9)
+        keys = jax.random.split(jax.random.key(3), 9)
+        found = jax.jit(jax.vmap(agent.value, (None, 0, 0)))(jnp.zeros(1), actions[:, None], keys)
+        np.testing.assert_allclose(found.mean(), middle - DISCOUNT * middle, atol=0.1, err_msg=name)
+        np.testing.assert_allclose(found, actions - DISCOUNT * middle, atol=0.25, err_msg=name)

@@ -15,7 +15,8 @@ from floq.actors import ACTORS
 from floq.critics import CRITICS
 from floq.runs import config
 
-TUTORIALS = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.md"))
+DOCS = Path(__file__).parents[1] / "docs"
+TUTORIALS = [*sorted((DOCS / "tutorials").glob("*.md")), DOCS / "ope.md"]
 BLOCK = re.compile(r"(?ms)^```(\w+)\n(.*?)^```$")
 FEW: dict[str, int] = {
     **{"offline_steps": 8, "online_steps": 8, "warmup_steps": 40, "log_interval": 4, "eval_interval": 4},
@@ -55,10 +56,12 @@ def run_command(line: str, dataset_dir: Path) -> None:
         words += [f"--{name}={count}" for name, count in few_of(given).items()]
         if not given.keys() & {"dataset"} and given.get("env_name", MAZE_DATA).startswith("pointmaze"):
             words.append(f"--dataset_dir={dataset_dir}")
+    elif words[0] == "ope":
+        words += [f"--{name}={FEW[name]}" for name in ("offline_steps", "log_interval", "eval_interval")]
     assert cli.run(words) == 0, line
 
 
-TRAIN_MUCH = {"choosing", "diagnostics", "fine_tuning", "new_critic", "your_data"}
+TRAIN_MUCH = {"choosing", "diagnostics", "fine_tuning", "new_critic", "ope", "your_data"}
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from floq.runs.config import Config as Config
     from floq.runs.config import configure as configure
     from floq.runs.run import Run as Run
+    from floq.training.off_policy import ope as ope
+    from floq.training.off_policy import resume_ope as resume_ope
     from floq.training.resume import resume as resume
     from floq.training.train import train as train
     from floq.utils.errors import Failed as Failed
@@ -37,7 +39,9 @@ _HOME = {
     "Run": "runs.run",
     "UserError": "utils.errors",
     "configure": "runs.config",
+    "ope": "training.off_policy",
     "resume": "training.resume",
+    "resume_ope": "training.off_policy",
     "train": "training.train",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -3,6 +3,7 @@
 from floq.actors.base import Actor, ActorLoss, Value
 from floq.actors.best_of_n import BestOfNActor, BestOfNConfig
 from floq.actors.deterministic import DeterministicActor, DeterministicConfig
+from floq.actors.fixed import FixedActor, FixedConfig
 from floq.actors.fql import FQLActor, FQLConfig
 from floq.actors.gaussian import GaussianActor, GaussianConfig
 
@@ -11,6 +12,7 @@ ACTORS = {
     "gaussian": (GaussianConfig, GaussianActor),
     "deterministic": (DeterministicConfig, DeterministicActor),
     "best_of_n": (BestOfNConfig, BestOfNActor),
+    "fixed": (FixedConfig, FixedActor),
 }
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "DeterministicConfig",
     "FQLActor",
     "FQLConfig",
+    "FixedActor",
+    "FixedConfig",
     "GaussianActor",
     "GaussianConfig",
     "Value",

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from floq.actors import ACTORS, Actor
+from floq.actors.fixed import one_of
 from floq.agent.config import AgentConfig, Hypers
 from floq.agent.finite import OK, first_nonfinite
 from floq.agent.policy import ObsStats, Policy, best_of
@@ -93,7 +94,8 @@ class Agent(eqx.Module):
                 shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
                 discounted sum of n rewards, `next_observations` is n steps later, and `masks` includes the further
                 powers of the discount (see `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an
-                actor that reads the next action.
+                actor that reads the next action; `policy_actions` (batch, draws, size), actions of a fixed policy in
+                the next states, take the place of the actor's in the TD targets.
 
         Returns:
             The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
@@ -256,7 +258,7 @@ class Agent(eqx.Module):
         than those that the agent was trained on.
         """
         obs = _vector("the observation", obs, self.obs_stats.mean.shape)
-        act = _vector("the action", act, jax.eval_shape(self.policy.act, obs, jax.random.key(0)).shape)
+        act = _vector("the action", act, (self.action_dim,))
         with matmul_precision("f32"):
             return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
 
@@ -280,7 +282,7 @@ class Agent(eqx.Module):
         prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
         for name in ("observations", "next_observations"):
             prepared[name] = jax.vmap(self.normalize)(batch[name])
-        for name in ("actions", "next_actions"):
+        for name in ("actions", "next_actions", "policy_actions"):
             if name in batch:
                 prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
         return prepared
@@ -289,9 +291,11 @@ class Agent(eqx.Module):
         acting = self.params.actor if self.target_actor is None else self.target_actor
         critic, online, actor = cast_for_compute((self.target, self.params.critic, acting), self.precision)
 
-        def target(reward, mask, next_obs, key):
+        def target(reward, mask, next_obs, drawn, key):
             policy = actor.target_act
-            if actor.target_candidates > 1:  # ranked once, however many samples or quantiles the target has
+            if drawn is not None:
+                policy = lambda obs, key: one_of(drawn, key)  # noqa: E731
+            elif actor.target_candidates > 1:  # ranked once, however many samples or quantiles the target has
                 key, act_key = jax.random.split(key)
                 # The online critic selects the action, its target network evaluates it.
                 best = best_of(actor.target_candidates, actor, online, self.scale, next_obs, act_key)
@@ -303,7 +307,8 @@ class Agent(eqx.Module):
             key, penalty_key = jax.random.split(key)
             rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
         keys = jax.random.split(key, rewards.shape[0])
-        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], keys)
+        drawn = batch.get("policy_actions")
+        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], drawn, keys)
 
     def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
         """Compute the penalties that the actor subtracts from the values of the next states. Consumes `key`."""

@@ -80,6 +80,11 @@ class AgentConfig(LearningSettings):
         """Name of the actor in `ACTORS`."""
         return _name_of(self.actor, ACTORS)
 
+    @property
+    def learns_policy(self) -> bool:
+        """Whether there is an actor that learns, and not a fixed policy to be evaluated."""
+        return self.actor_name != "fixed"
+
     def compiled(self) -> "AgentConfig":
         """Return the settings that are compiled into the program: the same agent with every traced setting at its
         default, so that agents which differ only in those share one program."""

@@ -30,7 +30,7 @@ def summary_rows(config: Config, evaluation: Mapping[str, float]) -> dict[str, s
             "TD error": f"{found['td_error']:.4g}, mean over held-out transitions",
             "policy": f"worth {found['initial_value']:.4g} where held-out episodes start, according to the critic",
             "data": f"earned {found['data_return']:.4g} from there, discounted",
-            "protocol": f"{protocol(config)}, so nothing here is measured success",
+            "protocol": f"{protocol(config)}, so nothing here is measured success; floq ope RUN_DIR knows more",
         }
     rows = {}
     if "success" in found:

@@ -16,6 +16,7 @@ Runs = Sequence[float] | np.ndarray
 Scores = Sequence[Runs]
 UNKNOWN = float("-inf"), float("inf")
 RESAMPLES = 2000
+MIN_RESAMPLES = 5  # of `bootstrap_estimate`
 
 
 class Estimate(NamedTuple):
@@ -47,6 +48,19 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
         return UNKNOWN
     mean, half = np.mean(values), stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
     return float(mean - half), float(mean + half)
+
+
+def bootstrap_estimate(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Compute the mean of estimates that were each made from a bootstrap resample, and Student's interval of the true
+    value: mean +- t s sqrt(1 + 1/k), for k estimates with standard deviation s.
+
+    s^2 is the variance of a single estimate around the truth, and their mean has the error of the data all the same,
+    plus a k-th of what the resamples add. Infinite with fewer than `MIN_RESAMPLES`."""
+    count, mean = len(values), float(np.mean(values))
+    if count < MIN_RESAMPLES:
+        return Estimate(mean, *UNKNOWN)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / count))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def iqm(scores: Scores) -> float:

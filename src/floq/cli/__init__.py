@@ -11,6 +11,7 @@ from floq.utils.untrusted import printable
 COMMANDS = {
     "train": ("train:train_command", "", "train an agent; with no arguments, the demonstration"),
     "eval": ("eval:eval_command", "RUN_DIR", "evaluate a checkpoint again"),
+    "ope": ("ope:ope_command", "RUN_DIR", "how good its policy is, judged by data, without a simulator"),
     "inspect": ("inspect:inspect_run_command", "RUN_DIR", "pictures of a run's critic; with --video a film"),
     "export": (
         "export:export_command",

@@ -18,6 +18,18 @@ from floq.utils.obs_spec import ObsSpec
 Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
 
 
+class PolicyActions(eqx.Module):
+    """Actions of fixed policies in every state of a dataset, drawn once, and the number of the policy that off-policy
+    evaluation evaluates."""
+
+    draws: Float[Array, "policies rows draws act"]
+    policy: Int[Array, ""]
+
+    def at(self, row: Int[Array, ""]) -> Float[Array, "draws act"]:
+        """Return the policy's actions in the state of a row."""
+        return self.draws[self.policy, row]
+
+
 class Dataset(eqx.Module):
     """Concatenated trajectories, one row per state.
 
@@ -33,6 +45,7 @@ class Dataset(eqx.Module):
     ends: Bool[Array, " rows"]  # the last row of a trajectory
     starts: Int[Array, " transitions"]  # the rows at which a transition starts
     num_starts: Int[Array, ""] | None = None  # how many of `starts` are valid, where the rest is padding
+    policy_actions: PolicyActions | None = None  # for off-policy evaluation
     action_chunk: int = eqx.field(static=True, default=1)  # actions per transition
     num_old_rows: int = eqx.field(static=True, default=0)  # the first ones, if they are data of an earlier run
     stride: int = eqx.field(static=True, default=1)  # rows from one state of a trajectory to the next
@@ -159,7 +172,8 @@ class Dataset(eqx.Module):
         It takes up to `n_step` steps and stops early at a true termination (mask 0) and at the end of its trajectory,
         where `terminals` is 1. After m steps: `rewards` = sum of discount^i r_i for i < m, `next_observations` = s_m,
         and `masks` = discount^(m-1) * mask, so that `rewards + discount * masks * V(next_observations)` is the m-step
-        target. `next_actions` is the data's action in s_m, undefined where `terminals` is 1 or `masks` 0. The actions
+        target. `next_actions` is the data's action in s_m, undefined where `terminals` is 1 or `masks` 0;
+        `policy_actions`, where the dataset has them, are a fixed policy's in s_m, (draws, act). The actions
         of a chunk continue after a termination inside it; beyond the end of the trajectory the last one repeats.
         """
         length = n_step * self.action_chunk
@@ -170,7 +184,8 @@ class Dataset(eqx.Module):
         powers = discount ** jnp.arange(length)
         last = jnp.sum(taken).astype(jnp.int32) - 1
         reached = self._rows_ahead(row, last + 1)
-        return {
+        of_policy = {} if self.policy_actions is None else {"policy_actions": self.policy_actions.at(reached)}
+        return of_policy | {
             "observations": self.observations[row],
             "actions": self._actions_from(row),
             "next_observations": self.observations[reached],

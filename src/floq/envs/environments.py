@@ -77,10 +77,13 @@ class EnvFactory:
     name: str
     success_timing: str | None = None
     kwargs: FrozenDict = NO_ARGUMENTS
+    discount: float = 1.0  # of the rewards in the return of an episode
 
     def __call__(self, **more: Any) -> "SeededEnv":
         """Make an environment. Raises as `make`."""
-        return make(self.name, self.success_timing, **(self.kwargs | more))
+        env = make(self.name, self.success_timing, **(self.kwargs | more))
+        env.discount = self.discount
+        return env
 
     @property
     def is_heavy(self) -> bool:
@@ -172,6 +175,7 @@ class SeededEnv(gymnasium.Wrapper):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.box.shape, np.float32)
         self.known_tasks: dict[str, int | None] = {}  # by name, tasks that were set before
         self._global_state: np.random.BitGenerator = np.random.MT19937(0)
+        self.discount = 1.0
         self._return, self._length = 0.0, 0
         base: Any = env.unwrapped
         self._own_space = space = base.action_space
@@ -207,7 +211,7 @@ class SeededEnv(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = self.step(action)
         obs, reward = spaces.observation(obs, self.observation_space.shape or ()), spaces.reward(reward)
         terminated, truncated = spaces.flag("terminated", terminated), spaces.flag("truncated", truncated)
-        self._return += reward
+        self._return += self.discount**self._length * reward
         self._length += 1
         ended = terminated or truncated
         result = EpisodeResult(spaces.success(info), self._return, self._length) if ended else None

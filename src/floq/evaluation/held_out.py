@@ -5,7 +5,7 @@ it was not trained on, and offline critics overestimate values; compare with the
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -57,22 +57,32 @@ class HeldOutEvaluator:
         """Evaluate `agent`, with the same transitions, states and random numbers at every step, so that steps are
         comparable. Return None if `should_stop` returned True before the end."""
         td_key, value_key = jax.random.split(Keys.of(seed).evaluation)
-        td_keys = jax.random.split(td_key, -(-TRANSITIONS // agent.static.batch_size))
         value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
         states = self._data.observations[self._initial]
-        td_errors, values = [], []
-        for key in td_keys:
-            if should_stop():
-                return None
-            td_errors.append(float(_td_error(agent, self._data, key)))
+        td_error, values = held_out_td_error(agent, self._data, td_key, should_stop), []
         for first in range(0, len(states), STATE_BATCH_SIZE):
-            if should_stop():
+            if td_error is None or should_stop():
                 return None
             batch = slice(first, first + STATE_BATCH_SIZE)
             values.append(np.asarray(_policy_values(agent, states[batch], value_keys[batch])))
         returns = discounted_returns(self._trajectories, float(agent.hypers.discount))[self._initial]
         data_return = float(returns.mean() * agent.hypers.reward_scale)
-        return HeldOutEvaluation(step, float(np.mean(td_errors)), float(np.concatenate(values).mean()), data_return)
+        assert td_error is not None  # there is an initial state
+        return HeldOutEvaluation(step, td_error, float(np.concatenate(values).mean()), data_return)
+
+
+HeldOut: TypeAlias = Callable[..., HeldOutEvaluation | None]
+"""What evaluates an agent without an environment: a `HeldOutEvaluator`, or one with its parameters."""
+
+
+def held_out_td_error(agent: Agent, data: Dataset, key, should_stop: Callable[[], bool]) -> float | None:
+    """Return the mean TD error of `TRANSITIONS` transitions, drawn with `key`; None if `should_stop` returned True."""
+    found = []
+    for batch_key in jax.random.split(key, -(-TRANSITIONS // agent.static.batch_size)):
+        if should_stop():
+            return None
+        found.append(float(_td_error(agent, data, batch_key)))
+    return float(np.mean(found))
 
 
 @jax.jit

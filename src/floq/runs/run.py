@@ -188,13 +188,18 @@ class Run:
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run, atomically."""
-        content = json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
-        files.replace(self.folder / name, content.encode())
+        write_json(self.folder / name, values)
 
     def remove_temp_files(self) -> None:
         """Delete half-written files of a killed process."""
         for partial in (*self.folder.glob(".*.partial"), *self.folder.glob("plots/.*.partial.mp4")):
             partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file, atomically; numbers that are not finite become null."""
+    content = json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n"
+    files.replace(path, content.encode())
 
 
 def read_record(path: Path, kind: Any = dict, number: str | None = None) -> Any:
@@ -235,6 +240,8 @@ def installed_versions() -> dict[str, str]:
 def protocol(config: Config) -> str:
     """Describe the evaluation protocol of a run in one line."""
     labels = f"label_timing={config.label_timing}"
+    if not config.agent.learns_policy:
+        return "off-policy evaluation"
     if config.env_name is None:
         return "no environment"
     if not is_singletask(config.env_name):

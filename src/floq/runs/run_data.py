@@ -154,7 +154,8 @@ def load_fleet_data(
         display.note(f"warning all rewards are {rewards.min():.3g}: there is nothing to learn")
     if config.env_name is None:
         display.note("note    no environment: instead of success you get the TD error of held-out data, and what the")
-        display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment")
+        display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment;")
+        display.note("        floq ope RUN_DIR, afterwards, estimates from the data what the policy is worth")
     return {data_key(config): tasks[config.env_name] for config in configs}
 
 

@@ -113,6 +113,7 @@ class FleetData(eqx.Module):
     counts: Int[Array, " tasks"] | None = None  # of `starts`
     num_old: Int[Array, " tasks"] | None = None  # the first transitions, if they are data of an earlier run
     old_share: Float[Array, ""] | None = None  # of every batch, that these have
+    policies: Int[Array, " tasks"] | None = None  # which one each evaluates, in off-policy evaluation
 
     @classmethod
     def of(cls, tasks: Sequence[Dataset], old_share: float | None = None) -> "FleetData":
@@ -128,13 +129,14 @@ class FleetData(eqx.Module):
             both = zip(first, tasks, strict=True)
             tasks = [dataclasses.replace(task, **rows, starts=task.starts + int(at)) for at, task in both]
         rewards, masks = (jnp.stack([getattr(task, key) for task in tasks]) for key in ("rewards", "masks"))
-        first = tasks[0]
+        evaluated = [task.policy_actions.policy for task in tasks if task.policy_actions is not None]
+        policies, first = jnp.stack(evaluated) if evaluated else None, tasks[0]
         # Chunks of actions start where they reach a termination, and each task has its own.
         if all(task.starts is first.starts or np.array_equal(first.starts, task.starts) for task in tasks[1:]):
-            return cls(first, rewards, masks, **old)
+            return cls(first, rewards, masks, policies=policies, **old)
         counts = [len(task) for task in tasks]
         starts = [jnp.pad(task.starts, (0, max(counts) - len(task))) for task in tasks]
-        return cls(first, rewards, masks, jnp.stack(starts), jnp.array(counts), **old)
+        return cls(first, rewards, masks, jnp.stack(starts), jnp.array(counts), policies=policies, **old)
 
     @property
     def most_transitions(self) -> int:
@@ -144,6 +146,8 @@ class FleetData(eqx.Module):
     def task(self, number: Int[Array, ""]) -> Dataset:
         """Return the dataset of one task."""
         task = self.trajectories.with_labels(self.rewards[number], self.masks[number])
+        if self.policies is not None:
+            task = eqx.tree_at(lambda data: data.policy_actions.policy, task, self.policies[number])
         if self.starts is None or self.counts is None:
             return task
         return dataclasses.replace(task, starts=self.starts[number], num_starts=self.counts[number])

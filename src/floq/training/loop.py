@@ -20,7 +20,7 @@ from floq.analysis.results import scores
 from floq.analysis.video import Films, Take
 from floq.data.replay import ReplaySnapshot
 from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
-from floq.evaluation.held_out import HeldOutEvaluation, HeldOutEvaluator
+from floq.evaluation.held_out import HeldOut, HeldOutEvaluation
 from floq.evaluation.rollouts import Evaluation
 from floq.runs import checkpoint
 from floq.runs.checkpoint import Checkpoint, prune
@@ -66,7 +66,7 @@ class Loop:
         self,
         loggers: Sequence["RunLogger"],
         fleet: Fleet,
-        evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
+        evaluator: BackgroundEvaluator | Sequence[HeldOut],
         display: Display,
         started: float,
         found: Sequence[Found],
@@ -296,7 +296,7 @@ class Evaluations:
         self,
         loggers: Sequence["RunLogger"],
         fleet: Fleet,
-        evaluator: BackgroundEvaluator | Sequence[HeldOutEvaluator],
+        evaluator: BackgroundEvaluator | Sequence[HeldOut],
         display: Display,
         clocks: Clocks,
         received: list[int],

@@ -22,6 +22,7 @@ from floq.training.train import (
     films_of,
     fleets,
     fresh_agent,
+    held_out_evaluators,
     lock_runs,
     run_records,
     run_to_completion,
@@ -171,12 +172,13 @@ def resume_fleet(
                     display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")
             begun = zip(found, configs, splits, strict=True)
             agents = [one.saved.agent if one.saved else fresh_agent(config, split) for one, config, split in begun]
-            _cut_back(runs, [run_records(split) for split in splits], step)
+            cut_back(runs, [run_records(split) for split in splits], step)
             run_data.note_values(agents, splits, display)
             display.note(f"resume  from step {step}")
             if step > configs[0].offline_steps:
                 display.note("note    the environments were not saved: each begins a new episode")
-            return run_to_completion(runs, agents, tasks, episodes, films, display, started, draw, found)
+            evaluator = episodes or held_out_evaluators(splits)
+            return run_to_completion(runs, agents, splits, evaluator, films, display, started, draw, found)
 
 
 def _show_finished(
@@ -201,7 +203,7 @@ def _show_finished(
     return runs
 
 
-def _cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:
+def cut_back(runs: Sequence[Run], records: Sequence[dict[str, dict[str, str]]], step: int) -> None:
     """Cut the folders of the runs back to this step. If this is killed midway, the next resume starts from the same
     step."""
     for run, of_run in zip(runs, records, strict=True):

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from floq.agent.agent import Agent
@@ -13,7 +13,7 @@ from floq.analysis.video import Films, open_recorder
 from floq.data.dataset import Dataset, Splits
 from floq.envs.ogbench import dataset_name
 from floq.evaluation.background import BackgroundEvaluator
-from floq.evaluation.held_out import HeldOutEvaluator
+from floq.evaluation.held_out import HeldOut, HeldOutEvaluator
 from floq.evaluation.rollouts import Evaluator
 from floq.networks import kernels
 from floq.runs import run_data
@@ -120,6 +120,8 @@ def check_built(config: Config) -> None:
     """Raise UserError for settings that parse, as published commands have them, but are not built yet or that this
     machine cannot run."""
     agent = config.agent
+    if not agent.learns_policy:
+        raise UserError("agent.actor=fixed learns no policy: floq ope evaluates one, and has a --resume of its own")
     pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": agent.encoder}
     for name, value in pixels.items():
         if value is not None:
@@ -163,8 +165,8 @@ def _train_group(
         with lock_runs(runs):
             for run, split in zip(runs, splits, strict=True) if data is None else ():
                 run_data.save_random_data(run, split)
-            found = [Found()] * len(runs)
-            return run_to_completion(runs, agents, tasks, episodes, films, display, started, draw, found)
+            evaluator, found = episodes or held_out_evaluators(splits), [Found()] * len(runs)
+            return run_to_completion(runs, agents, splits, evaluator, films, display, started, draw, found)
 
 
 def resolve_paths(config: Config) -> Config:
@@ -225,30 +227,36 @@ def films_of(configs: Sequence[Config], display: Display) -> Iterator[Films | No
         yield Films(workers, c.video_frame_skip, display)
 
 
+def held_out_evaluators(splits: Sequence[Splits]) -> list[HeldOut]:
+    """Return what evaluates each run without an environment."""
+    return [HeldOutEvaluator(split.validation) for split in splits]
+
+
 def run_to_completion(
     runs: list[Run],
     agents: Sequence[Agent],
-    tasks: dict[Hashable, Splits],
-    episodes: BackgroundEvaluator | None,
+    splits: Sequence[Splits],
+    evaluator: BackgroundEvaluator | Sequence[HeldOut],
     films: Films | None,
     display: Display,
     started: float,
     draw: bool,
     found: Sequence[Found],
 ) -> list[Run]:
-    """Train to the last step, write the summaries that mark the runs as finished, and then draw."""
-    loggers, numbers = [RunLogger(run, found[0].step) for run in runs], {key: n for n, key in enumerate(tasks)}
-    c, keys = runs[0].config, [run_data.data_key(run.config) for run in runs]
+    """Train to the last step, write the summaries that mark the runs as finished, and then draw. `splits` and
+    `evaluator` have an entry for each run; runs of one task share theirs."""
+    loggers, c = [RunLogger(run, found[0].step) for run in runs], runs[0].config
+    tasks = list({id(split): split for split in splits}.values())
+    numbers = {id(task): number for number, task in enumerate(tasks)}
     fleet = Fleet(
         agents,
-        [numbers[key] for key in keys],
-        FleetData.of([split.train for split in tasks.values()], c.offline_share if c.mixes_prior_data else None),
-        FleetData.of([split.validation for split in tasks.values()]),
+        [numbers[id(split)] for split in splits],
+        FleetData.of([task.train for task in tasks], c.offline_share if c.mixes_prior_data else None),
+        FleetData.of([task.validation for task in tasks]),
         [logger.keys.batches for logger in loggers],
         [logger.keys.validation for logger in loggers],
         Layout.for_runs(len(runs), c.batch_devices),
     )
-    evaluator = episodes or [HeldOutEvaluator(tasks[key].validation) for key in keys]
     with contextlib.ExitStack() as logs, catch_signals() as received:
         loop = Loop(loggers, fleet, evaluator, display, started, found, received, films)
         for logger in loggers:
@@ -265,13 +273,12 @@ def run_to_completion(
         if draw and ended:
             display.note("drawing the pictures")
             for number in ended:
-                data = tasks[keys[number]].train
-                pictures.draw_pictures(runs[number], fleet.agent(number), data, display)
+                pictures.draw_pictures(runs[number], fleet.agent(number), splits[number].train, display)
     except KeyboardInterrupt as stop:
         left = f"stopped by {signal_of(stop).name} when all was trained; the rest comes with floq train --resume"
         folders = " ".join(str(runs[number].folder) for number in ended)
         raise Interrupted(f"{left} {folders}", signal_of(stop)) from stop
-    if ended:
+    if ended and runs[0].config.agent.learns_policy:
         with display.tolerate("table of results"):
             show_result([runs[number] for number in ended], display)
     if loop.diverged:

@@ -16,7 +16,7 @@ from floq.analysis.health import run_problems
 from floq.analysis.metrics import DIAGNOSTICS, METRICS, SUCCESS, Metric, last
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
-from floq.analysis.statistics import Estimate
+from floq.analysis.statistics import Estimate, bootstrap_estimate
 from floq.runs.record import OF_CRITIC, RunRecord
 
 
@@ -56,6 +56,7 @@ def sections(report: Report) -> list[Section]:
     found = [
         Section("What was run", [overview(report)]),
         *(Section(metric.name.capitalize(), results(report, own), metric) for metric, own in by_metric if own),
+        Section("Off-policy evaluation", [off_policy(report)]),
         Section("Beside published numbers", [beside_published(report)]),
         Section("Over all tasks", [over_all_tasks(report)]),
         Section("Probability of improvement", [improvements(report)]),
@@ -186,6 +187,29 @@ def diagnosis(report: Report) -> Table:
     rows = [(group.name, *cells) for group, *cells in zip(groups, *shown, strict=True)] if known else ()
     note = "The critics' diagnosis on validation data in the last row of train.csv, mean over runs."
     return table(("group", *known), rows, note)
+
+
+def off_policy(report: Report) -> Table:
+    """Return the estimates of off-policy evaluations, with a row for each policy and task."""
+    policies: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+    for run in report.runs:
+        evaluates = run.settings["agent.actor"] == "fixed" and "evaluation/initial_value" in run.evaluations
+        if evaluates and run.ends and run not in report.repeated:
+            policies[str(run.settings.get("run_group")), run.task].append(run)
+    rows, shown = [], "{:.4g}".format
+    for (policy, task), runs in policies.items():
+        scale = float(runs[0].settings.get("agent.reward_scale") or 1)
+        value, data, td_error = (
+            [run.evaluations[f"evaluation/{name}"][-1] / scale for run in runs]
+            for name in ("initial_value", "data_return", "td_error")
+        )
+        cells = [with_interval(bootstrap_estimate(value), shown), shown(np.mean(data)), shown(np.mean(td_error))]
+        rows.append([policy, short_task(task), *cells, str(len(runs))])
+    note = (
+        "Discounted returns of policies, estimated by floq ope. [ ]: 95% Student's interval; each seed learned "
+        "from a bootstrap resample of the episodes. data: what these earned. ope.json has the rest."
+    )
+    return table(("policy", "task", "estimate", "data", "TD error", "seeds"), rows, note)
 
 
 # --- Beside published numbers ---
