@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from floq.exported import load_policy
 from helpers import SCALAR, agent_config
 from online_runs import episodes
 
 import floq
 from floq import cli
-from floq.actors import FixedConfig
+from floq.actors import BestOfNConfig, FixedConfig
 from floq.agent.state import Keys
 from floq.analysis.off_policy import (
     OffPolicyEvaluation,
@@ -29,6 +30,7 @@ from floq.analysis.statistics import bootstrap_estimate, mean_interval
 from floq.data.dataset import Dataset, PolicyActions
 from floq.envs.environments import EnvFactory
 from floq.evaluation.fixed_policy import Episodes, FixedPolicy, first_observations, measured_returns
+from floq.export.export_run import ExportOptions, export_run
 from floq.runs.config import Config
 from floq.runs.run import Run, make_agent
 from floq.training.fitted_q import unlimited
@@ -325,6 +327,22 @@ def test_a_function_is_evaluated_and_measured(tmp_path):
     assert policy.data_return == pytest.approx(0.0, abs=0.1)
     assert policy.training_critic is None
     assert policy.far_actions == 0.0
+
+
+@pytest.mark.slow
+def test_policies_that_rank_chunks_of_actions_are_evaluated_and_exports_of_them_too(tmp_path):
+    """They decide on two actions at once, and the export on the same ones, but with other noise."""
+    agent = agent_config(SCALAR, BestOfNConfig(actor_hidden_dims=(16, 16), num_candidates=4), action_chunk=2)
+    config = Config(env_name=None, dataset="x", offline_steps=3, eval_interval=0, save_dir=str(tmp_path), agent=agent)
+    run = floq.train(config, episodes(100), show=False)
+    export_run(ExportOptions(str(run.folder)))
+    policies = {"run": run, "export": load_policy(run.folder / "export")}
+    found = floq.ope(policies, episodes(100), offline_steps=300, lr=1e-2, save_dir=str(tmp_path / "ope"), show=False)
+    one, other = found.policies
+    assert one.estimate.value == pytest.approx(other.estimate.value, abs=0.1)
+    assert one.estimate.low < other.estimate.value < one.estimate.high
+    assert -2 <= one.estimate.value <= 2
+    assert (one.training_critic is None, other.training_critic is None) == (False, True)
 
 
 # --- Coverage ---
