@@ -123,7 +123,6 @@ WRONG = [
     (["train", "--offline_share_steps=9", "--online_steps=10"], "give --online_steps and --offline_share too"),
     (["train", "--offline_share_steps=0", "--online_steps=10"], "offline_share_steps=0: must be greater than 0"),
     (["train", "--online_steps=10", "--num_envs=4"], "must be a multiple of --num_envs=4"),
-    (["train", "--online_steps=10", "--agent.action_chunk=2"], "with --online_steps is not built yet"),
     (["train", "--online_steps=10", "--batch_devices=2"], "with --online_steps is not built yet"),
     (["train", "--video_episodes=51"], "an evaluation has --eval_episodes=50, give at most that"),
     (["train", "--seed=4294967296"], "seed=4294967296: must be at least 0 and less than"),

@@ -237,6 +237,7 @@ COMPARED = {
     "online_maze.toml": {"utd"},
     "best_of_n.toml": {"num_candidates"},
     "boundary.toml": {"offline_share", "warmup_steps"},
+    "chunks.toml": {"action_chunk", "n_step"},
 }
 """What the groups of an experiment differ in, beside critics, actors and their own settings."""
 

@@ -32,20 +32,24 @@ class Oracle:
                 self.episodes[env].append((self.now + 1, obs[env], []))
         self.now += 1
 
-    def transitions(self, n_step):
-        """(obs, act, sum of rewards, mask, obs after it, whether the known trajectory ends there), the oldest first."""
+    def transitions(self, n_step, chunk):
+        """(obs, acts, sum of rewards, mask, obs after it, whether the known trajectory ends there), oldest first: of
+        those that `chunk` steps follow, or fewer up to a termination, as is known once there was time for so many."""
         found = []
         for env, episodes in enumerate(self.episodes):
             for first, obs, steps in episodes:
                 states = [obs, *(step[3] for step in steps)]
-                for i, step in enumerate(steps):
-                    if first + i > self.now - self.ticks:
+                for i in range(len(steps)):
+                    follow = steps[i : i + chunk]
+                    fits = len(follow) == chunk or any(mask == 0 for _, _, mask, _ in follow)
+                    if fits and self.now - self.ticks < first + i <= self.now - chunk:
                         total, power, mask, j = 0.0, 1.0, 1.0, i
-                        while j < min(i + n_step, len(steps)) and mask:
+                        while j < min(i + n_step * chunk, len(steps)) and mask:
                             total += power * steps[j][1]
                             mask, last = steps[j][2], power
                             power, j = power * G, j + 1
-                        row = (*states[i], *step[0], total, last * mask, *states[j], float(j == len(steps)))
+                        acts = np.concatenate([steps[min(i + k, len(steps) - 1)][0] for k in range(chunk)])
+                        row = (*states[i], *acts, total, last * mask, *states[j], float(j == len(steps)))
                         found.append(((first + i, env), row))
         return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 
@@ -81,27 +85,29 @@ def random_experience(rng, runs, envs, over):
     )
 
 
-def empty(runs=1, envs=1, ticks=8) -> Replay:
-    return Replay.of([ReplaySnapshot.empty(envs, ObsSpec(OBS), ACT)] * runs, ticks)
+def empty(runs=1, envs=1, ticks=8, chunk=1) -> Replay:
+    return Replay.of([ReplaySnapshot.empty(envs, ObsSpec(OBS), ACT)] * runs, ticks, chunk)
 
 
-@pytest.mark.parametrize(("runs", "envs", "ticks"), [(1, 1, 5), (1, 3, 6), (2, 2, 11)])
-def test_what_can_be_sampled_equals_a_list_of_episodes(runs, envs, ticks):
+@pytest.mark.parametrize(
+    ("runs", "envs", "ticks", "chunk"), [(1, 1, 5, 1), (1, 3, 6, 1), (2, 2, 11, 1), (2, 2, 11, 3), (1, 3, 6, 5)]
+)
+def test_what_can_be_sampled_equals_a_list_of_episodes(runs, envs, ticks, chunk):
     """At every tick, over several turns of the ring; some ticks after the replay was written down and read again."""
     rng = np.random.default_rng(envs)
-    replay, oracles = empty(runs, envs, ticks), [Oracle(envs, ticks) for _ in range(runs)]
+    replay, oracles = empty(runs, envs, ticks, chunk), [Oracle(envs, ticks) for _ in range(runs)]
     over, wrapped = np.ones((runs, envs), bool), 0
     for tick in range(5 * ticks):
         if tick % 7 == 6:
             new = random_experience(rng, runs, envs, over)
-            replay = Replay.of([one.append(new, run) for run, one in enumerate(replay.recorded())], ticks)
+            replay = Replay.of([one.append(new, run) for run, one in enumerate(replay.recorded())], ticks, chunk)
         else:
             new = random_experience(rng, runs, envs, over)
             replay = add(replay, new)
         for run, oracle in enumerate(oracles):
             oracle.add(new, run)
             for n_step in (1, 3):
-                wanted = oracle.transitions(n_step)
+                wanted = oracle.transitions(n_step, chunk)
                 found = in_replay(replay, run, n_step)
                 assert len(found) == len(wanted)
                 if wanted:

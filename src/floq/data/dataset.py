@@ -195,6 +195,13 @@ class Dataset(eqx.Module):
             "terminals": self.ends[reached].astype(jnp.float32),
         }
 
+    def fits_chunk(self, row: Int[Array, ""]) -> Bool[Array, ""]:
+        """Return whether a transition may start at a row: the trajectory has `action_chunk` actions left, or truly
+        terminates before."""
+        rows = self._rows_ahead(row, jnp.arange(self.action_chunk))
+        taken = jnp.cumprod(~self.ends[rows]) > 0  # whether there is a step from each
+        return jnp.all(taken) | jnp.any(taken & (self.masks[rows] == 0))
+
     def _rows_ahead(self, row: Int[Array, "*rows"], count: Int[Array, "*counts"] | int) -> Int[Array, "..."]:
         """Return the rows of the states `count` steps later. No transition reaches beyond the last row."""
         return (row + self.stride * count) % self.ends.shape[0]

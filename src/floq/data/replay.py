@@ -4,6 +4,9 @@ A replay is a ring buffer of ticks. In each tick every environment of every run 
 marked as the end of its trajectory. The step from there fills in action, reward and mask, and makes the row the start
 of a transition. An environment whose episode is over spends a tick on its reset: the row of its last state stays an
 end. So a row's next state is always one tick later, and rows are overwritten in the order in which they were written.
+
+With chunks of h actions a row is the start of a transition only if h steps follow, or fewer up to a true termination.
+That is known h - 1 ticks later; then it is queued, so that starts are queued in the order of their rows.
 """
 
 from collections.abc import Iterator
@@ -76,24 +79,28 @@ class Replay(eqx.Module):
     count: Int[Array, " runs"]  # the number of a run's starts
 
     @classmethod
-    def of(cls, recorded: list[ReplaySnapshot], ticks: int) -> "Replay":
-        """Make a ring buffer of `ticks` ticks from what each run has recorded, or the newest part of it."""
+    def of(cls, recorded: list[ReplaySnapshot], ticks: int, action_chunk: int = 1) -> "Replay":
+        """Make a ring buffer of `ticks` ticks, more than a chunk has, from what each run has recorded, or the newest
+        part of it."""
         runs, envs = len(recorded), recorded[0].ends.shape[1]
         longest = min(ticks, max(len(run.ends) for run in recorded))
         parts = recorded[0]._asdict().items()
         rows: dict[str, Any] = {name: np.zeros((ticks, runs, *x.shape[1:]), x.dtype) for name, x in parts}
         rows["ends"][:] = True
-        places = ticks * envs
-        starts, count = np.zeros((runs, places), np.int32), np.zeros(runs, np.int32)
         for number, run in enumerate(recorded):
             kept = min(longest, len(run.ends))
             for name, values in rows.items():
                 values[longest - kept : longest, number] = getattr(run, name)[len(run.ends) - kept :]
-            tick, env = np.nonzero(~rows["ends"][:, number])
+        flat: dict[str, Any] = {name: jnp.asarray(x.reshape(-1, *x.shape[3:])) for name, x in rows.items()}
+        starts, count = np.zeros((runs, ticks * envs), np.int32), np.zeros(runs, np.int32)
+        data = Dataset(**flat, starts=jnp.asarray(starts.reshape(-1)), stride=runs * envs, action_chunk=action_chunk)
+        fits = np.array(jax.vmap(data.fits_chunk)(jnp.arange(data.ends.shape[0]))).reshape(ticks, runs, envs)
+        fits[max(0, longest - action_chunk) :] = False  # not queued yet
+        for number in range(runs):
+            tick, env = np.nonzero(fits[:, number])
             count[number] = len(tick)
             starts[number, : len(tick)] = (tick * runs + number) * envs + env
-        flat: dict[str, Any] = {name: jnp.asarray(x.reshape(-1, *x.shape[3:])) for name, x in rows.items()}
-        data = Dataset(**flat, starts=jnp.asarray(starts.reshape(-1)), stride=runs * envs)
+        data = replace(data, starts=jnp.asarray(starts.reshape(-1)))
         tick = jnp.full(runs, max(0, longest - 1), jnp.int32)
         return cls(data, tick, jnp.zeros(runs, jnp.int32), jnp.asarray(count))
 
@@ -107,19 +114,16 @@ class Replay(eqx.Module):
         trajectories, so that no n-step transition continues from there to the oldest rows."""
         runs, envs = new.stepped.shape
         data, stride, places = self.data, self.data.stride, self.ticks * envs
-        head, following = (tick % self.ticks * stride for tick in (self.tick[0], self.tick[0] + 1))
-        lost = ~jax.lax.dynamic_slice_in_dim(data.ends, following, stride)
-        lost = jnp.sum(lost.reshape(runs, envs), axis=1, dtype=jnp.int32)
+        decided = self.tick[0] - data.action_chunk + 1  # the tick whose rows are known to be starts or not, from now on
+        head, following, decided = (tick % self.ticks * stride for tick in (self.tick[0], self.tick[0] + 1, decided))
+        each = jnp.arange(stride, dtype=jnp.int32)
+        lost = jnp.sum(jax.vmap(data.fits_chunk)(following + each).reshape(runs, envs), axis=1, dtype=jnp.int32)
         oldest, count = (self.oldest + lost) % places, self.count - lost
 
         def write(before: Array, at: Array, values: Array) -> Array:
             values = values.reshape(stride, *values.shape[2:]).astype(before.dtype)
             return jax.lax.dynamic_update_slice_in_dim(before, values, at, 0)
 
-        place = oldest[:, None] + count[:, None] + jnp.cumsum(new.stepped, axis=1, dtype=jnp.int32) - 1
-        place = place % places + places * jnp.arange(runs, dtype=jnp.int32)[:, None]
-        place = jnp.where(new.stepped, place, jnp.int32(data.starts.shape[0]))  # out of range: dropped
-        starts = data.starts.at[place.reshape(-1)].set(head + jnp.arange(stride, dtype=jnp.int32), mode="drop")
         ends = write(data.ends, head, ~new.stepped)
         rows = replace(
             data,
@@ -128,9 +132,14 @@ class Replay(eqx.Module):
             rewards=write(data.rewards, head, new.rewards),
             masks=write(data.masks, head, new.masks),
             ends=write(ends, following, jnp.ones_like(new.stepped)),
-            starts=starts,
         )
-        return Replay(rows, self.tick + 1, oldest, count + jnp.sum(new.stepped, axis=1, dtype=jnp.int32))
+        fits = jax.vmap(rows.fits_chunk)(decided + each).reshape(runs, envs)
+        place = oldest[:, None] + count[:, None] + jnp.cumsum(fits, axis=1, dtype=jnp.int32) - 1
+        place = place % places + places * jnp.arange(runs, dtype=jnp.int32)[:, None]
+        place = jnp.where(fits, place, jnp.int32(data.starts.shape[0]))  # out of range: dropped
+        starts = data.starts.at[place.reshape(-1)].set(decided + each, mode="drop")
+        count += jnp.sum(fits, axis=1, dtype=jnp.int32)
+        return Replay(replace(rows, starts=starts), self.tick + 1, oldest, count)
 
     def of_run(self, run: Int[Array, ""]) -> Source:
         """Return the transitions of a run."""

@@ -64,11 +64,12 @@ class Controller:
         """Return whether a chunk begins at step `elapsed` of an episode."""
         return np.asarray(elapsed) % self._chunk == 0
 
-    def act(self, elapsed: Any, decide: Callable[[], Any], active: Any = True) -> np.ndarray:
+    def act(self, elapsed: Any, decide: Callable[[], Any] | None, active: Any = True) -> np.ndarray:
         """Return the actions at step `elapsed` of each episode. `decide`, called where the chunk of an active one
-        begins, returns a chunk for every environment, its actions concatenated as a policy does."""
+        begins, returns a chunk for every environment, its actions concatenated as a policy does; None if none does."""
         begins, position = active & self.begins_chunk(elapsed), np.asarray(elapsed % self._chunk)
         if begins.any():
+            assert decide is not None
             chunks = np.asarray(decide()).reshape(*position.shape, self._chunk, -1)
             self._plan = chunks if self._plan is None else np.where(begins[..., None, None], chunks, self._plan)
         assert self._plan is not None

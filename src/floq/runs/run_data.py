@@ -120,7 +120,8 @@ def load_fleet_data(
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
     if config.from_scratch and given is None:
         made = collect_random_data(configs, runs, display)
-        return {data_key(config): data for config, data in zip(configs, made, strict=True)}
+        chunked = [data.for_chunks(config.agent.action_chunk) for data in made]
+        return {data_key(config): data for config, data in zip(configs, chunked, strict=True)}
     fetch = _fetcher(config, display, runs[0] if runs else None)
     envs = {name: config.make_env.named(name) if name else None for name in names}
     if given is not None:

@@ -2,7 +2,8 @@
 
 In a tick every environment of every run takes one step, or is reset if its episode is over. While the environments are
 at it, the devices make the updates that the tick is due. So an update has seen everything but the transition that is
-being made, and neither side waits for the other longer than it must.
+being made, and neither side waits for the other longer than it must. A chunk of actions is executed to its end, or that
+of its episode, before the policy is asked again.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from floq.data.replay import Experience, Replay, ReplaySnapshot
 from floq.envs.environments import EpisodeResult
 from floq.envs.vector import MAX_FAILURES, EnvSpec, ExploringEnvs, VectorStep, index_of
 from floq.envs.workers import START_TIMEOUT_S, WorkerError, WorkerLate, Workers
+from floq.evaluation.rollouts import Controller
 from floq.runs.config import Config
 from floq.training.fleet import Fleet, FleetData, Layout, RunKeys, for_each_run, on_each_device, train_steps
 from floq.utils.errors import Failed
@@ -55,7 +57,8 @@ class OnlineFleet:
         self._program = partial(_learn, layout=fleet.layout, buffer_size=buffer_size)
         self._places = fleet.layout.mesh.devices[:, 0]  # online, each holds runs of its own
         shares = np.split(np.array(fleet.slots), len(self._places))
-        self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, fleet.layout)
+        chunk = fleet.train.trajectories.action_chunk
+        self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, chunk, fleet.layout)
         self._info: dict[str, Float[Array, " runs"]] = {}
         self.has_learned = False  # whether there was an update yet
         value_range = jax.device_get(fleet.agents.value_range)
@@ -69,8 +72,8 @@ class OnlineFleet:
 
     def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
         """Start computing the actions of every run in every environment, after the updates already queued. The function
-        that is returned waits for them: an array (runs, envs, act). An action that is not finite is replaced by zero
-        and recorded as a fault of its run."""
+        that is returned waits for them: an array (runs, envs, act), where `act` may be a chunk. An action that is not
+        finite is replaced by zero and recorded as a fault of its run."""
         fleet = self._fleet
         own = fleet.agents, fleet.fault_codes, self._keys, obs[fleet.slots]
         acts, faults = _explore(*own, np.int32(tick), fleet.layout)
@@ -119,13 +122,13 @@ def widened(known: tuple[float, float], low: float, high: float) -> tuple[float,
     return r_min - beyond(r_min - low), r_max + beyond(high - r_max)
 
 
-def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, layout: Layout) -> Replay:
+def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, action_chunk: int, layout: Layout) -> Replay:
     """Join the replays of the devices into one whose arrays are divided among them: no device ever holds another's
     part."""
     sharding, parts = NamedSharding(layout.mesh, PartitionSpec("runs")), []
     for place, share in zip(layout.mesh.devices[:, 0], shares, strict=True):
         with jax.default_device(place):
-            parts.append(Replay.of(list(share), ticks))
+            parts.append(Replay.of(list(share), ticks, action_chunk))
 
     def join(*part: Array) -> Array:
         whole = len(part) * part[0].shape[0], *part[0].shape[1:]
@@ -217,11 +220,13 @@ class Online:
         self._episodes: list[list[EpisodeResult]] = [[] for _ in configs]
         last = explored or [{} for _ in configs]
         self._statistics = [{name: row.get(name, math.nan) for name in STATISTICS} for row in last]
-        obs_spec, self._action_dim = fleet.agents.obs_spec, fleet.agents.action_dim
+        chunk = c.agent.action_chunk
+        obs_spec, self._action_dim = fleet.agents.obs_spec, fleet.agents.action_dim // chunk
+        self._controller, self._elapsed = Controller(chunk), np.zeros((len(configs), c.num_envs), int)
         before = [run or ReplaySnapshot.empty(c.num_envs, obs_spec, self._action_dim) for run in recorded]
         has_share = c.online_share(0) is not None
         drawn_from = int(window_size(jnp.int32(fleet.train.most_transitions), c.buffer_size, has_share))
-        ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 2
+        ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 1 + chunk
         keys = [Keys.of(config.seed).exploration for config in configs]
         self.fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size)
         self._obs = obs_spec.zeros(len(configs), c.num_envs)
@@ -256,10 +261,11 @@ class Online:
             # Who is late sets the order: late devices get their next updates at once, to be made when the actions are
             # chosen; late environments get their actions before anything else happens.
             devices_are_late = self.fleet.is_busy
-            actions_of = self.fleet.explore(self._obs, self._tick)
+            begins = self._controller.begins_chunk(self._elapsed).any()
+            chosen = self.fleet.explore(self._obs, self._tick) if begins else None
             if devices_are_late:
                 self._learn()
-            actions = actions_of()
+            actions = self._controller.act(self._elapsed, chosen)
             begun = self._workers.begin_call("step", self._calls(actions))
             if not devices_are_late:
                 self._learn()
@@ -305,7 +311,7 @@ class Online:
                 if not failure.goes_on:
                     raise self._end(failure.what, MAX_FAILURES)
                 self._display.note(f"note    {failure.what}; it is replaced")
-        self._obs = new.observations
+        self._obs, self._elapsed = new.observations, np.where(new.stepped, self._elapsed + 1, 0)
         for run, stepped in enumerate(new.stepped):
             if stepped.any() and self._bounded:
                 rewards, step = new.rewards[run][stepped], self._config.offline_steps + self.steps

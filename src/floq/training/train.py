@@ -127,9 +127,8 @@ def check_built(config: Config) -> None:
         if value is not None:
             raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
     if config.online_steps:
-        for name, value in {"agent.action_chunk": agent.action_chunk, "batch_devices": config.batch_devices}.items():
-            if value > 1:
-                raise UserError(f"--{name}={value} with --online_steps is not built yet: give --{name}=1")
+        if (devices := config.batch_devices) > 1:
+            raise UserError(f"--batch_devices={devices} with --online_steps is not built yet: give --batch_devices=1")
         if config.env_name is None:
             raise UserError(
                 f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"
