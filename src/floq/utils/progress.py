@@ -14,6 +14,8 @@ from rich.text import Text
 from floq.utils.errors import in_one_line
 from floq.utils.untrusted import printable
 
+MIN_TEXT = 12  # characters of a first column that stay however narrow a terminal is
+
 
 class _TolerantStream:
     """A stream that ignores errors of writing, as of a closed terminal or pipe, or a full disk."""
@@ -65,7 +67,8 @@ class Display:
         """Print a table with a header; the first column is text, which is folded on a narrow terminal, the others are
         numbers."""
         columns = [Column(_plain_text(name), justify="right", no_wrap=True) for name in header]
-        columns[0] = Column(_plain_text(header[0]))
+        longest = max((len(row[0]) for row in rows), default=0)
+        columns[0] = Column(_plain_text(header[0]), min_width=min(longest, MIN_TEXT))
         self._print_table(title, columns, rows, padding=(0, 0, 0, 1))
 
     def _print_table(self, title: str, columns: Iterable[Column], rows: Iterable[Sequence[str]], **layout: Any) -> None:
