@@ -152,13 +152,13 @@ class OffPolicyEvaluation:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows of the table for the terminal, the best policy first."""
-        header = ["policy", "estimate [95%]", "to the best [95%]", "measured", "data", "own\ncritic", "TD\nerror"]
+        header = ["policy", "estimate [95%]", "to the best [95%]", "measured", "data", "own critic", "TD error"]
         rows, shown = [], "{:.3g}".format
         for name, policy in sorted(
             zip(self.short_names, self.policies, strict=True), key=lambda x: -x[1].estimate.value
         ):
             difference = "" if policy is self.best else with_interval(self.difference(policy), shown)
-            truth = policy.truth and f"{np.mean(policy.truth):.3g}±{standard_error(policy.truth):.1g}"
+            truth = policy.truth and f"{np.mean(policy.truth):.3g} +- {standard_error(policy.truth):.1g}"
             opinion = "" if policy.training_critic is None else shown(policy.training_critic)
             values = [with_interval(policy.estimate, shown), difference, truth or ""]
             rows.append([name, *values, shown(policy.data_return), opinion, shown(policy.td_error)])
