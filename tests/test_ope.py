@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from floq.exported import load_policy
 from helpers import SCALAR, agent_config
 from online_runs import episodes
 
@@ -31,6 +30,7 @@ from floq.data.dataset import Dataset, PolicyActions
 from floq.envs.environments import EnvFactory
 from floq.evaluation.fixed_policy import Episodes, FixedPolicy, first_observations, measured_returns
 from floq.export.export_run import ExportOptions, export_run
+from floq.export.exported import load_policy
 from floq.runs.config import Config
 from floq.runs.run import Run, make_agent
 from floq.training.fitted_q import unlimited

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 
 from floq.analysis.health import MARGIN, outside_range
-from floq.analysis.report.tables import with_interval
 from floq.analysis.statistics import MIN_RESAMPLES, Estimate, bootstrap_estimate
 from floq.utils.progress import Display
 
@@ -152,18 +151,22 @@ class OffPolicyEvaluation:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows of the table for the terminal, the best policy first."""
-        header = ["policy", "estimate [95%]", "to the best [95%]", "measured", "data", "own critic", "TD error"]
-        rows, shown = [], "{:.3g}".format
-        for name, policy in sorted(
-            zip(self.short_names, self.policies, strict=True), key=lambda x: -x[1].estimate.value
-        ):
-            difference = "" if policy is self.best else with_interval(self.difference(policy), shown)
+        header = ["policy", "estimate (95%)", "to the best", "measured", "data", "own critic", "TD error"]
+        rows, pairs = [], zip(self.short_names, self.policies, strict=True)
+        for name, policy in sorted(pairs, key=lambda pair: -pair[1].estimate.value):
+            difference = "" if policy is self.best else _plus_minus(self.difference(policy))
             truth = policy.truth and f"{np.mean(policy.truth):.3g} +- {standard_error(policy.truth):.1g}"
-            opinion = "" if policy.training_critic is None else shown(policy.training_critic)
-            values = [with_interval(policy.estimate, shown), difference, truth or ""]
-            rows.append([name, *values, shown(policy.data_return), opinion, shown(policy.td_error)])
+            others = (policy.data_return, policy.training_critic, policy.td_error)
+            known = ["" if x is None else f"{x:.3g}" for x in others]
+            rows.append([name, _plus_minus(policy.estimate), difference, truth or "", *known])
         kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
         return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
+
+
+def _plus_minus(estimate: Estimate) -> str:
+    """Format a symmetric interval as `-88.1 +- 1.5`; only the value where it is not known."""
+    half = estimate.high - estimate.value
+    return f"{estimate.value:.3g} +- {half:.2g}" if math.isfinite(half) else f"{estimate.value:.3g}"
 
 
 def show_evaluation(result: OffPolicyEvaluation, display: Display) -> None:

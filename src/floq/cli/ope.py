@@ -32,7 +32,7 @@ class Ope:
     truth: int = 0
     """Also measure the return from this many starts of the environment, to see how far off the estimates are."""
     offline_steps: int | None = None
-    """Updates; by default 5 / (tau (1 - discount)), after which the start is forgotten."""
+    """Updates; by default 8 / (tau (1 - discount)), after which the start is forgotten."""
     log_interval: int | None = None
     """Steps between rows of train.csv; by default a thirtieth of the updates."""
     eval_interval: int | None = None

@@ -42,6 +42,7 @@ RESULT = "ope.json"
 COMPARED_STATES = 4000  # in which a policy's actions are compared with the data's
 ENV_STARTS = 100  # starts in the environment where `truth` does not say how many
 FORGOTTEN = 1e-3  # the discount below which the rest of an episode does not count
+DEFAULT, ENOUGH = 8, 5  # time constants of an evaluation, and below which to warn
 ONE_BY_ONE = "evaluate them one by one"
 
 
@@ -59,9 +60,10 @@ class Request(Settings):
     """Whether the data are those of the first run."""
 
 
-def enough_updates(agent: AgentConfig) -> int:
-    """Return 5 / (tau (1 - discount)): the updates after which values no longer depend on where they began."""
-    return math.ceil(5 / (max(agent.tau, 1e-6) * (1 - agent.discount)) - 1e-6)
+def updates_of(agent: AgentConfig, time_constants: int) -> int:
+    """Return how many updates are so many time constants, of 1 / (tau (1 - discount)) each: after n of them e^-n of the
+    distance is left between where the values began and where they go."""
+    return math.ceil(time_constants / (max(agent.tau, 1e-6) * (1 - agent.discount)) - 1e-6)
 
 
 class Evaluation(NamedTuple):
@@ -176,7 +178,7 @@ class Evaluation(NamedTuple):
             for name in ("initial_value", "data_return", "td_error")
         )
         losses = np.array([run.training()["training/critic/critic_loss"] for run in runs])
-        far, updates = self._far_actions(number), (self.config.offline_steps, enough_updates(settings))
+        far, updates = self._far_actions(number), (self.config.offline_steps, updates_of(settings, ENOUGH))
         return PolicyValue(
             self.policies[number].name,
             seeds=tuple(value),

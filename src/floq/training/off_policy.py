@@ -27,7 +27,7 @@ from floq.runs import checkpoint, run_data
 from floq.runs.config import Config, configure
 from floq.runs.loggers import check_loggers
 from floq.runs.run import Run, write_json
-from floq.training.fitted_q import ONE_BY_ONE, RESULT, Evaluation, Request, enough_updates
+from floq.training.fitted_q import DEFAULT, ONE_BY_ONE, RESULT, Evaluation, Request, updates_of
 from floq.training.loop import Found
 from floq.training.resume import cut_back, newest_common
 from floq.training.train import lock_runs, run_records
@@ -73,7 +73,7 @@ def ope(
         truth: also measure the return from this many starts of the environment.
         show: print progress and the result.
         **settings: of the runs (`offline_steps`, `save_dir`, `eval_interval`, ...) and of their agents, by flat names;
-            without a run also the `env_name`. By default those of the first run, and 5 / (tau (1 - discount)) updates.
+            without a run also the `env_name`. By default those of the first run, and 8 / (tau (1 - discount)) updates.
 
     Raises:
         UserError: there is no such run or checkpoint, the runs differ in what cannot be compared, the data is missing,
@@ -245,7 +245,7 @@ def evaluation_config(
     flat |= {key: value for key, value in settings.items() if key not in of_run}
     flat |= {"discount": discount} if discount is not None else {}
     agent = AgentConfig.from_flat(name, "fixed", flat | {key: value for key, value in FIXED.items() if key in known})
-    steps = of_run.get("offline_steps") or enough_updates(agent)
+    steps = of_run.get("offline_steps") or updates_of(agent, DEFAULT)
     own = {"offline_steps": steps, "log_interval": max(1, steps // 30), "eval_interval": max(1, steps // 10)}
     own |= {"save_interval": max(1, steps // 4), "project_name": time.strftime("ope_%Y%m%d_%H%M%S")}
     own |= {"online_steps": 0, "balanced_sampling": 0, "offline_share": None, "offline_share_steps": None}
