@@ -155,7 +155,7 @@ class OffPolicyEvaluation:
         rows, pairs = [], zip(self.short_names, self.policies, strict=True)
         for name, policy in sorted(pairs, key=lambda pair: -pair[1].estimate.value):
             difference = "" if policy is self.best else _plus_minus(self.difference(policy))
-            truth = policy.truth and f"{np.mean(policy.truth):.3g} +- {standard_error(policy.truth):.1g}"
+            truth = policy.truth and f"{np.mean(policy.truth):.3g} ± {standard_error(policy.truth):.1g}"
             others = (policy.data_return, policy.training_critic, policy.td_error)
             known = ["" if x is None else f"{x:.3g}" for x in others]
             rows.append([name, _plus_minus(policy.estimate), difference, truth or "", *known])
@@ -164,9 +164,9 @@ class OffPolicyEvaluation:
 
 
 def _plus_minus(estimate: Estimate) -> str:
-    """Format a symmetric interval as `-88.1 +- 1.5`; only the value where it is not known."""
+    """Format a symmetric interval as `-88.1 ± 1.5`; only the value where it is not known."""
     half = estimate.high - estimate.value
-    return f"{estimate.value:.3g} +- {half:.2g}" if math.isfinite(half) else f"{estimate.value:.3g}"
+    return f"{estimate.value:.3g} ± {half:.2g}" if math.isfinite(half) else f"{estimate.value:.3g}"
 
 
 def show_evaluation(result: OffPolicyEvaluation, display: Display) -> None:
