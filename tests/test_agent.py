@@ -14,6 +14,7 @@ from helpers import ACT, ACTOR, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_
 
 from floq import actors, critics
 from floq.actors import DeterministicConfig
+from floq.actors.fixed import FixedActor
 from floq.agent.agent import ACTION_LIMIT, Agent
 from floq.agent.config import AgentConfig, removed_settings
 from floq.agent.policy import ObsStats
@@ -160,7 +161,10 @@ def test_observations_are_normalised_and_actions_clipped():
     assert prepared["actions"].max() == jnp.float32(ACTION_LIMIT) < 1
 
 
-@pytest.mark.parametrize("kind", [kind for _, kind in (*critics.CRITICS.values(), *actors.ACTORS.values())])
+LEARNED = [kind for _, kind in (*critics.CRITICS.values(), *actors.ACTORS.values()) if kind is not FixedActor]
+
+
+@pytest.mark.parametrize("kind", LEARNED)
 def test_critics_and_actors_take_the_dimension_of_a_vector_for_its_specification(kind):
     init = lambda obs_spec: jax.eval_shape(lambda: kind.init(jax.random.key(0), obs_spec, ACT))  # noqa: E731
     short, full, wider = init(OBS), init(ObsSpec(OBS)), init(ObsSpec(OBS + 1))

@@ -98,7 +98,7 @@ WRONG = [
     (["train", "--agent.time_embedding=fourier", "--agent.time_embed_dim=7"], "time_embed_dim=7: must be even"),
     (
         ["trian"],
-        "unknown command 'trian'; commands are train, eval, inspect, export, bench, sweep, watch, report, data",
+        "unknown command 'trian'; commands are train, eval, ope, inspect, export, bench, sweep, watch, report, data",
     ),
     (["trian"], "did you mean 'train'?"),
     (["train", "--offline_steps=many"], "Error parsing --offline_steps"),

@@ -161,7 +161,8 @@ def test_a_run_is_not_evaluated_where_observations_have_other_parts(register, tm
     config = Config(env_name=register(Named), dataset="logs", save_dir=str(tmp_path))
     run = Run.create(config, {"versions": {}, "data": {"observation_parts": ["arm (2)", "target (1)"]}})
     assert Run.open(run.folder).records["data"]["observation_parts"] == ["arm (2)", "target (1)"]
-    saved = types.SimpleNamespace(agent=types.SimpleNamespace(policy=None, obs_spec=ObsSpec(3), action_dim=1), step=1)
+    agent = types.SimpleNamespace(best_of=lambda *_: None, obs_spec=ObsSpec(3), action_dim=1)
+    saved = types.SimpleNamespace(agent=agent, step=1)
     monkeypatch.setattr(checkpoint, "load", lambda *_: saved)
     with pytest.raises(UserError, match=r"observations are arm \(2\), goal \(1\); those of .* are arm \(2\), target"):
         evaluate_run(str(run.folder), show=False)

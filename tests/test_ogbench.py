@@ -192,7 +192,7 @@ def nan_in_row_7(x):
             "all arrays must have equally many rows, but they have: observations 3003, act",
         ),
         ({"actions": lambda x: x[:, 0]}, "actions has shape (3003,), it must be (rows, size)"),
-        ({"terminals": lambda x: x[:, None]}, "terminals has shape (3003, 1), it must be (rows,)"),
+        ({"terminals": lambda x: np.stack([x, x], 1)}, "terminals has shape (3003, 2), it must be (rows,)"),
         ({"observations": lambda x: np.hstack([x, x])}, "observations has 4 numbers per row, pointmaze-medium"),
         ({"actions": lambda x: np.hstack([x, x])}, "actions has 4 numbers per row"),
         ({"qpos": lambda x: x[:, :1]}, "qpos has 1 numbers per row"),

@@ -80,7 +80,7 @@ class Seen:
     def explore(self, obs, tick):
         return lambda: np.full((*obs.shape[:2], 1), 0.1 * tick, np.float32)
 
-    def learn(self, new, num_updates):
+    def learn(self, new, num_updates, offline_share):
         self.experience.append(new)
 
 

@@ -23,7 +23,7 @@ def test_a_walker_acts_like_the_actor_it_was_made_from(tmp_path):
     shifted = jax.tree.map(lambda x: x + 0.1 if x.ndim == 1 else x, actor)  # biases begin at zero
     for seed in range(3):
         obs = np.random.default_rng(seed).normal(size=5).astype(np.float32)
-        expected = shifted.act(jax.numpy.asarray(obs), lambda act: None, jax.random.key(0))
+        expected = shifted.act(jax.numpy.asarray(obs), jax.random.key(0))
         np.testing.assert_allclose(walker.act(obs), expected, atol=1e-5)
 
 

@@ -69,8 +69,8 @@ def evaluate_run(
     config = dataclasses.replace(run.config, **changes)
     here, saved = device(), checkpoint.load(run.folder / "checkpoints", step)
     policy = saved.agent.best_of(num_candidates, rank_by, acting_flow_steps)
-    temperature = convert("eval_temperature", eval_temperature, NonNegativeFloat)
-    policy = dataclasses.replace(policy, actor=policy.actor.at_temperature(temperature))
+    if (temperature := convert("eval_temperature", eval_temperature, NonNegativeFloat)) != 1:
+        policy = dataclasses.replace(policy, actor=policy.actor.at_temperature(temperature))
     display.note(f"device  {here}")
     if config.env_name is None:
         if num_candidates or rank_by or acting_flow_steps or temperature != 1:
