@@ -109,6 +109,8 @@ class Convert(DataOptions):
     """What to read: an OGBench dataset or task, the path of a file or folder, or a Minari id."""
     target: Positional[str]
     """What to write: FILE.npz, a Minari id such as lab/robot-v0, or the path ./robot-v0 of a new Minari folder."""
+    env_name: str | None = None
+    """The environment whose units the actions are in, with --action_units=env."""
     dataset_dir: str = "~/.ogbench/data"
     """Where OGBench's files are."""
 
@@ -118,10 +120,13 @@ def convert_command(argv: list[str]) -> None:
     options = parse_options(Convert, argv, "floq data convert")
     from floq.data.formats.convert import check_target, convert
     from floq.data.formats.open import open_dataset, with_unit_actions
+    from floq.envs.environments import EnvFactory
     from floq.utils.progress import Display
 
     check_target(options.target)
-    opened = with_unit_actions(open_dataset(options.source, options.dataset_dir, options=options), None, options)
+    consent(options.env_name or "")
+    env = EnvFactory(options.env_name)() if options.env_name else None
+    opened = with_unit_actions(open_dataset(options.source, options.dataset_dir, options=options), env, options)
     data = opened.data
     path = convert(data, opened.has_rewards, options.target, opened.source, opened.parts)
     Display().note(f"wrote {path}: {int((~data.ends).sum()):,} transitions in {int(data.ends.sum()):,} trajectories")
