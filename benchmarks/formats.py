@@ -78,8 +78,8 @@ def measure(path: str) -> None:
     """Load once, in this process, and print seconds and MB."""
     import jax
 
-    from floq.data.arrays import DataOptions
     from floq.data.formats.open import open_splits
+    from floq.data.options import DataOptions
 
     jax.block_until_ready(jax.numpy.zeros(3))
     options = DataOptions(columns=COLUMNS) if path.endswith((".csv", ".parquet")) else DataOptions()

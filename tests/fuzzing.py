@@ -17,11 +17,11 @@ from floq.analysis.report.csv_files import evaluation_rows, read_tables, run_row
 from floq.analysis.report.groups import group_runs
 from floq.analysis.report.page import markdown, page
 from floq.analysis.report.scores import assemble
-from floq.data.arrays import DataOptions
 from floq.data.collection.experts import Walker
 from floq.data.formats import d4rl, robomimic, tables
 from floq.data.formats.files import open_npz
 from floq.data.formats.open import open_dataset
+from floq.data.options import DataOptions
 from floq.runs import record as report_runs
 from floq.runs.checkpoint import Manifest
 from floq.runs.config import Config

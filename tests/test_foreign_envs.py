@@ -17,8 +17,9 @@ from gymnasium import spaces
 
 from floq import cli
 from floq.analysis.evaluate_run import evaluate_run
-from floq.data.arrays import DataOptions, OpenedDataset, Trajectories
+from floq.data.arrays import OpenedDataset, Trajectories
 from floq.data.formats.open import open_dataset, open_splits, with_unit_actions
+from floq.data.options import DataOptions
 from floq.envs import environments
 from floq.envs.environments import EnvFactory, SeededEnv, probe
 from floq.envs.spaces import action_box, box_to_unit, unit_to_box

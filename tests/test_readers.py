@@ -28,12 +28,13 @@ from hypothesis import given, settings
 from minari.data_collector import EpisodeBuffer
 
 from floq import cli
-from floq.data.arrays import DataOptions, as_float32, from_episodes
+from floq.data.arrays import as_float32, from_episodes
 from floq.data.dataset import Dataset
 from floq.data.formats import d4rl, npz
 from floq.data.formats.convert import convert
 from floq.data.formats.open import open_dataset, open_splits
 from floq.data.formats.tables import Columns, trajectories
+from floq.data.options import DataOptions
 from floq.envs import environments
 from floq.utils import untrusted
 from floq.utils.errors import UserError

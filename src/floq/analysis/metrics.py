@@ -70,13 +70,14 @@ def primary_metric(runs: Iterable[RunRecord]) -> Metric:
 def with_score(evaluation: Mapping[str, Any], score_range: tuple[float, float] | None) -> dict[str, Any]:
     """Return rows of evaluation, or exploration, with their returns as scores, 0 and 100 for the two of `score_range`
     (D4RL, arXiv 2004.07219), if there is one."""
-    found = dict(evaluation)
-    for column in evaluation if score_range else ():
-        if column.endswith("/episode.return") and score_range:
-            low, high = score_range
-            scored = 100 * (np.asarray(evaluation[column]) - low) / (high - low)
-            found[column.replace("episode.return", "episode.normalized_return")] = scored
-    return found
+    if score_range is None:
+        return dict(evaluation)
+    low, high = score_range
+    returns = {name: np.asarray(x) for name, x in evaluation.items() if name.endswith("/episode.return")}
+    scores = {
+        name.replace("return", "normalized_return"): 100 * (x - low) / (high - low) for name, x in returns.items()
+    }
+    return {**evaluation, **scores}
 
 
 def primary_score(evaluation: Mapping[str, float]) -> tuple[Metric, float] | None:

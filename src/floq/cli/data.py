@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from floq.cli.flags import parse_options
-from floq.data.arrays import DataOptions
+from floq.data.options import DataOptions
 from floq.utils.errors import Interrupted
 from floq.utils.files import check_writable, user_path
 from floq.utils.untrusted import consent

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from floq.agent.config import AGENTS, PUBLISHED_ALIASES, AgentConfig, settings_type
 from floq.cli.flags import Flags, fields_of, parse, without_tables
-from floq.data.arrays import DataOptions
+from floq.data.options import DataOptions
 from floq.runs.config import PRESETS, Config, configure, missing_preset_note
 from floq.utils.errors import UserError, nearest
 from floq.utils.obs_spec import ObsSpec

@@ -15,8 +15,7 @@ from pydantic import AfterValidator
 
 from floq.agent.config import AGENTS, AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
-from floq.data.arrays import DataOptions, check_range
-from floq.data.formats.tables import Columns
+from floq.data.options import DataOptions, check_range
 from floq.networks.precision import PUBLISHED, Precision
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import SUFFIX, looks_like_path
@@ -158,6 +157,8 @@ class Config(DataOptions):
             if getattr(self, option) and self.dataset is None:
                 raise UserError(f"--{option}: it says how --dataset is read, give one")
         if self.columns:
+            from floq.data.formats.tables import Columns  # with all readers
+
             Columns.of(self.columns)
         if self.score_range:
             check_range("--score_range", self.score_range)

@@ -7,18 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from floq.data.arrays import (
-    AS_THEY_ARE,
-    ENDS,
-    NAMES,
-    TERMINATIONS,
-    DataOptions,
-    OpenedDataset,
-    concatenate,
-    from_arrays,
-    standard_names,
-)
+from floq.data.arrays import OTHER_NAMES, OpenedDataset, concatenate, from_arrays, standard_names
 from floq.data.formats.files import data_files, numeric_array, open_hdf5, unpacked_bytes
+from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size
 
@@ -53,7 +44,7 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
     """
     parts, files, held = [], data_files(path, SUFFIXES), 0
     for file in files:
-        arrays = standard_names(_arrays(file, (*KEYS, *NAMES, *TERMINATIONS, *ENDS), held), str(file), "terminals")
+        arrays = standard_names(_arrays(file, (*KEYS, *OTHER_NAMES), held), str(file), "terminals")
         if missing := [key for key in REQUIRED if key not in arrays]:
             raise UserError(f"{file} lacks {', '.join(missing)}: it is not a D4RL dataset")
         arrays = {key: x for key, x in arrays.items() if key in KEYS}

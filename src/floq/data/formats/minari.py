@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, flatdim
 
-from floq.data.arrays import AS_THEY_ARE, DataOptions, OpenedDataset, from_episodes
+from floq.data.arrays import OpenedDataset, from_episodes
 from floq.data.formats.files import numeric_array, open_hdf5, subgroup, unpacked_bytes
+from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.envs import spaces
 from floq.utils.errors import UserError, in_one_line
 from floq.utils.untrusted import check_size, parse_json, read_json

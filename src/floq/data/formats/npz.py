@@ -7,11 +7,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import (
-    AS_THEY_ARE,
-    ENDS,
-    NAMES,
-    TERMINATIONS,
-    DataOptions,
+    OTHER_NAMES,
     OpenedDataset,
     Trajectories,
     check_rows,
@@ -22,6 +18,7 @@ from floq.data.arrays import (
     to_array,
 )
 from floq.data.formats.files import data_files, open_npz
+from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError
 
 ROW_KEYS = ("observations", "actions", "terminals")
@@ -29,7 +26,7 @@ STATE_KEYS = ("qpos", "button_states")  # OGBench's tasks compute rewards from t
 REWARD_KEYS = ("rewards", "masks")  # of files that `floq data convert` writes; the benchmark's own have none
 FLAT_KEYS = ("timeouts", "next_observations")  # of files with a row for each transition
 PARTS_KEY = "observation_parts"  # the names of what the observations consist of
-KEYS = (*ROW_KEYS, *REWARD_KEYS, *FLAT_KEYS, *NAMES, *TERMINATIONS, *ENDS)
+KEYS = (*ROW_KEYS, *REWARD_KEYS, *FLAT_KEYS, *OTHER_NAMES)
 SUFFIXES = (".npz",)
 OPTIONS = ()
 
@@ -86,7 +83,7 @@ def _read_folder(folder: Path, any_actions: bool) -> OpenedDataset:
         arrays = open_npz(file, KEYS, "repair it, or take it out of the folder", held)
         held += sum(array.nbytes for array in arrays.values())
         source = f"{folder}, {file.name}"
-        if _cuts_inside(arrays):
+        if _cuts_inside(standard_names(arrays, source)):
             parts.append(_from_flat(standard_names(arrays, source, "terminals"), source, any_actions))
         else:
             parts.append(from_episodes([arrays], str(folder), [file.name], any_actions))
@@ -95,6 +92,5 @@ def _read_folder(folder: Path, any_actions: bool) -> OpenedDataset:
 
 def _cuts_inside(arrays: Mapping[str, np.ndarray]) -> bool:
     """Return whether arrays with a row for each transition say that an episode is cut off before the last row."""
-    cut = next((arrays[key] for key in ("timeouts", "truncations", "truncated") if key in arrays), np.zeros(1))
-    obs = next((arrays[key] for key in ("observations", "obs") if key in arrays), np.zeros(0))
+    cut, obs = arrays.get("timeouts", np.zeros(1)), arrays.get("observations", np.zeros(0))
     return cut.shape[:1] == obs.shape[:1] and bool(cut[:-1].any())

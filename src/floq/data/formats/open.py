@@ -6,17 +6,10 @@ from pathlib import Path
 import numpy as np
 from gymnasium.spaces import Box
 
-from floq.data.arrays import (
-    AS_THEY_ARE,
-    DataOptions,
-    OpenedDataset,
-    Trajectories,
-    check_actions,
-    check_widths,
-    hold_out,
-)
+from floq.data.arrays import OpenedDataset, Trajectories, check_actions, check_widths, hold_out
 from floq.data.dataset import Splits
 from floq.data.formats import READERS, minari, npz, ogbench
+from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.envs import environments
 from floq.envs import ogbench as suite
 from floq.envs.environments import EnvFactory, SeededEnv, probe
@@ -51,7 +44,7 @@ def open_dataset(
     """
     path = user_path(name)
     kind, reader = next(((kind, reader) for kind, reader in READERS.items() if reader.takes(path)), ("", None))
-    for option in {option for other in READERS.values() for option in other.OPTIONS}:
+    for option in dict.fromkeys(option for other in READERS.values() for option in other.OPTIONS):
         if getattr(options, option) and option not in getattr(reader, "OPTIONS", ()):
             wanted = next(kind for kind, other in READERS.items() if option in other.OPTIONS)
             raise UserError(f"--{option}: it is for a {wanted} dataset, {name} is {kind or 'none'}: leave it out")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from floq.data.arrays import AS_THEY_ARE, DataOptions, OpenedDataset, bounds, concatenate, from_episodes
+from floq.data.arrays import OpenedDataset, bounds, concatenate, from_episodes
 from floq.data.formats.files import data_files, numeric_array, open_hdf5, subgroup, text_array, unpacked_bytes
+from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError, nearest
 from floq.utils.untrusted import check_size
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from floq.data.arrays import AS_THEY_ARE, DataOptions, OpenedDataset, Trajectories, concatenate, from_arrays
+from floq.data.arrays import OpenedDataset, Trajectories, concatenate, from_arrays
 from floq.data.formats.files import check_exists, data_files
+from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError, in_one_line, nearest
 from floq.utils.schema import Settings, from_table
 from floq.utils.untrusted import check_size
