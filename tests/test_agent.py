@@ -139,6 +139,35 @@ def test_masks_cut_the_bootstrap():
     np.testing.assert_allclose(targets, batch["rewards"], rtol=1e-6)
 
 
+def test_targets_are_clipped_to_the_possible_returns():
+    """r in [-1, 0], g = 0.9: in [-10, 0]. The networks of a new agent answer near 0, those of this one far below."""
+    batch, agent = make_batch(), make_agent("scalar", discount=0.9)
+    far = dataclasses.replace(agent.target, net=jax.tree.map(lambda x: 30 * x, agent.target.net))
+    free, clipped = (
+        dataclasses.replace(agent, target=far, static=dataclasses.replace(agent.static, clip_targets=on))
+        for on in (False, True)
+    )
+    found = free.td_targets(batch, jax.random.key(0))
+    assert float(found.min()) < -10 or float(found.max()) > 0
+    np.testing.assert_allclose(clipped.td_targets(batch, jax.random.key(0)), np.clip(found, -10, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("critic", ["scalar", "quantile"])
+def test_noise_on_targets_is_gaussian_fresh_and_alike_for_all_of_a_transition(critic):
+    agent = make_agent(critic, target_noise_magnitude=3.0)
+    batch = {name: jnp.repeat(column, 128, axis=0) for name, column in make_batch().items()}
+    batch |= {"masks": jnp.zeros(1024)}
+
+    def noise(seed):
+        return np.reshape(agent.td_targets(batch, jax.random.key(seed)), (1024, -1)) - batch["rewards"][:, None]
+
+    first, second = noise(0), noise(1)
+    assert float(first.std()) == pytest.approx(3.0, rel=0.1)
+    assert float(first.mean()) == pytest.approx(0.0, abs=0.4)
+    assert float(first.std(axis=1).max()) < 1e-5
+    assert abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) < 0.2
+
+
 def test_reward_scale_multiplies_rewards_and_their_range():
     agent = make_agent(reward_scale=3.0)
     assert agent.scale.r_min == -3.0

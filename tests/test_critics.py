@@ -11,7 +11,16 @@ import pytest
 from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, scale
 
 from floq.agent.config import AgentConfig
-from floq.critics import CategoricalCritic, FloqConfig, FloqCritic, QuantileCritic, ScalarConfig, ScalarCritic
+from floq.critics import (
+    CategoricalCritic,
+    FloqConfig,
+    FloqCritic,
+    LoopedConfig,
+    LoopedCritic,
+    QuantileCritic,
+    ScalarConfig,
+    ScalarCritic,
+)
 from floq.critics.base import aggregate
 from floq.flow import source_nodes
 from floq.networks.mlp import ResidualBody
@@ -329,8 +338,99 @@ def test_aggregation():
     values = jnp.array([1.0, 4.0])
     assert aggregate(values, "mean") == 2.5
     assert aggregate(values, "min") == 1.0
-    with pytest.raises(ValueError, match="choose mean, min or lcb"):
+    with pytest.raises(ValueError, match="choose mean, min, lcb, min_pair"):
         aggregate(values, "max")
+    with pytest.raises(ValueError, match="with a pair"):
+        aggregate(values, "min_pair")
+
+
+def test_the_minimum_of_a_random_pair():
+    """Of members 0 to 4, with values 10 to 14, ten pairs are as likely as each other: the minimum is 10 in four of ten
+    cases, 13 in one, and never 14."""
+    config = ScalarConfig(value_num_ensembles=5, q_agg="min_pair")
+
+    def draw(key):
+        _, pair = config.random_pair(key)
+        assert pair is not None
+        return aggregate(jnp.arange(10.0, 15.0), "min_pair", pair=pair)
+
+    minima = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000)))
+    shares = [np.mean(minima == value) for value in range(10, 15)]
+    np.testing.assert_allclose(shares, [0.4, 0.3, 0.2, 0.1, 0.0], atol=0.04)
+    with pytest.raises(UserError, match="an ensemble of one has no pairs"):
+        ScalarConfig(value_num_ensembles=1, q_agg="min_pair")
+    with pytest.raises(UserError, match="an ensemble of one has no pairs"):
+        FloqConfig(flow_num_ensembles=1, q_agg="min_pair")
+
+
+@pytest.mark.parametrize("kind", [ScalarCritic, CategoricalCritic])
+def test_a_target_is_the_mean_over_actions_of_the_aggregate_over_members(kind):
+    config = dataclasses.replace({ScalarCritic: SCALAR, CategoricalCritic: CATEGORICAL}[kind], q_agg="min")
+    critic = kind.init(jax.random.key(0), OBS, ACT, dataclasses.replace(config, target_action_samples=3))
+    next_obs = uniform(OBS)
+    policy = lambda obs, key: jax.random.uniform(key, (ACT,), minval=-1.0)  # noqa: E731
+    drawn = [policy(next_obs, key) for key in jax.random.split(jax.random.key(5), 3)]
+    expected = -1 + 0.9 * np.mean([critic.members(next_obs, act, scale()).min() for act in drawn])
+    found = critic.target(jnp.float32(-1.0), jnp.float32(0.9), next_obs, policy, scale(), jax.random.key(5))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def looped_critic(**changes) -> LoopedCritic:
+    """The networks of `floq_critic`, looped."""
+    flow = floq_critic(**changes)
+    config = LoopedConfig(**dataclasses.asdict(flow.config))
+    return LoopedCritic(dataclasses.replace(flow.velocity, config=config), flow.distilled, config)
+
+
+def test_looped_iterates_and_losses_against_the_oracle():
+    critic, (obs, act), y = looped_critic(critic_flow_steps=3), (uniform(OBS), uniform(ACT)), -42.0
+    middle, ends, loop_loss = -5.0, [], []  # of the noise interval [-10, 0]
+    paths = np.asarray(critic.trajectories(jnp.array([middle]), obs, act, scale()))
+    for member in range(2):
+        path = [middle]
+        for i in range(3):
+            step = oracle.velocity(critic.velocity, member, obs, act, path[-1], i / 3, LOW, HIGH)
+            path.append(path[-1] + step)
+        np.testing.assert_allclose(paths[member, 0], path, rtol=2e-4)
+        ends.append(path[-1])
+        loop_loss.append(sum((z - y) ** 2 for z in path[1:]))
+    key = jax.random.key(0)
+    _, info = jax.jit(LoopedCritic.loss)(critic, obs, act, jnp.float32(y), scale(), key)
+    assert float(info["floq_loss"]) == pytest.approx(np.mean(loop_loss), rel=2e-4)
+    assert float(info["flow_q"]) == pytest.approx(np.mean(ends), rel=2e-4)
+    distilled = np.asarray(critic._distilled_members(obs, act), np.float64)
+    expected = np.mean((distilled - np.mean(ends)) ** 2)
+    assert float(info["distilled_critic_loss"]) == pytest.approx(expected, rel=1e-3)
+    assert float(critic.read_out(obs, act, scale(), key)) == pytest.approx(np.mean(ends), rel=2e-4)
+    act_in = lambda obs, key: act  # noqa: E731
+    target = critic.target_network().target(jnp.float32(-1.0), jnp.float32(0.9), obs, act_in, scale(), key)
+    assert float(target) == pytest.approx(-1 + 0.9 * np.mean(ends), rel=2e-4)
+
+
+def test_no_gradient_passes_from_one_iterate_to_the_next():
+    """The gradient is that of the same loss with every z_i held fixed."""
+    critic, (obs, act), y = looped_critic(critic_flow_steps=3), (uniform(OBS), uniform(ACT)), jnp.float32(-42.0)
+    path = critic.trajectories(jnp.array([-5.0]), obs, act, scale())[:, 0]
+
+    def held(velocity):
+        def of_member(member, z):
+            steps = jax.vmap(member.at(obs, act, scale()))(z[:-1], jnp.arange(3) / 3)
+            return jnp.sum(jnp.square(z[:-1] + steps - y))
+
+        return jnp.mean(jax.vmap(of_member)(velocity, path))
+
+    own = lambda v: dataclasses.replace(critic, velocity=v).loss(obs, act, y, scale(), jax.random.key(0))[0]  # noqa: E731
+    found, expected = jax.jit(jax.grad(own))(critic.velocity), jax.jit(jax.grad(held))(critic.velocity)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("noise_scheme", "midpoint"), ("solver", "midpoint"), ("integration", "fused")]
+)
+def test_a_looped_critic_refuses_what_belongs_to_a_flow(setting, value):
+    with pytest.raises(UserError, match=f"--agent.{setting}"):
+        LoopedConfig(**{setting: value})
 
 
 def test_critics_have_only_array_leaves():

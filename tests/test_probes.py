@@ -18,7 +18,7 @@ from floq.actors import BestOfNConfig, DeterministicConfig, FixedConfig, Gaussia
 from floq.agent.agent import Agent, zeros_like_info
 from floq.agent.config import AgentConfig
 from floq.agent.state import ValueRange
-from floq.critics import FloqCritic, QuantileCritic
+from floq.critics import FloqCritic, LoopedConfig, QuantileCritic
 
 WIDE = (32,)
 FLOQ = dataclasses.replace(
@@ -26,6 +26,7 @@ FLOQ = dataclasses.replace(
 )
 CRITICS = {
     "floq": FLOQ,
+    "looped": LoopedConfig(**dataclasses.asdict(FLOQ)),
     "scalar": dataclasses.replace(SCALAR, value_hidden_dims=WIDE),
     "quantile": dataclasses.replace(QUANTILE, value_hidden_dims=WIDE, num_tau_samples=8),
     "categorical": dataclasses.replace(CATEGORICAL, value_hidden_dims=WIDE),
@@ -37,6 +38,9 @@ VARIANTS = {
     "floq, climbs the flow": dataclasses.replace(FLOQ, actor_climbs="flow", actor_noise_samples=2),
     "floq, climbs one pass": dataclasses.replace(FLOQ, actor_climbs="one_pass"),
     "scalar, residual": dataclasses.replace(CRITICS["scalar"], use_resnets=True, block_width=32, num_transformations=2),
+    "scalar, pairs of ten members": dataclasses.replace(
+        CRITICS["scalar"], value_num_ensembles=10, q_agg="min_pair", target_action_samples=2
+    ),
     "scalar, sixteen members": dataclasses.replace(CRITICS["scalar"], value_num_ensembles=16, q_agg="lcb", rho=0.5),
 }
 ACTORS = {

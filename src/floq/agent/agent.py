@@ -306,9 +306,16 @@ class Agent(eqx.Module):
         if actor.has_target_penalty:
             key, penalty_key = jax.random.split(key)
             rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
+        noise_key = None
+        if self.static.target_noise_magnitude:
+            key, noise_key = jax.random.split(key)
         keys = jax.random.split(key, rewards.shape[0])
         drawn = batch.get("policy_actions")
-        return jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], drawn, keys)
+        targets = jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], drawn, keys)
+        if noise_key is not None:  # one draw for all quantiles of a transition
+            noise = jax.random.normal(noise_key, (len(targets), *[1] * (targets.ndim - 1)))
+            targets += self.static.target_noise_magnitude * noise
+        return jnp.clip(targets, *self.scale.support(0.0)) if self.static.clip_targets else targets
 
     def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
         """Compute the penalties that the actor subtracts from the values of the next states. Consumes `key`."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
 from floq.utils.errors import UserError, nearest
-from floq.utils.schema import Count, Mark, PositiveFloat, Settings, Share, check_settings, marked
+from floq.utils.schema import Count, Mark, NonNegativeFloat, PositiveFloat, Settings, Share, check_settings, marked
 
 AGENTS = {"floq": ("floq", "fql"), "fql": ("scalar", "fql"), "fql_iqn": ("quantile", "fql")}
 """The published agents, as (critic, actor)."""
@@ -44,6 +44,10 @@ class LearningSettings(Settings):
     """Actions that the actor selects, the critic evaluates and the environment executes as one chunk (Q-chunking)."""
     reward_scale: Annotated[PositiveFloat, Mark.TRACED] = 1.0
     """Multiplies every reward."""
+    clip_targets: Annotated[bool, Mark.HASHED_IF_SET] = False
+    """Clips TD targets to the possible returns, [r_min, r_max] / (1 - discount) with a range that contains 0."""
+    target_noise_magnitude: Annotated[NonNegativeFloat, Mark.HASHED_IF_SET] = 0.0
+    """Standard deviation of Gaussian noise on each TD target, fresh in each update, in units of return."""
     encoder: str | None = None
     """Image encoder, for pixel tasks: not built yet."""
 

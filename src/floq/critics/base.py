@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import NonNegativeFloat, Settings
 
-Aggregation: TypeAlias = Literal["mean", "min", "lcb"]
+Aggregation: TypeAlias = Literal["mean", "min", "lcb", "min_pair"]
 Ranking: TypeAlias = Literal["distilled", "one_pass", "flow"]
 Obs: TypeAlias = Float[Array, " obs"]
 Act: TypeAlias = Float[Array, " act"]
@@ -26,7 +27,8 @@ class AggregationSettings(Settings):
     """Settings of how an ensemble is combined."""
 
     q_agg: Aggregation = "mean"
-    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb)."""
+    """How the TD target combines the members: their mean, min, or mean less rho standard deviations (lcb), or the
+    minimum of two members drawn for each transition (min_pair, as REDQ, arXiv 2101.05982)."""
     rho: NonNegativeFloat = 0.0
     """Standard deviations that q_agg=lcb subtracts."""
 
@@ -34,6 +36,21 @@ class AggregationSettings(Settings):
         super().__post_init__()
         if self.rho and self.q_agg != "lcb":
             raise UserError(f"rho={self.rho}: only q_agg=lcb subtracts deviations, give that too")
+        if self.q_agg == "min_pair" and self.num_members < 2:
+            raise UserError("q_agg=min_pair: an ensemble of one has no pairs; give it more members")
+
+    @property
+    def num_members(self) -> int:
+        """Members that the TD target combines."""
+        raise NotImplementedError
+
+    def random_pair(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, Int[Array, " 2"] | None]:
+        """Draw two different members for q_agg=min_pair. Returns a key for what follows, and the pair; otherwise `key`
+        itself and None. Consumes `key`."""
+        if self.q_agg != "min_pair":
+            return key, None
+        key, pair_key = jax.random.split(key)
+        return key, jax.random.choice(pair_key, self.num_members, (2,), replace=False)
 
 
 class ReturnScale(NamedTuple):
@@ -171,18 +188,22 @@ def td_errors(target: Float[Array, ""], q: Float[Array, ""]) -> Info:
     return {"td_error": jnp.square(target - q), "abs_td_error": jnp.abs(target - q)}
 
 
-def aggregate(values: Float[Array, " members"], how: str, rho: float = 0.0) -> Float[Array, ""]:
-    """Reduce an ensemble to one number: the published `q_agg`, mean or min; or lcb, the mean less `rho` standard
-    deviations (lower confidence bound, as in arXiv 2110.01548).
+def aggregate(
+    values: Float[Array, " members"], how: str, rho: float = 0.0, pair: Int[Array, " 2"] | None = None
+) -> Float[Array, ""]:
+    """Reduce an ensemble to one number, as `AggregationSettings` says: the published mean or min; lcb, the mean less
+    `rho` standard deviations (lower confidence bound, as in arXiv 2110.01548); min_pair, the minimum of the two members
+    `pair`.
 
     Raises:
-        ValueError: `how` is not mean, min or lcb.
+        ValueError: `how` is none of these, or lacks the pair.
     """
     reductions: dict[str, Any] = {
         "mean": lambda v: v.mean(),
         "min": lambda v: v.min(),
         "lcb": lambda v: v.mean() - rho * v.std(),
+        "min_pair": lambda v: v[pair].min(),
     }
-    if how not in reductions:
-        raise ValueError(f"q_agg {how!r}: choose mean, min or lcb")
+    if how not in reductions or (how == "min_pair" and pair is None):
+        raise ValueError(f"q_agg {how!r}: choose {', '.join(reductions)} with a pair")
     return reductions[how](values)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
-from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
+from floq.critics.ensemble import EnsembleCritic, ValueEnsembleConfig
 from floq.networks.embeddings import NumEdges, histogram
 from floq.networks.mlp import MLP, ensemble
 from floq.utils.obs_spec import ObsSpec
@@ -21,7 +21,7 @@ from floq.utils.schema import HiddenDims, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True)
-class CategoricalConfig(EnsembleConfig):
+class CategoricalConfig(ValueEnsembleConfig):
     """Settings of the categorical critic."""
 
     value_hidden_dims: HiddenDims = (512, 512, 512, 512)

@@ -2,7 +2,7 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -11,17 +11,29 @@ from jaxtyping import Array, Float
 
 from floq.critics.base import AggregationSettings, Critic, PolicyFn, ReturnScale, aggregate
 from floq.networks.mlp import MLP
-from floq.utils.schema import Count
+from floq.utils.schema import Count, Mark, Size
 
 
 @dataclass(frozen=True)
 class EnsembleConfig(AggregationSettings):
-    """Settings that these critics share; the defaults are FQL's."""
+    """Settings that critics without a flow share; the defaults are FQL's."""
 
     layer_norm: bool = True
     """LayerNorm after each activation."""
     value_num_ensembles: Count = 2
     """Members of the ensemble."""
+
+    @property
+    def num_members(self) -> int:
+        return self.value_num_ensembles
+
+
+@dataclass(frozen=True)
+class ValueEnsembleConfig(EnsembleConfig):
+    """Settings of an `EnsembleCritic`."""
+
+    target_action_samples: Annotated[Size, Mark.HASHED_IF_SET] = 1
+    """Actions of the policy over which the TD target averages."""
 
 
 class EnsembleCritic(Critic):
@@ -43,9 +55,13 @@ class EnsembleCritic(Critic):
         return self
 
     def target(self, reward, bootstrap, next_obs, policy: PolicyFn, scale: ReturnScale, key):
-        """Compute y = r + g mask agg_e Q_e(s', a'), with one action a' from the policy."""
-        values = self.members(next_obs, policy(next_obs, key), scale)
-        return reward + bootstrap * aggregate(values, self.config.q_agg, self.config.rho)
+        """Compute y = r + g mask mean_j agg_e Q_e(s', a_j), the mean over `target_action_samples` of the policy."""
+        c: ValueEnsembleConfig = self.config
+        key, pair = c.random_pair(key)
+        keys = jax.random.split(key, c.target_action_samples) if c.target_action_samples > 1 else key[None]
+        next_acts = jax.vmap(policy, (None, 0))(next_obs, keys)
+        values = jax.vmap(lambda act: aggregate(self.members(next_obs, act, scale), c.q_agg, c.rho, pair))(next_acts)
+        return reward + bootstrap * jnp.mean(values)
 
     def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
         """Return the mean over members. There is no integration, so `num_steps` must be None."""

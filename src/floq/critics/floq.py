@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from floq.critics.base import (
     AggregationSettings,
@@ -145,6 +145,10 @@ class FloqConfig(AggregationSettings):
             )
 
     @property
+    def num_members(self) -> int:
+        return self.flow_num_ensembles
+
+    @property
     def time(self) -> TimeEmbedding:
         """Embedding of t."""
         return self.time_embedding or ("cos" if self.embed_time else "raw")
@@ -225,14 +229,16 @@ class FloqCritic(Critic):
         return cls(ensemble(field, velocity_key, c.flow_num_ensembles), distilled, c)
 
     def target_network(self) -> "FloqCritic":
-        return FloqCritic(self.velocity, None, self.config)
+        return replace(self, distilled=None)
 
     def target(self, reward, bootstrap, next_obs, policy: PolicyFn, scale: ReturnScale, key):
         """Compute `target_at` with random source noise and one action of the policy for each source sample."""
+        key, pair = self.config.random_pair(key)
         act_key, noise_key = jax.random.split(key)
         samples = self.config.target_noise_samples or self.config.noise_samples
         next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, samples))
-        return self.target_at(reward, bootstrap, next_obs, next_acts, scale, self._source(noise_key, samples, scale))
+        z_0 = self._source(noise_key, samples, scale)
+        return self.target_at(reward, bootstrap, next_obs, next_acts, scale, z_0, pair)
 
     def target_at(
         self,
@@ -242,13 +248,14 @@ class FloqCritic(Critic):
         next_acts: Float[Array, "samples act"],
         scale: ReturnScale,
         z_0: Float[Array, " samples"],
+        pair: Int[Array, " 2"] | None = None,
     ) -> Float[Array, ""]:
         """Compute y = r + g mask mean_j agg_e psi_e(1, z_j | s', a_j), the TD target of eq. 5 for given draws."""
         c = self.config
 
         def value_of_sample(act: Float[Array, " act"], z: Float[Array, ""]) -> Float[Array, ""]:
             values = self._members_from(z, next_obs, act, scale, c.target_flow_steps, integration=c.integration)
-            return aggregate(values, c.q_agg, c.rho)
+            return aggregate(values, c.q_agg, c.rho, pair)
 
         return reward + bootstrap * jnp.mean(jax.vmap(value_of_sample)(next_acts, z_0))
 
@@ -284,23 +291,28 @@ class FloqCritic(Critic):
 
         floq_loss = jnp.mean(jax.vmap(flow_loss)(self.velocity))
 
-        distilled = None if self.distilled is None else self._distilled_members(obs, act)
-        if distilled is not None and c.distill_target == "td":
-            distill_target, flow_q, variance = target, jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
+        if self.distilled is not None and c.distill_target == "td":
+            flow_q, variance = jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
         else:
             frozen = jax.lax.stop_gradient(self.target_network())  # the integration itself is never differentiated
-            in_one_pass = distilled is None or c.distill_target == "one_pass"
+            in_one_pass = self.distilled is None or c.distill_target == "one_pass"
             steps, solver = (1, "euler") if in_one_pass else (None, c.solver)
             values_from = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
             returns = jax.vmap(values_from)(distill_z_0)
-            distill_target = flow_q = jnp.mean(returns)  # over (samples, members)
+            flow_q = jnp.mean(returns)  # over (samples, members)
             variance = jnp.var(jnp.mean(returns, axis=1))
+        return self._with_distilled(floq_loss, obs, act, target, flow_q, variance)
+
+    def _with_distilled(self, floq_loss, obs, act, target, flow_q, variance) -> tuple[Float[Array, ""], Info]:
+        """Add the distilled critic's loss to that of the velocities, and return what is logged."""
+        distilled = None if self.distilled is None else self._distilled_members(obs, act)
+        by_target = distilled is not None and self.config.distill_target == "td"
         q = flow_q if distilled is None else jnp.mean(distilled)
         info = {"floq_loss": floq_loss, "q": q, "flow_q": flow_q, "var_flow_returns": variance}
-        info |= td_errors(target, q if c.distill_target == "td" else flow_q)
+        info |= td_errors(target, q if by_target else flow_q)
         if distilled is None:
             return floq_loss, info | {"critic_loss": floq_loss}
-        distilled_loss = jnp.mean(jnp.square(distilled - distill_target))
+        distilled_loss = jnp.mean(jnp.square(distilled - (target if by_target else flow_q)))
         total = floq_loss + distilled_loss
         return total, info | {"critic_loss": total, "distilled_critic_loss": distilled_loss}
 
@@ -370,13 +382,12 @@ class FloqCritic(Critic):
         low, high = scale.support(c.reward_offset)
         times = jnp.arange(c.critic_flow_steps) / c.critic_flow_steps
 
-        def of_member(member: VelocityField):
-            velocity = member.at(obs, act, scale)
-            paths = jax.vmap(lambda z: trajectory(velocity, z, c.critic_flow_steps, c.solver))(z_0)
-            along = jax.vmap(jax.vmap(jax.value_and_grad(velocity)), (0, None))(paths[:, :-1], times)
-            return paths, *along
+        def along(member: VelocityField, paths: Array):
+            slope_at = jax.value_and_grad(member.at(obs, act, scale))
+            return jax.vmap(jax.vmap(slope_at), (0, None))(paths[:, :-1], times)
 
-        paths, velocities, slopes = jax.vmap(of_member)(self.velocity)  # (members, samples, times)
+        paths = self.trajectories(z_0, obs, act, scale)  # (members, samples, times)
+        velocities, slopes = jax.vmap(along)(self.velocity, paths)
         ends, one_pass = paths[..., -1], paths[..., 0] + velocities[..., 0]
         after = jnp.mean(paths, axis=(0, 1))
         return {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from floq.critics.base import Critic, Info, PolicyFn, ReturnScale, aggregate, td_errors
 from floq.critics.ensemble import EnsembleConfig, check_no_num_steps
@@ -58,9 +58,10 @@ class QuantileCritic(Critic):
 
     def target(self, reward, bootstrap, next_obs, policy: PolicyFn, scale: ReturnScale, key):
         """Compute `target_at` with M random quantiles and one action of the policy for each."""
+        key, pair = self.config.random_pair(key)
         act_key, tau_key = jax.random.split(key)
         next_acts = jax.vmap(policy, (None, 0))(next_obs, jax.random.split(act_key, self.config.num_tau_samples))
-        return self.target_at(reward, bootstrap, next_obs, next_acts, self._taus(tau_key))
+        return self.target_at(reward, bootstrap, next_obs, next_acts, self._taus(tau_key), pair)
 
     def target_at(
         self,
@@ -69,12 +70,13 @@ class QuantileCritic(Critic):
         next_obs: Float[Array, " obs"],
         next_acts: Float[Array, "samples act"],
         taus: Float[Array, " samples"],
+        pair: Int[Array, " 2"] | None = None,
     ) -> Float[Array, " samples"]:
         """Compute y_j = r + g mask agg_e Z_e(s', a_j, tau_j): one target per sample, not their mean."""
         c = self.config
 
         def value_of_sample(act: Float[Array, " act"], tau: Float[Array, ""]) -> Float[Array, ""]:
-            return aggregate(self._members(next_obs, act, tau), c.q_agg, c.rho)
+            return aggregate(self._members(next_obs, act, tau), c.q_agg, c.rho, pair)
 
         return reward + bootstrap * jax.vmap(value_of_sample)(next_acts, taus)
 

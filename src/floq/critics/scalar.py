@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, ReturnScale, td_errors
-from floq.critics.ensemble import EnsembleConfig, EnsembleCritic
+from floq.critics.ensemble import EnsembleCritic, ValueEnsembleConfig
 from floq.networks.mlp import MLP, Linear, ResidualBody, ensemble
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Depth, HiddenDims, Size
 
 
 @dataclass(frozen=True)
-class ScalarConfig(EnsembleConfig):
+class ScalarConfig(ValueEnsembleConfig):
     """Settings of the scalar critic; the defaults are FQL's."""
 
     value_hidden_dims: HiddenDims | None = None

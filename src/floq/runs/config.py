@@ -303,7 +303,8 @@ class Config(DataOptions):
     def digest(self) -> str:
         """Return a hash of the settings, as their marks say; removed settings count too, so that old hashes stay."""
         values = self.to_json()
-        for part, own in ((self, values), (self.agent.critic, values["agent"]), (self.agent.actor, values["agent"])):
+        agent, named = self.agent, values["agent"]
+        for part, own in ((self, values), *((part, named) for part in (agent, agent.critic, agent.actor))):
             kind = type(part)
             unset = (name for name in marked(kind, Mark.HASHED_IF_SET) if getattr(part, name) == getattr(kind, name))
             for name in (*marked(kind, Mark.NOT_HASHED), *unset):

@@ -207,7 +207,7 @@ class Online:
         c = self._config = configs[0]
         self._seeds = [config.seed for config in configs]
         self._display, self._tick = display, steps // c.num_envs
-        self._bounded = CRITICS[c.agent.critic_name][1].bounded
+        self._bounded = CRITICS[c.agent.critic_name][1].bounded or c.agent.clip_targets
         slots = [(run, env) for run in range(len(configs)) for env in range(c.num_envs)]
         sites = [EnvSpec((run, env), configs[run].make_env, configs[run].seed) for run, env in slots]
         count = worker_count(None, len(sites))

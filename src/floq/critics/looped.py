@@ -1,0 +1,86 @@
+"""The looped critic, the control for floq's flow: the same network applied K times, without noise and without a flow.
+
+It starts at the middle z_0 of floq's noise interval, and z_{i+1} = z_i + f(z_i, i/K, s, a). Each iterate is regressed
+on the TD target, and no gradient passes from one to the next. So it iterates as the flow does, with the same parameters
+and target actions, and the actor climbs the same distilled critic: if it does what the flow does, iteration is what
+matters.
+"""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from floq.critics.base import Info, ReturnScale
+from floq.critics.floq import FloqConfig, FloqCritic, Integration, VelocityField
+from floq.flow import Solver
+from floq.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoopedConfig(FloqConfig):
+    """Settings of the looped critic: floq's, of which those about noise, times and solvers stay at their defaults.
+    `critic_flow_steps` are its iterations, `target_noise_samples` the actions of the TD target."""
+
+    UNUSED: ClassVar = ("noise_scheme", "solver", "train_at_zero_only", "distill_noise_samples", "actor_noise_samples")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in fields(self):
+            if field.name in self.UNUSED and getattr(self, field.name) != field.default:
+                raise UserError(f"--agent.{field.name}: a looped critic has no source noise and no flow; leave it out")
+        if self.integration == "fused":
+            raise UserError("--agent.integration=fused: it integrates a flow, and a looped critic has none; use plain")
+
+
+class LoopedCritic(FloqCritic):
+    """Ensemble of networks that are applied K times, and the distilled critic that the actor maximises."""
+
+    def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
+        """Compute sum_i (z_{i+1} - y)^2, averaged over members, plus the distilled critic's loss."""
+        values = self._iterates(scale.noise(jnp.float32(0.5)), obs, act, scale)  # (members, iterations)
+        loop_loss = jnp.mean(jnp.sum(jnp.square(values - target), axis=1))
+        in_one_pass = self.distilled is None or self.config.distill_target == "one_pass"
+        value = jax.lax.stop_gradient(jnp.mean(values[:, 0 if in_one_pass else -1]))
+        return self._with_distilled(loop_loss, obs, act, target, value, jnp.zeros(()))
+
+    def trajectories(self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None):
+        """Return z_0 and every iterate of every member, of which there are `num_steps` (default: as trained)."""
+        after = jax.vmap(lambda z: self._iterates(z, obs, act, scale, num_steps), out_axes=1)(z_0)
+        return jnp.concatenate([jnp.broadcast_to(z_0[:, None], (*after.shape[:2], 1)), after], axis=2)
+
+    def _source(self, key, samples: int, scale: ReturnScale) -> Float[Array, " samples"]:
+        return scale.noise(jnp.full(samples, 0.5))
+
+    def _members_from(
+        self,
+        z_0: Float[Array, ""],
+        obs,
+        act,
+        scale: ReturnScale,
+        num_steps: int | None = None,
+        solver: Solver | None = None,
+        integration: Integration = "plain",
+    ) -> Float[Array, " members"]:
+        return self._iterates(z_0, obs, act, scale, num_steps, integration == "folded")[:, -1]
+
+    def _iterates(
+        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None, folded: bool = False
+    ) -> Float[Array, "members iterations"]:
+        """Return z_1, ..., z_n of each member for n = `num_steps`. Beyond K, further iterations are like the last. The
+        gradient of each is that of its own application of the network."""
+        trained = self.config.critic_flow_steps
+        times = jnp.minimum(jnp.arange(num_steps or trained), trained - 1) / trained
+
+        def of_member(member: VelocityField):
+            step_from = member.at(obs, act, scale, folded)
+
+            def iterate(z: Float[Array, ""], t: Float[Array, ""]):
+                after = z + step_from(z, t)
+                return jax.lax.stop_gradient(after), after
+
+            return jax.lax.scan(iterate, z_0, times)[1]
+
+        return jax.vmap(of_member)(self.velocity)
