@@ -54,12 +54,12 @@ settings = { "agent.alpha" = 5.0, "agent.time_embedding" = "fourier" }
 def write(tmp_path):
     """Writes an experiment and its budget, and reads them."""
 
-    def write(file=FILE, budget=BUDGET, name="laptop"):
+    def write(file=FILE, budget=BUDGET, name="laptop", grid=False):
         (tmp_path / "budgets").mkdir(exist_ok=True)
         for known in ("laptop", "gpu"):
             (tmp_path / "budgets" / f"{known}.toml").write_text(budget)
         (tmp_path / "mine.toml").write_text(file)
-        return read_experiment(tmp_path / "mine.toml", name)
+        return read_experiment(tmp_path / "mine.toml", name, grid)
 
     return write
 
@@ -91,6 +91,28 @@ def test_precedence(write):
     assert settings("gpu", 0, MEDIUM) == (0.2, 0.91, 2.0)  # [critics.floq]
     assert settings("laptop", 0, GIANT) == (0.2, 0.91, 4.0)  # [laptop.settings]
     assert settings("laptop", 2, GIANT) == (0.2, 0.91, 5.0)  # the group
+
+
+def test_a_grid_is_every_group_with_each_combination(write):
+    grid = """
+[grid]
+seeds = [8, 9]
+values = { "agent.lr" = [0.1, 0.2], "agent.tau" = [0.3, 0.4] }
+settings = { offline_steps = 2 }
+"""
+    assert write(FILE + grid).groups == write().groups
+    tried = write(FILE + grid, grid=True)
+    assert (tried.name, tried.seeds, len(tried.groups)) == ("mine-grid", (8, 9), 12)
+    two = [group for group in tried.groups if group.name.startswith("two")]
+    assert [group.name for group in two] == [f"two, lr {lr}, tau {tau}" for lr in (0.1, 0.2) for tau in (0.3, 0.4)]
+    assert {group.match_to for group in two} == {tried.reference} == {"one, lr 0.1, tau 0.3"}
+    config = resolve(tried, two[2], MEDIUM)
+    assert (config.agent.lr, config.agent.tau, config.offline_steps, config.agent.batch_size) == (0.2, 0.3, 2, 16)
+    for wrong, said in [("values = {}", "values"), ("values = { nonsense = [1] }", "nonsense: no such setting")]:
+        with pytest.raises(UserError, match=said):
+            write(FILE + f"[grid]\nseeds = [8]\n{wrong}\n", grid=True)
+    with pytest.raises(UserError, match=r"no \[grid\]"):
+        write(grid=True)
 
 
 def test_the_family_preset_is_beneath_all(write):

@@ -52,13 +52,15 @@ def cost_of(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> Co
     obs, act = agent.obs_spec.shape, (agent.action_dim,)
     shapes = {"observations": obs, "actions": act, "next_observations": obs, "next_actions": act}
     shapes |= dict.fromkeys(("rewards", "masks", "terminals"), ())
+    if not config.learns_policy:
+        shapes["policy_actions"] = (config.actor.policy_samples, *act)
     array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     batch = {name: array((config.batch_size, *shape)) for name, shape in shapes.items()}
     return Cost(
         _size(agent.params),
         _size(agent.params.critic),
         traced_flops(lambda agent, batch: agent.update(batch), agent, batch),
-        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, array(obs)),
+        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, array(obs)) if config.learns_policy else 0,
     )
 
 

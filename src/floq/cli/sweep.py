@@ -6,7 +6,7 @@ import importlib.util
 from floq.cli.flags import Flags, fields_of, parse
 from floq.utils.errors import UserError
 
-FILE_FLAGS = ("budget", "out", "redraw")
+FILE_FLAGS = ("budget", "out", "grid", "redraw")
 
 
 def sweep_command(argv: list[str]) -> None:

@@ -3,10 +3,13 @@
 An experiment names groups of settings; a budget, in `budgets/NAME.toml` beside it, gives tasks, seeds and numbers of
 steps. Settings are flags of `floq train` by their names. Later ones in this order override earlier ones: the budget's
 `[settings]`, its `[critics.CRITIC]`, the experiment's `[BUDGET.settings]`, the group's own, and those of the group for
-this budget. All of them override the presets of the agent.
+this budget. All of them override the presets of the agent. Its `[grid]` is an experiment of its own, from which these
+get some of their values: every group with each combination, on other seeds.
 """
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +120,29 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Values of settings, of which each group tries every combination, with these seeds, and settings of all groups."""
+
+    values: Annotated[dict[str, list[Any]], BeforeValidator(_by_flag), Len(1)]
+    seeds: Seeds
+    settings: Settings = field(default_factory=dict)
+
+    def groups(self, groups: Sequence[Group]) -> list[Group]:
+        """Return each group with every combination. What a group is matched to is the one with the first."""
+        suffix, found = "", []
+        for combination in itertools.product(*self.values.values()):
+            own = dict(zip(self.values, combination, strict=True))
+            named = "".join(f", {name.removeprefix('agent.')} {value}" for name, value in own.items())
+            suffix = suffix or named
+            for group in groups:
+                match_to = group.match_to and group.match_to + suffix
+                settings = group.settings | self.settings | own
+                changes = {"name": group.name + named, "settings": settings, "match_to": match_to, "against": None}
+                found.append(dataclasses.replace(group, **changes))
+        return found
+
+
+@dataclass(frozen=True)
 class File:
     """Content of a file."""
 
@@ -158,6 +184,12 @@ class Experiment(File):
     question: str = ""
     score: Annotated[str, AfterValidator(_that_ranks)] = "success"
     curves: bool = True
+    is_grid: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix, or of its grid."""
+        return self.path.stem + "-grid" * self.is_grid
 
     def __post_init__(self) -> None:
         by_name = {group.name: group for group in self.groups}
@@ -172,9 +204,9 @@ class Experiment(File):
                 raise UserError(f"{key} = {name!r} is matched itself: name a group that is not")
 
 
-def read_experiment(path: Path | str, budget: str) -> Experiment:
-    """Read an experiment and the budget of that name beside it. Raises UserError if a file is missing or wrong; the
-    message begins with its name."""
+def read_experiment(path: Path | str, budget: str, grid: bool = False) -> Experiment:
+    """Read an experiment, or its `grid`, and the budget of that name beside it. Raises UserError if a file is missing
+    or wrong; the message begins with its name."""
     path = user_path(path)
     table = read_toml(path)
     budgets = sorted(file.stem for file in (path.parent / "budgets").glob("*.toml"))
@@ -190,10 +222,23 @@ def read_experiment(path: Path | str, budget: str) -> Experiment:
     parts = {name: convert(where, table.get(name, {}), dict[str, Any]) for name, where in places.items()}
     own = {name: from_table(Limits, part, places[name]) for name, part in parts.items()}[budget]
     tasks, seeds = own.tasks or limits.tasks, own.seeds or limits.seeds
+    tried = from_table(Grid, table["grid"], f"{path}: [grid]") if "grid" in table else None
+    if grid:
+        if tried is None:
+            raise UserError(f"{path}: no [grid], whose combinations --grid would try")
+        groups, seeds = tuple(tried.groups(groups)), tried.seeds
+        table = table | {"reference": groups[0].name}
     for task in tasks:
         check_environment(task, path if own.tasks else file)
-    given = {"groups": groups, "budget": limits, "tasks": tasks, "seeds": seeds, "settings": own.settings}
-    return from_table(Experiment, table, str(path), ("groups", *budgets), path=path, **given)
+    given = {
+        "is_grid": grid,
+        "groups": groups,
+        "budget": limits,
+        "tasks": tasks,
+        "seeds": seeds,
+        "settings": own.settings,
+    }
+    return from_table(Experiment, table, str(path), ("groups", "grid", *budgets), path=path, **given)
 
 
 def _group(path: Path, number: int, table: Mapping[str, Any], budget: str, budgets: Sequence[str]) -> Group:

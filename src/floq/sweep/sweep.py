@@ -58,6 +58,8 @@ class SweepOptions(Settings):
     """Where run folders go."""
     dry_run: bool = False
     """Show the plan and what it costs, and train nothing."""
+    grid: bool = False
+    """Instead of an experiment, try the values of its [grid]: each group with every combination, on other seeds."""
     redraw: bool = False
     """Draw figures and tables again, from the CSV files alone."""
 
@@ -99,7 +101,7 @@ def sweep(files: Sequence[str], options: SweepOptions, seeds: Sequence[int] = ()
     """
     budget, display = options.budget, Display()
     folder = user_path(options.out or Path(options.save_dir) / PROJECT / budget)
-    experiments = [read_experiment(file, budget) for file in files]
+    experiments = [read_experiment(file, budget, options.grid) for file in files]
     names = [experiment.name for experiment in experiments]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two files are called {twice[0]}.toml, and would write the same table: give one at a time")
