@@ -49,7 +49,8 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("number", range(ACTION - 1))
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_term_that_is_not_finite_is_named(number, bad):
-    terms = [jnp.zeros(3), jnp.ones(()), {"a": jnp.zeros((2, 2)), "b": None}, jnp.ones(()), [jnp.zeros(1)]]
+    some = {"a": jnp.zeros((2, 2)), "b": None}
+    terms = [jnp.zeros(3), jnp.ones(()), some, jnp.ones(()), [jnp.zeros(1)], jnp.ones(2)]
     assert int(first_nonfinite(tuple(terms))) == OK
     for later in range(number, len(terms)):
         terms[later] = jax.tree.map(lambda x: x.at[(-1,) * x.ndim].set(bad), terms[later])

@@ -6,6 +6,9 @@ import sys
 
 def main() -> None:
     """Run the command. Ctrl-C while Python still reads the program ends it as quietly as later."""
+    # With AVX-512, XLA warns of each kept program that it might not run here, though it was made here (openxla/xla
+    # 44565). JAX reads this when it is imported; what fails raises an exception all the same.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         from floq.cli import run
 

@@ -135,13 +135,13 @@ class Agent(eqx.Module):
             actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
             target = self._ema_step(self.target, self.params.critic.target_network())
             updated = actor, state, target, self._ema_step(self.target_actor, self.params.actor.target_network())
-            return updated, info, first_nonfinite((*critic_terms, loss, grads))
+            return updated, info, first_nonfinite((*critic_terms, loss, grads, (critic, actor)))
 
         def skip_actor(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
             with matmul_precision(self.precision):
                 loss, info = self._actor_loss(self.params.actor, batch, actor_key)
             unchanged = self.params.actor, self.opt_state.actor, self.target, self.target_actor
-            return unchanged, info, first_nonfinite((*critic_terms, loss))
+            return unchanged, info, first_nonfinite((*critic_terms, loss, (), critic))
 
         interval = self.params.actor.update_interval
         if interval == 1:
