@@ -54,11 +54,12 @@ def outcome(agent: Agent, batch: Batch) -> Outcome:
     with matmul_precision(agent.precision):
         targets = jax.jit(jax.vmap(target))(batch["rewards"], batch["masks"], batch["next_observations"], keys)
     after, info = agent.update(batch)
-    moments: Any = after.opt_state
+    critic_moments: Any = after.opt_state.critic
+    actor_moments: Any = after.opt_state.actor
     parts = {
-        "velocity": moments.mu.critic.velocity,
-        "distilled": moments.mu.critic.distilled,
-        "actor": moments.mu.actor,
+        "velocity": critic_moments.mu.velocity,
+        "distilled": critic_moments.mu.distilled,
+        "actor": actor_moments.mu,
     }
     flat = {name: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(part)]) for name, part in parts.items()}
     return Outcome(np.asarray(targets), float(info["critic/q"]), flat, after)
