@@ -132,6 +132,14 @@ def test_vmapped_agents_equal_looped_ones(critic):
         assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moved)) < 1e-3
 
 
+@pytest.mark.parametrize("actor", [actors.FQLConfig(), actors.GaussianConfig(temperature=1.0, learn_temperature=True)])
+def test_an_update_keeps_types_so_that_it_is_compiled_once(actor):
+    agent = jax.eval_shape(lambda key: Agent.init(key, OBS, ACT, agent_config(FLOQ, actor)), jax.random.key(0))
+    after, _ = jax.eval_shape(Agent.update, agent, make_batch())
+    kinds = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)] for tree in (agent, after)]
+    assert kinds[0] == kinds[1]
+
+
 def test_masks_cut_the_bootstrap():
     agent = make_agent("scalar")
     batch = make_batch() | {"masks": jnp.zeros(8)}

@@ -367,6 +367,8 @@ def _init_agent(
         kinds[0].init(critic_key, obs_spec, action_dim, config.critic),
         kinds[1].init(actor_key, obs_spec, action_dim, config.actor),
     )
+    # An array made of a Python number has a weak type, which an update does not keep: each would be compiled anew.
+    params = jax.tree.map(lambda x: x.astype(x.dtype), params)
     return Agent(
         params=params,
         target=jax.tree.map(jnp.copy, params.critic.target_network()),  # a copy: the update donates its buffers
