@@ -211,12 +211,16 @@ class Fleet:
 
     def agent(self, run: int) -> Agent:
         """Return one run's agent, as if it had been alone."""
+        place, number = divmod(run, len(self.slots) // self.layout.mesh.shape["runs"])
 
         def of_run(x: Any) -> Any:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # a slice of keys would count as their use
-                return jax.random.wrap_key_data(jax.random.key_data(x)[run])
-            return x[run]
+                return jax.random.wrap_key_data(of_run(jax.random.key_data(x)))
+            # On the device that holds the run: a slice of the whole array is a sum over all devices, and these wait for
+            # each other, for ever if the threads of a CPU are all in use.
+            return next(part.data for part in x.addressable_shards if part.device == devices[place])[number]
 
+        devices = self.layout.mesh.devices[:, 0]
         return jax.tree.map(of_run, self.agents)
 
     def advance(self, num_steps: int) -> list[dict[str, float]]:
