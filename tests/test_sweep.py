@@ -325,6 +325,15 @@ def test_groups_are_compared_with_those_that_they_name_and_returns_are_no_rates(
     assert "last return" in shown
 
 
+def test_older_files_have_the_absolute_error_under_another_name(tmp_path):
+    made_up(tmp_path, {"one": [[0.1]]})
+    for name, value in (("td_error", 5.0), ("abs_td_error", 2.0)):
+        written = rows(tmp_path / "runs.csv")
+        write_csv(tmp_path / "runs.csv", [row | {f"validation/critic/{name}": value} for row in written])
+        ((run,),) = read_tables(tmp_path / "runs.csv", tmp_path / "evaluations.csv").values()
+        assert run.last("validation/critic/abs_td_error") == value
+
+
 @pytest.mark.parametrize("metric", [SUCCESS, RETURN])
 @pytest.mark.parametrize("count", [0, 2, 9])
 def test_figures_of_few_and_many_groups(count, metric, tmp_path):
