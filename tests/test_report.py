@@ -71,7 +71,7 @@ def test_the_page_needs_nothing_else(page):
 
 def test_the_page_draws_each_task_and_all_together(page):
     figures = re.findall(r'<div class="figures">.*?\n</div>', page.read_text(), re.DOTALL)
-    assert [figure.count("<svg") for figure in figures] == [2, 1, 1, 2]  # by metric; means and profiles
+    assert [figure.count("<svg") for figure in figures] == [2, 1, 1, 2]  # by metric; averages and profiles
     assert figures[0].count("<path") > 2 * figures[1].count("<path") > 0
     for words in ("cube-double-play-task2", "success rate", "gradient steps", "100%"):
         assert f">{words}</text>" in figures[0]
@@ -145,14 +145,16 @@ def test_figures_at_the_width_of_a_paper(exp, tmp_path, suffix):
         assert widths == pytest.approx([3.3, 6.8], abs=0.01)
 
 
-def test_of_many_groups_only_the_means_are_drawn(tmp_path, capsys):
+def test_of_many_groups_only_the_averages_are_drawn(tmp_path, capsys):
     for alpha in range(10):
         for seed in range(2):
             make_run(tmp_path, seed=seed, agent={"alpha": float(alpha)})
     assert cli.run(["report", str(tmp_path), f"--out={tmp_path / 'r.png'}"]) == 0
     assert "left out curves and profiles of 10 groups, for which there are 8 colours" in capsys.readouterr().out
     assert cli.run(["report", str(tmp_path), f"--out={tmp_path / 'r.md'}", "--reference=alpha=3"]) == 0
-    assert "| P(row better than column) | alpha=3 |" in (tmp_path / "r.md").read_text()
+    table = (tmp_path / "r.md").read_text().split("## Paired differences in success rate")[1].split("## ")[0]
+    assert table.count("| alpha=3 |") == 9
+    assert "| alpha=0 | alpha=3 | 0.00 | 1 | 0.00 | 1 | 2 x 1 | 0.50 |" in table
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def page(tmp_path_factory):
 def test_it_renders_in_narrow_and_wide_windows_dark_and_light(report, page, tmp_path, width, dark):
     page.open(report, width, dark=dark)
     edges = page.run(f"{FIGURES}.map(x => x.getBoundingClientRect().right)")
-    assert len(edges) == 5  # the curves of three tasks, interquartile means, profiles
+    assert len(edges) == 5  # the curves of three tasks, averages, profiles
     assert max(edges) <= width
     assert page.run("document.documentElement.scrollWidth") <= width  # tables scroll on their own
     heights = page.run(f"{FIGURES}.map(x => x.querySelector('text').getBoundingClientRect().height)")

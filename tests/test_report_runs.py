@@ -14,7 +14,14 @@ from floq.analysis.metrics import RETURN, SCORE, SUCCESS, TD_ERROR, primary_metr
 from floq.analysis.report import tables
 from floq.analysis.report.groups import group_runs
 from floq.analysis.report.scores import assemble, mean
-from floq.analysis.statistics import mean_interval, wilson_interval
+from floq.analysis.statistics import (
+    UNKNOWN,
+    iqm,
+    iqm_interval,
+    mean_interval,
+    probability_of_improvement,
+    wilson_interval,
+)
 from floq.runs.loggers import read_csv
 from floq.runs.record import DamagedRun, RunRecord, find_runs, read_run, read_runs
 from floq.utils.errors import UserError
@@ -260,10 +267,10 @@ def test_what_runs_are_judged_by(tmp_path):
     assert primary_metric([record(scored), record(ant)]) is RETURN  # which both have
     assert primary_metric([record(make_run(tmp_path))]) is SUCCESS
     assert cell_of(tmp_path, "Ant-v5").over == "nothing"
-    assert report_of(tmp_path).scores(report_of(tmp_path).groups[0].name, []) == {}
+    assert report_of(tmp_path).scores(report_of(tmp_path).groups[0].name, []) == []
 
 
-def test_aggregates_and_improvements(tmp_path):
+def test_aggregates_and_comparisons(tmp_path):
     tasks = [TASK, TASK.replace("-v0", "-task2-v0")]
     for seed in range(4):
         for task in tasks:
@@ -273,17 +280,63 @@ def test_aggregates_and_improvements(tmp_path):
     report = report_of(tmp_path)
     assert set(report.aggregates) == {"floq critic", "scalar critic"}
     floq = report.aggregates["floq critic"]
-    assert (floq.tasks, floq.runs) == (2, 8)
-    assert floq.iqm.value == pytest.approx(0.15)  # of 0 0 .1 .1 .2 .2 .3 .3
-    assert floq.iqm.low < 0.15 < floq.iqm.high
+    assert floq.tasks == 2
+    seeds = [0.0, 0.1, 0.2, 0.3]
+    assert floq.last == pytest.approx((0.15, 0.0, mean_interval(seeds)[1]))  # clipped: its other end is -0.06
     assert floq.profile.share[0] == 0.75
-    found, shared = report.improvements["scalar critic", "floq critic"]
-    assert (found.value, shared) == (1.0, 2)
-    assert report.improvements["floq critic", "scalar critic"][0].value == 0
+    assert np.isneginf(floq.profile.low).all()
+    (found,) = report.comparisons(SUCCESS)
+    assert found[:2] == ("scalar critic", "floq critic")
+    assert (found.better, found.tasks) == ((1.0, *UNKNOWN), 2)
+    assert found.last.estimate == (pytest.approx(0.5), *UNKNOWN)  # all pairs agree
+    assert found.last[1:] == (2 / 16, 4, 0)
+    assert report.comparisons(RETURN) == []
     assert report.reference == "floq critic"
     assert report_of(tmp_path, "scalar critic").reference == "scalar critic"
     with pytest.raises(UserError, match=r"choose one of floq critic; .*did you mean 'scalar critic'"):
         report_of(tmp_path, "scalar critc")
+
+
+def test_ten_seeds_have_interquartile_means_and_bootstrap_intervals(tmp_path):
+    """Nine have not, nor has any group where one has nine."""
+    for seed in range(10):
+        make_run(tmp_path, seed=seed, success=[0, 0.1 * seed])
+        make_run(tmp_path, seed=seed, success=[0, 0.5], agent={"critic": "scalar"}, finished=seed < 9)
+    report, shown = report_of(tmp_path), lambda report: tables.over_all_tasks(report)
+    assert not report.has_many_seeds
+    assert report.aggregates["floq critic"].last.value == pytest.approx(0.45)
+    assert shown(report).header[1:3] == ["AUC, mean [95% t]", "last success, mean [95% t]"]
+    (found,) = report.comparisons(SUCCESS)
+    assert found.better[1:] == UNKNOWN
+    assert (found.last.pairs, found.last.unpaired) == (9, 1)
+    assert tables.paired_differences(report, SUCCESS).rows[0][6].text == "9 x 1, 1 unpaired"
+
+    make_run(tmp_path, seed=9, success=[0, 0.5], agent={"critic": "scalar"})
+    report = report_of(tmp_path)
+    assert report.has_many_seeds
+    scores = [[0.1 * seed for seed in range(10)]]
+    assert report.aggregates["floq critic"].last == pytest.approx((iqm(scores), *iqm_interval(scores)))
+    assert np.isfinite(report.aggregates["floq critic"].profile.low).all()
+    assert shown(report).header[1:3] == ["AUC, IQM [95%]", "last success, IQM [95%]"]
+    assert report.comparisons(SUCCESS)[0].better == probability_of_improvement([[0.5] * 10], scores)
+    assert tables.paired_differences(report, SUCCESS).header[-1] == "P(better) [95%]"
+
+
+def test_groups_are_compared_by_each_metric_that_ranks(tmp_path):
+    for seed in range(2):
+        returns = {"evaluation/success": [math.nan] * 2, "evaluation/episode.return": [1.0, 2.0 + seed]}
+        errors = {"evaluation/td_error": [2.0, 1.0]}
+        for critic in ("floq", "scalar", "quantile"):
+            make_run(tmp_path, seed=seed, agent={"critic": critic})
+            make_run(tmp_path, "Ant-v5", seed, evaluation=returns, agent={"critic": critic})
+            make_run(tmp_path, None, seed, evaluation=errors, agent={"critic": critic}, dataset="logs.npz")
+    report = report_of(tmp_path, "quantile critic")
+    pairs = [("floq critic", "quantile critic"), ("scalar critic", "quantile critic"), ("scalar critic", "floq critic")]
+    for metric in (SUCCESS, RETURN):
+        assert [found[:2] for found in report.comparisons(metric)] == pairs
+    assert report.comparisons(TD_ERROR) == []
+    titles = [section.title for section in tables.sections(report) if "Paired" in section.title]
+    assert titles == ["Paired differences in success rate", "Paired differences in return"]
 
 
 def test_the_mean_curve_is_over_runs_that_have_ended(tmp_path):

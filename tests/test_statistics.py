@@ -1,18 +1,24 @@
 """Intervals against known numbers."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from floq.analysis.statistics import (
+    UNKNOWN,
     area_under_curve,
     iqm,
     iqm_interval,
+    mean_estimate,
     mean_interval,
+    mean_over_tasks,
+    paired_difference,
     performance_profile,
     probability_of_improvement,
+    sign_flip_p,
     stratified_bootstrap,
     wilson_interval,
 )
@@ -38,7 +44,68 @@ def test_mean_interval_by_hand():
     low, high = mean_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
-    assert mean_interval([0.5]) == (-float("inf"), float("inf"))
+    assert mean_interval([0.5]) == UNKNOWN
+    assert mean_estimate([1.0, 2.0, 3.0]) == (2.0, low, high)
+    assert mean_estimate([0.1 + 0.2, 0.3]) == (pytest.approx(0.3), *UNKNOWN)  # seeds that agree tell no spread
+
+
+# --- pairs of runs ---
+
+
+def test_the_mean_over_tasks_is_taken_for_each_seed_first():
+    """Seeds 0, 1, 2 have means 1, 2, 3, though their scores differ by 20 between tasks."""
+    tasks = [{0: 11.0, 1: 12.0, 2: 13.0}, {2: -7.0, 0: -9.0, 1: -8.0}]
+    assert mean_over_tasks(tasks) == (2.0, *mean_interval([1.0, 2.0, 3.0]))
+
+
+def test_seeds_that_lack_a_task_leave_the_interval_open():
+    """Tasks weigh the same: (1 + 4) / 2."""
+    assert mean_over_tasks([{0: 0.0, 1: 2.0}, {0: 4.0}]) == (2.5, *UNKNOWN)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 12])
+def test_sign_flips_against_all_of_them(count):
+    """With ties and zeros among the differences, as rates of five episodes have."""
+    differences = np.random.default_rng(count).integers(-2, 4, count) / 5
+    means = [np.mean(differences * signs) for signs in itertools.product((1, -1), repeat=count)]
+    as_far = np.abs(means) >= abs(np.mean(differences)) - 1e-12
+    assert sign_flip_p(differences) == pytest.approx(np.mean(as_far))
+
+
+def test_sign_flips_of_many_pairs_are_random_and_repeat():
+    """Against the normal approximation: of 40 differences, half of which are 1 and half 0, the mean is 4.5 deviations
+    from 0; of 1 and -1 alternating it is 0."""
+    assert sign_flip_p([1.0, 0.0] * 20) < 1e-3
+    assert sign_flip_p([1.0, -1.0] * 20) == 1
+    noise = np.random.default_rng(0).normal(0.2, 1, 40)
+    z = noise.sum() / np.sqrt(np.square(noise).sum())
+    assert sign_flip_p(noise) == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.02)
+    assert sign_flip_p(noise) == sign_flip_p(noise)
+
+
+def test_paired_differences_by_hand():
+    """Seeds 0, 1 and 2 differ by (1 + 3) / 2, 1 and 3 (the second task has none of seed 1); seeds 3, 4 and 5 have no
+    partner, the last since its score is NaN. All differences are positive: 2 of 8 signs are as extreme."""
+    x = [{0: 2.0, 1: 5.0, 2: 4.0, 3: 9.0, 5: math.nan}, {0: 3.0, 2: 3.0}]
+    y = [{2: 1.0, 1: 4.0, 0: 1.0, 5: 0.0}, {0: 0.0, 1: 7.0, 2: 0.0, 4: 1.0}]
+    found = paired_difference(x, y)
+    assert found.estimate == (2.0, *mean_interval([2.0, 1.0, 3.0]))
+    assert found[1:] == (2 / 8, 3, 3)
+    assert paired_difference(y, x).estimate.value == -2
+
+
+def test_a_single_pair_has_no_interval_and_no_p():
+    found = paired_difference([{0: 1.0, 1: 2.0}], [{0: 0.5, 2: 1.0}])
+    assert (found.estimate, found.pairs, found.unpaired) == ((0.5, *UNKNOWN), 1, 2)
+    assert math.isnan(found.p)
+    none = paired_difference([{0: 1.0}], [{1: 1.0}])
+    assert math.isnan(none.estimate.value)
+    assert math.isnan(none.p)
+    assert (none.pairs, none.unpaired) == (0, 2)
+    same = paired_difference([{0: 1.0, 1: 2.0}], [{0: 1.0, 1: 2.0}])
+    assert (same.estimate, same.p) == ((0.0, *UNKNOWN), 1)
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([{0: 1.0}], [])
 
 
 # --- scores of several runs on several tasks ---
@@ -92,7 +159,8 @@ def test_probability_of_improvement_by_hand():
     assert found.value == pytest.approx((first + 1) / 2)
     assert found.low < found.value < found.high <= 1
     assert probability_of_improvement(y, x).value == pytest.approx(1 - found.value)
-    assert probability_of_improvement([[1.0]], [[0.0, 2.0]]) == (0.5, -np.inf, np.inf)
+    assert probability_of_improvement([[1.0]], [[0.0, 2.0]]) == (0.5, *UNKNOWN)
+    assert probability_of_improvement(x, y, None) == (found.value, *UNKNOWN)
     with pytest.raises(ValueError, match="2 and of 1 tasks"):
         probability_of_improvement(x, y[:1])
 

@@ -15,7 +15,7 @@ from floq.analysis.report.figures import draw_figure
 from floq.analysis.report.groups import RunGroup
 from floq.analysis.report.page import comparison_markdown
 from floq.analysis.report.scores import assemble
-from floq.analysis.statistics import area_under_curve, iqm, probability_of_improvement
+from floq.analysis.statistics import UNKNOWN, area_under_curve, iqm, mean_interval, probability_of_improvement
 from floq.runs.run import Run
 from floq.sweep import jobs, sweep
 from floq.utils.errors import Interrupted
@@ -140,7 +140,7 @@ def test_what_a_sweep_leaves_behind(out):
         assert float(row["validation/critic/td_error"]) > 0
     table = (out / "critics.md").read_text()
     assert "## Two critics\n\nWhich is better?\n" in table
-    assert re.search(r"\| mean \(reference\) \| [0-9,]+ \| [0-9.e-]+ \| 0.00 \[0.00, 0.00\] \|", table)
+    assert re.search(r"\| mean \(reference\) \| [0-9,]+ \| [0-9.e-]+ \| 0.00 \| 0.00 \| 2 x 1 \|", table)
     assert (out / "critics.png").stat().st_size > 10_000
 
 
@@ -213,7 +213,7 @@ def test_one_failing_cell_does_not_lose_the_others(place, words, monkeypatch, ca
     assert errors == [f"floq: 'mean' on {TASK} failed: MemoryError('too\\nlarge')"]
     assert seen == ["mean", "min"]
     assert {(row["group"], row["seed"]) for row in rows(tmp_path / "out" / "critics.csv")} == {("minimum", "5")}
-    assert "| mean |  |  |  |  |  | none finished |" in (tmp_path / "out" / "critics.md").read_text()
+    assert "| mean |  |  |  |  | none finished |" in (tmp_path / "out" / "critics.md").read_text()
     assert "Traceback" in (tmp_path / "out" / "failures.txt").read_text()
 
 
@@ -301,28 +301,55 @@ def report(found, against, reference="one", metric=SUCCESS):
 def test_compare(tmp_path):
     one, two = [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]], [[0.3, 0.2], [0.8, 0.9]]
     found = report(made_up(tmp_path, {"one": one, "two": two}), {"one": None, "two": "one", "three": "one"})
-    areas = {name: [[0.75 * x for x in runs] for runs in by_task] for name, by_task in (("one", one), ("two", two))}
-    assert found.aggregates["one"].area_iqm.value == pytest.approx(iqm(areas["one"]))
-    assert found.aggregates["one"].iqm.value == pytest.approx(iqm(one) / 2)
+    assert found.aggregates["one"].last.value == pytest.approx((0.2 + 2 / 3) / 4)
+    assert found.aggregates["one"].area == pytest.approx((0.325, *mean_interval([0.225, 0.3, 0.45])))
     assert set(found.aggregates) == {"one", "two"}
-    assert found.improvements == {("two", "one"): (probability_of_improvement(areas["two"], areas["one"]), 2)}
+    (compared,) = found.comparisons(SUCCESS)
+    assert (compared.first, compared.second, compared.tasks) == ("two", "one", 2)
+    better = probability_of_improvement(two, one).value
+    assert compared.better == (better, *UNKNOWN)
+    differences = [0.75 * (0.2 + 0.3) / 2, 0.75 * (0.0 + 0.3) / 2]
+    assert compared.area.estimate == pytest.approx((sum(differences) / 2, *mean_interval(differences)))
+    assert compared.area[1:] == (0.5, 2, 1)
     shown = comparison_markdown(found, "Title")
-    assert "| two | 10 | 0.5 | 0.41 [" in shown
+    assert "| one (reference) | 10 | 0.5 | 0.33 [0.04, 0.61] |" in shown
+    assert "| two | 10 | 0.5 | 0.41 |" in shown  # seeds that agree
     assert "| 2 x 2 |" in shown
-    assert "| three |  |  |  |  |  | none finished |" in shown
+    assert "| three |  |  |  |  | none finished |" in shown
     assert "3 seeds, 2 tasks; 25 episodes, success_timing=post. Tasks: maze0-navigate-singletask-v0" in shown
+    assert "| two | one | 0.15 [-0.33, 0.63] | 0.5 | 0.10 [-0.22, 0.42] | 0.5 | 2 x 2, 1 unpaired |" in shown
+    assert "bootstrap interval" not in shown.replace("Interquartile means with bootstrap intervals", "")
 
 
 def test_groups_are_compared_with_those_that_they_name_and_returns_are_no_rates(tmp_path):
     groups = {"one": [[100.0, 300.0]], "two": [[1000.0, 1200.0]], "three": [[500.0, 1300.0]]}
     runs = made_up(tmp_path, groups, "episode_return")
     found = report(runs, {"one": None, "two": "one", "three": "two"}, metric=RETURN)
-    assert list(found.improvements) == [("two", "one"), ("three", "two")]
-    assert found.improvements["three", "two"][0] == probability_of_improvement(groups["three"], groups["two"])
+    compared = found.comparisons(RETURN)
+    assert [each[:2] for each in compared] == [("two", "one"), ("three", "two")]
+    assert compared[1].better.value == probability_of_improvement(groups["three"], groups["two"]).value
     shown = comparison_markdown(found, "Title")
-    assert "550 [500, 600]" in shown
-    assert "(two)" in shown
+    assert "| two | 10 | 0.5 | 825 [-128, 1,778] | 550 [-85.31, 1,185] |" in shown
+    assert "| three | two | -150 [" in shown
     assert "last return" in shown
+
+
+def test_ten_seeds_have_interquartile_means(tmp_path):
+    groups = {"one": [[n / 10 for n in range(10)]], "two": [[n / 20 for n in range(10)]]}
+    found = report(made_up(tmp_path, groups), {"one": None, "two": "one"})
+    assert found.aggregates["one"].last.value == pytest.approx(iqm(groups["one"]) / 2)
+    shown = comparison_markdown(found, "Title")
+    for words in ("| AUC, IQM [95%] |", "P(better) [95%]", "95% percentile bootstrap"):
+        assert words in shown
+
+
+def test_older_files_have_the_absolute_error_under_another_name(tmp_path):
+    made_up(tmp_path, {"one": [[0.1]]})
+    for name, value in (("td_error", 5.0), ("abs_td_error", 2.0)):
+        written = rows(tmp_path / "runs.csv")
+        write_csv(tmp_path / "runs.csv", [row | {f"validation/critic/{name}": value} for row in written])
+        ((run,),) = read_tables(tmp_path / "runs.csv", tmp_path / "evaluations.csv").values()
+        assert run.last("validation/critic/abs_td_error") == value
 
 
 @pytest.mark.parametrize("metric", [SUCCESS, RETURN])

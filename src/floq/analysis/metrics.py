@@ -29,7 +29,7 @@ class Metric(NamedTuple):
         """Format a value of this metric; empty for NaN."""
         if math.isnan(value):
             return ""
-        return f"{value:.2f}" if self.is_rate else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:z.2f}" if self.is_rate else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 SUCCESS = Metric("evaluation/success", "success rate", "success", True)

@@ -17,7 +17,7 @@ NO_FOLDERS = "which runs? Give their folders, or one above them, before the flag
 
 @dataclass(frozen=True)
 class Report:
-    """Turn runs into a page that needs no network: success with intervals, learning curves, interquartile means, cost,
+    """Turn runs into a page that needs no network: success with intervals, learning curves, averages over tasks, cost,
     health. The folders come first, those of runs or any above them: floq report exp --out report.html. Runs that have
     not ended are shown as such, and nothing in their folders is touched."""
 

@@ -131,6 +131,8 @@ def _record(row: dict[str, str], evaluations: Sequence[dict[str, str]]) -> RunRe
         name = _column(metric.column)
         columns[metric.column] = [float(one[name] or "nan") for one in evaluations if name in one]
     critic = {name: [float(cell)] for name, cell in row.items() if name.startswith(OF_CRITIC) and cell}
+    if old := critic.get(f"{OF_CRITIC}td_error"):  # absolute in older files, which have no abs_td_error
+        critic.setdefault(f"{OF_CRITIC}abs_td_error", old)
     return RunRecord(
         Path(),
         settings,

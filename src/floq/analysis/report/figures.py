@@ -1,4 +1,4 @@
-"""Figures of a report: learning curves, interquartile means and performance profiles, together for a paper, or one by
+"""Figures of a report: learning curves, averages over tasks and performance profiles, together for a paper, or one by
 one for a page."""
 
 import html
@@ -48,7 +48,7 @@ def curves_svg(task: TaskScores, looks: Mapping[str, Look]) -> str:
 
 
 def aggregate_svgs(report: Report, looks: Mapping[str, Look]) -> list[str]:
-    """Draw the interquartile means and the performance profiles as SVG elements; none without aggregates."""
+    """Draw the averages over tasks and the performance profiles as SVG elements; none without aggregates."""
     if not report.aggregates:
         return []
     dots = lambda ax: _draw_dots(ax, report, looks, letters=60)  # noqa: E731
@@ -69,8 +69,8 @@ def _svg(height: float, draw: Callable[[Axes], None]) -> str:
 
 
 def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", curves: bool = True) -> list[str]:
-    """Draw the report in one of the `WIDTHS`: the learning curves of each task, interquartile means, and performance
-    profiles. With more groups than colours, only the means are drawn.
+    """Draw the report in one of the `WIDTHS`: the learning curves of each task, averages over tasks, and performance
+    profiles. With more groups than colours, only the averages are drawn.
 
     Returns:
         A line for each part that was left out.
@@ -89,7 +89,7 @@ def draw_figure(path: Path, report: Report, end: str = "page", title: str = "", 
         task.name: lambda ax, task=task: _draw_curves(ax, task, looks) for task in tasks
     }
     if report.aggregates:
-        panels["interquartile means"] = lambda ax: _draw_dots(ax, report, looks, int(19 * width) if crowded else 0)
+        panels["averages"] = lambda ax: _draw_dots(ax, report, looks, int(19 * width) if crowded else 0)
     if report.aggregates and not crowded:
         panels["profiles"] = lambda ax: _draw_profiles(ax, report, looks)
     columns = 2 if columns > 1 and len(panels) == 4 else max(1, min(columns, len(panels)))
@@ -124,12 +124,17 @@ def _note(report: Report, has_curves: bool) -> str:
         found.append(f"Thick: mean of runs{shaded}; thin: single runs, dotted while they have not ended.")
     if report.aggregates:
         of = " of the areas under the curves (filled) and of the last values (hollow)" if report.by_area else ""
-        found.append(f"Dots: interquartile mean{of} and its 95% stratified bootstrap interval.")
+        interval = "stratified bootstrap interval" if report.has_many_seeds else "Student's interval over seeds"
+        found.append(f"Dots: {_average(report)}{of} and its 95% {interval}.")
     if report.by_area and report.reference in report.aggregates:
         found.append(f"Dashed: {report.reference}.")
     if absent := [group.name for group in report.groups if report.by_area and group.name not in report.aggregates]:
         found.append(f"Without finished runs: {', '.join(absent)}.")
     return " ".join([*found, f"{report.protocol}."] if report.protocol else found)
+
+
+def _average(report: Report) -> str:
+    return "interquartile mean" if report.has_many_seeds else "mean"
 
 
 def _draw_curves(ax: Axes, task: TaskScores, styles: Mapping[str, Look]) -> None:
@@ -158,24 +163,24 @@ def _draw_curves(ax: Axes, task: TaskScores, styles: Mapping[str, Look]) -> None
 
 
 def _draw_dots(ax: Axes, report: Report, styles: Mapping[str, Look], letters: int) -> None:
-    """Draw interquartile means from top to bottom: of last scores; above them, filled, of areas, if groups are compared
+    """Draw averages over tasks from top to bottom: of last scores; above them, filled, of areas, if groups are compared
     by these. With `letters`, the name of each group stands above its own, cut to that length."""
     for place, (name, found) in enumerate(report.aggregates.items()):
         colour = styles[name][0]
-        marks = [(0.17, found.iqm, "white"), (-0.13, found.area_iqm, colour)] if report.by_area else []
-        for offset, estimate, face in marks or [(0.0, found.iqm, colour)]:
+        marks = [(0.17, found.last, "white"), (-0.13, found.area, colour)] if report.by_area else []
+        for offset, estimate, face in marks or [(0.0, found.last, colour)]:
             ends, width = [place + offset] * 2, 1.4 if face == colour else 0.8
             if math.isfinite(estimate.low):
                 ax.plot(estimate[1:], ends, color=colour, linewidth=width, solid_capstyle="butt")
             ax.plot(estimate.value, ends[0], "o", color=colour, markersize=3.5, markerfacecolor=face)
         if report.by_area and name == report.reference:
-            ax.axvline(found.area_iqm.value, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
+            ax.axvline(found.area.value, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
         if letters:
             label = textwrap.shorten(name, letters, placeholder=" ...")
             at = 0.004, place - (0.42 if report.by_area else 0.3)
             ax.text(*at, label, fontsize=6, va="center", transform=ax.get_yaxis_transform())
     ax.set(ylim=(len(report.aggregates) - 0.5, -0.6), xlabel=report.metric.name, yticks=[])
-    ax.set_title("area (filled), last (hollow)" if report.by_area else "interquartile mean")
+    ax.set_title("area (filled), last (hollow)" if report.by_area else _average(report))
     ax.grid(visible=False, axis="y")
     if report.metric.is_rate:
         ax.set_xlim(-0.03, 1.03)
@@ -183,7 +188,7 @@ def _draw_dots(ax: Axes, report: Report, styles: Mapping[str, Look], letters: in
 
 
 def _dots_height(report: Report) -> float:
-    """Return the height of interquartile means with the names of their groups, in inches."""
+    """Return the height of averages with the names of their groups, in inches."""
     return 0.7 + (0.3 if report.by_area else 0.24) * len(report.aggregates)
 
 

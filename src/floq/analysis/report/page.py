@@ -44,7 +44,8 @@ def markdown(report: Report, folder: Path) -> str:
 
 def comparison_markdown(report: Report, title: str, question: str = "") -> str:
     """Format the tables of an experiment in Markdown."""
-    found = [table for table in (tables.over_all_tasks(report), tables.diagnosis(report)) if table.rows]
+    pairs = tables.paired_differences(report, report.metric)
+    found = [table for table in (tables.over_all_tasks(report), pairs, tables.diagnosis(report)) if table.rows]
     return _render("report.md.j2", Path(), sections=[Section(title, found)], question=question)
 
 

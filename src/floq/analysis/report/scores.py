@@ -13,12 +13,16 @@ import numpy as np
 from floq.analysis.metrics import SUCCESS, Metric, area, curve, last, primary_metric
 from floq.analysis.report.groups import RunGroup
 from floq.analysis.statistics import (
+    MIN_BOOTSTRAP_SEEDS,
     UNKNOWN,
     Estimate,
+    PairedDifference,
     Profile,
     iqm,
     iqm_interval,
     mean_interval,
+    mean_over_tasks,
+    paired_difference,
     performance_profile,
     probability_of_improvement,
     wilson_interval,
@@ -73,14 +77,25 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A group over all tasks of one metric: interquartile means of last values and areas, and performance profile, of
-    the runs that have ended; `tasks` and `runs` are their numbers."""
+    """A group over all tasks of one metric: averages of last values and areas, and performance profile, of the runs
+    that have ended; `tasks` is their number."""
 
-    iqm: Estimate
-    area_iqm: Estimate
+    last: Estimate
+    area: Estimate
     profile: Profile
     tasks: int
-    runs: int
+
+
+class Comparison(NamedTuple):
+    """The first group against the second on the tasks of a metric that both have: paired differences, and the
+    probability that a run of the first is better."""
+
+    first: str
+    second: str
+    area: PairedDifference
+    last: PairedDifference
+    better: Estimate
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -109,50 +124,74 @@ class Report:
         return "; ".join(sorted({str(run.records.get("protocol", "")) for run in self.runs} - {""}))
 
     @cached_property
+    def has_many_seeds(self) -> bool:
+        """Whether each group has `MIN_BOOTSTRAP_SEEDS` runs or more that have ended on each of its tasks: then averages
+        are interquartile means, and they, probabilities and profiles have bootstrap intervals. Otherwise averages are
+        means with Student's intervals, and the others have none."""
+        counts = [len(cell.runs) for task in self.tasks for cell in task.cells.values() if cell.runs]
+        return min(counts, default=0) >= MIN_BOOTSTRAP_SEEDS
+
+    @property
+    def _confidence(self) -> float | None:
+        return 0.95 if self.has_many_seeds else None
+
+    @cached_property
     def aggregates(self) -> dict[str, Aggregate]:
         """Aggregates by group name, of groups with a finished run on a task with the metric. Empty if each group has
         only one such run, unless they are those of an experiment."""
-        found = {}
+        found, runs = {}, []
         for group in self.groups:
-            cells = [cell for task in self._tasks if (cell := task.cells.get(group.name)) and cell.runs]
-            if cells:
-                values, areas = [cell.values for cell in cells], [cell.areas for cell in cells]
-                last_iqm, area_iqm = (Estimate(iqm(scores), *iqm_interval(scores)) for scores in (values, areas))
-                profile = performance_profile(areas if self.by_area else values, self.thresholds)
-                found[group.name] = Aggregate(last_iqm, area_iqm, profile, len(cells), sum(map(len, values)))
-        return found if self.by_area or any(aggregate.runs > 1 for aggregate in found.values()) else {}
+            values, areas = (self.scores(group.name, self._tasks, by_area) for by_area in (False, True))
+            if values:
+                profile = _by_run(areas if self.by_area else values), self.thresholds, self._confidence
+                both = self._average(values), self._average(areas)
+                found[group.name] = Aggregate(*both, performance_profile(*profile), len(values))
+                runs.append(sum(map(len, values)))
+        return found if self.by_area or max(runs, default=0) > 1 else {}
+
+    def _average(self, scores: Sequence[dict[int, float]]) -> Estimate:
+        if self.has_many_seeds:
+            return Estimate(iqm(_by_run(scores)), *iqm_interval(_by_run(scores)))
+        return _clip(mean_over_tasks(scores), self.metric)
 
     @property
     def _tasks(self) -> list[TaskScores]:
-        return [task for task in self.tasks if task.metric is self.metric]
+        return self._tasks_of(self.metric)
+
+    def _tasks_of(self, metric: Metric) -> list[TaskScores]:
+        return [task for task in self.tasks if task.metric is metric]
 
     @cached_property
     def thresholds(self) -> np.ndarray:
         """Thresholds of performance profiles: all rates, or the range of the scores."""
-        scores = [x for group in self.groups for x in self.scores(group.name, self._tasks).values()]
+        scores = [x for group in self.groups for x in _by_run(self.scores(group.name, self._tasks))]
         if self.metric.is_rate or not scores:
             return np.linspace(0, 1, 51)
         low, high = np.min(np.concatenate(scores)), np.max(np.concatenate(scores))
         return np.linspace(low - 0.1 * (high - low), high, 51)
 
-    @cached_property
-    def improvements(self) -> dict[tuple[str, str], tuple[Estimate, int]]:
-        """Probability that a run of the first group is better than one of the second, and the number of tasks that both
-        share: of the pairs that an experiment names, of all with up to `MANY` groups, else of each group and the
-        reference."""
-        ranked = [task for task in self.tasks if task.metric.more_is_better]
-        scores = {group.name: self.scores(group.name, ranked) for group in self.groups}
-        names = [name for name, by_task in scores.items() if by_task]
-        pairs = [(name, other) for name in names for other in (names if len(names) <= MANY else [self.reference])]
+    def comparisons(self, metric: Metric) -> list[Comparison]:
+        """Compare groups on their tasks with this metric: the pairs that an experiment names, all with up to `MANY`
+        groups, the reference always second, else each with the reference. None by a metric that does not rank."""
+        tasks = self._tasks_of(metric) if metric.more_is_better else []
+        names = [group.name for group in self.groups if self.scores(group.name, tasks)]
+        names.sort(key=lambda name: name != self.reference)
+        pairs = [(first, second) for place, second in enumerate(names) for first in names[place + 1 :]]
         if self.by_area:
             pairs = [(group.name, group.against) for group in self.groups if group.against]
-        found = {}
-        for first, second in pairs:
-            x, y = scores[first], scores[second]
-            shared = [task for task in x if task in y]
-            if first != second and shared:
-                estimate = probability_of_improvement([x[task] for task in shared], [y[task] for task in shared])
-                found[first, second] = estimate, len(shared)
+        elif len(names) > MANY:
+            pairs = [(first, second) for first, second in pairs if second == self.reference]
+        found = []
+        for pair in pairs:
+            shared = [task for task in tasks if all(self.scores(name, [task]) for name in pair)]
+            if shared:
+                x, y = (_by_run(self.scores(name, shared)) for name in pair)
+                area, last = (
+                    paired_difference(self.scores(pair[0], shared, by_area), self.scores(pair[1], shared, by_area))
+                    for by_area in (True, False)
+                )
+                better = probability_of_improvement(x, y, self._confidence)
+                found.append(Comparison(*pair, area, last, better, len(shared)))
         return found
 
     @cached_property
@@ -160,10 +199,19 @@ class Report:
         """Runs that are not counted, since their seed has another one."""
         return {run for task in self.tasks for cell in task.cells.values() for run in cell.repeated}
 
-    def scores(self, group: str, tasks: Sequence[TaskScores]) -> dict[str, np.ndarray]:
-        """Return the scores of a group's finished runs by task; tasks without such runs are left out."""
-        found = {task.name: cell for task in tasks if (cell := task.cells.get(group)) and cell.runs}
-        return {name: cell.areas if self.by_area else cell.values for name, cell in found.items()}
+    def scores(self, group: str, tasks: Sequence[TaskScores], by_area: bool | None = None) -> list[dict[int, float]]:
+        """Return the scores of a group's finished runs, for each task by seed: those by which groups are compared,
+        unless `by_area` says which. Tasks without such runs are left out."""
+        by_area = self.by_area if by_area is None else by_area
+        cells = [cell for task in tasks if (cell := task.cells.get(group)) and cell.runs]
+        return [
+            dict(zip([run.seed for run in cell.runs], (cell.areas if by_area else cell.values).tolist(), strict=True))
+            for cell in cells
+        ]
+
+
+def _by_run(scores: Sequence[dict[int, float]]) -> list[np.ndarray]:
+    return [np.array(list(task.values())) for task in scores]
 
 
 def assemble(
@@ -227,12 +275,17 @@ def interval(values: np.ndarray, metric: Metric, episodes: Sequence[int]) -> tup
         return Estimate(math.nan, *UNKNOWN), "nothing"
     mean = float(values.mean())
     if len(values) >= FEW and values.std() > 0:
-        low, high = mean_interval(values)
-        return (Estimate(mean, max(low, 0.0), min(high, 1.0)) if metric.is_rate else Estimate(mean, low, high)), "seeds"
+        return _clip(Estimate(mean, *mean_interval(values)), metric), "seeds"
     if metric.is_rate and all(episodes):
         successes = sum(round(value * count) for value, count in zip(values, episodes, strict=True))
         return Estimate(mean, *wilson_interval(successes, sum(episodes))), "episodes"
     return Estimate(mean, *UNKNOWN), "nothing"
+
+
+def _clip(estimate: Estimate, metric: Metric) -> Estimate:
+    """Clip a known interval to the values that the metric can have."""
+    value, low, high = estimate
+    return Estimate(value, max(low, 0.0), min(high, 1.0)) if metric.is_rate and math.isfinite(low) else estimate
 
 
 # --- Learning curves ---

@@ -1,4 +1,4 @@
-"""Tables of a report: results by task, beside published numbers, over all tasks and by pairs of groups; and the runs'
+"""Tables of a report: results by task, beside published numbers, over all tasks and of pairs of groups; and the runs'
 settings, cost, health and state."""
 
 import math
@@ -16,7 +16,7 @@ from floq.analysis.health import run_problems
 from floq.analysis.metrics import DIAGNOSTICS, METRICS, SUCCESS, Metric, last
 from floq.analysis.report.groups import short_count
 from floq.analysis.report.scores import FEW, MANY, Cell, Report, TaskScores, interval
-from floq.analysis.statistics import Estimate, bootstrap_estimate
+from floq.analysis.statistics import MIN_BOOTSTRAP_SEEDS, Estimate, bootstrap_estimate
 from floq.runs.record import OF_CRITIC, RunRecord
 
 
@@ -59,7 +59,7 @@ def sections(report: Report) -> list[Section]:
         Section("Off-policy evaluation", [off_policy(report)]),
         Section("Beside published numbers", [beside_published(report)]),
         Section("Over all tasks", [over_all_tasks(report)]),
-        Section("Probability of improvement", [improvements(report)]),
+        *(Section(f"Paired differences in {m.name}", [paired_differences(report, m)]) for m in METRICS.values()),
         Section("Cost", [costs(report)]),
         Section("Health", [health(report)]),
         Section("Settings in which groups differ", [settings_table(report)]),
@@ -134,48 +134,65 @@ def _cell(task: TaskScores, cell: Cell | None) -> Text | str:
 
 
 def over_all_tasks(report: Report) -> Table:
-    """Return the groups' interquartile means over all tasks with the metric of the report, and the probability that
-    each is better than its match or the reference; of an experiment also what they cost."""
-    metric, own = report.metric, {group.against for group in report.groups} - {None, report.reference}
-    rows = []
+    """Return the groups' averages over all tasks with the metric of the report; of an experiment also what they
+    cost."""
+    metric, rows = report.metric, []
     for group in report.groups:
         name = f"{group.name} (reference)" if group.name == report.reference else group.name
         if (found := report.aggregates.get(group.name)) is None:
-            rows += [[group.name, "", "", "", "", "", "none finished"]] if report.by_area else []
+            rows += [[group.name, "", "", "", "", "none finished"]] if report.by_area else []
             continue
-        better = report.improvements.get((group.name, group.against or report.reference))
-        shown = with_interval(better[0], "{:.2f}".format) + (f" ({group.against})" if own else "") if better else ""
         costs = [_range([run.summary_value(c) for run in group.runs]) for c in ("critic_parameters", "update_gflop")]
-        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks).values()})
-        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area_iqm, found.iqm)]
-        rows.append([name, *costs, *estimates, shown, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
+        seeds = sorted({len(x) for x in report.scores(group.name, report.tasks)})
+        estimates = [with_interval(estimate, metric.shown) for estimate in (found.area, found.last)]
+        rows.append([name, *costs, *estimates, f"{'-'.join(map(str, seeds))} x {found.tasks}"])
     counts = f"{len({run.seed for run in report.runs})} seeds, {len(report.tasks)} tasks"
+    many = (
+        "IQM: interquartile mean over all runs that have ended. Intervals: 95% percentile bootstrap within tasks "
+        "(Agarwal et al. 2021, arXiv 2108.13264)."
+    )
+    few = (
+        "Mean: over tasks, of the runs that have ended. Intervals: 95% Student's t over seeds, each with its mean over "
+        "tasks; none where a seed lacks a task, or all agree. Interquartile means with bootstrap intervals, too narrow "
+        f"for few seeds, are shown if each group has {MIN_BOOTSTRAP_SEEDS} or more on each task."
+    )
     note = (
-        f"AUC: {metric.short} on average over training, without the evaluation at step 1. IQM: interquartile mean over "
-        "all runs that have ended. Intervals: 95% percentile bootstrap within tasks (Agarwal et al. 2021, arXiv "
-        f"2108.13264), none if a task has a single run; with fewer than {FEW} seeds too narrow to be relied on. P: by "
-        f"{'AUC' if report.by_area else 'the last score'}, ties count one half. {counts}; {report.protocol}. "
+        f"AUC: {metric.short} on average over training, without the evaluation at step 1. "
+        f"{many if report.has_many_seeds else few} {counts}; {report.protocol}. "
         f"Tasks: {join_names([task.name for task in report.tasks])}."
     )
-    header = ["group", "critic's parameters", "GFLOP per update", "AUC, IQM [95%]", f"last {metric.short}, IQM [95%]"]
-    header += [f"P(better than {'its match' if own else 'reference'}) [95%]", "seeds x tasks"]
+    shown = "IQM [95%]" if report.has_many_seeds else "mean [95% t]"
+    header = ["group", "critic's parameters", "GFLOP per update", f"AUC, {shown}", f"last {metric.short}, {shown}"]
+    header += ["seeds x tasks"]
     if not report.by_area:  # only a sweep records the cost
         header, *rows = ([row[0], *row[3:]] for row in (header, *rows))
     return table(header, rows, note)
 
 
-def improvements(report: Report) -> Table:
-    """Return the probability that one group is better than another, for pairs of groups."""
-    columns = [group.name for group in report.groups if any(group.name == second for _, second in report.improvements)]
+def paired_differences(report: Report, metric: Metric) -> Table:
+    """Return the differences of groups that are compared, by pairs of runs with the same seed, on the tasks with this
+    metric; and the probability that a run of the one is better."""
     rows = []
-    for first in dict.fromkeys(first for first, _ in report.improvements):
-        found = [report.improvements.get((first, second)) for second in columns]
-        rows.append([first, *(with_interval(x[0], "{:.2f}".format) + f" ({x[1]})" if x else "" for x in found)])
+    for found in report.comparisons(metric):
+        differences = []
+        for estimate, p, *_ in (found.area, found.last):
+            differences += [with_interval(estimate, metric.shown), "" if math.isnan(p) else f"{p:.2g}"]
+        left_out = f", {found.area.unpaired} unpaired" if found.area.unpaired else ""
+        counts = f"{found.area.pairs} x {found.tasks}{left_out}"
+        rows.append([found.first, found.second, *differences, counts, with_interval(found.better, "{:.2f}".format)])
     note = (
-        "How probably a run of the row is better than a run of the column on the same task, and on how many tasks both "
-        f"have runs that have ended. More than {MANY} groups are each compared with one alone (--reference)."
+        "Difference: group minus against, for each seed that both have its mean over the tasks that both have run with "
+        "it. 95% t: Student's interval over these pairs. p: two-sided sign-flip test, exact up to 13 pairs, not "
+        "corrected for the number of comparisons; n pairs cannot give less than 2 / 2^n, 0.25 for 3 and 0.062 for 5. "
+        f"P(better): how probably a run of the group has a larger {'AUC' if report.by_area else 'last score'} than one "
+        "of the other on the same task, ties counting one half"
+        f"{'; its interval: 95% percentile bootstrap' if report.has_many_seeds else ''}."
     )
-    return table(("P(row better than column)", *columns), rows, note)
+    if not report.by_area:
+        note += f" More than {MANY} groups are each compared with one alone (--reference)."
+    better = "P(better) [95%]" if report.has_many_seeds else "P(better)"
+    header = ("group", "against", "AUC difference [95% t]", "p", f"last {metric.short}, difference [95% t]", "p")
+    return table((*header, "pairs x tasks", better), rows, note)
 
 
 def diagnosis(report: Report) -> Table:
