@@ -129,17 +129,19 @@ class Grid:
 
     def groups(self, groups: Sequence[Group]) -> list[Group]:
         """Return each group with every combination. What a group is matched to is the one with the first."""
-        suffix, found = "", []
-        for combination in itertools.product(*self.values.values()):
-            own = dict(zip(self.values, combination, strict=True))
-            named = "".join(f", {name.removeprefix('agent.')} {value}" for name, value in own.items())
-            suffix = suffix or named
-            for group in groups:
-                match_to = group.match_to and group.match_to + suffix
-                settings = group.settings | self.settings | own
-                changes = {"name": group.name + named, "settings": settings, "match_to": match_to, "against": None}
-                found.append(dataclasses.replace(group, **changes))
-        return found
+        combinations = [dict(zip(self.values, one, strict=True)) for one in itertools.product(*self.values.values())]
+        named = ["".join(f", {name.removeprefix('agent.')} {x}" for name, x in one.items()) for one in combinations]
+        return [
+            dataclasses.replace(
+                group,
+                name=group.name + suffix,
+                settings=group.settings | self.settings | combination,
+                match_to=group.match_to and group.match_to + named[0],
+                against=None,
+            )
+            for group in groups
+            for combination, suffix in zip(combinations, named, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
