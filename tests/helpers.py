@@ -54,9 +54,9 @@ def optimised():
         jax.config.update("jax_disable_most_optimizations", True)
 
 
-def benchmark(name: str) -> ModuleType:
-    """A program in `benchmarks/` as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+def benchmark(name: str, folder: str = "benchmarks") -> ModuleType:
+    """A program in `benchmarks/`, or another folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

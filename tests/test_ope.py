@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SCALAR, agent_config
+from helpers import SCALAR, agent_config, benchmark
 from online_runs import episodes
 
 import floq
@@ -386,3 +386,14 @@ def test_intervals_cover_the_value():
     values = np.asarray(value(fleet.agents)).reshape(REPEATS, SEEDS)
     found = [bootstrap_estimate(seeds) for seeds in values]
     assert sum(one.low <= 1 - discount <= one.high for one in found) >= 88
+
+
+def test_the_scores_of_the_experiment_with_known_values():
+    """Truths 0, 10, 20, 30. Estimates that are 2 too high for two seeds have an error of 2 and the right order; those
+    in the opposite order a rank correlation of -1."""
+    scores, truths = benchmark("ope", "experiments").scores, np.array([0.0, 10.0, 20.0, 30.0])
+    found = scores(np.stack([truths + 1, truths + 3], axis=1), truths)
+    assert found["error"] == (2.0, 1.0, 3.0)  # from one seed to the other
+    assert found["error / spread"][0] == pytest.approx(2 / truths.std())
+    assert found["rank correlation"][0] == 1.0
+    assert scores(30 - truths[:, None], truths)["rank correlation"][0] == -1.0
