@@ -108,7 +108,13 @@ settings = { offline_steps = 2 }
     assert {group.match_to for group in two} == {tried.reference} == {"one, lr 0.1, tau 0.3"}
     config = resolve(tried, two[2], MEDIUM)
     assert (config.agent.lr, config.agent.tau, config.offline_steps, config.agent.batch_size) == (0.2, 0.3, 2, 16)
-    for wrong, said in [("values = {}", "values"), ("values = { nonsense = [1] }", "nonsense: no such setting")]:
+    some = write(FILE + grid + 'names = ["one", "two"]\n', grid=True)
+    assert [group.name for group in some.groups] == [group.name for group in tried.groups[:8]]
+    for wrong, said in [
+        ("values = {}", "values"),
+        ("values = { nonsense = [1] }", "nonsense: no such setting"),
+        ('values = { "agent.lr" = [0.1] }\nnames = ["onne"]', "'onne' is not a group; did you mean 'one'"),
+    ]:
         with pytest.raises(UserError, match=said):
             write(FILE + f"[grid]\nseeds = [8]\n{wrong}\n", grid=True)
     with pytest.raises(UserError, match=r"no \[grid\]"):
@@ -260,6 +266,8 @@ COMPARED = {
     "best_of_n.toml": {"num_candidates"},
     "boundary.toml": {"offline_share", "warmup_steps"},
     "chunks.toml": {"action_chunk", "n_step"},
+    "noise.toml": {"target_noise_magnitude"},
+    "utd.toml": {"lr", "tau"},
 }
 """What the groups of an experiment differ in, beside critics, actors and their own settings."""
 

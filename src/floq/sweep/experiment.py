@@ -121,11 +121,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Grid:
-    """Values of settings, of which each group tries every combination, with these seeds, and settings of all groups."""
+    """Values of settings, of which each group, or those of these names, tries every combination, with these seeds, and
+    settings of all groups."""
 
     values: Annotated[dict[str, list[Any]], BeforeValidator(_by_flag), Len(1)]
     seeds: Seeds
     settings: Settings = field(default_factory=dict)
+    names: Annotated[tuple[str, ...], Len(1)] | None = None
 
     def groups(self, groups: Sequence[Group]) -> list[Group]:
         """Return each group with every combination. What a group is matched to is the one with the first."""
@@ -140,6 +142,7 @@ class Grid:
                 against=None,
             )
             for group in groups
+            if self.names is None or group.name in self.names
             for combination, suffix in zip(combinations, named, strict=True)
         ]
 
@@ -228,6 +231,9 @@ def read_experiment(path: Path | str, budget: str, grid: bool = False) -> Experi
     if grid:
         if tried is None:
             raise UserError(f"{path}: no [grid], whose combinations --grid would try")
+        known = [group.name for group in groups]
+        if unknown := [name for name in tried.names or () if name not in known]:
+            raise UserError(f"{path}: [grid]: {unknown[0]!r} is not a group{nearest(unknown[0], known)}")
         groups, seeds = tuple(tried.groups(groups)), tried.seeds
         table = table | {"reference": groups[0].name}
     for task in tasks:
