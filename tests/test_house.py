@@ -54,9 +54,17 @@ def test_every_entry_has_its_place():
     assert {name.removesuffix(".py") for name in entries} == {*RANK, "__init__", "__main__", "py.typed"}
 
 
-@pytest.mark.parametrize("module", ["envs.vector", "data.collection.random_play", "data.collection.collect"])
-def test_what_steps_environments_loads_neither_jax_nor_a_renderer(module):
-    code = f"import sys, floq.{module}; print({{'jax', 'mujoco', 'glfw', 'OpenGL', 'matplotlib'}} & set(sys.modules))"
+STEPS_ENVIRONMENTS = ("envs.vector", "data.collection.random_play", "data.collection.collect")
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [(module, {"jax", "mujoco", "glfw", "OpenGL", "matplotlib"}) for module in STEPS_ENVIRONMENTS]
+    + [("training.train", {"mujoco", "glfw", "OpenGL", "matplotlib", "scipy.stats", "h5py"})],
+)
+def test_what_does_not_wait_for_heavy_libraries(module, heavy):
+    """What steps environments knows neither JAX nor a renderer; a training begins before it draws."""
+    code = f"import sys, floq.{module}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "set()\n"
 

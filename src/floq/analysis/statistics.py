@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # each part is loaded at its first use
 from jaxtyping import Float
-from scipy import stats
 
 Runs = Sequence[float] | np.ndarray
 Scores = Sequence[Runs]
@@ -54,7 +54,7 @@ class PairedDifference(NamedTuple):
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Compute the Wilson score interval of a policy's true success rate."""
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -63,7 +63,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     range shows that there are few seeds."""
     if len(values) < 2:
         return UNKNOWN
-    mean, half = np.mean(values), stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    mean, half = np.mean(values), scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1) * scipy.stats.sem(values)
     return float(mean - half), float(mean + half)
 
 
@@ -112,7 +112,7 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     probability of a mean as far from 0 if each sign is random. With more sign flips than `MAX_SIGN_FLIPS`, of so many
     random ones."""
     options: Any = {"n_resamples": MAX_SIGN_FLIPS, "rng": np.random.default_rng(seed)}
-    test = stats.permutation_test((differences,), np.mean, permutation_type="samples", vectorized=True, **options)
+    test = scipy.stats.permutation_test((differences,), np.mean, permutation_type="samples", vectorized=True, **options)
     return float(test.pvalue)
 
 
@@ -125,7 +125,7 @@ def bootstrap_estimate(values: Sequence[float] | np.ndarray, confidence: float =
     count, mean = len(values), float(np.mean(values))
     if count < MIN_RESAMPLES:
         return Estimate(mean, *UNKNOWN)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / count))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / count))
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -193,12 +193,14 @@ def stratified_bootstrap(
     if confidence is None or any(runs.shape[-1] < 2 for runs in samples):
         return UNKNOWN
     options: Any = {"n_resamples": RESAMPLES, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
-    found = stats.bootstrap(samples, statistic, method="percentile", vectorized=True, axis=-1, **options)
+    found = scipy.stats.bootstrap(samples, statistic, method="percentile", vectorized=True, axis=-1, **options)
     return found.confidence_interval.low, found.confidence_interval.high
 
 
 def _iqm(*scores: Runs, axis: int) -> Any:
-    return stats.trim_mean(np.concatenate([np.asarray(runs, float) for runs in scores], axis=axis), 0.25, axis=axis)
+    return scipy.stats.trim_mean(
+        np.concatenate([np.asarray(runs, float) for runs in scores], axis=axis), 0.25, axis=axis
+    )
 
 
 def area_under_curve(steps: Runs, values: Runs) -> float:

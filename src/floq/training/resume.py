@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from floq.agent.agent import Agent
-from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint, run_data
@@ -191,6 +190,8 @@ def _show_finished(
         runs = [run_data.moved(run, dataset) for run in runs]
         for run in runs:
             run.write_config(run_records(tasks[run_data.data_key(run.config)]))
+    from floq.analysis import pictures  # with Matplotlib
+
     with display.tolerate("pictures"):
         missing = [pictures.missing(run, agent) if draw else [] for run, agent in zip(runs, agents, strict=True)]
         if any(missing):

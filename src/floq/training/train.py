@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from floq.agent.agent import Agent
-from floq.analysis import pictures
 from floq.analysis.results import show_result
 from floq.analysis.video import Films, open_recorder
 from floq.data.dataset import Dataset, Splits
@@ -262,6 +261,8 @@ def run_to_completion(
             display.note(f"run     {logger.run.folder}")
             logs.callback(logger.close)
         loop.run()
+    from floq.analysis import pictures  # with Matplotlib, for which no training should wait at its start
+
     ended = [number for number in range(len(runs)) if number not in loop.diverged]
     try:
         for number in ended:
