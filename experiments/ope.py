@@ -5,12 +5,13 @@
 
 Parts: `critics` (six of them, all bounded alike), `steps` (K = 2, 4, 16) and `noise` (on the targets, 4 and 8% of the
 range of returns). A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
-command goes on. The table over all that is there, ope.csv and ope.md, has the mean absolute error, the same as a share
-of the spread of the true values, and Kendall's rank correlation, with 95% intervals that resample policies and seeds
-alike, and the signed error on the policies of each origin: positive where a critic overrates them.
+command goes on. The table over all that is there, ope.csv and ope.md, has the mean absolute error, its difference to
+that of flow K = 8, the error as a share of the spread of the true values, Kendall's rank correlation, and the signed
+error on the policies of each origin, positive where a critic overrates them. Intervals are Student's over policies,
+each of a run of its own, whose estimates are means over seeds: seeds share the episodes.
 
-Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric, mean absolute
-error.
+Not run yet. Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric,
+mean absolute error.
 """
 
 import argparse
@@ -25,16 +26,17 @@ import floq
 from floq.agent.config import AgentConfig, settings_type
 from floq.analysis.matching import matched
 from floq.analysis.report.csv_files import write_csv
+from floq.analysis.statistics import mean_interval
 from floq.sweep.experiment import read_experiment
 from floq.sweep.jobs import plan
+from floq.training.off_policy import FIXED
 
 HERE = Path(__file__).parent
-STEPS = (2_000, 6_000)  # of the checkpoints whose policies are evaluated
+REFERENCE = "flow, K = 8"
 SETTINGS = {"tau": 0.02, "offline_steps": 25_000, "clip_targets": True, "lr": 1e-3, "batch_size": 64}
 SIZES: dict[str, Any] = {"block_width": 64, "block_depth": 2, "value_hidden_dims": (64, 64)}
 FLOW: dict[str, Any] = {"noise_samples": 4, "target_noise_samples": 2, "noise_scheme": "stratified"}
 ACTIONS = {"target_action_samples": 2}
-RESAMPLES = 4_000
 
 CRITICS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "critics": {
@@ -67,22 +69,38 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--truth", type=int, default=100, help="episodes that measure the return of a policy")
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--offline_steps", type=int, default=SETTINGS["offline_steps"])
     given = parser.parse_args()
+    if given.truth < 2:
+        raise SystemExit(f"--truth={given.truth}: give at least 2 episodes")
+    try:
+        estimate(given)
+    except floq.UserError as error:
+        raise SystemExit(str(error)) from error
+    write_tables(given.out)
+
+
+def estimate(given: argparse.Namespace) -> None:
+    """Let each critic of the part estimate, unless its file is there."""
     runs = trained(given.save_dir, given.dataset_dir)
     given.out.mkdir(parents=True, exist_ok=True)
+    protocol = {"seeds": given.seeds, "truth": given.truth, "offline_steps": given.offline_steps, "policies": [*runs]}
+    known = [json.loads(file.read_text()) for file in sorted(given.out.glob("*.json"))]
+    if any(one["protocol"] != protocol for one in known):
+        raise SystemExit(
+            f"{given.out} has estimates of another --seeds, --truth or --offline_steps: give another --out"
+        )
     for name, (critic, own) in CRITICS[given.part].items():
-        file, measured = given.out / f"{name}.json", sorted(given.out.glob("*.json"))
+        file = given.out / f"{name}.json"
         if file.exists():
             continue
         settings = settings_of(name, critic, own, next(iter(runs.values()))) | {"offline_steps": given.offline_steps}
-        where = {"starts": "env", "truth": 0 if measured else given.truth}  # the first measures for all
-        common = {"steps": given.steps, "seeds": given.seeds, "save_dir": str(given.out)}
-        policies = floq.ope(runs, critic=critic, **where, **common, **settings).policies
-        truths = json.loads(measured[0].read_text())["truths"] if measured else {p.policy: p.truth for p in policies}
-        file.write_text(json.dumps({"estimates": {p.policy: p.seeds for p in policies}, "truths": truths}))
-    write_tables(given.out)
+        where = {"starts": "env", "truth": 0 if known else given.truth}  # the first measures for all
+        found = floq.ope(runs, critic=critic, seeds=given.seeds, save_dir=str(given.out), **where, **settings).policies
+        truths = known[0]["truths"] if known else {policy.policy: policy.truth for policy in found}
+        estimates = {policy.policy: policy.seeds for policy in found}
+        known.append({"protocol": protocol, "estimates": estimates, "truths": truths})
+        file.write_text(json.dumps(known[-1]))
 
 
 def trained(save_dir: str, dataset_dir: str) -> dict[str, floq.Run]:
@@ -91,7 +109,7 @@ def trained(save_dir: str, dataset_dir: str) -> dict[str, floq.Run]:
     runs = [(entry.group.name, run) for entry in entries for run in entry.finished]
     if any(run is None for _, run in runs):
         raise SystemExit(f"train the policies first: floq sweep {HERE / 'ope.toml'} --save_dir {save_dir}")
-    return {f"{group}-{run.config.seed}": run for group, run in runs if run is not None}
+    return {f"{group} {run.config.seed}": run for group, run in runs if run is not None}
 
 
 def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> dict[str, Any]:
@@ -103,7 +121,8 @@ def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> d
 
     def agent(critic: str, own: dict[str, Any]) -> AgentConfig:
         known = settings_type(critic, "fixed").__dataclass_fields__
-        return AgentConfig.from_flat(critic, "fixed", {k: x for k, x in (SIZES | SETTINGS | own).items() if k in known})
+        wanted = SIZES | SETTINGS | own | FIXED
+        return AgentConfig.from_flat(critic, "fixed", {name: x for name, x in wanted.items() if name in known})
 
     config = agent(critic, settings)
     if "equal operations" in name:
@@ -115,44 +134,36 @@ def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> d
 
 def write_tables(out: Path) -> None:
     """Write ope.csv and ope.md from the files of estimates."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
+    names = sorted(next(iter(found.values()))["estimates"])
+    truths = np.array([np.mean(next(iter(found.values()))["truths"][name]) for name in names])
+    values = {critic: np.array([np.mean(one["estimates"][name]) for name in names]) for critic, one in found.items()}
     rows = []
-    for file in sorted(out.glob("*.json")):
-        content = json.loads(file.read_text())
-        names = sorted(content["estimates"])
-        estimates = np.array([content["estimates"][name] for name in names])  # (policies, seeds)
-        truths = np.array([np.mean(content["truths"][name]) for name in names])
-        row: dict[str, Any] = {"critic": file.stem}
-        for metric, values in scores(estimates, truths).items():
-            row |= dict(zip((metric, f"{metric} low", f"{metric} high"), values, strict=True))
-        for origin in sorted({name.split("-")[0] for name in names}):
-            own = [number for number, name in enumerate(names) if name.startswith(f"{origin}-")]
-            row[f"overrates {origin}"] = float((estimates.mean(axis=1) - truths)[own].mean())
+    for critic, own in values.items():
+        row: dict[str, Any] = {"critic": critic} | scores(own, truths, values.get(REFERENCE))
+        for origin in sorted({name.split()[0] for name in names}):
+            of_origin = [number for number, name in enumerate(names) if name.split()[0] == origin]
+            row[f"overrates {origin}"] = float((own - truths)[of_origin].mean())
         rows.append(row)
     write_csv(out / "ope.csv", rows, ("critic",))
     shown = [[str(x) if isinstance(x, str) else f"{x:.3g}" for x in row.values()] for row in rows]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *shown] if rows else []
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
     (out / "ope.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     print((out / "ope.md").read_text())
 
 
-def scores(estimates: np.ndarray, truths: np.ndarray) -> dict[str, tuple[float, float, float]]:
-    """Return each metric of estimates (policies, seeds) with its 95% interval over resampled policies and seeds."""
-
-    def metrics(estimates: np.ndarray, truths: np.ndarray) -> list[float]:
-        mean = estimates.mean(axis=1)
-        error = float(np.abs(mean - truths).mean())
-        rank = float(np.asarray(stats.kendalltau(mean, truths))[0]) if len(set(truths)) > 1 else np.nan
-        return [error, error / float(np.std(truths)) if np.std(truths) else np.nan, rank]
-
-    rng, (policies, seeds) = np.random.default_rng(0), estimates.shape
-    draws = []
-    for _ in range(RESAMPLES):
-        rows, columns = rng.integers(policies, size=policies), rng.integers(seeds, size=seeds)
-        draws.append(metrics(estimates[rows][:, columns], truths[rows]))
-    low, high = np.nanquantile(draws, (0.025, 0.975), axis=0)
-    names = ("error", "error / spread", "rank correlation")
-    found = zip(names, metrics(estimates, truths), low, high, strict=True)
-    return {name: (value, float(lower), float(upper)) for name, value, lower, upper in found}
+def scores(estimates: np.ndarray, truths: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:
+    """Return the metrics of a critic's estimates (policies,), with intervals over policies; `reference`: the estimates
+    of the critic that it is compared with."""
+    errors = np.abs(estimates - truths)
+    row = {"error": errors.mean(), **dict(zip(("low", "high"), mean_interval(errors), strict=True))}
+    if reference is not None:
+        difference = errors - np.abs(reference - truths)
+        row["to the reference"] = difference.mean()
+        row |= dict(zip(("difference low", "difference high"), mean_interval(difference), strict=True))
+    row["error / spread"] = errors.mean() / truths.std() if truths.std() else np.nan
+    row["rank correlation"] = np.asarray(stats.kendalltau(estimates, truths))[0]
+    return {name: float(x) for name, x in row.items()}
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_term_that_is_not_finite_is_named(number, bad):
     some = {"a": jnp.zeros((2, 2)), "b": None}
-    terms = [jnp.zeros(3), jnp.ones(()), some, jnp.ones(()), [jnp.zeros(1)], jnp.ones(2)]
+    terms = [jnp.zeros(3), jnp.ones(()), some, jnp.ones(()), [jnp.zeros(1)], jnp.ones(2), jnp.ones(2)]
     assert int(first_nonfinite(tuple(terms))) == OK
     for later in range(number, len(terms)):
         terms[later] = jax.tree.map(lambda x: x.at[(-1,) * x.ndim].set(bad), terms[later])
@@ -96,6 +96,20 @@ def test_which_term_went_first(batch, term):
     agent = dataclasses.replace(agent, params=agent.params._replace(critic=big))
     fault = agent.update_if_finite(make_batch() | batch)[2]
     assert TERMS[int(fault) - 1] == term
+
+
+@pytest.mark.parametrize("part", ["critic", "actor"])
+def test_a_weight_that_overflows_is_a_fault(part):
+    """Adam steps by the learning rate in each weight, however small the gradient; the other part is held by moments."""
+    agent = Agent.init(jax.random.key(0), 3, 2, agent_config(SCALAR))
+    other = "actor" if part == "critic" else "critic"
+    held = getattr(agent.opt_state, other)
+    held = held._replace(nu=jax.tree.map(lambda x: jnp.full_like(x, 1e37), held.nu))
+    states, hypers = agent.opt_state._replace(**{other: held}), agent.hypers._replace(lr=jnp.float32(1e24))
+    agent = dataclasses.replace(agent, opt_state=states, hypers=hypers)
+    after, _, fault = agent.update_if_finite(make_batch())
+    assert TERMS[int(fault) - 1] == f"{part}'s new weight"
+    assert same(after.params, agent.params)
 
 
 # --- in a fleet ---

@@ -138,6 +138,29 @@ assert len(jax.devices()) == 2
     assert len({(run / "checkpoints" / "6" / "state.safetensors").read_bytes() for run in whole}) == 3
 
 
+@pytest.mark.slow
+def test_a_run_is_read_and_replaced_on_several_devices():
+    """Three runs over two devices; the third goes on as the first, as after a rewind."""
+    code = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np
+from floq.runs.config import configure
+from floq.training.bench import fleet_of, synthetic_data
+
+config = configure("pointmaze-medium-navigate-singletask-v0", "fql", value_hidden_dims=(8,), actor_hidden_dims=(8,))
+fleet = fleet_of(config, 3, synthetic_data(2, 2))
+weights = lambda run: [np.asarray(x) for x in jax.tree.leaves(fleet.agent(run).params)]
+before = [weights(run) for run in range(3)]
+fleet.replace(2, fleet.agent(0))
+after = [weights(run) for run in range(3)]
+same = lambda one, other: all(np.array_equal(x, y) for x, y in zip(one, other))
+print(len(jax.devices()), same(after[2], before[0]), same(after[1], before[1]), same(before[2], before[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "2 True True False\n", done.stderr
+
+
 def test_what_one_program_can_train_together():
     base = configure(TASK)
     agent = base.agent

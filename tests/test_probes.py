@@ -26,7 +26,7 @@ FLOQ = dataclasses.replace(
 )
 CRITICS = {
     "floq": FLOQ,
-    "looped": LoopedConfig(**dataclasses.asdict(FLOQ)),
+    "looped": LoopedConfig(value_hidden_dims=WIDE, block_width=32, block_depth=1, critic_flow_steps=2, noise_samples=4),
     "scalar": dataclasses.replace(SCALAR, value_hidden_dims=WIDE),
     "quantile": dataclasses.replace(QUANTILE, value_hidden_dims=WIDE, num_tau_samples=8),
     "categorical": dataclasses.replace(CATEGORICAL, value_hidden_dims=WIDE),
@@ -38,6 +38,8 @@ VARIANTS = {
     "floq, climbs the flow": dataclasses.replace(FLOQ, actor_climbs="flow", actor_noise_samples=2),
     "floq, climbs one pass": dataclasses.replace(FLOQ, actor_climbs="one_pass"),
     "scalar, residual": dataclasses.replace(CRITICS["scalar"], use_resnets=True, block_width=32, num_transformations=2),
+    "floq, pairs of three": dataclasses.replace(FLOQ, flow_num_ensembles=3, q_agg="min_pair"),
+    "quantile, pairs of three": dataclasses.replace(CRITICS["quantile"], value_num_ensembles=3, q_agg="min_pair"),
     "scalar, pairs of ten members": dataclasses.replace(
         CRITICS["scalar"], value_num_ensembles=10, q_agg="min_pair", target_action_samples=2
     ),

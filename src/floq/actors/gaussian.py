@@ -67,7 +67,7 @@ class GaussianActor(Actor):
         """Initialise the network. Consumes `key`."""
         c = config or GaussianConfig()
         net = MLP.init(key, ObsSpec.of(obs_spec).dim, c.actor_hidden_dims, 2 * action_dim, c.actor_layer_norm)
-        return cls(net, jnp.asarray(math.log(c.temperature)) if c.learn_temperature else None, c)
+        return cls(net, jnp.float32(math.log(c.temperature)) if c.learn_temperature else None, c)
 
     def act(self, obs, key):
         return jnp.tanh(self._moments(obs)[0])

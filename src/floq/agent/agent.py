@@ -120,7 +120,7 @@ class Agent(eqx.Module):
         target_key, critic_key, actor_key = jax.random.split(jax.random.fold_in(self.key, self.step), 3)
         batch = self._prepare(batch)
         with matmul_precision(self.precision):
-            targets = self._targets(batch, target_key)
+            targets = self._targets(batch, target_key, self.static.target_noise_magnitude)
             critic_grad_fn = jax.value_and_grad(self._critic_loss, has_aux=True)
             (critic_loss, critic_info), critic_grads = critic_grad_fn(self.params.critic, batch, targets, critic_key)
         critic, critic_state = self._adam(self.params.critic, critic_grads, self.opt_state.critic)
@@ -135,7 +135,7 @@ class Agent(eqx.Module):
             actor, state = self._adam(self.params.actor, grads, self.opt_state.actor)
             target = self._ema_step(self.target, self.params.critic.target_network())
             updated = actor, state, target, self._ema_step(self.target_actor, self.params.actor.target_network())
-            return updated, info, first_nonfinite((*critic_terms, loss, grads, (critic, actor)))
+            return updated, info, first_nonfinite((*critic_terms, loss, grads, critic, actor))
 
         def skip_actor(_: Any) -> tuple[tuple[Actor, optax.OptState, Critic, Actor | None], Info, Array]:
             with matmul_precision(self.precision):
@@ -287,7 +287,7 @@ class Agent(eqx.Module):
                 prepared[name] = jnp.clip(batch[name], -ACTION_LIMIT, ACTION_LIMIT)
         return prepared
 
-    def _targets(self, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch *y"]:
+    def _targets(self, batch: Batch, key: PRNGKeyArray, noise_std: float = 0.0) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
         critic, online, actor = cast_for_compute((self.target, self.params.critic, acting), self.precision)
 
@@ -307,14 +307,13 @@ class Agent(eqx.Module):
             key, penalty_key = jax.random.split(key)
             rewards -= self.hypers.discount * batch["masks"] * self._penalties(actor, batch, penalty_key)
         noise_key = None
-        if self.static.target_noise_magnitude:
+        if noise_std:
             key, noise_key = jax.random.split(key)
         keys = jax.random.split(key, rewards.shape[0])
         drawn = batch.get("policy_actions")
         targets = jax.vmap(target)(rewards, batch["masks"], batch["next_observations"], drawn, keys)
         if noise_key is not None:  # one draw for all quantiles of a transition
-            noise = jax.random.normal(noise_key, (len(targets), *[1] * (targets.ndim - 1)))
-            targets += self.static.target_noise_magnitude * noise
+            targets += noise_std * jax.random.normal(noise_key, (len(targets), *[1] * (targets.ndim - 1)))
         return jnp.clip(targets, *self.scale.support(0.0)) if self.static.clip_targets else targets
 
     def _penalties(self, actor: Actor, batch: Batch, key: PRNGKeyArray) -> Float[Array, " batch"]:
@@ -367,8 +366,6 @@ def _init_agent(
         kinds[0].init(critic_key, obs_spec, action_dim, config.critic),
         kinds[1].init(actor_key, obs_spec, action_dim, config.actor),
     )
-    # An array made of a Python number has a weak type, which an update does not keep: each would be compiled anew.
-    params = jax.tree.map(lambda x: x.astype(x.dtype), params)
     return Agent(
         params=params,
         target=jax.tree.map(jnp.copy, params.critic.target_network()),  # a copy: the update donates its buffers

@@ -45,9 +45,10 @@ class LearningSettings(Settings):
     reward_scale: Annotated[PositiveFloat, Mark.TRACED] = 1.0
     """Multiplies every reward."""
     clip_targets: Annotated[bool, Mark.HASHED_IF_SET] = False
-    """Clips TD targets to the possible returns, [r_min, r_max] / (1 - discount) with a range that contains 0."""
+    """Clips TD targets to the returns that the rewards alone allow, [r_min, r_max] / (1 - discount)."""
     target_noise_magnitude: Annotated[NonNegativeFloat, Mark.HASHED_IF_SET] = 0.0
-    """Standard deviation of Gaussian noise on each TD target, fresh in each update, in units of return."""
+    """Standard deviation, in units of return, of Gaussian noise that each update adds to its TD targets, before they
+    are clipped."""
     encoder: str | None = None
     """Image encoder, for pixel tasks: not built yet."""
 

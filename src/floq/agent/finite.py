@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 TERMS = (
-    *("TD target", "critic's loss", "critic's gradient", "actor's loss", "actor's gradient", "new weight"),
-    "exploring action",
+    *("TD target", "critic's loss", "critic's gradient", "actor's loss", "actor's gradient"),
+    *("critic's new weight", "actor's new weight", "exploring action"),
 )
 """The terms of an update in the order in which they are computed, then the action of online training. A fault is the
 number of a term, from 1."""

@@ -204,6 +204,8 @@ def aggregate(
         "lcb": lambda v: v.mean() - rho * v.std(),
         "min_pair": lambda v: v[pair].min(),
     }
-    if how not in reductions or (how == "min_pair" and pair is None):
-        raise ValueError(f"q_agg {how!r}: choose {', '.join(reductions)} with a pair")
+    if how not in reductions:
+        raise ValueError(f"q_agg {how!r}: choose {', '.join(reductions)}")
+    if how == "min_pair" and pair is None:
+        raise ValueError("q_agg 'min_pair': give the pair")
     return reductions[how](values)

@@ -33,7 +33,7 @@ class ValueEnsembleConfig(EnsembleConfig):
     """Settings of an `EnsembleCritic`."""
 
     target_action_samples: Annotated[Size, Mark.HASHED_IF_SET] = 1
-    """Actions of the policy over which the TD target averages."""
+    """Actions of the policy over which the TD target averages; with an actor that ranks candidates for it, one."""
 
 
 class EnsembleCritic(Critic):

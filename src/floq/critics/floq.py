@@ -9,7 +9,7 @@ Source: arXiv 2509.06863, sections 4.1 to 4.3. Two networks:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -40,8 +40,9 @@ Integration: TypeAlias = Literal["plain", "folded", "fused"]
 
 
 @dataclass(frozen=True)
-class FloqConfig(AggregationSettings):
-    """Settings of the floq critic; the defaults are the published ones."""
+class IteratedConfig(AggregationSettings):
+    """Settings of a critic that applies one network K times, and of the critic distilled from its values; the defaults
+    are floq's."""
 
     value_hidden_dims: HiddenDims = (512, 512, 512, 512)
     """Hidden layers of the distilled critic."""
@@ -55,35 +56,25 @@ class FloqConfig(AggregationSettings):
     """Source samples per transition in the loss, and by default wherever else noise is drawn (M)."""
     target_noise_samples: Size | None = None
     """Source samples of the TD target, each with its own action; by default `noise_samples`."""
-    distill_noise_samples: Size | None = None
-    """Source samples of the value that is distilled; by default the samples of the loss, as published."""
     noise_coverage: Annotated[NonNegativeFloat, Mark.TRACED] = 0.1
     """Share of the return range that source noise covers (c)."""
-    noise_scheme: NoiseScheme = "iid"
-    """How source noise is drawn. Published: iid."""
     critic_flow_steps: Size = 8
     """Euler steps per integration (K): determines the critic's capacity."""
     target_flow_steps: Size | None = None
     """Euler steps of the TD target's integration; by default `critic_flow_steps`, as published."""
     acting_flow_steps: Size | None = None
     """Euler steps where the actor climbs the flow or ranks actions by it; by default `critic_flow_steps`."""
-    solver: Solver = "euler"
-    """Integration method; midpoint evaluates the velocity twice per step."""
     actor_climbs: Ranking = "distilled"
     """The value that the actor climbs: the distilled critic (published), the K-step flow itself, or its one-pass
     read-out z_0 + v(0, z_0). With the latter two there is no distilled critic."""
     rank_by: Annotated[Ranking | None, Mark.HASHED_IF_SET] = None
     """The value by which one of several candidate actions is chosen; by default that of `actor_climbs`."""
-    actor_noise_samples: Size = 1
-    """Source samples of these two values, if they are not the distilled critic's."""
     distill_target: Literal["flow", "one_pass", "td"] = "flow"
     """What the distilled critic learns: the value after K steps of the online flow (published); after a single one,
     z_0 + v(0, z_0), which saves the integration; or the TD target."""
     integration: Integration = "plain"
     """How targets and distilled values are integrated. folded: LayerNorm as part of the product after it, equal up to
     rounding. fused: one kernel in bfloat16, on Hopper GPUs; not measured on hardware yet."""
-    train_at_zero_only: bool = False
-    """Supervise the velocity at t = 0 only: the ablation without dense supervision; use it with critic_flow_steps=1."""
     embed_time: bool = True
     """Published switch: True feeds cos(t), False raw t. `time_embedding` overrides it."""
     time_embedding: TimeEmbedding | None = None
@@ -115,16 +106,7 @@ class FloqConfig(AggregationSettings):
             raise UserError(
                 f"time_embed_dim={self.time_embed_dim}: must be even, a Fourier embedding pairs cosines with sines"
             )
-        if self.integration == "fused":
-            kernels.check_settings(
-                layer_norm=self.layer_norm,
-                residual=self.use_resnets,
-                histogram=self.use_prob_embed,
-                num_edges=self.num_bins,
-                time=self.time,
-                width=self.block_width,
-            )
-        used, climbs = {self.actor_climbs, self.rank_by} - {None}, f"--agent.actor_climbs={self.actor_climbs}"
+        used, climbs = self.values_used, f"--agent.actor_climbs={self.actor_climbs}"
         if self.rank_by == "distilled" != self.actor_climbs:
             raise UserError(f"rank_by=distilled: with {climbs} there is no distilled critic; rank by flow or one_pass")
         if self.acting_flow_steps is not None and "flow" not in used:
@@ -132,17 +114,15 @@ class FloqConfig(AggregationSettings):
                 f"acting_flow_steps={self.acting_flow_steps}: with {climbs} no actor integrates the flow; give "
                 "--agent.actor_climbs=flow, or rank by flow"
             )
-        if self.actor_noise_samples != 1 and used == {"distilled"}:
-            raise UserError(
-                f"--agent.actor_noise_samples={self.actor_noise_samples}: the distilled critic has no source samples; "
-                "give --agent.actor_climbs=flow or one_pass, or rank by one of these"
-            )
-        if self.integration == "fused" and self.solver != "euler":
-            raise UserError(f"--agent.integration=fused makes Euler steps: not --agent.solver={self.solver}; use plain")
         if self.integration == "folded" and (self.use_resnets or not self.layer_norm):
             raise UserError(
                 "--agent.integration=folded: it folds the LayerNorms of a plain network, and this has none; use plain"
             )
+
+    @property
+    def values_used(self) -> set[Ranking]:
+        """The values that an actor climbs or ranks by."""
+        return {self.actor_climbs, self.rank_by or self.actor_climbs}
 
     @property
     def num_members(self) -> int:
@@ -154,15 +134,50 @@ class FloqConfig(AggregationSettings):
         return self.time_embedding or ("cos" if self.embed_time else "raw")
 
 
+@dataclass(frozen=True)
+class FloqConfig(IteratedConfig):
+    """Settings of the floq critic; the defaults are the published ones."""
+
+    distill_noise_samples: Size | None = None
+    """Source samples of the value that is distilled; by default the samples of the loss, as published."""
+    noise_scheme: NoiseScheme = "iid"
+    """How source noise is drawn. Published: iid."""
+    solver: Solver = "euler"
+    """Integration method; midpoint evaluates the velocity twice per step."""
+    actor_noise_samples: Size = 1
+    """Source samples of the values that the actor climbs and ranks by, if they are not the distilled critic's."""
+    train_at_zero_only: bool = False
+    """Supervise the velocity at t = 0 only: the ablation without dense supervision; use it with critic_flow_steps=1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.integration == "fused":
+            kernels.check_settings(
+                layer_norm=self.layer_norm,
+                residual=self.use_resnets,
+                histogram=self.use_prob_embed,
+                num_edges=self.num_bins,
+                time=self.time,
+                width=self.block_width,
+            )
+        if self.actor_noise_samples != 1 and self.values_used == {"distilled"}:
+            raise UserError(
+                f"--agent.actor_noise_samples={self.actor_noise_samples}: the distilled critic has no source samples; "
+                "give --agent.actor_climbs=flow or one_pass, or rank by one of these"
+            )
+        if self.integration == "fused" and self.solver != "euler":
+            raise UserError(f"--agent.integration=fused makes Euler steps: not --agent.solver={self.solver}; use plain")
+
+
 class VelocityField(eqx.Module):
     """v(t, z | s, a), a scalar. Its first layer is W_sa [s, a] + W_z [embedding of z, embedding of t] + b."""
 
     entry: SplitLinear
     body: PlainBody | ResidualBody
-    config: FloqConfig = eqx.field(static=True)
+    config: IteratedConfig = eqx.field(static=True)
 
     @classmethod
-    def init(cls, key: PRNGKeyArray, obs_spec: ObsSpec, action_dim: int, config: FloqConfig) -> "VelocityField":
+    def init(cls, key: PRNGKeyArray, obs_spec: ObsSpec, action_dim: int, config: IteratedConfig) -> "VelocityField":
         """Initialise the network. Consumes `key`."""
         entry_key, body_key = jax.random.split(key)
         c = config
@@ -214,7 +229,7 @@ class FloqCritic(Critic):
     bounded: ClassVar[bool] = True
     velocity: VelocityField  # stacked over the ensemble
     distilled: MLP | None  # stacked over its members; None where it is not used, as in a target network
-    config: FloqConfig = eqx.field(static=True)
+    config: Any = eqx.field(static=True)
 
     @classmethod
     def init(
@@ -303,8 +318,17 @@ class FloqCritic(Critic):
             variance = jnp.var(jnp.mean(returns, axis=1))
         return self._with_distilled(floq_loss, obs, act, target, flow_q, variance)
 
-    def _with_distilled(self, floq_loss, obs, act, target, flow_q, variance) -> tuple[Float[Array, ""], Info]:
-        """Add the distilled critic's loss to that of the velocities, and return what is logged."""
+    def _with_distilled(
+        self,
+        floq_loss: Float[Array, ""],
+        obs: Float[Array, " obs"],
+        act: Float[Array, " act"],
+        target: Float[Array, ""],
+        flow_q: Float[Array, ""],
+        variance: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], Info]:
+        """Add to the loss of the velocities that of the distilled critic, which regresses on `flow_q` or the target, if
+        there is one. Return the sum and what is logged."""
         distilled = None if self.distilled is None else self._distilled_members(obs, act)
         by_target = distilled is not None and self.config.distill_target == "td"
         q = flow_q if distilled is None else jnp.mean(distilled)
@@ -426,10 +450,10 @@ class FloqCritic(Critic):
         """Compute psi_e(1, z_0 | s, a) for every member e. Only the plain `integration` runs on every machine and may
         be differentiated."""
         c = self.config
-        steps, solver = c.critic_flow_steps if num_steps is None else num_steps, solver or c.solver
+        steps = c.critic_flow_steps if num_steps is None else num_steps
         if integration != "fused":
             folded = integration == "folded"
-            value = lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver)  # noqa: E731
+            value = lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver or c.solver)  # noqa: E731
             return jax.vmap(value)(self.velocity)
         kernels.check_machine()
         field, settings = self.velocity, kernels.Settings(steps, c.num_bins, c.sigma)

@@ -6,31 +6,25 @@ and target actions, and the actor climbs the same distilled critic: if it does w
 matters.
 """
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.critics.base import Info, ReturnScale
-from floq.critics.floq import FloqConfig, FloqCritic, Integration, VelocityField
+from floq.critics.base import Info, Ranking, ReturnScale
+from floq.critics.floq import FloqCritic, Integration, IteratedConfig, VelocityField
 from floq.flow import Solver
 from floq.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class LoopedConfig(FloqConfig):
-    """Settings of the looped critic: floq's, of which those about noise, times and solvers stay at their defaults.
-    `critic_flow_steps` are its iterations, `target_noise_samples` the actions of the TD target."""
-
-    UNUSED: ClassVar = ("noise_scheme", "solver", "train_at_zero_only", "distill_noise_samples", "actor_noise_samples")
+class LoopedConfig(IteratedConfig):
+    """Settings of the looped critic: those of floq that are not about noise, times and solvers. `critic_flow_steps` are
+    its iterations, `target_noise_samples` the actions of the TD target."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in fields(self):
-            if field.name in self.UNUSED and getattr(self, field.name) != field.default:
-                raise UserError(f"--agent.{field.name}: a looped critic has no source noise and no flow; leave it out")
         if self.integration == "fused":
             raise UserError("--agent.integration=fused: it integrates a flow, and a looped critic has none; use plain")
 
@@ -40,19 +34,31 @@ class LoopedCritic(FloqCritic):
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
         """Compute sum_i (z_{i+1} - y)^2, averaged over members, plus the distilled critic's loss."""
-        values = self._iterates(scale.noise(jnp.float32(0.5)), obs, act, scale)  # (members, iterations)
-        loop_loss = jnp.mean(jnp.sum(jnp.square(values - target), axis=1))
+        values = self._iterates(self._middle(scale), obs, act, scale, detached=True)  # (members, iterations)
+        loss = jnp.mean(jnp.sum(jnp.square(values - target), axis=1))
         in_one_pass = self.distilled is None or self.config.distill_target == "one_pass"
         value = jax.lax.stop_gradient(jnp.mean(values[:, 0 if in_one_pass else -1]))
-        return self._with_distilled(loop_loss, obs, act, target, value, jnp.zeros(()))
+        return self._with_distilled(loss, obs, act, target, value, jnp.zeros(()))
+
+    def read_out(self, obs, act, scale: ReturnScale, key, num_steps=None):
+        """Return the mean over members of the last iterate."""
+        return jnp.mean(self._members_from(self._middle(scale), obs, act, scale, num_steps))
 
     def trajectories(self, z_0: Float[Array, " samples"], obs, act, scale: ReturnScale, num_steps: int | None = None):
         """Return z_0 and every iterate of every member, of which there are `num_steps` (default: as trained)."""
         after = jax.vmap(lambda z: self._iterates(z, obs, act, scale, num_steps), out_axes=1)(z_0)
         return jnp.concatenate([jnp.broadcast_to(z_0[:, None], (*after.shape[:2], 1)), after], axis=2)
 
+    def _value_by(self, how: Ranking, obs, act, scale: ReturnScale, key: PRNGKeyArray) -> Float[Array, ""]:
+        if how == "distilled":
+            return jnp.mean(self._distilled_members(obs, act))
+        return self.read_out(obs, act, scale, key, 1 if how == "one_pass" else self.config.acting_flow_steps)
+
+    def _middle(self, scale: ReturnScale) -> Float[Array, ""]:
+        return scale.noise(jnp.float32(0.5))
+
     def _source(self, key, samples: int, scale: ReturnScale) -> Float[Array, " samples"]:
-        return scale.noise(jnp.full(samples, 0.5))
+        return jnp.full(samples, self._middle(scale))
 
     def _members_from(
         self,
@@ -67,19 +73,27 @@ class LoopedCritic(FloqCritic):
         return self._iterates(z_0, obs, act, scale, num_steps, integration == "folded")[:, -1]
 
     def _iterates(
-        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, num_steps: int | None = None, folded: bool = False
+        self,
+        z_0: Float[Array, ""],
+        obs,
+        act,
+        scale: ReturnScale,
+        num_steps: int | None = None,
+        folded: bool = False,
+        detached: bool = False,
     ) -> Float[Array, "members iterations"]:
-        """Return z_1, ..., z_n of each member for n = `num_steps`. Beyond K, further iterations are like the last. The
-        gradient of each is that of its own application of the network."""
+        """Return z_1, ..., z_n of each member for n = `num_steps`. Beyond K, further iterations are like the last.
+        `detached`: the gradient of each is that of its own application of the network."""
         trained = self.config.critic_flow_steps
-        times = jnp.minimum(jnp.arange(num_steps or trained), trained - 1) / trained
+        steps = trained if num_steps is None else num_steps
+        times = jnp.minimum(jnp.arange(steps), trained - 1) / trained
 
         def of_member(member: VelocityField):
             step_from = member.at(obs, act, scale, folded)
 
             def iterate(z: Float[Array, ""], t: Float[Array, ""]):
                 after = z + step_from(z, t)
-                return jax.lax.stop_gradient(after), after
+                return jax.lax.stop_gradient(after) if detached else after, after
 
             return jax.lax.scan(iterate, z_0, times)[1]
 

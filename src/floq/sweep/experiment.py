@@ -124,7 +124,7 @@ class Grid:
     """Values of settings, of which each group, or those of these names, tries every combination, with these seeds, and
     settings of all groups."""
 
-    values: Annotated[dict[str, list[Any]], BeforeValidator(_by_flag), Len(1)]
+    values: Annotated[dict[str, Annotated[list[Any], Len(1)]], BeforeValidator(_by_flag), Len(1)]
     seeds: Seeds
     settings: Settings = field(default_factory=dict)
     names: Annotated[tuple[str, ...], Len(1)] | None = None
@@ -194,7 +194,7 @@ class Experiment(File):
     @property
     def name(self) -> str:
         """Name of the file without its suffix, or of its grid."""
-        return self.path.stem + "-grid" * self.is_grid
+        return f"{self.path.stem}-grid" if self.is_grid else self.path.stem
 
     def __post_init__(self) -> None:
         by_name = {group.name: group for group in self.groups}
@@ -234,6 +234,11 @@ def read_experiment(path: Path | str, budget: str, grid: bool = False) -> Experi
         known = [group.name for group in groups]
         if unknown := [name for name in tried.names or () if name not in known]:
             raise UserError(f"{path}: [grid]: {unknown[0]!r} is not a group{nearest(unknown[0], known)}")
+        tried_names = known if tried.names is None else tried.names
+        if lacking := [g for g in groups if g.name in tried_names and g.match_to not in (None, *tried_names)]:
+            raise UserError(
+                f"{path}: [grid]: names lacks {lacking[0].match_to!r}, to which {lacking[0].name!r} is matched"
+            )
         groups, seeds = tuple(tried.groups(groups)), tried.seeds
         table = table | {"reference": groups[0].name}
     for task in tasks:

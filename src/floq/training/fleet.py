@@ -216,9 +216,12 @@ class Fleet:
         def of_run(x: Any) -> Any:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # a slice of keys would count as their use
                 return jax.random.wrap_key_data(of_run(jax.random.key_data(x)))
-            # On the device that holds the run: a slice of the whole array is a sum over all devices, and these wait for
-            # each other, for ever if the threads of a CPU are all in use.
-            return next(part.data for part in x.addressable_shards if part.device == devices[place])[number]
+            if self.layout.batch_devices > 1:
+                return x[run]
+            # Read on the device that holds the run: a slice of the whole array is a sum over all devices, and these
+            # wait for each other, for ever if the threads of a CPU are all in use.
+            own = next(part.data for part in x.addressable_shards if part.device == devices[place])
+            return jax.device_put(own[number], devices[0])
 
         devices = self.layout.mesh.devices[:, 0]
         return jax.tree.map(of_run, self.agents)

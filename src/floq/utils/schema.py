@@ -159,7 +159,7 @@ def _adapter(hint: Any) -> Any:
 
 
 _KINDS = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "a text"}
-_KINDS |= {"tuple_type": "a list", "dict_type": "a table"}
+_KINDS |= {"tuple_type": "a list", "list_type": "a list", "dict_type": "a table"}
 _LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
