@@ -325,6 +325,9 @@ def test_a_reward_beyond_those_of_the_data_widens_the_range_of_values(tmp_path, 
     found = run.load_agent().value_range
     assert float(found.r_max) == pytest.approx(1.25)
     assert float(found.r_min) == pytest.approx(float(rows.rewards.min()))
+    clipped = agent_config(SCALAR, ACTOR, clip_targets=True)  # the targets of any critic may be bounded
+    wide = train(config(tmp_path / "clipped", **steps, agent=clipped), data)
+    assert float(wide.load_agent().value_range.r_max) == pytest.approx(1.25)
 
 
 def test_a_range_of_rewards_is_widened_beyond_what_leaves_it():
