@@ -233,7 +233,7 @@ class FloqCritic(Critic):
 
     @classmethod
     def init(
-        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: FloqConfig | None = None
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: IteratedConfig | None = None
     ) -> "FloqCritic":
         """Initialise both networks. Consumes `key`."""
         c, obs_spec = config or FloqConfig(), ObsSpec.of(obs_spec)

@@ -16,6 +16,7 @@ from floq.critics.base import Info, Ranking, ReturnScale
 from floq.critics.floq import FloqCritic, Integration, IteratedConfig, VelocityField
 from floq.flow import Solver
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class LoopedConfig(IteratedConfig):
 
 class LoopedCritic(FloqCritic):
     """Ensemble of networks that are applied K times, and the distilled critic that the actor maximises."""
+
+    @classmethod
+    def init(
+        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: IteratedConfig | None = None
+    ) -> "FloqCritic":
+        return super().init(key, obs_spec, action_dim, config or LoopedConfig())
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
         """Compute sum_i (z_{i+1} - y)^2, averaged over members, plus the distilled critic's loss."""
