@@ -227,6 +227,7 @@ class FloqCritic(Critic):
     """Ensemble of velocity fields and the distilled critic that the actor maximises."""
 
     bounded: ClassVar[bool] = True
+    settings: ClassVar[type[IteratedConfig]] = FloqConfig
     velocity: VelocityField  # stacked over the ensemble
     distilled: MLP | None  # stacked over its members; None where it is not used, as in a target network
     config: Any = eqx.field(static=True)
@@ -236,7 +237,7 @@ class FloqCritic(Critic):
         cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: IteratedConfig | None = None
     ) -> "FloqCritic":
         """Initialise both networks. Consumes `key`."""
-        c, obs_spec = config or FloqConfig(), ObsSpec.of(obs_spec)
+        c, obs_spec = config or cls.settings(), ObsSpec.of(obs_spec)
         velocity_key, distilled_key = jax.random.split(key)
         field = lambda k: VelocityField.init(k, obs_spec, action_dim, c)  # noqa: E731
         head = lambda k: MLP.init(k, obs_spec.dim + action_dim, c.value_hidden_dims, 1, c.layer_norm)  # noqa: E731
@@ -452,11 +453,16 @@ class FloqCritic(Critic):
         c = self.config
         steps = c.critic_flow_steps if num_steps is None else num_steps
         if integration != "fused":
-            folded = integration == "folded"
-            value = lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, solver or c.solver)  # noqa: E731
-            return jax.vmap(value)(self.velocity)
+            return self._ends(z_0, obs, act, scale, steps, solver, integration == "folded")
         kernels.check_machine()
         field, settings = self.velocity, kernels.Settings(steps, c.num_bins, c.sigma)
         assert isinstance(field.body, PlainBody)  # the settings were checked
         support = scale.support(c.reward_offset)
         return kernels.integrate_fused(field.entry, field.body, jnp.concatenate([obs, act]), z_0, *support, settings)
+
+    def _ends(
+        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, steps: int, solver: Solver | None, folded: bool
+    ):
+        """Return the end of each member's path, without a kernel."""
+        rule: Solver = solver or self.config.solver
+        return jax.vmap(lambda member: integrate(member.at(obs, act, scale, folded), z_0, steps, rule))(self.velocity)

@@ -7,16 +7,16 @@ matters.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.critics.base import Info, Ranking, ReturnScale
-from floq.critics.floq import FloqCritic, Integration, IteratedConfig, VelocityField
+from floq.critics.floq import FloqCritic, IteratedConfig, VelocityField
 from floq.flow import Solver
 from floq.utils.errors import UserError
-from floq.utils.obs_spec import ObsSpec
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class LoopedConfig(IteratedConfig):
 class LoopedCritic(FloqCritic):
     """Ensemble of networks that are applied K times, and the distilled critic that the actor maximises."""
 
-    @classmethod
-    def init(
-        cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: IteratedConfig | None = None
-    ) -> "FloqCritic":
-        return super().init(key, obs_spec, action_dim, config or LoopedConfig())
+    settings: ClassVar[type[IteratedConfig]] = LoopedConfig
 
     def loss(self, obs, act, target, scale: ReturnScale, key) -> tuple[Float[Array, ""], Info]:
         """Compute sum_i (z_{i+1} - y)^2, averaged over members, plus the distilled critic's loss."""
@@ -67,17 +63,10 @@ class LoopedCritic(FloqCritic):
     def _source(self, key, samples: int, scale: ReturnScale) -> Float[Array, " samples"]:
         return jnp.full(samples, self._middle(scale))
 
-    def _members_from(
-        self,
-        z_0: Float[Array, ""],
-        obs,
-        act,
-        scale: ReturnScale,
-        num_steps: int | None = None,
-        solver: Solver | None = None,
-        integration: Integration = "plain",
-    ) -> Float[Array, " members"]:
-        return self._iterates(z_0, obs, act, scale, num_steps, integration == "folded")[:, -1]
+    def _ends(
+        self, z_0: Float[Array, ""], obs, act, scale: ReturnScale, steps: int, solver: Solver | None, folded: bool
+    ):
+        return self._iterates(z_0, obs, act, scale, steps, folded)[:, -1]
 
     def _iterates(
         self,
