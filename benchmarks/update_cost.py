@@ -3,19 +3,18 @@
     python benchmarks/update_cost.py [--env_name scene-play-singletask-v0] [--sizes 37 5] [--steps 5] [--runs 1]
 
 Random data; network sizes and other settings of the task, but K = 8 and eight iid source samples in the first three
-rows. Prints milliseconds per update, the best of three tries, and each as a ratio to FQL, in time and in the
-operations of the traced program; and what they come to, operations per second.
+rows; float32, but where a row is in bf16. Prints milliseconds per update, the best of three tries, and each as a ratio
+to FQL, in time and in the operations of the traced program; and what they come to, operations per second.
 """
 
 import argparse
 import dataclasses
-import platform
 from datetime import date
 
 from floq.analysis.cost import cost_of
 from floq.runs.config import configure
 from floq.training.bench import best_in_turn, fleet_of, synthetic_data
-from floq.utils.machine import cores, use_all_cores
+from floq.utils.machine import cores, processor, use_all_cores
 
 PUBLISHED = {
     "critic_flow_steps": 8,
@@ -36,11 +35,13 @@ def main() -> None:
     use_all_cores(options.runs)
     data = synthetic_data(*options.sizes)
     configs = {
-        "floq, published": configure(options.env_name, **PUBLISHED),
+        "floq, published": configure(options.env_name, precision="f32", **PUBLISHED),
         "    in bf16": configure(options.env_name, precision="bf16", **PUBLISHED),
-        "    folded": configure(options.env_name, integration="folded", **PUBLISHED),
-        "floq, fast": configure(options.env_name, preset="fast"),
-        "fql": configure(options.env_name, "fql"),
+        "    folded": configure(options.env_name, precision="f32", integration="folded", **PUBLISHED),
+        "floq, fast": configure(options.env_name, preset="fast", precision="f32"),
+        "    fast in bf16": configure(options.env_name, preset="fast", precision="bf16"),
+        "fql": configure(options.env_name, "fql", precision="f32"),
+        "    fql in bf16": configure(options.env_name, "fql", precision="bf16"),
     }
     fleets = {name: fleet_of(config, options.runs, data) for name, config in configs.items()}
     for fleet in fleets.values():
@@ -48,7 +49,7 @@ def main() -> None:
     calls = {name: fleet.advance for name, fleet in fleets.items()}
     best = best_in_turn(calls, {name: options.steps for name in fleets})
     work = {name: cost_of(config.agent, *options.sizes).update_flops for name, config in configs.items()}
-    print(f"{date.today()}, {platform.machine()}, {cores()} cores, {options.env_name}, {options.runs} runs")
+    print(f"{date.today()}, {processor()}, {cores()} cores, {options.env_name}, {options.runs} runs")
     print(f"{'agent':<16} {'K':>3} {'ms':>9} {'to fql':>7} {'GFLOP':>8} {'to fql':>7} {'GFLOP/s':>8}")
     for name, seconds in best.items():
         k = dataclasses.asdict(configs[name].agent.critic).get("critic_flow_steps", "-")

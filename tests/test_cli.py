@@ -102,7 +102,7 @@ WRONG = [
     ),
     (["trian"], "did you mean 'train'?"),
     (["train", "--offline_steps=many"], "Error parsing --offline_steps"),
-    (["train", "--precision=fp16"], "Expected one of ('tf32', 'f32', 'bf16')"),
+    (["train", "--precision=fp16"], "Expected one of ('auto', 'tf32', 'f32', 'bf16')"),
     (["train", "--batch_devices=3"], "--batch_devices=3: does not divide --agent.batch_size=128"),
     (["train", "--agent.integration=fused"], "give --precision=bf16"),
     (["train", "--agent.integration=folded", "--agent.layer_norm=False"], "use plain"),

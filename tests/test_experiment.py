@@ -212,7 +212,11 @@ FIRST = 'name = "one"'
         ('"agent.batch_size" = 16', '"agent.lr" = "0.1"', "agent.lr = '0.1': must be a number"),
         ('"agent.batch_size" = 16', '"agent.value_hidden_dims" = 8', "value_hidden_dims = 8: must be a list"),
         ('"agent.batch_size" = 16', '"agent.value_hidden_dims" = [8.5]', r"= 8\.5: must be a whole number"),
-        ('"agent.batch_size" = 16', 'precision = "f16"', "precision = 'f16': must be one of 'tf32', 'f32', 'bf16'"),
+        (
+            '"agent.batch_size" = 16',
+            'precision = "f16"',
+            "precision = 'f16': must be one of 'auto', 'tf32', 'f32', 'bf16'",
+        ),
         ('match_to = "one"', "", "match needs match_to"),
         ('match_to = "one"', 'match_to = "on"', "match_to = 'on' is not a group; did you mean 'one'"),
         ('match_to = "one"', 'match_to = "two"', "is matched itself"),
@@ -261,6 +265,7 @@ def test_missing_files(write, tmp_path):
 
 LEARNING = dataclasses.fields(LearningSettings)
 COMPARED = {
+    "precision.toml": {"precision"},
     "online.toml": {"utd"},
     "online_maze.toml": {"utd"},
     "best_of_n.toml": {"num_candidates"},

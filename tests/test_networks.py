@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 
+from floq.networks.cpu import row_mean
 from floq.networks.mlp import (
     MLP,
     Activation,
@@ -108,6 +109,16 @@ def test_a_vmapped_ensemble_equals_a_looped_one():
 def test_all_leaves_are_arrays():
     for net in (MLP.init(key(), 3, (8,), 2, layer_norm=True), ResidualBody.init(key(), 8, 2, 1, 1, True, False)):
         assert all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(net))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_row_means_under_vmap_and_grad(axis):
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    mean = jax.vmap(jax.vmap(row_mean, min(axis, 1)), axis)
+    wanted = jnp.mean(jnp.moveaxis(jnp.moveaxis(x, axis, 0), 1 + min(axis, 1), 1), axis=-1)
+    np.testing.assert_allclose(mean(x), wanted, rtol=1e-5, atol=1e-6)
+    of_mean, of_wanted = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (row_mean, lambda x: x.mean(-1)))
+    np.testing.assert_allclose(of_mean, of_wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_folded_layer_norms_compute_the_same():

@@ -15,7 +15,7 @@ import pytest
 from helpers import ACTOR, CATEGORICAL, FLOQ, QUANTILE, SCALAR, optimised
 
 from floq.actors import BestOfNConfig, DeterministicConfig, FixedConfig, GaussianConfig
-from floq.agent.agent import Agent, zeros_like_info
+from floq.agent.agent import Agent
 from floq.agent.config import AgentConfig
 from floq.agent.state import ValueRange
 from floq.critics import FloqCritic, LoopedConfig, QuantileCritic
@@ -117,8 +117,8 @@ def learn(critic, actor="fql", probes=PROBES, updates=UPDATES) -> dict[str, Agen
         agent = Agent.init(jax.random.key(0), 1, 1, config)
         agent = dataclasses.replace(agent, value_range=value_range)
         step = lambda i, carry: carry[0].update(batch(number, jax.random.fold_in(jax.random.key(1), i)))  # noqa: E731
-        info = zeros_like_info(agent, batch(number, jax.random.key(2)))
-        return jax.lax.fori_loop(0, updates, step, (agent, info))[0]
+        info = jax.eval_shape(step, 0, (agent, None))[1]
+        return jax.lax.fori_loop(0, updates, step, (agent, jax.tree.map(lambda x: jnp.zeros(x.shape), info)))[0]
 
     with optimised():
         agents = run(jnp.arange(len(probes)), jax.tree.map(lambda *x: jnp.stack(x), *ranges))

@@ -1,6 +1,7 @@
 """A run folder as `floq train` leaves it: files, checkpoints, evaluation from the checkpoint."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -14,10 +15,12 @@ from hostile import edit_json, sign_manifest
 from floq import cli
 from floq.analysis import pictures
 from floq.analysis.evaluate_run import evaluate_run
+from floq.networks.precision import PUBLISHED
 from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.runs.loggers import CsvLogger, read_csv
 from floq.runs.run import Run
+from floq.sweep.jobs import runs_of
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 
@@ -35,7 +38,16 @@ def test_folder_and_files(run_dir):
     assert config["agent"]["block_width"] == 8
     assert config["protocol"] == "3 episodes, success_timing=post, label_timing=pre"
     assert {"floq", "jax", "ogbench"} <= set(config["versions"])
-    assert run_dir.name.endswith(Run.open(run_dir).config.digest())
+
+
+def test_a_precision_of_auto_is_written_resolved_and_hashed_as_it_was_given(run_dir):
+    """So that machines of all kinds give a run the same name, and a resumed one goes on as it began."""
+    found = Run.open(run_dir).config
+    given = dataclasses.replace(found, precision="auto")
+    assert found.precision == given.precision_here == PUBLISHED  # layers of 8 gain nothing in bfloat16
+    assert run_dir.name.endswith(given.digest())
+    assert run_dir in [run.folder for run in runs_of(given)]
+    assert given.precision_note == f"; precision {PUBLISHED} (auto)"
 
 
 def test_logs(run_dir):

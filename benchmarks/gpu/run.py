@@ -56,7 +56,6 @@ STEPS = {
         150,
     ),
     "bench_fused": _bench("bench_fused", 120, "--agent.integration=fused"),
-    "bench_folded": _bench("bench_folded", 120, "--agent.integration=folded"),
     "bench_fast": _bench("bench_fast", 100, "--preset=fast"),
     "bench_tf32": _bench("bench_tf32", 100, "--precision=tf32"),
     "curve": Step(

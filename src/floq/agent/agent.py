@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from floq.actors import ACTORS, Actor
 from floq.actors.fixed import one_of
@@ -19,7 +19,7 @@ from floq.agent.state import ADAM, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.critics.base import Ranking
 from floq.networks.mlp import effective_rank
-from floq.networks.precision import PUBLISHED, Precision, cast_for_compute, matmul_precision
+from floq.networks.precision import PUBLISHED, Precision, matmul_precision
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Size, convert
@@ -289,7 +289,7 @@ class Agent(eqx.Module):
 
     def _targets(self, batch: Batch, key: PRNGKeyArray, noise_std: float = 0.0) -> Float[Array, " batch *y"]:
         acting = self.params.actor if self.target_actor is None else self.target_actor
-        critic, online, actor = cast_for_compute((self.target, self.params.critic, acting), self.precision)
+        critic, online, actor = self.target, self.params.critic, acting
 
         def target(reward, mask, next_obs, drawn, key):
             policy = actor.target_act
@@ -326,14 +326,13 @@ class Agent(eqx.Module):
         return jax.vmap(actor.target_penalty)(batch["next_observations"], next_acts, valid, keys)
 
     def _critic_loss(self, critic: Critic, batch: Batch, targets: Array, key: PRNGKeyArray):
-        critic = cast_for_compute(critic, self.precision)
         keys = jax.random.split(key, targets.shape[0])
         loss = jax.vmap(lambda obs, act, y, key: critic.loss(obs, act, y, self.scale, key))
         losses, info = loss(batch["observations"], batch["actions"], targets, keys)
         return jnp.mean(losses), _named_means("critic", info)
 
     def _actor_loss(self, actor: Actor, batch: Batch, key: PRNGKeyArray):
-        actor, critic = cast_for_compute((actor, self.params.critic), self.precision)
+        critic = self.params.critic
 
         def loss(obs, act, key):
             act_key, value_key = jax.random.split(key)
@@ -397,8 +396,3 @@ def _vector(what: str, given: Any, shape: tuple[int, ...]) -> Array:
         many = "; jax.vmap takes many at once" if array.shape[1:] == shape else ""
         raise UserError(f"{what} has shape {array.shape}; this agent takes {shape}{many}")
     return array
-
-
-def zeros_like_info(agent: Agent, batch: PyTree) -> Info:
-    """Return the info dictionary of `update`, all zeros: the initial carry of a compiled training loop."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(agent.update, batch)[1])

@@ -46,6 +46,7 @@ def check_tasks(configs: Iterable[Config]) -> None:
 
 def print_configs(configs: list[Any]) -> None:
     """Print one JSON object: the configuration; of several, a list where they differ."""
+    configs = [config.on_this_machine() for config in configs]
     shown = configs[0].to_json()
     others = [config.to_json() for config in configs]
     for values, theirs in ((shown["agent"], [other["agent"] for other in others]), (shown, others)):

@@ -44,6 +44,12 @@ class AggregationSettings(Settings):
         """Members that the TD target combines."""
         raise NotImplementedError
 
+    @property
+    def hidden_width(self) -> int:
+        """Width of the hidden layers in which an update spends most of its time; 0 if a critic does not say it, and
+        then --precision=auto stays with the published one."""
+        return 0
+
     def random_pair(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, Int[Array, " 2"] | None]:
         """Draw two different members for q_agg=min_pair. Returns a key for what follows, and the pair; otherwise `key`
         itself and None. Consumes `key`."""

@@ -34,6 +34,10 @@ class CategoricalConfig(ValueEnsembleConfig):
     """Widens the support by this share of the return range on both sides: more than two bins, so that the extreme
     returns fit in with their smoothing."""
 
+    @property
+    def hidden_width(self) -> int:
+        return max(self.value_hidden_dims)
+
 
 class CategoricalCritic(EnsembleCritic):
     """Ensemble of networks that output the logits of a histogram; Q is its mean."""

@@ -29,7 +29,7 @@ from floq.critics.base import (
 from floq.flow import NoiseScheme, Solver, curvature, flow_matching_loss, integrate, source_nodes, trajectory
 from floq.networks import kernels
 from floq.networks.embeddings import NumEdges, TimeEmbedding, embed_time, histogram, scale_to_unit, time_embedding_size
-from floq.networks.mlp import MLP, FoldedBody, PlainBody, ResidualBody, SplitLinear, ensemble
+from floq.networks.mlp import MLP, PlainBody, ResidualBody, SplitLinear, ensemble, folded_if
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Count, Depth, HiddenDims, Mark, NonNegativeFloat, PositiveFloat, Size
@@ -74,7 +74,8 @@ class IteratedConfig(AggregationSettings):
     z_0 + v(0, z_0), which saves the integration; or the TD target."""
     integration: Integration = "plain"
     """How targets and distilled values are integrated. folded: LayerNorm as part of the product after it, equal up to
-    rounding. fused: one kernel in bfloat16, on Hopper GPUs; not measured on hardware yet."""
+    rounding, as always with --precision=bf16. fused: one kernel in bfloat16, on Hopper GPUs; not measured on hardware
+    yet."""
     embed_time: bool = True
     """Published switch: True feeds cos(t), False raw t. `time_embedding` overrides it."""
     time_embedding: TimeEmbedding | None = None
@@ -127,6 +128,10 @@ class IteratedConfig(AggregationSettings):
     @property
     def num_members(self) -> int:
         return self.flow_num_ensembles
+
+    @property
+    def hidden_width(self) -> int:
+        return self.block_width
 
     @property
     def time(self) -> TimeEmbedding:
@@ -203,9 +208,7 @@ class VelocityField(eqx.Module):
     ) -> Callable[[Float[Array, ""], Float[Array, ""]], Float[Array, ""]]:
         """Return the velocity as a function of (z, t) alone; the part that depends on (s, a) is computed once, here.
         `folded` computes the same in fewer passes, which is faster where no gradient is needed."""
-        body = self.body
-        if folded and isinstance(body, PlainBody):
-            body = FoldedBody.of(body)
+        body = folded_if(self.body, folded)
         fixed = self.entry.fixed(jnp.concatenate([obs, act]))
         return lambda z, t: body(fixed + self.entry.varying(self._embedded(z, t, scale)))[0]
 

@@ -36,6 +36,10 @@ class QuantileConfig(EnsembleConfig):
     quantile_embed_dim: Size = 64
     """Number of cosines."""
 
+    @property
+    def hidden_width(self) -> int:
+        return max(self.value_hidden_dims)
+
 
 class QuantileCritic(Critic):
     """Ensemble of implicit quantile networks."""

@@ -38,6 +38,10 @@ class ScalarConfig(ValueEnsembleConfig):
         """Hidden layers of a plain network."""
         return self.value_hidden_dims or (self.block_width,) * self.block_depth
 
+    @property
+    def hidden_width(self) -> int:
+        return self.block_width if self.use_resnets else max(self.hidden_dims)
+
 
 class ScalarCritic(EnsembleCritic):
     """Ensemble of scalar Q-networks."""

@@ -10,6 +10,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.agent.policy import Policy
+from floq.networks.cpu import mean_p
 from floq.utils.obs_spec import ObsSpec
 
 DRAWS = {"_normal": "normal", "_uniform": "uniform"}  # functions of jax.random, by their names in a program
@@ -44,6 +45,8 @@ class Interpreter:
             inner = next((p[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in p), None)
             if inner is not None and p.get("name") in DRAWS:
                 outputs = self._draw(equation, inner, given)
+            elif equation.primitive is mean_p:
+                outputs = self._inline(lambda x: jnp.mean(x, axis=-1), [equation.invars[0].aval], given)
             elif equation.primitive.name == "scan":
                 outputs = self._unroll(equation, given)
             elif inner is not None and equation.primitive.name not in ("while", "cond"):

@@ -4,8 +4,7 @@ Every network is `body(entry(x))`: an entry layer that computes the first pre-ac
 layers. The velocity field has a split entry layer, because the contribution of (s, a) is constant during an
 integration.
 
-Hidden layers compute in the type of the matrices (`precision.py` lowers it); the last layer accumulates in at least
-float32, since bfloat16 would round a value of -150 to an integer. With float64 weights all is float64.
+Products are those of `precision.py`, in the precision of the context. With float64 weights all is float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +14,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from floq.networks.cpu import row_mean
+from floq.networks.precision import in_bf16, product
 
 NORM_EPS = 1e-6  # Flax's default, which the published code relies on; Equinox's is 1e-5
 Module = TypeVar("Module", bound=eqx.Module)
@@ -37,7 +39,7 @@ class Linear(eqx.Module):
         return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
 
     def __call__(self, x: Float[Array, " size_in"], is_head: bool = False) -> Float[Array, " size_out"]:
-        return _product(x, self.weight, self.bias, is_head)
+        return product(x, self.weight, is_head) + self.bias
 
 
 class SplitLinear(eqx.Module):
@@ -55,32 +57,15 @@ class SplitLinear(eqx.Module):
 
     def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
         """Compute W_x x + b, the part that is independent of y."""
-        return _product(x, self.weight_x, self.bias)
+        return product(x, self.weight_x) + self.bias
 
     def varying(self, y: Float[Array, " size_y"]) -> Float[Array, " size_out"]:
         """Compute W_y y, the part that depends on y."""
-        return _product(y, self.weight_y)
-
-
-def _product(
-    x: Float[Array, " size_in"],
-    weight: Float[Array, "size_in size_out"],
-    bias: Float[Array, " size_out"] | None = None,
-    is_head: bool = False,
-) -> Float[Array, " size_out"]:
-    """Compute x W + b in the type of W; that of a head accumulated in at least float32."""
-    result_type = _at_least_f32(weight.dtype) if is_head else weight.dtype
-    y = jnp.matmul(x.astype(weight.dtype), weight, preferred_element_type=result_type)
-    return y if bias is None else y + bias.astype(y.dtype)
-
-
-def _at_least_f32(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
+        return product(y, self.weight_y)
 
 
 class LayerNorm(eqx.Module):
-    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax. Computes in at
-    least float32."""
+    """Layer normalisation in one pass over x: the variance is E[x^2] - E[x]^2, as in Flax."""
 
     scale: Float[Array, " size"]
     shift: Float[Array, " size"]
@@ -92,19 +77,23 @@ class LayerNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         mean, rstd = _moments(x)
-        return ((x.astype(mean.dtype) - mean) * rstd * self.scale + self.shift).astype(x.dtype)
+        return (x - mean) * rstd * self.scale + self.shift
 
 
 def _moments(x: Float[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the mean of x and one over its standard deviation, in at least float32."""
-    x = x.astype(_at_least_f32(x.dtype))
-    mean = jnp.mean(x)
-    variance = jnp.maximum(jnp.mean(jnp.square(x)) - jnp.square(mean), 0.0)
+    """Return the mean of x and one over its standard deviation."""
+    mean = row_mean(x)
+    variance = jnp.maximum(row_mean(jnp.square(x)) - jnp.square(mean), 0.0)
     return mean, jax.lax.rsqrt(variance + NORM_EPS)
 
 
+def gelu(x: Float[Array, " size"]) -> Float[Array, " size"]:
+    """Compute GELU in its tanh form, Flax's default."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 class Activation(eqx.Module):
-    """GELU (tanh form), then LayerNorm if there is one; LayerNorm first if `norm_last` is False."""
+    """GELU, then LayerNorm if there is one; LayerNorm first if `norm_last` is False."""
 
     norm: LayerNorm | None
     norm_last: bool = eqx.field(static=True)
@@ -116,10 +105,8 @@ class Activation(eqx.Module):
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         if self.norm is None:
-            return jax.nn.gelu(x, approximate=True)
-        if self.norm_last:
-            return self.norm(jax.nn.gelu(x, approximate=True))
-        return jax.nn.gelu(self.norm(x), approximate=True)
+            return gelu(x)
+        return self.norm(gelu(x)) if self.norm_last else gelu(self.norm(x))
 
 
 class PlainBody(eqx.Module):
@@ -169,17 +156,23 @@ class FoldedBody(eqx.Module):
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         for number, linear in enumerate(self.linears):
-            y = jax.nn.gelu(x, approximate=True)
-            product = _product(y, linear.weight, is_head=number == len(self.linears) - 1)
-            x = product * _moments(y)[1].astype(product.dtype) + linear.bias.astype(product.dtype)
+            y = gelu(x)
+            x = product(y, linear.weight, is_head=number == len(self.linears) - 1) * _moments(y)[1] + linear.bias
         return x
 
 
 def fold_layer_norm(norm: LayerNorm, linear: Linear) -> Linear:
     """Fold a LayerNorm into the layer after it, whose input is then only divided by the std of a row."""
     scaled = norm.scale[:, None] * linear.weight
-    weight = (scaled - jnp.mean(scaled, axis=0, keepdims=True)).astype(linear.weight.dtype)
-    return Linear(weight, linear.bias + norm.shift @ linear.weight.astype(norm.shift.dtype))
+    weight = scaled - jnp.mean(scaled, axis=0, keepdims=True)
+    return Linear(weight, linear.bias + jnp.matmul(norm.shift, linear.weight, precision="highest"))
+
+
+def folded_if(body: "PlainBody | ResidualBody", wanted: bool) -> "PlainBody | ResidualBody | FoldedBody":
+    """Return the body with its LayerNorms folded, if that is wanted or the context is bf16, and it has any to fold."""
+    if isinstance(body, PlainBody) and body.activations[0].norm and (wanted or in_bf16()):
+        return FoldedBody.of(body)
+    return body
 
 
 class ResidualBody(eqx.Module):
@@ -239,7 +232,7 @@ class MLP(eqx.Module):
         return cls(Linear.init(entry_key, size_in, hidden_dims[0]), body)
 
     def __call__(self, x: Float[Array, " size_in"]) -> Float[Array, " size_out"]:
-        return self.body(self.entry(x))
+        return folded_if(self.body, False)(self.entry(x))
 
     def features(self, x: Float[Array, " size_in"]) -> Float[Array, " features"]:
         """Return the input of the last layer."""

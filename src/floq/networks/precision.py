@@ -1,28 +1,56 @@
 """Precision in which networks compute. Weights, optimiser, z, targets and losses are always float32."""
 
+import math
 from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float
+
+from floq.networks.cpu import bf16_product
+from floq.utils.machine import cpu_flags
 
 Precision: TypeAlias = Literal["tf32", "f32", "bf16"]
 """tf32: float32 with products in TF32 on GPUs that have it, as published. f32: full float32 everywhere. bf16: products
-and hidden layers in bfloat16, LayerNorm's statistics and the outputs of every network in float32."""
+of hidden layers, and of their gradients, in bfloat16 with float32 sums, and LayerNorms folded into them."""
+
+PrecisionSetting: TypeAlias = Literal["auto", "tf32", "f32", "bf16"]
+"""auto: what `fast_precision` says."""
 
 PUBLISHED: Precision = "tf32"
+_JAX_NAMES = {"tf32": "tensorfloat32", "f32": "float32", "bf16": "BF16_BF16_F32"}
+
+FAST_WIDTHS = {"amx_bf16": 256, "avx512_bf16": 64}
+"""By flag of a CPU, of which the first counts, the width of hidden layers from which an update in bf16 was measured to
+be faster (docs/cost.md)."""
+
+
+def fast_precision(width: int) -> Precision:
+    """Return the precision of `auto` for hidden layers of this width: bf16 on CPUs that multiply it faster."""
+    if jax.default_backend() != "cpu":
+        return PUBLISHED
+    least = next((least for flag, least in FAST_WIDTHS.items() if flag in cpu_flags()), math.inf)
+    return "bf16" if width >= least else PUBLISHED
 
 
 def matmul_precision(precision: Precision):
-    """Return a context in which float32 products are traced in `precision`. Devices without TF32 use float32; products
-    of bfloat16 are unaffected."""
-    return jax.default_matmul_precision("float32" if precision == "f32" else "tensorfloat32")
+    """Return a context in which networks are traced in `precision`. Devices without TF32 use float32."""
+    return jax.default_matmul_precision(_JAX_NAMES[precision])
 
 
-def cast_for_compute(tree: PyTree, precision: Precision) -> PyTree:
-    """Return the networks in the type in which they compute: for bf16 a copy with bfloat16 matrices, through which
-    gradients reach the float32 ones; otherwise the tree itself."""
-    if precision != "bf16":
-        return tree
-    is_matrix = lambda path: getattr(path[-1], "name", "").startswith("weight")  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(jnp.bfloat16) if is_matrix(path) else x, tree)
+def in_bf16() -> bool:
+    """Return whether the context is that of bf16."""
+    return jax.config.values["jax_default_matmul_precision"] == _JAX_NAMES["bf16"]
+
+
+def product(
+    x: Float[Array, " size_in"], weight: Float[Array, "size_in size_out"], is_head: bool = False
+) -> Float[Array, " size_out"]:
+    """Compute x W in the precision of the context; that of a head, which bfloat16 would round, at least in TF32.
+
+    In bf16 the result is float32 on CPUs, whose products write nothing else as fast, and bfloat16 on GPUs, which wait
+    for memory."""
+    if is_head or not in_bf16():
+        return jnp.matmul(x, weight, precision=_JAX_NAMES["tf32"] if in_bf16() else None)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return bf16_product(x, weight, dtype)

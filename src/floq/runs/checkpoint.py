@@ -128,8 +128,8 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     manifest = _manifest(path, remedy)
     try:
         saved = Manifest.of(manifest)
-        given = saved.obs_size, saved.act_size, saved.config.agent
-        template = jax.eval_shape(lambda: Agent.init(jax.random.key(0), *given, precision=saved.config.precision))
+        given = jax.random.key(0), saved.obs_size, saved.act_size, saved.config.agent
+        template = jax.eval_shape(lambda: Agent.init(*given, precision=saved.config.precision_here))
     except (UserError, ValueError, OverflowError, TypeError, MemoryError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
     digests = manifest[DIGESTS]

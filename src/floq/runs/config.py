@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from floq.agent.config import AGENTS, AgentConfig, removed_settings, settings_type
 from floq.agent.config import LearningSettings as LearningSettings  # under this name users have it
 from floq.data.options import DataOptions, check_range
-from floq.networks.precision import PUBLISHED, Precision
+from floq.networks.precision import PUBLISHED, Precision, PrecisionSetting, fast_precision
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import SUFFIX, looks_like_path
 from floq.utils.schema import (
@@ -126,8 +126,9 @@ class Config(DataOptions):
     """Arguments of the environment's constructor; on the command line --env_kwargs.NAME=VALUE."""
     normalize_observations: bool = False
     """Give observations mean 0 and standard deviation 1."""
-    precision: Precision = PUBLISHED
-    """Precision of updates: tf32 is float32 with products in TF32 on GPUs that have it (as published); f32; bf16."""
+    precision: PrecisionSetting = PUBLISHED
+    """Precision of updates: tf32 is float32 with products in TF32 on GPUs that have it (as published); f32; bf16; auto
+    is bf16 on CPUs that compute it faster, elsewhere tf32."""
     batch_devices: Positive = 1
     """Devices that share the batch of each run; the others train other runs."""
     on_divergence: Annotated[Literal["stop", "rewind"], Mark.RESUMABLE, Mark.HASHED_IF_SET] = "stop"
@@ -263,6 +264,24 @@ class Config(DataOptions):
         return task_name(self.env_name, self.dataset)
 
     @property
+    def precision_here(self) -> Precision:
+        """The precision on this machine; that of auto is asked of JAX, which starts."""
+        if self.precision != "auto":
+            return self.precision
+        return fast_precision(getattr(self.agent.critic, "hidden_width", 0))
+
+    @property
+    def precision_note(self) -> str:
+        """Says the precision where it is not the published one, behind the name of the device."""
+        if self.precision == "auto":
+            return f"; precision {self.precision_here} (auto)"
+        return "" if self.precision == PUBLISHED else f"; precision {self.precision}"
+
+    def on_this_machine(self) -> "Config":
+        """Return the configuration with `precision_here`, as config.json has it."""
+        return dataclasses.replace(self, precision=self.precision_here)
+
+    @property
     def data_options(self) -> DataOptions:
         """How the data are read."""
         return DataOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DataOptions)})
@@ -389,6 +408,8 @@ def configure(
     if actor != AGENTS[name][1]:
         has -= {"alpha"}  # the family's alpha is the weight of another actor's loss, in other units
     run: dict[str, Any] = {} if path_form else dict(_TABLES["run"].get(task, {}))
+    if not path_form:
+        run |= {key: value for key, value in published.items() if key in run_names}
     flat = {key: value for key, value in published.items() if key in has}
     for key, value in settings.items():
         (run if key in run_names else flat)[key] = value

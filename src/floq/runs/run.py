@@ -55,7 +55,8 @@ class Run:
         """Make the folder `save_dir/project/group/env/sd<seed>_<time>_<hash>` and write `config.json`.
 
         Args:
-            config: the resolved configuration.
+            config: the resolved configuration. Its hash is that of a precision of auto, and what this is here is
+                written.
             records: `versions` of packages and a description of the `data`, stored beside it.
 
         Raises:
@@ -63,6 +64,7 @@ class Run:
         """
         stamp = time.strftime("%Y%m%d_%H%M%S")
         folder = cls.parent(config) / f"sd{config.seed:03d}_{stamp}_{config.digest()}"
+        config = config.on_this_machine()
         partial = folder.with_name(f".{folder.name}.partial")  # a folder with a run's name must be complete
         try:
             if folder.exists():
@@ -255,7 +257,11 @@ def protocol(config: Config) -> str:
 def make_agent(config: Config, train_data: Dataset) -> Agent:
     """Return the initial agent of a run with this configuration and this data."""
     stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
-    given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision}
+    given = {
+        "reward_range": train_data.reward_range(),
+        "obs_stats": stats,
+        "precision": config.on_this_machine().precision,
+    }
     obs_spec, action_dim = train_data.dims
     width = config.agent.action_chunk * action_dim
     return Agent.init(Keys.of(config.seed).agent, obs_spec, width, config.agent, **given)

@@ -50,9 +50,11 @@ class Entry:
 def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
     """Return the runs of an experiment, group by group and task by task. Raises UserError if a group, a setting or a
     task of the file is wrong."""
-    named, datasets = experiment.budget.data, {ogbench.dataset_name(task) for task in experiment.budget.tasks}
+    named, datasets = experiment.budget.data, {ogbench.dataset_name(task) for task in ogbench.names()}
     if unknown := sorted(named.keys() - datasets):
-        raise UserError(f"{experiment.budget.path}: data: {unknown[0]} is of no task{nearest(unknown[0], datasets)}")
+        raise UserError(
+            f"{experiment.budget.path}: data: no OGBench task has {unknown[0]}{nearest(unknown[0], datasets)}"
+        )
     resolved = {(g.name, task): resolve(experiment, g, task) for g in experiment.groups for task in experiment.tasks}
     for (_, task), config in resolved.items():
         if not config.from_scratch:
@@ -77,7 +79,8 @@ def runs_of(config: Config) -> list[Run]:
     """Return the runs with this resolved configuration and seed, the newest first. A run that was resumed with another
     number of steps is not among them."""
     runs = [Run.open(folder, makes_env=False) for folder in folders_of(config)]
-    return [run for run in runs if run.config == config]
+    there = lambda run: {"precision": run.config.precision} if config.precision == "auto" else {}  # noqa: E731
+    return [run for run in runs if run.config == dataclasses.replace(config, **there(run))]
 
 
 def folders_of(config: Config) -> list[Path]:

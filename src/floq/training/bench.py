@@ -95,7 +95,8 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[dict
         check_writable(path.parent, "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
     use_all_cores(max(fleets) * config.batch_devices)
-    display.note(f"device  {device()}")
+    display.note(f"device  {device()}{config.precision_note}")
+    config = config.on_this_machine()
     Layout.for_runs(max(fleets), config.batch_devices)  # complains early if there are too few devices
     check_built(config)
     obs_spec, action_dim = task_dims(config.make_env)
@@ -105,7 +106,7 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[dict
     display.note(f"{config.env_name}: {obs_spec.dim} observations, {action_dim} actions")
     precision = "f32" if config.precision == "tf32" and _backend() == "cpu" else config.precision  # a CPU has no TF32
     shapes = (square, square), (agent.batch_size * agent.critic.noise_samples, agent.critic.block_width)
-    peaks = [product_rate(*shape, config.precision) for shape in shapes]
+    peaks = [product_rate(*shape, config.precision_here) for shape in shapes]
     shown = [f"{rate / 1e12:.0f} TFLOP/s" if rate > 5e12 else f"{rate / 1e9:.0f} GFLOP/s" for rate in peaks]
     display.note(
         f"matrix products in {precision}, one device: {shown[0]} at {square} x {square}, {shown[1]} at the shape of a "
@@ -239,7 +240,8 @@ def product_rate(rows: int, width: int, precision: Precision) -> float:
 
     @jax.jit
     def products(x, weight):
-        return jax.lax.fori_loop(0, repeat, lambda _, x: jnp.matmul(x, weight, precision=how), x)
+        form = {"precision": how, "preferred_element_type": jnp.float32}
+        return jax.lax.fori_loop(0, repeat, lambda _, x: jnp.matmul(x, weight, **form).astype(dtype), x)
 
     run = lambda: jax.block_until_ready(products(x, weight))  # noqa: E731
     run()  # compiles

@@ -89,7 +89,7 @@ class Evaluation(NamedTuple):
         display: Display,
     ) -> "Evaluation":
         """Load the data, which are those of the run `origin` if the request says so, and draw the actions."""
-        display.note(f"device  {device()}")
+        display.note(f"device  {device()}{config.precision_note}")
         stats = [policy.agent.obs_stats for policy in policies if policy.agent is not None]
         if any(not np.array_equal(x, y) for other in stats[1:] for x, y in zip(other, stats[0], strict=True)):
             raise UserError(f"these policies normalise observations by different statistics: {ONE_BY_ONE}")

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from floq.agent.agent import Agent, Info, zeros_like_info
+from floq.agent.agent import Agent, Info
 from floq.agent.finite import OK
 from floq.agent.state import ValueRange
 from floq.data.arrays import Trajectories
@@ -314,13 +314,16 @@ def train_steps(
     are divided into calls. The step to stop at is traced: one program serves every length.
     """
 
+    def update(agent: Agent):
+        return agent.update_if_finite(divide_batch(sample_batch(agent, dataset, batch_key)))
+
     def step(carry):
-        agent, _, _ = carry
-        agent, info, fault = agent.update_if_finite(divide_batch(sample_batch(agent, dataset, batch_key)))
+        agent, info, fault = update(carry[0])
         return agent, fault, info
 
     goes_on = lambda carry: (carry[1] == OK) & (carry[0].step < stop)  # noqa: E731
-    info = zeros_like_info(agent, jax.eval_shape(lambda: sample_batch(agent, dataset, batch_key)))
+    # The same function of values of the same types: JAX traces it once.
+    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(update, agent)[1])
     return jax.lax.while_loop(goes_on, step, (agent, fault, info))
 
 

@@ -157,7 +157,7 @@ def resume_fleet(
         found = newest_common(old, display.note)
         step = found[0].step
         _check_steps(old[0].config, configs[0], step)
-        display.note(f"device  {device()}")
+        display.note(f"device  {device()}{configs[0].precision_note}")
         if all(run.is_finished for run in runs) and step == configs[0].total_steps:
             display.note(f"finished already, at step {step}; give more --offline_steps or --online_steps to train on")
             agents = [one.saved.agent for one in found if one.saved]

@@ -152,7 +152,7 @@ def _train_group(
     Layout.for_runs(len(configs), configs[0].batch_devices)  # complains early if there are too few devices
     with films_of(configs, display) as films, episodes_of(configs) as episodes:
         tasks = run_data.load_fleet_data(configs, display, data)
-        display.note(f"device  {device()}")
+        display.note(f"device  {device()}{configs[0].precision_note}")
         splits = [tasks[run_data.data_key(config)] for config in configs]
         agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)

@@ -4,6 +4,7 @@ JAX is imported where it is needed: worker processes import this file.
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib
@@ -186,11 +187,28 @@ def clear_jit_cache() -> None:
     gc.collect()  # other references to a program may be part of a cycle
 
 
-def processor_digest() -> str:
-    """Return 8 hexadecimal digits that identify the kind of processor and its instructions."""
+def processor() -> str:
+    """Return the processor's name, and its instructions for bfloat16 if it has any."""
+    names = {line.partition(":")[2].strip() for line in _cpu_lines("model name")}
+    fast = sorted(flag for flag in cpu_flags() if "bf16" in flag)
+    return ", ".join([*(sorted(names) or [platform.processor() or platform.machine()]), *fast])
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Return the names of the instruction sets of an x86 processor, as Linux has them; elsewhere none."""
+    return frozenset(flag for line in _cpu_lines("flags") for flag in line.split())
+
+
+def _cpu_lines(*starts: str) -> set[str]:
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    kinds = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
+    return {line for line in lines if line.startswith(starts)}
+
+
+def processor_digest() -> str:
+    """Return 8 hexadecimal digits that identify the kind of processor and its instructions."""
+    kinds = _cpu_lines("flags", "Features", "model name", "CPU part")
     described = "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
     return hashlib.sha256(described.encode()).hexdigest()[:8]
