@@ -20,7 +20,7 @@ PANEL = (6.4, 4.8)  # inches of a panel, at 100 dots
 COLUMNS = 3  # maximum number of episodes in a row
 WINDOWS = 50  # a trace that is longer gets a running mean, whose window is this fraction of it
 GREEN = "#3a8a2e"
-EARNED = "what the episode then earned, discounted (where the time limit cut it off, Q stands for the rest)"
+EARNED = "what it then earned, discounted (past the time limit: Q)"
 
 
 class Played(NamedTuple):
