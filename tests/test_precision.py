@@ -94,7 +94,7 @@ def test_products_of_two_gradients_and_of_one_input_for_many_weights():
     np.testing.assert_allclose(found, wanted, rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("critic", [pytest.param("floq", marks=pytest.mark.slow), "scalar"])
+@pytest.mark.parametrize("critic", [pytest.param("floq", marks=pytest.mark.slow), "scalar", "categorical", "quantile"])
 def test_bf16_computes_the_same_to_three_digits(critic):
     exact, rough = (agent_in(precision, critic) for precision in ("f32", "bf16"))
     batch = make_batch(64)

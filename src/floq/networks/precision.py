@@ -1,6 +1,9 @@
 """Precision in which networks compute. Weights, optimiser, z, targets and losses are always float32."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, TypeAlias
 
 import jax
@@ -18,7 +21,7 @@ PrecisionSetting: TypeAlias = Literal["auto", "tf32", "f32", "bf16"]
 """auto: what `fast_precision` says."""
 
 PUBLISHED: Precision = "tf32"
-_JAX_NAMES = {"tf32": "tensorfloat32", "f32": "float32", "bf16": "BF16_BF16_F32"}
+_in_bf16: ContextVar[bool] = ContextVar("in_bf16", default=False)
 
 FAST_WIDTHS = {"amx_bf16": 256, "avx512_bf16": 64}
 """By flag of a CPU, of which the first counts, the width of hidden layers from which an update in bf16 was measured to
@@ -33,14 +36,24 @@ def fast_precision(width: int) -> Precision:
     return "bf16" if width >= least else PUBLISHED
 
 
-def matmul_precision(precision: Precision):
-    """Return a context in which networks are traced in `precision`. Devices without TF32 use float32."""
-    return jax.default_matmul_precision(_JAX_NAMES[precision])
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Trace networks in `precision`: a context manager. Devices without TF32 use float32.
+
+    A function that JAX compiles must enter it within, since JAX does not see bf16 from outside and would take a program
+    of another precision from its cache.
+    """
+    token = _in_bf16.set(precision == "bf16")
+    try:
+        with jax.default_matmul_precision("float32" if precision == "f32" else "tensorfloat32"):
+            yield
+    finally:
+        _in_bf16.reset(token)
 
 
 def in_bf16() -> bool:
     """Return whether the context is that of bf16."""
-    return jax.config.values["jax_default_matmul_precision"] == _JAX_NAMES["bf16"]
+    return _in_bf16.get()
 
 
 def product(
@@ -51,6 +64,6 @@ def product(
     In bf16 the result is float32 on CPUs, whose products write nothing else as fast, and bfloat16 on GPUs, which wait
     for memory."""
     if is_head or not in_bf16():
-        return jnp.matmul(x, weight, precision=_JAX_NAMES["tf32"] if in_bf16() else None)
+        return jnp.matmul(x, weight)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return bf16_product(x, weight, dtype)
