@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ACT, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
+from helpers import ACT, CATEGORICAL, FLOQ, OBS, QUANTILE, SCALAR, agent_config, make_batch
 
 from floq.agent.agent import Agent
 from floq.networks import precision as precisions
 from floq.networks.mlp import MLP
 from floq.networks.precision import PUBLISHED, fast_precision, matmul_precision, product
 
-CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE}
+CRITICS = {"floq": FLOQ, "scalar": SCALAR, "quantile": QUANTILE, "categorical": CATEGORICAL}
 
 
 def agent_in(precision, critic="floq"):
