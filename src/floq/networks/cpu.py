@@ -103,8 +103,7 @@ def _vmap_product(args: Sequence[Array], axes: Sequence[int | None], *, indices:
     """Give the mapped axis an index of its own, in the product the place where `_product` leaves it."""
     new = 1 + max(i for own in indices for i in own)
     operands = [
-        own if axis is None else (*own[:axis], new, *own[axis:])
-        for own, axis in zip(indices[:2], axes, strict=True)
+        own if axis is None else (*own[:axis], new, *own[axis:]) for own, axis in zip(indices[:2], axes, strict=True)
     ]
     x, y, out = *operands, indices[2]
     if new not in x:
