@@ -288,8 +288,8 @@ class Agent(eqx.Module):
         return prepared
 
     def _targets(self, batch: Batch, key: PRNGKeyArray, noise_std: float = 0.0) -> Float[Array, " batch *y"]:
-        acting = self.params.actor if self.target_actor is None else self.target_actor
-        critic, online, actor = self.target, self.params.critic, acting
+        actor = self.params.actor if self.target_actor is None else self.target_actor
+        critic, online = self.target, self.params.critic
 
         def target(reward, mask, next_obs, drawn, key):
             policy = actor.target_act

@@ -24,8 +24,8 @@ PUBLISHED: Precision = "tf32"
 _in_bf16: ContextVar[bool] = ContextVar("in_bf16", default=False)
 
 FAST_WIDTHS = {"amx_bf16": 256, "avx512_bf16": 64}
-"""By flag of a CPU, of which the first counts, the width of hidden layers from which an update in bf16 was measured to
-be faster (docs/cost.md)."""
+"""By flag of a CPU, of which the first counts, the width of hidden layers from which an update in bf16 is taken to be
+faster (docs/cost.md)."""
 
 
 def fast_precision(width: int) -> Precision:

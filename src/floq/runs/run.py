@@ -257,11 +257,7 @@ def protocol(config: Config) -> str:
 def make_agent(config: Config, train_data: Dataset) -> Agent:
     """Return the initial agent of a run with this configuration and this data."""
     stats = ObsStats(*train_data.obs_stats()) if config.normalize_observations else None
-    given = {
-        "reward_range": train_data.reward_range(),
-        "obs_stats": stats,
-        "precision": config.on_this_machine().precision,
-    }
+    given = {"reward_range": train_data.reward_range(), "obs_stats": stats, "precision": config.precision_here}
     obs_spec, action_dim = train_data.dims
     width = config.agent.action_chunk * action_dim
     return Agent.init(Keys.of(config.seed).agent, obs_spec, width, config.agent, **given)

@@ -79,8 +79,8 @@ def runs_of(config: Config) -> list[Run]:
     """Return the runs with this resolved configuration and seed, the newest first. A run that was resumed with another
     number of steps is not among them."""
     runs = [Run.open(folder, makes_env=False) for folder in folders_of(config)]
-    there = lambda run: {"precision": run.config.precision} if config.precision == "auto" else {}  # noqa: E731
-    return [run for run in runs if run.config == dataclasses.replace(config, **there(run))]
+    # The folder's name has the precision that was given, auto perhaps, the run's configuration what it was there.
+    return [run for run in runs if dataclasses.replace(run.config, precision=config.precision) == config]
 
 
 def folders_of(config: Config) -> list[Path]:
