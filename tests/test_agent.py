@@ -207,17 +207,17 @@ LEARNED = [kind for _, kind in (*critics.CRITICS.values(), *actors.ACTORS.values
 @pytest.mark.parametrize("kind", LEARNED)
 def test_critics_and_actors_take_the_dimension_of_a_vector_for_its_specification(kind):
     init = lambda obs_spec: jax.eval_shape(lambda: kind.init(jax.random.key(0), obs_spec, ACT))  # noqa: E731
-    short, full, wider = init(OBS), init(ObsSpec(OBS)), init(ObsSpec(OBS + 1))
+    short, full, wider = init(OBS), init(ObsSpec.of(OBS)), init(ObsSpec.of(OBS + 1))
     assert eqx.tree_equal(short, full)
     assert not eqx.tree_equal(wider, full)
 
 
 def test_an_agent_knows_what_an_observation_is():
-    for given in (OBS, ObsSpec(OBS)):
+    for given in (OBS, ObsSpec.of(OBS)):
         agent = Agent.init(jax.random.key(0), given, ACT, agent_config(SCALAR))
-        assert (agent.obs_spec, agent.action_dim) == (ObsSpec(OBS), ACT)
+        assert (agent.obs_spec, agent.action_dim) == (ObsSpec.of(OBS), ACT)
         assert agent.act(agent.obs_spec.zeros(), jax.random.key(1)).shape == (ACT,)
-    assert ObsSpec.of(np.prod((OBS,))) == ObsSpec(OBS)
+    assert ObsSpec.of(np.prod((OBS,))) == ObsSpec.of(OBS)
     with pytest.raises(TypeError, match="'tuple'"):
         ObsSpec.of((OBS,))  # pyright: ignore[reportArgumentType]
 

@@ -161,7 +161,7 @@ def test_dictionaries_are_laid_end_to_end_and_is_success_counts(monkeypatch):
     gymnasium.register("test/Drawn-v0", Drawn)
     gymnasium.register("test/Picture-v0", Picture)
     try:
-        assert probe(environments.make("test/Drawn-v0")) == (ObsSpec(3), 1)
+        assert probe(environments.make("test/Drawn-v0")) == (ObsSpec.of(3), 1)
         slots = EnvSlots(EnvFactory("test/Drawn-v0"), [(0, 0)], num_slots=1)
         np.testing.assert_array_equal(slots.start([("test/Drawn-v0", (0,))], 1), [[1.0, 0.25, 0.5]])
         assert slots.step(np.zeros((1, 1)))[1] == [((0, 0), environments.EpisodeResult(1.0, 0.0, 1))]
@@ -180,7 +180,7 @@ def test_what_gymnasium_has_registered_is_gymnasiums(monkeypatch):
         for spelling in ("robot-play-v0", "robot-play", "test_envs:robot-play-v0"):
             assert not ogbench.is_dataset(spelling)
             assert not EnvFactory(spelling).is_heavy
-            assert probe(environments.make(spelling)) == (ObsSpec(3), 1)
+            assert probe(environments.make(spelling)) == (ObsSpec.of(3), 1)
         assert ogbench.is_dataset("cube-single-play-v0")
         assert ogbench.is_dataset("robot-noisy-v0")
     finally:

@@ -12,7 +12,6 @@ from floq.export.formats import Exportable, load_exported, write_exported
 from floq.export.operations import translate
 from floq.export.trace import TracedPolicy
 from floq.utils.errors import UserError
-from floq.utils.obs_spec import ObsSpec
 
 # --- operations, one by one ---
 
@@ -44,7 +43,7 @@ FUNCTIONS = {
 
 def traced_function(function, size=6):
     program = jax.make_jaxpr(lambda leaves, obs, key: function(obs))([], jnp.zeros(size), jax.random.key(0))
-    return TracedPolicy(program, [], [], ObsSpec(size))
+    return TracedPolicy(program, [], [], (size,))
 
 
 @pytest.mark.parametrize("form", ["numpy", "onnx"])
@@ -90,7 +89,7 @@ def test_what_has_no_operation_is_refused(function, says):
 
 def traced_draws(function):
     program = jax.make_jaxpr(lambda leaves, obs, key: function(key) + obs)([], jnp.zeros(4), jax.random.key(0))
-    return TracedPolicy(program, [], [], ObsSpec(4))
+    return TracedPolicy(program, [], [], (4,))
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_what_an_environment_does_wrong_is_named(register, kind, said):
     ],
 )
 def test_what_means_the_same_is_taken(register, kwargs):
-    assert probe(EnvFactory(register(Foreign, **kwargs))()) == (ObsSpec(2), 1)
+    assert probe(EnvFactory(register(Foreign, **kwargs))()) == (ObsSpec.of(2), 1)
 
 
 def test_a_wrong_environment_ends_the_command_before_data_are_read(register, capsys):
@@ -162,7 +162,7 @@ def test_a_run_is_not_evaluated_where_observations_have_other_parts(register, tm
     config = Config(env_name=register(Named), dataset="logs", save_dir=str(tmp_path))
     run = Run.create(config, {"versions": {}, "data": {"observation_parts": ["arm (2)", "target (1)"]}})
     assert Run.open(run.folder).records["data"]["observation_parts"] == ["arm (2)", "target (1)"]
-    agent = types.SimpleNamespace(best_of=lambda *_: None, obs_spec=ObsSpec(3), action_dim=1)
+    agent = types.SimpleNamespace(best_of=lambda *_: None, obs_spec=ObsSpec.of(3), action_dim=1)
     saved = types.SimpleNamespace(agent=agent, step=1)
     monkeypatch.setattr(checkpoint, "load", lambda *_: saved)
     with pytest.raises(UserError, match=r"observations are arm \(2\), goal \(1\); those of .* are arm \(2\), target"):
@@ -359,7 +359,7 @@ def test_what_a_script_registers_goes_to_another_process(register, tmp_path):
     assert "Mine-v0" not in gymnasium.registry
     register(Foreign)  # so that the fixture removes what comes with the pickle
     env: Any = pickle.loads(path.read_bytes())()
-    assert probe(env) == (ObsSpec(2), 1)
+    assert probe(env) == (ObsSpec.of(2), 1)
     assert env.unwrapped.size == 7
 
 
@@ -414,7 +414,7 @@ def test_naming_a_module_on_the_command_line_is_consent(run_folder, tmp_path, mo
         Run.open(run_folder, "other:My-v0")
     run = Run.open(run_folder, "my_envs:My-v0")
     try:
-        assert probe(run.config.make_env()) == (ObsSpec(2), 1)
+        assert probe(run.config.make_env()) == (ObsSpec.of(2), 1)
     finally:
         gymnasium.registry.pop("My-v0", None)
 

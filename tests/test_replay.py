@@ -86,7 +86,7 @@ def random_experience(rng, runs, envs, over):
 
 
 def empty(runs=1, envs=1, ticks=8, chunk=1) -> Replay:
-    return Replay.of([ReplaySnapshot.empty(envs, ObsSpec(OBS), ACT)] * runs, ticks, chunk)
+    return Replay.of([ReplaySnapshot.empty(envs, ObsSpec.of(OBS), ACT)] * runs, ticks, chunk)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_checkpoint_restores_every_array(run_dir, tmp_path):
     assert int(agent.step) == step == 6
     assert config == Run.open(run_dir).config
     assert float(agent.hypers.tau) == pytest.approx(config.agent.tau)
-    assert (agent.obs_spec, agent.action_dim) == (ObsSpec(2), 2)
+    assert (agent.obs_spec, agent.action_dim) == (ObsSpec.of(2), 2)
     assert pending == {}
     checkpoint.save(tmp_path, agent, config)
     again = checkpoint.load(tmp_path).agent

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, Value, inverse_mean_magnitude
+from floq.networks.encoders import Encoder, encode
 from floq.networks.mlp import MLP
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Positive, Settings
@@ -53,6 +54,7 @@ class DeterministicActor(Actor):
 
     net: MLP  # s -> action before tanh
     config: DeterministicConfig = eqx.field(static=True)
+    encoder: Encoder | None = None
 
     @classmethod
     def init(
@@ -60,19 +62,20 @@ class DeterministicActor(Actor):
     ) -> "DeterministicActor":
         """Initialise the network. Consumes `key`."""
         c = config or DeterministicConfig()
-        net = MLP.init(key, ObsSpec.of(obs_spec).dim, c.actor_hidden_dims, action_dim, c.actor_layer_norm)
+        encoder, dim = Encoder.init(jax.random.fold_in(key, 0), ObsSpec.of(obs_spec))
+        net = MLP.init(key, dim, c.actor_hidden_dims, action_dim, c.actor_layer_norm)
         head = lambda net: net.body.linears[-1].weight  # noqa: E731
-        return cls(eqx.tree_at(head, net, c.actor_head_scale * head(net)), c)
+        return cls(eqx.tree_at(head, net, c.actor_head_scale * head(net)), c, encoder)
 
     def act(self, obs, key):
-        return jnp.tanh(self.net(obs))
+        return jnp.tanh(self.net(encode(self.encoder, obs)))
 
     def explore(self, obs, key):
-        act = jnp.tanh(self.net(obs))
+        act = self.act(obs, key)
         return jnp.clip(act + self.config.exploration_noise * jax.random.normal(key, act.shape), -1.0, 1.0)
 
     def target_act(self, obs, key):
-        c, act = self.config, jnp.tanh(self.net(obs))
+        c, act = self.config, self.act(obs, key)
         noise = c.actor_noise * jax.random.normal(key, act.shape)
         return jnp.clip(act + jnp.clip(noise, -c.actor_noise_clip, c.actor_noise_clip), -1.0, 1.0)
 
@@ -93,7 +96,7 @@ class DeterministicActor(Actor):
         return self.config.actor_freq
 
     def loss(self, obs, act, value: Value, alpha, key) -> ActorLoss:
-        policy_act: Float[Array, " act"] = jnp.tanh(self.net(obs))
+        policy_act: Float[Array, " act"] = self.act(obs, key)
         squared = jnp.square(policy_act - act)
         q = value(policy_act)
         return ActorLoss(alpha * jnp.sum(squared), q, {"bc_loss": jnp.sum(squared), "q": q, "mse": jnp.mean(squared)})

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value, inverse_mean_magnitude
 from floq.actors.behaviour import BehaviourFlow
+from floq.networks.encoders import Encoder, encode
 from floq.networks.mlp import MLP
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Size
@@ -36,26 +37,29 @@ class FQLConfig(SamplingSettings):
 
 
 class FQLActor(Actor):
-    """Behaviour flow and one-step policy."""
+    """Behaviour flow and one-step policy; each has an encoder of its own, as in FQL."""
 
     flow: BehaviourFlow
     one_step: MLP  # (s, noise) -> action
     action_dim: int = eqx.field(static=True)
     config: FQLConfig = eqx.field(static=True)
     noise_scale: float = eqx.field(static=True, default=1.0)  # of `act`
+    encoder: Encoder | None = None  # of the one-step policy
 
     @classmethod
     def init(
         cls, key: PRNGKeyArray, obs_spec: ObsSpec | int, action_dim: int, config: FQLConfig | None = None
     ) -> "FQLActor":
         """Initialise both networks. Consumes `key`."""
-        c, size_in = config or FQLConfig(), ObsSpec.of(obs_spec).dim + action_dim
+        c = config or FQLConfig()
         flow_key, one_step_key = jax.random.split(key)
+        encoder, dim = Encoder.init(jax.random.fold_in(one_step_key, 0), ObsSpec.of(obs_spec))
         return cls(
             BehaviourFlow.init(flow_key, obs_spec, action_dim, c.actor_hidden_dims, c.actor_layer_norm),
-            MLP.init(one_step_key, size_in, c.actor_hidden_dims, action_dim, c.actor_layer_norm),
+            MLP.init(one_step_key, dim + action_dim, c.actor_hidden_dims, action_dim, c.actor_layer_norm),
             action_dim,
             c,
+            encoder=encoder,
         )
 
     def act(self, obs, key):
@@ -91,4 +95,4 @@ class FQLActor(Actor):
         return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
 
     def _one_step(self, obs: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
-        return self.one_step(jnp.concatenate([obs, noise]))
+        return self.one_step(jnp.concatenate([encode(self.encoder, obs), noise]))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value, inverse_mean_magnitude
+from floq.networks.encoders import Encoder, encode
 from floq.networks.mlp import MLP
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
@@ -59,6 +60,7 @@ class GaussianActor(Actor):
     log_temperature: Float[Array, ""] | None  # None unless it is learned
     config: GaussianConfig = eqx.field(static=True)
     noise_scale: float = eqx.field(static=True, default=1.0)  # of `sample`
+    encoder: Encoder | None = None
 
     @classmethod
     def init(
@@ -66,8 +68,9 @@ class GaussianActor(Actor):
     ) -> "GaussianActor":
         """Initialise the network. Consumes `key`."""
         c = config or GaussianConfig()
-        net = MLP.init(key, ObsSpec.of(obs_spec).dim, c.actor_hidden_dims, 2 * action_dim, c.actor_layer_norm)
-        return cls(net, jnp.float32(math.log(c.temperature)) if c.learn_temperature else None, c)
+        encoder, dim = Encoder.init(jax.random.fold_in(key, 0), ObsSpec.of(obs_spec))
+        net = MLP.init(key, dim, c.actor_hidden_dims, 2 * action_dim, c.actor_layer_norm)
+        return cls(net, jnp.float32(math.log(c.temperature)) if c.learn_temperature else None, c, encoder=encoder)
 
     def act(self, obs, key):
         return jnp.tanh(self._moments(obs)[0])
@@ -119,7 +122,7 @@ class GaussianActor(Actor):
         return jnp.tanh(before_tanh), _log_prob(mean, log_std, before_tanh)
 
     def _moments(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
-        mean, log_std = jnp.split(self.net(obs), 2)
+        mean, log_std = jnp.split(self.net(encode(self.encoder, obs)), 2)
         return mean, jnp.clip(log_std, *LOG_STD_RANGE)
 
     def _temperature(self) -> Float[Array, ""]:

@@ -1,6 +1,7 @@
 """An agent: a critic, an actor and an optimiser in one pytree. Only this module combines critics with actors."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,13 +19,15 @@ from floq.agent.policy import ObsStats, Policy, best_of
 from floq.agent.state import ADAM, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.critics.base import Ranking
+from floq.critics.encoded import EncodedCritic
+from floq.networks.encoders import DEFAULT
 from floq.networks.mlp import effective_rank
 from floq.networks.precision import PUBLISHED, Precision, matmul_precision
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Size, convert
 
-Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
+Batch: TypeAlias = dict[str, Any]
 Info: TypeAlias = dict[str, Float[Array, ""]]
 
 Tree = TypeVar("Tree")
@@ -59,7 +62,7 @@ class Agent(eqx.Module):
     def init(
         cls,
         key: PRNGKeyArray,
-        obs_spec: ObsSpec | int,
+        obs_spec: ObsSpec | int | Mapping[str, tuple[int, ...]],
         action_dim: int,
         config: AgentConfig | None = None,
         *,
@@ -71,7 +74,8 @@ class Agent(eqx.Module):
 
         Args:
             key: the only source of randomness; the same key gives the same agent.
-            obs_spec: what an observation is; for a vector, its dimension is enough.
+            obs_spec: what an observation is; for a vector, its dimension is enough, for images and several parts a
+                mapping from names to shapes.
             action_dim: action dimension; with action chunks, that of a whole chunk. Actions are in [-1, 1].
             config: critic, actor and their settings.
             reward_range: smallest and largest reward of the data. It determines floq's source noise and histogram, so
@@ -80,7 +84,11 @@ class Agent(eqx.Module):
             precision: precision of updates.
         """
         config, obs_spec = config or AgentConfig(), ObsSpec.of(obs_spec)
-        stats = obs_stats or ObsStats(jnp.zeros(obs_spec.shape), jnp.ones(obs_spec.shape))
+        if obs_spec.is_vector and config.encoder:
+            raise UserError(f"--agent.encoder={config.encoder}: observations have no images; leave it out")
+        if not obs_spec.is_vector:
+            obs_spec = obs_spec.encoded_by(config.encoder or DEFAULT)
+        stats = obs_stats or ObsStats.identity(obs_spec)
         traced = Hypers.of(config), ValueRange.of(*reward_range), stats
         kinds = CRITICS[config.critic_name][1], ACTORS[config.actor_name][1]
         return _init_agent(key, *traced, kinds, obs_spec, action_dim, config.compiled(), precision)
@@ -90,12 +98,13 @@ class Agent(eqx.Module):
         """Take one gradient step on critic and actor.
 
         Args:
-            batch: `observations`, `actions`, `next_observations` of shape (batch, size); `rewards` and `masks` of
-                shape (batch,), where the mask is 0 at a true termination. For n-step returns `rewards` is the
-                discounted sum of n rewards, `next_observations` is n steps later, and `masks` includes the further
-                powers of the discount (see `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an
-                actor that reads the next action; `policy_actions` (batch, draws, size), actions of a fixed policy in
-                the next states, take the place of the actor's in the TD targets.
+            batch: `observations`, `actions`, `next_observations` of shape (batch, size), or observations as a mapping
+                of parts, images of uint8 and shape (batch, H, W, C); `rewards` and `masks` of shape (batch,), where the
+                mask is 0 at a true termination. For n-step returns `rewards` is the discounted sum of n rewards,
+                `next_observations` is n steps later, and `masks` includes the further powers of the discount (see
+                `floq.data.Dataset.sample`). `next_actions` and `terminals` only for an actor that reads the next
+                action; `policy_actions` (batch, draws, size), actions of a fixed policy in the next states, take the
+                place of the actor's in the TD targets.
 
         Returns:
             The agent after the step, and the scalars to log: `critic/...` and `actor/...`.
@@ -193,10 +202,11 @@ class Agent(eqx.Module):
         and `feature_rank`, the participation ratio of their squared singular values, 1 if all are parallel. Consumes
         `key`."""
         batch = self._prepare(batch)
-        obs, act = (batch[name][:MAX_DIAGNOSED] for name in ("observations", "actions"))
+        first = lambda x: jax.tree.map(lambda x: x[:MAX_DIAGNOSED], x)  # noqa: E731
+        obs, act = (first(batch[name]) for name in ("observations", "actions"))
         critic, scale = self.params.critic, self.scale
         with matmul_precision("f32"):
-            keys = jax.random.split(key, obs.shape[0])
+            keys = jax.random.split(key, act.shape[0])
             info = jax.vmap(lambda obs, act, key: critic.diagnose(obs, act, scale, key))(obs, act, keys)
             features = jax.vmap(lambda obs, act: critic.features(obs, act, scale), out_axes=1)(obs, act)
         if features is not None:  # (members, batch, features)
@@ -208,7 +218,7 @@ class Agent(eqx.Module):
         """Return one action in [-1, 1] for one observation; vmap over both arguments for many. Consumes `key`. With the
         setting `action_chunk` h it is the next h actions, concatenated, to be executed one after another. Raises
         UserError if `obs` has another shape than the observations that the agent was trained on."""
-        return self.policy.act(_vector("the observation", obs, self.obs_stats.mean.shape), key)
+        return self.policy.act(self._observation(obs), key)
 
     @property
     def policy(self) -> Policy:
@@ -238,7 +248,7 @@ class Agent(eqx.Module):
                 raise UserError(f"{given}: with one candidate nothing is ranked; give num_candidates too")
             critic = critic.ranking_by(rank_by, acting_flow_steps)
         ranking = (critic, self.scale) if count > 1 else (None, None)
-        return Policy(actor, *ranking, self.obs_stats, count)
+        return Policy(actor, *ranking, self.obs_stats, self.obs_spec, count)
 
     @property
     def samples_actions(self) -> bool:
@@ -257,7 +267,7 @@ class Agent(eqx.Module):
         One observation and one action; vmap for many. Consumes `key`. Raises UserError if one of them has another shape
         than those that the agent was trained on.
         """
-        obs = _vector("the observation", obs, self.obs_stats.mean.shape)
+        obs = self._observation(obs)
         act = _vector("the action", act, (self.action_dim,))
         with matmul_precision("f32"):
             return self.params.critic.read_out(self.normalize(obs), act, self.scale, key, num_steps)
@@ -274,9 +284,18 @@ class Agent(eqx.Module):
         with matmul_precision("f32"):
             return jnp.mean(self.params.critic.actor_value(self.normalize(obs), act, self.scale, key))
 
-    def normalize(self, obs: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
+    def normalize(self, obs: Any) -> Any:
         """Normalise observations as the networks expect them."""
-        return (obs - self.obs_stats.mean) / self.obs_stats.std
+        return self.obs_stats.normalize(obs, self.obs_spec)
+
+    def _observation(self, obs: Any) -> Any:
+        """Return one observation as arrays. Raises UserError if it, or a part of it, is of another shape."""
+        spec = self.obs_spec
+        if spec.is_vector:
+            return _vector("the observation", obs, spec.shape)
+        if isinstance(obs, Mapping):
+            return spec.read({name: jnp.asarray(part) for name, part in obs.items()})
+        return jnp.asarray(obs) if jnp.shape(obs) == spec.shape else spec.read(jnp.asarray(obs))
 
     def _prepare(self, batch: Batch) -> Batch:
         prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
@@ -362,7 +381,7 @@ def _init_agent(
     init_key, run_key = jax.random.split(key)
     critic_key, actor_key = jax.random.split(init_key)
     params = Params(
-        kinds[0].init(critic_key, obs_spec, action_dim, config.critic),
+        EncodedCritic.of(kinds[0], critic_key, obs_spec, action_dim, config.critic),
         kinds[1].init(actor_key, obs_spec, action_dim, config.actor),
     )
     return Agent(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from floq.actors import ACTORS, FQLConfig
 from floq.critics import CRITICS, FloqConfig
+from floq.networks.encoders import EncoderName
 from floq.utils.errors import UserError, nearest
 from floq.utils.schema import Count, Mark, NonNegativeFloat, PositiveFloat, Settings, Share, check_settings, marked
 
@@ -49,8 +50,8 @@ class LearningSettings(Settings):
     target_noise_magnitude: Annotated[NonNegativeFloat, Mark.HASHED_IF_SET] = 0.0
     """Standard deviation, in units of return, of Gaussian noise that each update adds to its TD targets, before they
     are clipped."""
-    encoder: str | None = None
-    """Image encoder, for pixel tasks: not built yet."""
+    encoder: EncoderName | None = None
+    """Network that reads images, of FQL's sizes; by default impala_small."""
 
 
 @dataclass(frozen=True)

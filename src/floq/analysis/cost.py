@@ -49,18 +49,19 @@ def cost_of(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> Co
     if config.flat().get("integration") == "fused":
         config = dataclasses.replace(config, critic=dataclasses.replace(config.critic, integration="plain"))
     agent = _untrained(config, obs_spec, action_dim)
-    obs, act = agent.obs_spec.shape, (agent.action_dim,)
-    shapes = {"observations": obs, "actions": act, "next_observations": obs, "next_actions": act}
-    shapes |= dict.fromkeys(("rewards", "masks", "terminals"), ())
+    act, spec = (agent.action_dim,), agent.obs_spec
+    shapes = {"actions": act, "next_actions": act} | dict.fromkeys(("rewards", "masks", "terminals"), ())
     if not config.learns_policy:
         shapes["policy_actions"] = (config.actor.policy_samples, *act)
     array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     batch = {name: array((config.batch_size, *shape)) for name, shape in shapes.items()}
+    obs, observations = (array((*size, *spec.shape), dtype=spec.dtype) for size in ((), (config.batch_size,)))
+    batch |= dict.fromkeys(("observations", "next_observations"), observations)
     return Cost(
         _size(agent.params),
         _size(agent.params.critic),
         traced_flops(lambda agent, batch: agent.update(batch), agent, batch),
-        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, array(obs)) if config.learns_policy else 0,
+        traced_flops(lambda agent, obs: agent.act(obs, agent.key), agent, obs) if config.learns_policy else 0,
     )
 
 

@@ -2,6 +2,7 @@
 `analysis.figures`. Three transitions serve as examples: one of low, one of medium and one of high value."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,9 +55,9 @@ def check_finite(agent: Agent, run_dir: str, step: int) -> None:
 def take_probes(agent: Agent, data: Dataset, key) -> Probes:
     """Draw transitions from `data`. Consumes `key`. Raises UserError if its observations are not the agent's."""
     own, given = agent.obs_spec, data.dims[0]
-    if own != given:
-        raise UserError(f"the data has {given.dim} numbers in an observation, this agent's networks read {own.dim}")
-    batch, q, targets = _probes(agent, data, key)
+    if own != given.encoded_by(own.encoder):
+        raise UserError(f"the data has {given} in an observation, this agent's networks read {own}")
+    batch, q, targets = _probes(agent, replace(data, p_aug=0.0), key)
     return Probes(batch, np.asarray(q), np.asarray(targets))
 
 

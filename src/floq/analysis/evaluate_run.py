@@ -100,11 +100,11 @@ def _check_env(config: Config, run: Run, dims: tuple[ObsSpec, int]) -> None:
     """Raise UserError if the environment cannot be made, or is not one for the policy of the run."""
     env = config.make_env()
     obs_spec, action_dim = probe(env)
-    widths = {"observation": (obs_spec.dim, dims[0].dim), "action": (action_dim, dims[1])}
-    for what, (here, wanted) in widths.items():
+    own = dims[0].encoded_by(None), f"{dims[1]} numbers"
+    for what, here, wanted in zip(("observation", "action"), (obs_spec, f"{action_dim} numbers"), own, strict=True):
         if here != wanted:
             raise UserError(
-                f"--env_name={config.env_name}: its {what} has {here} numbers, that of the policy in {run.folder} has "
+                f"--env_name={config.env_name}: its {what} has {here}, that of the policy in {run.folder} has "
                 f"{wanted}: name an environment with the same spaces"
             )
     before = run.records["data"].get("observation_parts", ())

@@ -25,6 +25,7 @@ from floq.runs.run import Run
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, user_path
 from floq.utils.machine import device
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
 
 EPISODES = range(1, 13)  # a picture of more is not legible
@@ -106,15 +107,16 @@ def _experience(run: Run, saved: Checkpoint, given: Dataset | None, dataset: str
     replay = checkpoint.load_replay(run.folder / "checkpoints", saved.step) if run.config.from_scratch else None
     if given is None and replay is not None and (~replay.ends).any():
         display.note(f"data    what the run has seen itself, {int((~replay.ends).sum()):,} transitions")
-        return _dataset(replay).for_chunks(run.config.agent.action_chunk)
+        spec = saved.agent.obs_spec
+        return _dataset(replay, spec).for_chunks(run.config.agent.action_chunk).seen_as(spec.frames, 0.0)
     return run_data.load_own_data([run], display, given, dataset)[run_data.data_key(run.config)].train
 
 
-def _dataset(replay: ReplaySnapshot) -> Dataset:
+def _dataset(replay: ReplaySnapshot, obs_spec: ObsSpec) -> Dataset:
     """Concatenate the transitions of all environments, one environment after another."""
     rows = Trajectories(*(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]) for array in replay))
     rows.ends[len(replay.ends) - 1 :: len(replay.ends)] = True
-    return Dataset.from_rows(*rows)
+    return Dataset.from_rows(*rows._replace(observations=obs_spec.to_records(rows.observations)))
 
 
 # --- Episodes ---

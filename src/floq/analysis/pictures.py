@@ -178,7 +178,7 @@ def _draw_value_map(subject: Subject, path: Path) -> str:
     outcome = f"{'at the goal' if played[-1][2].info['success'] else 'not at the goal'} after {len(played)} steps"
 
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
-    states = data.observations[rows]
+    states = data.observations_at(rows)
     values = _state_values(agent, states, value_key)
     positions, heights = np.asarray(states[:, :2], np.float64), np.asarray(values, np.float64)
     draw_value_map(path, env.unwrapped, positions, heights, walk, outcome)

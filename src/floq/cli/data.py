@@ -95,7 +95,7 @@ def inspect_command(argv: list[str]) -> None:
         notes += ("actions are read as [-1, 1]; --env_name=ID compares them with the bounds of an environment's",)
     for line in (*lines, *notes, *(f"look at this: {warning}" for warning in found.warnings)):
         display.note(f"  {line}")
-    is_maze = "maze" in options.name and data.observations.shape[1] > 1
+    is_maze = "maze" in options.name
     with display.tolerate(str(picture)):
         dataset_picture(picture, options.name, data, has_rewards, is_maze)
         display.note(f"  picture     {picture}")

@@ -313,10 +313,11 @@ class FloqCritic(Critic):
         if self.distilled is not None and c.distill_target == "td":
             flow_q, variance = jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)
         else:
-            frozen = jax.lax.stop_gradient(self.target_network())  # the integration itself is never differentiated
+            # The integration itself is never differentiated.
+            frozen, fixed_obs = jax.lax.stop_gradient((self.target_network(), obs))
             in_one_pass = self.distilled is None or c.distill_target == "one_pass"
             steps, solver = (1, "euler") if in_one_pass else (None, c.solver)
-            values_from = lambda z: frozen._members_from(z, obs, act, scale, steps, solver, c.integration)  # noqa: E731
+            values_from = lambda z: frozen._members_from(z, fixed_obs, act, scale, steps, solver, c.integration)  # noqa: E731
             returns = jax.vmap(values_from)(distill_z_0)
             flow_q = jnp.mean(returns)  # over (samples, members)
             variance = jnp.var(jnp.mean(returns, axis=1))

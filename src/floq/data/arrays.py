@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from floq.utils.errors import UserError
-from floq.utils.obs_spec import ObsSpec
+from floq.utils.obs_spec import IMAGE, ObsSpec
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
 NAMES = {"obs": "observations", "next_obs": "next_observations", "acts": "actions", "rews": "rewards"}
@@ -22,12 +22,14 @@ ENDS = (
 OTHER_NAMES = (*NAMES, *TERMINATIONS, *ENDS)
 VECTORS = (*TERMINATIONS, *ENDS, "rewards", "masks", "timeouts", "ends")  # keys with one number per row
 CLIPPABLE = 1.01  # actions up to here can only be rounded or noisy ones of [-1, 1]
+OBSERVATIONS = ("observations", "next_observations")
 HOLD_OUT_EVERY = 20  # one episode in this many is held out for validation
 
 
 class Trajectories(NamedTuple):
     """Concatenated trajectories, one row per state; the last row of each carries only an observation.
 
+    observations: vectors (rows, dim), or (rows,) records of named parts (`ObsSpec.record`) where some are images.
     masks: 0 where the transition that starts here ends in a true termination. ends: true at each last row.
     """
 
@@ -40,7 +42,7 @@ class Trajectories(NamedTuple):
     @property
     def dims(self) -> tuple[ObsSpec, int]:
         """What an observation is, and the action dimension."""
-        return ObsSpec(self.observations.shape[1]), self.actions.shape[1]
+        return ObsSpec.of_rows(self.observations), self.actions.shape[1]
 
 
 class OpenedDataset(NamedTuple):
@@ -81,12 +83,13 @@ def from_arrays(
     """Build trajectories from flat arrays with one row per transition, episodes one after another (D4RL's layout).
 
     Args:
-        observations: shape (transitions, size).
+        observations: shape (transitions, size); uint8 of shape (transitions, H, W, C) for images; or a mapping from
+            names to such arrays.
         actions: shape (transitions, size), in [-1, 1].
         rewards: shape (transitions,).
         terminals: shape (transitions,), true where the transition ends in a true termination.
         timeouts: shape (transitions,), true where an episode was truncated. The last row always ends an episode.
-        next_observations: shape (transitions, size). Without it, a transition's next observation is the next row's
+        next_observations: as `observations`. Without it, a transition's next observation is the next row's
             observation, the last transition of a truncated episode is left out since it has none, and `timeouts` are
             required. With it, no transition is lost, and a new trajectory begins wherever it differs from the next
             row's observation, so that transitions may be in any order.
@@ -121,9 +124,13 @@ def from_arrays(
     truncated[-1:] = True
     if "next_observations" in arrays:
         next_obs = arrays["next_observations"]
-        if next_obs.shape != obs.shape:
-            raise UserError(f"{source}: next_observations has shape {next_obs.shape}, observations {obs.shape}")
-        truncated[:-1] |= (_to_float32(next_obs[:-1]) != _to_float32(obs[1:])).any(axis=1)
+        if next_obs.shape != obs.shape or ObsSpec.of_rows(next_obs) != ObsSpec.of_rows(obs):
+            raise UserError(
+                f"{source}: next_observations has shape {next_obs.shape}, observations {obs.shape}"
+                if obs.dtype.fields is None
+                else f"{source}: next_observations are {ObsSpec.of_rows(next_obs)}, observations {ObsSpec.of_rows(obs)}"
+            )
+        truncated[:-1] |= (_comparable(next_obs[:-1]) != _comparable(obs[1:])).any(axis=1)
         closed = terminated | truncated
     else:
         next_obs = obs  # a last state that was not recorded; it follows a termination, so it is never evaluated
@@ -131,8 +138,10 @@ def from_arrays(
     # After each row in `closed` a row is inserted that carries the trajectory's last state.
     order = np.repeat(np.arange(len(obs)), 1 + closed)
     inserted = np.diff(order, prepend=-1) == 0
+    states = obs[order]
+    states[inserted] = next_obs[order[inserted]]
     data = Trajectories(
-        np.where(inserted[:, None], next_obs[order], obs[order]),
+        states,
         arrays["actions"][order],
         arrays["rewards"][order],
         1.0 - terminated[order],
@@ -176,13 +185,11 @@ def concatenate(parts: Sequence[Trajectories], labels: Sequence[str], source: st
     """Join trajectories. Raises UserError if there are none, or a part, named in `labels`, has other sizes."""
     if not parts:
         raise UserError(f"{source} has no episodes")
-    for what in ("observations", "actions"):
-        widths = [getattr(part, what).shape[1] for part in parts]
-        odd = next((i for i, width in enumerate(widths) if width != widths[0]), 0)
+    for number, what in enumerate(("observations", "actions")):
+        sizes = [part.dims[number] if number == 0 else f"{part.dims[1]} numbers" for part in parts]
+        odd = next((i for i, size in enumerate(sizes) if size != sizes[0]), 0)
         if odd:
-            raise UserError(
-                f"{source}: {what} have {widths[0]} numbers in {labels[0]} and {widths[odd]} in {labels[odd]}"
-            )
+            raise UserError(f"{source}: {what} have {sizes[0]} in {labels[0]} and {sizes[odd]} in {labels[odd]}")
     return Trajectories(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
@@ -240,19 +247,62 @@ def _from_episode(episode: Mapping[str, Any], name: str, any_actions: bool) -> T
 
 def to_array(x: Any, key: str, source: str) -> np.ndarray:
     """Return an array that was given under the name `key`; a column of shape (rows, 1) as a vector, where one number
-    per row is meant. Raises UserError if it is none."""
+    per row is meant; observations that are images, or a mapping of parts, as records. Raises UserError if it is none,
+    or a part is neither a vector nor an image of uint8."""
+    if key in OBSERVATIONS:
+        if isinstance(x, Mapping):
+            return records({name: to_array(part, f"{key}/{name}", source) for name, part in x.items()}, source)
+        if np.ndim(x) == 4:
+            return records({IMAGE: np.asarray(x)}, source)
     try:
         array = np.asarray(x)
     except ValueError as error:
         raise UserError(f"{source}: {key} is not an array of numbers ({error})") from error
     if key in VECTORS and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    return array.astype(np.float32) if array.dtype == bool and key == "observations" else array
+    return array.astype(np.float32) if array.dtype == bool and key.partition("/")[0] in OBSERVATIONS else array
+
+
+def records(parts: Mapping[str, np.ndarray], source: str) -> np.ndarray:
+    """Return observations that consist of named parts, each with a row per state, as records; without images among them
+    as vectors, end to end in the order of their names. Raises UserError if a part is neither a vector nor an image of
+    uint8, or they differ in length."""
+    if not parts:
+        raise UserError(f"{source}: observations has no parts")
+    parts = {name: x[:, None] if x.ndim == 1 else x for name, x in sorted(parts.items())}
+    for name, x in parts.items():
+        is_image = x.ndim == 4
+        if x.dtype.kind not in "biuf" or x.ndim not in (2, 4):
+            raise UserError(
+                f"{source}: observations/{name} holds {x.dtype} of shape {x.shape}: a part is a vector of numbers "
+                "(rows, size), or an image of uint8 (rows, H, W, C)"
+            )
+        if is_image and x.dtype != np.uint8:
+            raise UserError(f"{source}: observations/{name} are images of {x.dtype}: give uint8, from 0 to 255")
+    lengths = {name: len(x) for name, x in parts.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"{source}: the parts of an observation are not equally long: {listed}")
+    if all(x.ndim == 2 for x in parts.values()):
+        return np.concatenate(list(parts.values()), axis=1)
+    spec = ObsSpec.of({name: x.shape[1:] for name, x in parts.items()})
+    found = np.empty(next(iter(lengths.values())), spec.record)
+    for name, x in parts.items():
+        with np.errstate(over="ignore"):
+            found[name] = x
+    return found
 
 
 def _to_float32(x: np.ndarray) -> np.ndarray:
+    if x.dtype.fields is not None:
+        return x
     with np.errstate(over="ignore"):
         return x.astype(np.float32, copy=False)
+
+
+def _comparable(observations: np.ndarray) -> np.ndarray:
+    """Return observations as rows of numbers that are equal where the observations are."""
+    return ObsSpec.of_rows(observations).to_rows(_to_float32(observations))
 
 
 def as_float32(data: Trajectories, source: str) -> Trajectories:
@@ -266,8 +316,14 @@ def as_float32(data: Trajectories, source: str) -> Trajectories:
 
 
 def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") -> None:
-    """Check arrays with one row per state: those in `VECTORS` have shape (rows,), the others (rows, size). Raises
-    UserError if one is not numeric, has the wrong number of dimensions or another length, or is not finite."""
+    """Check arrays with one row per state: those in `VECTORS` have shape (rows,), the others (rows, size), or are
+    records. Raises UserError if one is not numeric, has the wrong number of dimensions or another length, or is not
+    finite."""
+    arrays = dict(arrays)
+    for key, x in list(arrays.items()):
+        if key in OBSERVATIONS and x.dtype.fields is not None:
+            del arrays[key]
+            arrays |= {f"{key}/{name}": x[name].reshape(len(x), -1) for name in x.dtype.fields}
     for key, x in arrays.items():
         if x.dtype.kind not in "biuf":
             raise UserError(f"{source}: {key} holds {x.dtype}, not numbers")
@@ -281,20 +337,22 @@ def check_rows(arrays: Mapping[str, np.ndarray], source: str = "the dataset") ->
     if not all(lengths.values()):
         raise UserError(f"{source}: there are no rows")
     for key, x in arrays.items():
-        bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1) if x.dtype.kind == "f" else np.zeros(1, bool)
         if bad.any():
             raise UserError(
                 f"{source}: {key} is not finite in {bad.sum()} of {len(x)} rows, the first is row {bad.argmax()}"
             )
 
 
-def check_widths(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, int], source: str, task: str) -> None:
-    """Raise UserError if an array in `wanted` is missing, or has another number per row than `task` needs."""
+def check_widths(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, ObsSpec | int], source: str, task: str) -> None:
+    """Raise UserError if an array in `wanted` is missing, or has other numbers, or parts, per row than `task` needs."""
     for key, width in wanted.items():
         if key not in arrays:
             raise UserError(f"{source} lacks {key}, which the rewards of {task} are computed from")
-        if arrays[key].shape[1] != width:
-            raise UserError(f"{source}: {key} has {arrays[key].shape[1]} numbers per row, {task} has {width}")
+        given, needed = ObsSpec.of_rows(arrays[key]), ObsSpec.of(width)
+        if given.parts != needed.parts:
+            per_row = " per row" if given.is_vector and needed.is_vector else ""
+            raise UserError(f"{source}: {key} has {given}{per_row}, {task} has {needed.stacked(1)}")
 
 
 def check_actions(actions: np.ndarray, source: str) -> None:

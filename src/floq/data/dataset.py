@@ -9,13 +9,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from floq.data.arrays import Trajectories, as_float32, check_rows, check_widths, from_arrays, from_episodes
+from floq.data.arrays import Trajectories, as_float32, check_rows, check_widths, from_arrays, from_episodes, to_array
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
 
-Batch: TypeAlias = dict[str, Float[Array, "batch ..."]]
+Batch: TypeAlias = dict[str, Any]
+"""Arrays with a row per transition; observations as rows of `ObsSpec`, or its parts by name."""
+
+CROP_PADDING = 3  # pixels by which an image is shifted at most, as published for FQL
 
 
 class PolicyActions(eqx.Module):
@@ -38,7 +41,7 @@ class Dataset(eqx.Module):
     `stride` rows further, and the first rows follow the last.
     """
 
-    observations: Float[Array, "rows obs"]
+    observations: Shaped[Array, "rows size"]  # rows of single frames, see `ObsSpec`
     actions: Float[Array, "rows act"]
     rewards: Float[Array, " rows"]
     masks: Float[Array, " rows"]
@@ -49,6 +52,9 @@ class Dataset(eqx.Module):
     action_chunk: int = eqx.field(static=True, default=1)  # actions per transition
     num_old_rows: int = eqx.field(static=True, default=0)  # the first ones, if they are data of an earlier run
     stride: int = eqx.field(static=True, default=1)  # rows from one state of a trajectory to the next
+    parts: ObsSpec | None = eqx.field(static=True, default=None)  # what an observation is; None for a vector
+    frame_stack: int = eqx.field(static=True, default=1)  # frames in the observation of a transition
+    p_aug: float = eqx.field(static=True, default=0.0)  # probability that the images of a batch are cropped at random
 
     @classmethod
     def from_rows(cls, observations: Any, actions: Any, rewards: Any, masks: Any, ends: Any) -> "Dataset":
@@ -57,15 +63,18 @@ class Dataset(eqx.Module):
         Raises:
             UserError: shapes or lengths are wrong, a number is not finite, or there is no transition.
         """
-        data = Trajectories(*map(np.asarray, (observations, actions, rewards, masks, ends)))
+        others = map(np.asarray, (actions, rewards, masks, ends))
+        data = Trajectories(to_array(observations, "observations", "the dataset"), *others)
         check_rows(data._asdict())
         data = as_float32(data._replace(ends=data.ends.astype(bool)), "the dataset")  # a finite number may overflow
         data.ends[-1:] = True
         starts = np.flatnonzero(~data.ends).astype(np.int32)
         if not len(starts):
             raise UserError("the dataset has no transition: every row is marked as the end of a trajectory")
+        spec = data.dims[0]
+        data = data._replace(observations=spec.to_rows(data.observations))
         placed: dict[str, Any] = {key: jnp.asarray(x) for key, x in data._asdict().items()}
-        return cls(**placed, starts=jnp.asarray(starts))
+        return cls(**placed, starts=jnp.asarray(starts), parts=None if spec.is_vector else spec)
 
     @classmethod
     def from_arrays(
@@ -133,9 +142,16 @@ class Dataset(eqx.Module):
             raise UserError(f"no trajectory is as long as --agent.action_chunk={action_chunk}: give a smaller one")
         return replace(self, starts=jnp.asarray(starts), num_starts=None, action_chunk=action_chunk)
 
+    def seen_as(self, frame_stack: int, p_aug: float) -> "Dataset":
+        """Return the same data whose transitions have observations of so many frames, and batches random crops of
+        images with this probability. Raises UserError if there are none to crop."""
+        if p_aug and not self.obs_spec.images:
+            raise UserError(f"--p_aug={p_aug}: it crops images, and the observations have none; leave it out")
+        return replace(self, frame_stack=frame_stack, p_aug=p_aug)
+
     def append_to(self, old: "Dataset") -> "Dataset":
         """Append this data to that of an earlier run. Raises UserError if observations or actions have other sizes."""
-        wanted = {"observations": self.observations.shape[1], "actions": self.actions.shape[1]}
+        wanted = {"observations": self.obs_spec, "actions": self.actions.shape[1]}
         check_widths(old.on_host()._asdict(), wanted, "the data of --restore_path", "the new data")
         rows = (np.concatenate(pair) for pair in zip(old.on_host(), self.on_host(), strict=True))
         return replace(Dataset.from_rows(*rows), num_old_rows=len(old.ends))
@@ -163,8 +179,9 @@ class Dataset(eqx.Module):
                 f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
                 f"sample from dataset.for_chunks({action_chunk})"
             )
+        key, crop_key = self.split_for_crops(key)
         rows = self.starts[jax.random.randint(key, (batch_size,), 0, self.count)]
-        return jax.vmap(lambda row: self.transition(row, n_step, discount))(rows)
+        return self.augmented(crop_key, jax.vmap(lambda row: self.transition(row, n_step, discount))(rows))
 
     def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
         """Return the n-step transition from `row`, with the published keys and `next_actions`; n counts chunks.
@@ -186,14 +203,55 @@ class Dataset(eqx.Module):
         reached = self._rows_ahead(row, last + 1)
         of_policy = {} if self.policy_actions is None else {"policy_actions": self.policy_actions.at(reached)}
         return of_policy | {
-            "observations": self.observations[row],
+            "observations": self.observation(row),
             "actions": self._actions_from(row),
-            "next_observations": self.observations[reached],
+            "next_observations": self.observation(reached),
             "next_actions": self._actions_from(reached),
             "rewards": jnp.sum(taken * powers * self.rewards[rows]),
             "masks": powers[last] * masks[last],
             "terminals": self.ends[reached].astype(jnp.float32),
         }
+
+    def observation(self, row: Int[Array, ""]) -> Shaped[Array, " size"]:
+        """Return the observation in the state of a row, as a row of its `frame_stack` newest frames; at the start of a
+        trajectory the first frame repeats."""
+        if self.frame_stack == 1:
+            return self.observations[row]
+        rows = [row]
+        for _ in range(self.frame_stack - 1):
+            before = self._rows_ahead(rows[0], -1)
+            rows.insert(0, jnp.where(self.ends[before], rows[0], before))
+        return self.observations[jnp.stack(rows)].reshape(-1)
+
+    def observations_at(self, rows: Any) -> Shaped[Array, "n size"]:
+        """Return `observation` at each of these rows; `slice(None)` for all."""
+        if self.frame_stack == 1:
+            return self.observations[rows]
+        return jax.vmap(self.observation)(jnp.arange(len(self.ends))[rows])
+
+    def split_for_crops(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray | None]:
+        """Return a key to draw a batch with, and one for `augmented`; `key` itself and None if nothing is cropped."""
+        if not (self.p_aug and self.obs_spec.images):
+            return key, None
+        key, crop_key = jax.random.split(key)
+        return key, crop_key
+
+    def augmented(self, key: PRNGKeyArray | None, batch: Batch) -> Batch:
+        """Return a batch that is with probability `p_aug` one with all images cropped at random, as published for FQL:
+        both observations of a transition alike. Consumes `key`, of `split_for_crops`."""
+        if key is None:
+            return batch
+        spec, names = self.dims[0], ("observations", "next_observations")
+        use_key, crop_key = jax.random.split(key)
+        corners = jax.random.randint(crop_key, (len(batch["rewards"]), 2), 0, 2 * CROP_PADDING + 1)
+
+        def crop(both: dict[str, Any]) -> dict[str, Any]:
+            crops = lambda obs: {name: jax.vmap(random_crop)(obs[name], corners) for name in spec.images}  # noqa: E731
+            return {name: obs | crops(obs) for name, obs in both.items()}
+
+        both = {name: spec.read(batch[name]) for name in names}
+        is_used = jax.random.bernoulli(use_key, self.p_aug)
+        return batch | jax.lax.cond(is_used, crop, lambda both: both, both)
 
     def fits_chunk(self, row: Int[Array, ""]) -> Bool[Array, ""]:
         """Return whether a transition may start at a row: the trajectory has `action_chunk` actions left, or truly
@@ -215,7 +273,8 @@ class Dataset(eqx.Module):
 
     def on_host(self) -> Trajectories:
         """Return the trajectories as NumPy arrays."""
-        return Trajectories(*(np.asarray(getattr(self, key)) for key in Trajectories._fields))
+        data = Trajectories(*(np.asarray(getattr(self, key)) for key in Trajectories._fields))
+        return data._replace(observations=self.obs_spec.to_records(data.observations))
 
     def reward_range(self) -> tuple[float, float]:
         """Return the smallest and largest reward of all transitions."""
@@ -223,9 +282,14 @@ class Dataset(eqx.Module):
         return float(rewards.min()), float(rewards.max())
 
     @property
+    def obs_spec(self) -> ObsSpec:
+        """What the observation of a row is, a single frame."""
+        return self.parts or ObsSpec.of(self.observations.shape[1])
+
+    @property
     def dims(self) -> tuple[ObsSpec, int]:
-        """What an observation is, and the dimension of a single action."""
-        return ObsSpec(self.observations.shape[1]), self.actions.shape[1]
+        """What the observation of a transition is, and the dimension of a single action."""
+        return self.obs_spec.stacked(self.frame_stack), self.actions.shape[1]
 
     def fingerprint(self) -> str:
         """Return an identifier of the data: the number of transitions, and a checksum of all arrays."""
@@ -234,10 +298,27 @@ class Dataset(eqx.Module):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return f"{int((~np.asarray(self.ends)).sum())}-{checksum:08x}"
 
-    def obs_stats(self) -> tuple[Float[Array, " obs"], Float[Array, " obs"]]:
-        """Compute mean and standard deviation of the observations; a constant column gets standard deviation 1."""
-        std = jnp.std(self.observations, axis=0)
-        return jnp.mean(self.observations, axis=0), jnp.where(std < 1e-6, 1.0, std)
+    def obs_stats(self) -> Any:
+        """Compute mean and standard deviation of the observations; a constant column gets standard deviation 1. Where
+        they have parts, of each that is a vector."""
+        rows, spec = self.observations, self.dims[0]
+        vectors = rows if spec.is_vector else spec.vectors(self.obs_spec.read(rows))
+
+        def stats(x: Float[Array, "rows size"]) -> tuple[Array, Array]:
+            std = jnp.std(x, axis=0)
+            pair = jnp.mean(x, axis=0), jnp.where(std < 1e-6, 1.0, std)
+            return jax.tree.map(lambda x: jnp.tile(x, spec.frames), pair)
+
+        if spec.is_vector:
+            return stats(vectors)
+        each = {name: stats(x) for name, x in vectors.items()}
+        return tuple({name: pair[i] for name, pair in each.items()} for i in (0, 1))
+
+
+def random_crop(image: Shaped[Array, "h w c"], corner: Int[Array, " 2"]) -> Shaped[Array, "h w c"]:
+    """Return an image of the same size from `corner` of the image that is padded by repeating its edges."""
+    padded = jnp.pad(image, ((CROP_PADDING, CROP_PADDING), (CROP_PADDING, CROP_PADDING), (0, 0)), mode="edge")
+    return jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), image.shape)
 
 
 def chunk_starts(
@@ -266,7 +347,8 @@ class Splits(NamedTuple):
         """Make splits from trajectories on the host."""
         return cls(Dataset.from_rows(*train), Dataset.from_rows(*validation), provenance)
 
-    def for_chunks(self, action_chunk: int) -> "Splits":
-        """Return the same data with transitions of `action_chunk` actions. Raises as `Dataset.for_chunks` does."""
-        train, validation = (part.for_chunks(action_chunk) for part in self[:2])
+    def prepared(self, action_chunk: int, frame_stack: int = 1, p_aug: float = 0.0) -> "Splits":
+        """Return the same data for a run with these settings. Raises as `Dataset.for_chunks` and `seen_as` do."""
+        both = (part.for_chunks(action_chunk) for part in self[:2])
+        train, validation = (part.seen_as(frame_stack, p_aug) for part in both)
         return self._replace(train=train, validation=validation)

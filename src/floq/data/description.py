@@ -35,12 +35,12 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
     data = as_float32(data, "the dataset")._replace(rewards=data.rewards.astype(np.float64))
     episodes = summarise_episodes(data)
     starts = ~data.ends
-    rewards, obs, actions = data.rewards[starts], data.observations, data.actions[starts]
+    rewards, obs, actions = data.rewards[starts], vectors(data), data.actions[starts]
     clipped = np.mean(np.abs(actions) >= CLIP_THRESHOLD)
     table = {
         "episodes": f"{len(episodes.lengths):,}, {_format_range(episodes.lengths)} transitions each",
         "transitions": f"{starts.sum():,}",
-        "observations": f"{obs.shape[1]} numbers, from {obs.min():.3g} to {obs.max():.3g}",
+        "observations": str(data.dims[0]) + (f", from {obs.min():.3g} to {obs.max():.3g}" if obs.size else ""),
         "actions": f"{actions.shape[1]} numbers, from {actions.min():.3g} to {actions.max():.3g}; "
         f"{clipped:.1%} at the limits",
         "memory": memory(len(data.ends), int(starts.sum()), *data.dims),
@@ -59,6 +59,13 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
         }
         warnings += filter(None, [values.complaint(returns)])
     return DatasetDescription(table, warnings)
+
+
+def vectors(data: Trajectories) -> np.ndarray:
+    """Return the numbers of each observation, images left out: (rows, size)."""
+    spec, obs = data.dims[0], data.observations
+    found = [obs] if spec.is_vector else list(spec.vectors(obs).values())
+    return np.concatenate([np.empty((len(obs), 0), np.float32), *found], axis=1)
 
 
 def summarise_episodes(data: Trajectories) -> EpisodeStats:
@@ -82,9 +89,9 @@ def reward_over_time(data: Trajectories) -> np.ndarray:
 def memory(rows: int, transitions: int, obs_spec: ObsSpec, action_dim: int) -> str:
     """Describe the memory of a dataset on the device: in all, per million transitions, and against storing both
     observations of each transition."""
-    obs = obs_spec.zeros().nbytes
+    obs = obs_spec.stacked(1).zeros().nbytes
     each = (rows * (obs + 4 * (action_dim + 2) + 1) + 4 * transitions) / transitions  # bytes per transition
-    pairs = 2 * obs + 4 * (action_dim + 3)
+    pairs = 2 * obs * obs_spec.frames + 4 * (action_dim + 3)
     total = each * transitions / 1e6
     return (
         f"{total:,.{0 if total >= 10 else 1}f} MB; {each:.0f} MB per million transitions, "
@@ -109,9 +116,10 @@ def _warnings(data: Trajectories, episodes: EpisodeStats, has_rewards: bool) -> 
         yield f"{outside:,} actions lie outside [-1, 1]: rescale them as the environment's are"
     if binary := [i for i, column in enumerate(actions.T) if len(np.unique(column)) == 2]:
         yield f"action columns that take two values, as a gripper's may: {_join(binary)}; floq's actions are continuous"
-    if len(constant := np.flatnonzero(np.ptp(data.observations, axis=0) == 0)):
+    obs = vectors(data)
+    if len(constant := np.flatnonzero(np.ptp(obs, axis=0) == 0)):
         yield f"observation columns that never change: {_join(constant)}"
-    if duplicates := _duplicate_columns(data.observations):
+    if duplicates := _duplicate_columns(obs):
         yield f"observation columns that are equal: {_join(f'{a} and {b}' for a, b in duplicates)}"
     if single := (episodes.lengths == 1).sum():
         yield f"{single:,} episodes have a single transition"

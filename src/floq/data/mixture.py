@@ -61,13 +61,14 @@ class Mixture:
     ) -> Batch:
         """Draw a batch as `Dataset.sample` does. Consumes `key`."""
         assert action_chunk == self.old.data.action_chunk == self.new.data.action_chunk
+        key, crop_key = self.old.data.split_for_crops(key)
         is_new, index = self._choose(key, batch_size)
 
         def transition(is_new: Array, index: Array) -> dict[str, Array]:
             old, new = (source.transition(index, n_step, discount) for source in (self.old, self.new))
             return {name: jnp.where(is_new, new[name], old[name]) for name in old}
 
-        return jax.vmap(transition)(is_new, index)
+        return self.old.data.augmented(crop_key, jax.vmap(transition)(is_new, index))
 
     def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
         """Draw for each transition whether it is new, and its index among the new or the old ones. Consumes `key`."""

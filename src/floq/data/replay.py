@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from floq.data.dataset import Dataset
 from floq.data.mixture import Source
@@ -32,10 +32,10 @@ class Experience(NamedTuple):
     rewards: Float[Any, "runs envs"]
     masks: Float[Any, "runs envs"]  # 0 at a true termination
     stepped: Bool[Any, "runs envs"]
-    observations: Float[Any, "runs envs obs"]  # the states after the step
+    observations: Shaped[Any, "runs envs size"]  # the states after the step, as rows of single frames
 
     @classmethod
-    def of_resets(cls, observations: Float[np.ndarray, "runs envs obs"], action_dim: int) -> "Experience":
+    def of_resets(cls, observations: Shaped[np.ndarray, "runs envs size"], action_dim: int) -> "Experience":
         """Make the experience of a tick in which every environment was reset."""
         zeros = lambda *size: np.zeros((*observations.shape[:2], *size), np.float32)  # noqa: E731
         return cls(zeros(action_dim), zeros(), zeros(), zeros() > 0, observations)
@@ -44,7 +44,7 @@ class Experience(NamedTuple):
 class ReplaySnapshot(NamedTuple):
     """Replay of one run on the host: one entry per tick, the oldest first."""
 
-    observations: Float[np.ndarray, "ticks envs obs"]
+    observations: Shaped[np.ndarray, "ticks envs size"]  # rows of single frames
     actions: Float[np.ndarray, "ticks envs act"]
     rewards: Float[np.ndarray, "ticks envs"]
     masks: Float[np.ndarray, "ticks envs"]
@@ -54,7 +54,9 @@ class ReplaySnapshot(NamedTuple):
     def empty(cls, num_envs: int, obs_spec: ObsSpec, action_dim: int) -> "ReplaySnapshot":
         """Make the snapshot before the first tick."""
         empty = lambda *size: np.zeros((0, num_envs, *size), np.float32)  # noqa: E731
-        return cls(obs_spec.zeros(0, num_envs), empty(action_dim), empty(), empty(), np.zeros((0, num_envs), bool))
+        return cls(
+            obs_spec.stacked(1).zeros(0, num_envs), empty(action_dim), empty(), empty(), np.zeros((0, num_envs), bool)
+        )
 
     def append(self, experience: Experience, run: int) -> "ReplaySnapshot":
         """Return the snapshot with one run's experience of a tick appended."""
@@ -79,9 +81,16 @@ class Replay(eqx.Module):
     count: Int[Array, " runs"]  # the number of a run's starts
 
     @classmethod
-    def of(cls, recorded: list[ReplaySnapshot], ticks: int, action_chunk: int = 1) -> "Replay":
+    def of(
+        cls,
+        recorded: list[ReplaySnapshot],
+        ticks: int,
+        action_chunk: int = 1,
+        obs_spec: ObsSpec | None = None,
+        p_aug: float = 0.0,
+    ) -> "Replay":
         """Make a ring buffer of `ticks` ticks, more than a chunk has, from what each run has recorded, or the newest
-        part of it."""
+        part of it. Observations are vectors, unless `obs_spec` says what they are."""
         runs, envs = len(recorded), recorded[0].ends.shape[1]
         longest = min(ticks, max(len(run.ends) for run in recorded))
         parts = recorded[0]._asdict().items()
@@ -93,7 +102,16 @@ class Replay(eqx.Module):
                 values[longest - kept : longest, number] = getattr(run, name)[len(run.ends) - kept :]
         flat: dict[str, Any] = {name: jnp.asarray(x.reshape(-1, *x.shape[3:])) for name, x in rows.items()}
         starts, count = np.zeros((runs, ticks * envs), np.int32), np.zeros(runs, np.int32)
-        data = Dataset(**flat, starts=jnp.asarray(starts.reshape(-1)), stride=runs * envs, action_chunk=action_chunk)
+        spec = obs_spec or ObsSpec.of(rows["observations"].shape[-1])
+        data = Dataset(
+            **flat,
+            starts=jnp.asarray(starts.reshape(-1)),
+            stride=runs * envs,
+            action_chunk=action_chunk,
+            parts=None if spec.is_vector else spec.stacked(1),
+            frame_stack=spec.frames,
+            p_aug=p_aug,
+        )
         fits = np.array(jax.vmap(data.fits_chunk)(jnp.arange(data.ends.shape[0]))).reshape(ticks, runs, envs)
         fits[max(0, longest - action_chunk) :] = False  # not queued yet
         for number in range(runs):

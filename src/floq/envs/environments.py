@@ -60,7 +60,7 @@ class EpisodeResult(NamedTuple):
 
 
 class EpisodeStep(NamedTuple):
-    """One step of an episode; `result` is None before the last. Observations are float32."""
+    """One step of an episode; `result` is None before the last. Observations are rows of `ObsSpec`."""
 
     obs: np.ndarray
     reward: float
@@ -78,11 +78,12 @@ class EnvFactory:
     success_timing: str | None = None
     kwargs: FrozenDict = NO_ARGUMENTS
     discount: float = 1.0  # of the rewards in the return of an episode
+    frame_stack: int = 1  # frames in an observation
 
     def __call__(self, **more: Any) -> "SeededEnv":
         """Make an environment. Raises as `make`."""
         env = make(self.name, self.success_timing, **(self.kwargs | more))
-        env.discount = self.discount
+        env.discount, env.obs_spec = self.discount, env.obs_spec.stacked(self.frame_stack)
         return env
 
     @property
@@ -117,7 +118,8 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
     published protocol) or before it ("pre", OGBench since 1.2.0). `kwargs` go to the environment's constructor.
 
     Actions are rescaled to [-1, 1]; observations that are a dictionary or a tuple are laid end to end in the order of
-    their names, and choices become one-hot (`floq.envs.spaces`). An environment without a time limit gets `TIME_LIMIT`.
+    their names, or are parts by name if one is an image, and choices become one-hot (`floq.envs.spaces`). An
+    environment without a time limit gets `TIME_LIMIT`.
 
     Raises:
         UserError: the id is unknown, its constructor raises, its actions are not a bounded box, or a part of its
@@ -145,13 +147,18 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         if env.spec is None or env.spec.max_episode_steps is None:
             env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
         parts = part_names(obs_space := ordered(env.observation_space), env_name)
+        if not (spec := spaces.obs_spec(obs_space, env_name)).is_vector:
+            return SeededEnv(env, factory, parts, box, spec)
         if not isinstance(obs_space, gymnasium.spaces.Box):
             flat = gymnasium.spaces.flatten_space(obs_space)
             env = gymnasium.wrappers.TransformObservation(
                 env, functools.partial(gymnasium.spaces.flatten, obs_space), flat
             )
         if len(env.observation_space.shape or ()) != 1:
-            raise UserError(f"{env_name}: floq needs a vector of observations, this one has {env.observation_space}")
+            raise UserError(
+                f"{env_name}: floq needs a vector of observations, images of uint8 and shape (H, W, C), or a "
+                f"dictionary of these; this one has {env.observation_space}"
+            )
         return SeededEnv(env, factory, parts, box)
 
 
@@ -159,8 +166,8 @@ class SeededEnv(gymnasium.Wrapper):
     """An environment whose random draws are all determined by the seed of its last reset, and which is sent nothing but
     actions of its space.
 
-    It wraps `env`, which shows a vector with these named `parts` and takes actions of `box`, by default its own space;
-    they are scaled from [-1, 1]. `factory` makes the same environment.
+    It wraps `env`, which shows what `obs_spec` says, by default a vector, with these named `parts`, and takes actions
+    of `box`, by default its own space; they are scaled from [-1, 1]. `factory` makes the same environment.
     """
 
     def __init__(
@@ -169,8 +176,12 @@ class SeededEnv(gymnasium.Wrapper):
         factory: EnvFactory,
         parts: tuple[str, ...] = (),
         box: gymnasium.spaces.Box | None = None,
+        obs_spec: ObsSpec | None = None,
     ):
         super().__init__(env)
+        self.obs_spec = obs_spec or ObsSpec.of((env.observation_space.shape or (1,))[0])
+        self._obs_space = ordered(env.observation_space)
+        self._frames: list[np.ndarray] = []
         self.parts, self.factory, self.box = parts, factory, box or action_box(env.action_space, factory.name)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.box.shape, np.float32)
         self.known_tasks: dict[str, int | None] = {}  # by name, tasks that were set before
@@ -203,19 +214,22 @@ class SeededEnv(gymnasium.Wrapper):
     def begin_episode(self, seed: Seed) -> np.ndarray:
         """Start the episode of `seed`, to be continued with `advance`, and return its first observation."""
         self._return, self._length = 0.0, 0
-        return spaces.observation(self.reset_with(seed), self.observation_space.shape or ())
+        frame = spaces.observation(self.reset_with(seed), self._obs_space, self.obs_spec.stacked(1))
+        self._frames = [frame] * self.obs_spec.frames
+        return np.concatenate(self._frames)
 
     def advance(self, action: np.ndarray) -> EpisodeStep:
         """Take one step of the episode; `action` is clipped to [-1, 1]. Raises ValueError if a number that goes in or
         comes out is not finite, or of another shape or kind than it should be."""
         obs, reward, terminated, truncated, info = self.step(action)
-        obs, reward = spaces.observation(obs, self.observation_space.shape or ()), spaces.reward(reward)
+        frame, reward = spaces.observation(obs, self._obs_space, self.obs_spec.stacked(1)), spaces.reward(reward)
         terminated, truncated = spaces.flag("terminated", terminated), spaces.flag("truncated", truncated)
         self._return += self.discount**self._length * reward
         self._length += 1
         ended = terminated or truncated
         result = EpisodeResult(spaces.success(info), self._return, self._length) if ended else None
-        return EpisodeStep(obs, reward, terminated, result, info)
+        self._frames = [*self._frames[1:], frame]
+        return EpisodeStep(np.concatenate(self._frames), reward, terminated, result, info)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         with self.own_global_state():
@@ -244,12 +258,12 @@ def probe(env: SeededEnv) -> tuple[ObsSpec, int]:
     action, api = np.random.default_rng(0).uniform(-1, 1, env.action_space.shape).astype(np.float32), RESET_API
     try:
         env.begin_episode(PROBE_SEED)
-        obs = env.begin_episode(PROBE_SEED)
+        env.begin_episode(PROBE_SEED)
         api = STEP_API
         spaces.success(env.advance(action).info)
     except Exception as error:  # it is foreign code
         raise UserError(f"{env.task}: {in_one_line(error)}; floq needs Gymnasium's {api}") from error
-    return ObsSpec(obs.size), action.size
+    return env.obs_spec, action.size
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,6 @@
-"""Spaces of observations as vectors: named parts in one order, in data and in environments alike. Actions in [-1, 1],
-and checks of what environments return, which others wrote: messages name what was wrong.
+"""Spaces of observations as an `ObsSpec`: named parts in one order, in data and in environments alike, and a vector if
+none is an image. Actions in [-1, 1], and checks of what environments return, which others wrote: messages name what was
+wrong.
 
 Gymnasium keeps the order in which a Dict was written, or sorts it, depending on how it was written; Minari's files sort
 it. Here the parts of a Dict are in the order of their names, whoever wrote it, and those of a Tuple in their own.
@@ -13,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import IMAGE, ObsSpec
 
 PartPath: TypeAlias = tuple[str | int, ...]
 """Names and numbers that lead to a part of an observation; empty if the observation has no parts."""
@@ -45,7 +47,8 @@ def describe(path: PartPath) -> str:
 
 def part_names(space: spaces.Space, source: object) -> tuple[str, ...]:
     """Return the parts as `goal (2)`, with their sizes; none if the observation is a single array."""
-    return tuple(f"{'/'.join(map(str, path))} ({spaces.flatdim(part)})" for path, part in leaves(space, source) if path)
+    size = lambda part: "x".join(map(str, part.shape)) if is_image(part) else spaces.flatdim(part)  # noqa: E731
+    return tuple(f"{'/'.join(map(str, path))} ({size(part)})" for path, part in leaves(space, source) if path)
 
 
 def check_same_parts(ours: Sequence[str], theirs: Sequence[str], source: object, whose: object) -> None:
@@ -57,14 +60,47 @@ def check_same_parts(ours: Sequence[str], theirs: Sequence[str], source: object,
         )
 
 
+def is_image(space: spaces.Space) -> bool:
+    """Return whether a part is an image, of uint8 and of shape (H, W, C)."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def obs_spec(space: spaces.Space, source: object) -> ObsSpec:
+    """Return what an observation of a space is: a vector of all its parts if none is an image, and otherwise each part
+    by its name. Raises UserError if a part is not numeric, or an image has its channels first."""
+    parts = list(leaves(space, source))
+    for path, part in parts:
+        if is_image(part) and (shape := part.shape)[0] in (1, 3, 4) and shape[2] > 4:
+            raise UserError(
+                f"{source}: {describe(path)} is an image of shape {shape}, channels first: floq takes (H, W, C), "
+                "transpose it (gymnasium.wrappers.TransformObservation)"
+            )
+    if not any(is_image(part) for _, part in parts):
+        return ObsSpec.of(spaces.flatdim(space))
+    return ObsSpec.of(
+        {part_name(path): part.shape if is_image(part) else (spaces.flatdim(part),) for path, part in parts}
+    )
+
+
+def part_name(path: PartPath) -> str:
+    """Return the name of a part in an `ObsSpec`."""
+    return "/".join(map(str, path)) or IMAGE
+
+
 def flatten(space: spaces.Space, arrays: Mapping[PartPath, Any], source: object) -> np.ndarray:
     """Lay the parts of many observations, `arrays` with a row for each, end to end in an array of shape (rows, size),
-    as `gymnasium.spaces.flatten` does with one observation of `space`. Raises UserError if an array contradicts its
-    space in shape or type, or rows differ in number."""
-    columns = [_rows(part, arrays[path], f"{source}: {describe(path)}") for path, part in leaves(space, source)]
+    as `gymnasium.spaces.flatten` does with one observation of `space`, or in records if there are images. Raises
+    UserError if an array contradicts its space in shape or type, or rows differ in number."""
+    spec, parts = obs_spec(space, source), list(leaves(space, source))
+    columns = [_rows(part, arrays[path], f"{source}: {describe(path)}") for path, part in parts]
     if len({len(column) for column in columns}) != 1:
         raise UserError(f"{source}: the parts of an observation are not equally long")
-    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+    if spec.is_vector:
+        return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+    records = np.empty(len(columns[0]), spec.record)
+    for (path, _), column in zip(parts, columns, strict=True):
+        records[part_name(path)] = column
+    return records
 
 
 def check_array(space: spaces.Space, shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
@@ -75,18 +111,15 @@ def check_array(space: spaces.Space, shape: tuple[int, ...], dtype: np.dtype, wh
     is_single = wanted == () and shape[1:] == (1,)
     if (shape[1:] == wanted or is_single) and (kind.kind == "f" or dtype.kind in "biu"):
         return
-    remedy = picture_remedy(space) or ": mend one of them"
-    raise UserError(f"{where} are {dtype} of shape {shape[1:]}, their space says {kind} of shape {wanted}{remedy}")
-
-
-def picture_remedy(space: spaces.Space) -> str:
-    """Return the end of a message about a part that is a picture, empty if it is none."""
-    is_picture = space.dtype == np.uint8 and len(space.shape or ()) > 1
-    return ": pictures stored as JPEG are not read; collect them with jpeg_encoding=False" if is_picture else ""
+    raise UserError(
+        f"{where} are {dtype} of shape {shape[1:]}, their space says {kind} of shape {wanted}: mend one of them"
+    )
 
 
 def _rows(space: spaces.Space, array: np.ndarray, where: str) -> np.ndarray:
     check_array(space, array.shape, array.dtype, where)
+    if is_image(space):
+        return array
     array = array.reshape(len(array), -1)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         start, counts = np.ravel(space.start), np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
@@ -152,16 +185,37 @@ def check_returned(method: str, result: Any, length: int) -> Any:
     return result
 
 
-def observation(value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an observation as float32. Raises ValueError if it is of another shape, or not finite."""
+def observation(value: Any, space: spaces.Space, spec: ObsSpec) -> np.ndarray:
+    """Return the row of an observation. Raises ValueError if it, or a part of it, is of another shape, or not finite,
+    or an image is not of uint8."""
+    if spec.is_vector:
+        return _vector(value, spec.shape, "its observation")
+    parts = {}
+    for path, part in leaves(space, ""):
+        found, name = value, describe(path)
+        for key in path:
+            if not isinstance(found, Mapping | tuple | list) or (isinstance(found, Mapping) and key not in found):
+                raise ValueError(f"its observation has no part {name}: it was {_kind(value)}")
+            found = found[key]
+        if is_image(part):
+            if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape != part.shape:
+                raise ValueError(f"its {name} was {_kind(found)}, and not an image of uint8 of shape {part.shape}")
+            parts[part_name(path)] = found
+        else:
+            numbers = found if isinstance(part, spaces.Box) else spaces.flatten(part, found)
+            parts[part_name(path)] = _vector(np.reshape(numbers, -1), (spaces.flatdim(part),), f"its {name}")
+    return spec.pack(parts)
+
+
+def _vector(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     try:
         found = np.array(value, np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"its observation was {_kind(value)}, and no array of numbers") from error
+        raise ValueError(f"{what} was {_kind(value)}, and no array of numbers") from error
     if found.shape != shape:
-        raise ValueError(f"its observation had the shape {found.shape}, and not {shape}")
+        raise ValueError(f"{what} had the shape {found.shape}, and not {shape}")
     if not np.isfinite(found).all():
-        raise ValueError(f"its observation was not finite, in number {int((~np.isfinite(found)).argmax())}")
+        raise ValueError(f"{what} was not finite, in number {int((~np.isfinite(found)).argmax())}")
     return found
 
 

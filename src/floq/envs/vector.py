@@ -39,7 +39,7 @@ class EnvSlots:
     ) -> np.ndarray:
         """Reset every slot to its first episode, or to that in `episodes`. `tasks` has the environment and the seed of
         each policy: its episode e is seeded by (*seed, e). A slot without an episode left, or without a policy, is
-        inactive. Returns the first observations (slots, obs)."""
+        inactive. Returns the first observations (slots, size)."""
         self._tasks, self._num_episodes = tuple(tasks), num_episodes
         self._episode = {
             (policy, slot): episodes.get((policy, slot), slot) if policy < len(tasks) else num_episodes
@@ -51,7 +51,7 @@ class EnvSlots:
         return np.stack([self._first_observation(slot) for slot in self._envs])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, list[tuple[Slot, EpisodeResult]]]:
-        """Take one step in every active slot. Returns observations (slots, obs), where a slot whose episode ended has
+        """Take one step in every active slot. Returns observations (slots, size), where a slot whose episode ended has
         the first observation of its next one, and (slot, result) for each episode that ended."""
         observations, finished = [], []
         for (slot, env), action in zip(self._envs.items(), actions, strict=True):
@@ -72,7 +72,7 @@ class EnvSlots:
     def _first_observation(self, slot: Slot) -> np.ndarray:
         """Return the first observation of the slot's episode; zeros if the slot is inactive."""
         if not self._is_active(slot):
-            return np.zeros(self._envs[slot].observation_space.shape or (), np.float32)
+            return self._envs[slot].obs_spec.zeros()
         _, seed = self._tasks[slot[0]]
         return self._envs[slot].begin_episode((*seed, self._episode[slot]))
 
@@ -116,14 +116,14 @@ class ExploringEnvs:
     def __init__(self, sites: Sequence[EnvSpec], restart: bool):
         self._sites, self._restart = sites, restart
         self._envs: dict[Slot, SeededEnv] = {site.slot: site.make_env() for site in sites}
-        self._obs_shape = next(iter(self._envs.values())).observation_space.shape or ()
+        self._obs_spec = next(iter(self._envs.values())).obs_spec
         self._needs_reset = {site.slot for site in sites}  # slots whose next tick is a reset
         self._num_failures = dict.fromkeys(self._envs, 0)  # since the last step, by slot
 
     def step(self, tick: int, actions: np.ndarray) -> VectorStep:
         """Advance every environment by one tick; `actions` (envs, act) are in [-1, 1], in the order of the sites."""
         count = len(self._sites)
-        observations, stepped = np.zeros((count, *self._obs_shape), np.float32), np.zeros(count, bool)
+        observations, stepped = self._obs_spec.zeros(count), np.zeros(count, bool)
         rewards, masks = np.zeros(count, np.float32), np.ones(count, np.float32)
         finished: list[tuple[Slot, EpisodeResult]] = []
         failures: list[Failure] = []

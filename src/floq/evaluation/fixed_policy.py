@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from floq.agent.agent import Agent
 from floq.agent.policy import Policy
@@ -21,6 +21,7 @@ from floq.envs.environments import EnvFactory
 from floq.evaluation.held_out import STATE_BATCH_SIZE, HeldOutEvaluation, held_out_td_error
 from floq.evaluation.rollouts import Evaluator, on_cpu, play_episode
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 
 SEED = 0  # all policies act with the same random numbers, and in the environment begin in the same states
 DRAW_BATCH = 512  # states whose actions are drawn at a time, to limit memory
@@ -36,13 +37,15 @@ class FixedPolicy(NamedTuple):
     act: Policy | HostPolicy
     agent: Agent | None = None
 
-    def draw(self, states: Float[Array, "n obs"], samples: int, width: int) -> Float[Array, "n samples act"]:
+    def draw(
+        self, states: Shaped[Array, "n size"], samples: int, width: int, obs_spec: ObsSpec
+    ) -> Float[Array, "n samples act"]:
         """Draw `samples` actions of `width` numbers in each state. Raises UserError if they have another shape or are
         not finite."""
         if isinstance(self.act, Policy):
             drawn = _draw(self.act, states, jax.random.key(SEED), samples)
         else:
-            rng, host = np.random.default_rng(SEED), np.asarray(states)
+            rng, host = np.random.default_rng(SEED), obs_spec.read(np.asarray(states))
             drawn = jnp.stack([jnp.asarray(self.act(host, rng), jnp.float32) for _ in range(samples)], axis=1)
         if drawn.shape != (wanted := (len(states), samples, width)):
             shape = drawn.shape[:1] + drawn.shape[2:]
@@ -93,7 +96,7 @@ class Episodes(NamedTuple):
 class States(NamedTuple):
     """States, and actions of a policy there."""
 
-    observations: Float[Array, "n obs"]
+    observations: Shaped[Array, "n size"]
     actions: Float[Array, "n draws act"]
 
     def values(self, agent: Agent, key: PRNGKeyArray) -> np.ndarray:
@@ -139,7 +142,7 @@ class FixedPolicyEvaluator(NamedTuple):
 # --- In the environment ---
 
 
-def first_observations(make_env: EnvFactory, count: int) -> Float[np.ndarray, "count obs"]:
+def first_observations(make_env: EnvFactory, count: int) -> Shaped[np.ndarray, "count size"]:
     """Return the observations in which the first `count` episodes begin."""
     env = make_env()
     try:
@@ -176,8 +179,9 @@ def _played(
 ) -> Iterator[float]:
     """Play the episodes one after another, in this process."""
     env, rng = make_env(), np.random.default_rng(SEED)
+    decide = lambda obs, _: act(env.obs_spec.read(obs[None]), rng)[0]  # noqa: E731
     for number in range(count):
-        for _, _, step in play_episode(env, (SEED, 0, number), lambda obs, _: act(obs[None], rng)[0], action_chunk):
+        for _, _, step in play_episode(env, (SEED, 0, number), decide, action_chunk):
             if step.result is not None:
                 yield step.result.episode_return
         on_progress(number + 1)

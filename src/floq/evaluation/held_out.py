@@ -58,7 +58,7 @@ class HeldOutEvaluator:
         comparable. Return None if `should_stop` returned True before the end."""
         td_key, value_key = jax.random.split(Keys.of(seed).evaluation)
         value_keys = jax.random.split(value_key, (len(self._initial), ACTIONS))
-        states = self._data.observations[self._initial]
+        states = self._data.observations_at(self._initial)
         td_error, values = held_out_td_error(agent, self._data, td_key, should_stop), []
         for first in range(0, len(states), STATE_BATCH_SIZE):
             if td_error is None or should_stop():

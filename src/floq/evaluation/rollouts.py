@@ -198,7 +198,7 @@ class Evaluator:
 
         first = self._workers.try_call("start", [tasks] * len(self._shares), self._start_timeout)
         first = [restarted(i, a) if isinstance(a, WorkerError) else a for i, a in enumerate(first)]
-        obs = np.zeros((count, ROWS, *first[0].shape[1:]), np.float32)
+        obs = np.zeros((count, ROWS, *first[0].shape[1:]), first[0].dtype)
         for share, rows in zip(self._shares, first, strict=True):
             obs[index_of(share)] = rows
         controller = Controller(self._action_chunk)

@@ -93,7 +93,9 @@ def export_run(options: ExportOptions) -> Path:
     about = {"task": run.config.task, "step": saved.step, "seed": config.seed, "explores": explore}
     about |= {"critic": config.agent.critic_name, "actor": config.agent.actor_name}
     description: dict[str, Any] = {"about": about | {"floq": version("floq"), "jax": version("jax")}}
-    description["observation_size"] = saved.agent.obs_spec.dim
+    description["observation_size"] = traced.obs_shape[0]
+    if not saved.agent.obs_spec.is_vector:
+        description["observation_parts"] = {name: list(shape) for name, shape in saved.agent.obs_spec.shapes.items()}
     description["action_size"] = saved.agent.action_dim // config.agent.action_chunk
     description["action_chunk"] = config.agent.action_chunk
     expected = samples(policy, traced, explore)
@@ -176,14 +178,26 @@ class Agreement:
 def samples(policy: Policy, traced: TracedPolicy, explore: bool = False, count: int = OBSERVATIONS) -> list[Sample]:
     """Return the agent's actions for random observations, drawn with the mean and spread of the data if known."""
     rng, draw = np.random.default_rng(0), jax.jit(traced.draw)
-    mean, std = np.asarray(policy.obs_stats.mean), np.asarray(policy.obs_stats.std)
     act, found = policy.explore if explore else policy.act, []
     for number in range(count):
-        obs = (mean + std * rng.standard_normal(traced.obs_spec.shape)).astype(np.float32)
+        obs = _random_observation(policy, rng)
         key = jax.random.key(number)
         noise = [np.asarray(x) for x in draw(jax.random.clone(key))]
-        found.append(Sample(obs, jax.random.clone(key), noise, np.asarray(act(jnp.asarray(obs), key))))
+        found.append(Sample(obs, jax.random.clone(key), noise, np.asarray(act(policy.obs_spec.of_numbers(obs), key))))
     return found
+
+
+def _random_observation(policy: Policy, rng: np.random.Generator) -> np.ndarray:
+    """Draw an observation as numbers: vectors with the mean and spread of the data, pixels from 0 to 255."""
+    spec, stats = policy.obs_spec, policy.obs_stats
+    if spec.is_vector:
+        return (np.asarray(stats.mean) + np.asarray(stats.std) * rng.standard_normal(spec.shape)).astype(np.float32)
+    draw = lambda name, shape: (  # noqa: E731
+        rng.integers(0, 256, shape)
+        if name in spec.images
+        else np.asarray(stats.mean[name]) + np.asarray(stats.std[name]) * rng.standard_normal(shape)
+    )
+    return np.concatenate([np.ravel(draw(name, shape)) for name, shape in spec.shapes.items()]).astype(np.float32)
 
 
 def compare_with_agent(
@@ -211,7 +225,8 @@ def compare_with_agent(
 
 
 def _equally_good(policy: Policy, sample: Sample, action: np.ndarray) -> bool:
-    values = [float(policy.rank(sample.obs, act, jax.random.clone(sample.key))) for act in (action, sample.action)]
+    obs = policy.obs_spec.of_numbers(sample.obs)
+    values = [float(policy.rank(obs, act, jax.random.clone(sample.key))) for act in (action, sample.action)]
     return abs(values[0] - values[1]) <= TOLERANCE * max(1.0, *map(abs, values))
 
 

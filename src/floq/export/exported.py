@@ -66,6 +66,10 @@ class Policy:
         sizes = [document.get(name, 0) for name in ("observation_size", "action_size", "action_chunk")]
         _need(all(type(size) is int and 0 < size < 2**24 for size in sizes), "its sizes are not whole numbers above 0")
         self.observation_size, self.action_size, self.action_chunk = sizes
+        parts = _of(document.get("observation_parts", {}), dict, "observation_parts")
+        self.observation_parts = {str(name): _shape(shape) for name, shape in parts.items()}
+        fits = sum(math.prod(shape) for shape in self.observation_parts.values()) == self.observation_size
+        _need(not parts or fits, "its observation_parts are not those of an observation")
         self.about: dict[str, Any] = dict(_of(document.get("about", {}), dict, "about"))
         self.noise = [_noise(entry) for entry in _of(document.get("noise"), list, "noise")]
         self._rng = np.random.default_rng()
@@ -93,7 +97,8 @@ class Policy:
         """Return one action in [-1, 1], or `action_chunk` of them, concatenated.
 
         Args:
-            observation: `observation_size` numbers, as the environment returned them in training.
+            observation: `observation_size` numbers, as the environment returned them in training; or the parts in
+                `observation_parts` by name, or an image alone, with pixels from 0 to 255.
             rng: draws the noise; by default a generator with a random seed, made when the policy was loaded.
             noise: the noise itself, with the shapes in `self.noise`, for an action that can be reproduced exactly.
 
@@ -101,7 +106,7 @@ class Policy:
             ValueError: the observation or the noise has another shape, or numbers in it or the action are not finite.
         """
         with np.errstate(all="ignore"):
-            values: list[Any] = [*self._tensors, _array("the observation", observation, (self.observation_size,))]
+            values: list[Any] = [*self._tensors, self._flat(observation)]
             if noise is None:
                 values += self.draw(self._rng if rng is None else rng)
             elif len(noise) != len(self.noise):
@@ -116,6 +121,18 @@ class Policy:
         if np.isfinite(action).all():
             return action
         raise ValueError("the action is not finite: is the observation far from all that the policy was trained on?")
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        """Return an observation as numbers, those of its parts end to end."""
+        parts = self.observation_parts
+        if len(parts) == 1 and np.shape(observation) in parts.values():
+            observation = dict.fromkeys(parts, observation)
+        if parts and isinstance(observation, Mapping):
+            if missing := parts.keys() ^ observation.keys():
+                raise ValueError(f"{', '.join(map(str, missing))} is missing in the observation, or too much")
+            flat = [_array(f"the part {name}", observation[name], shape).ravel() for name, shape in parts.items()]
+            return np.concatenate(flat)
+        return _array("the observation", observation, (self.observation_size,))
 
     def controller(self, seed: int | None = None) -> "Controller":
         """Return a function for a control loop, to be called once per step; see `Controller`."""

@@ -60,7 +60,7 @@ def write_exported(form: Format, policy: Exportable, folder: Path) -> None:
 
         d = policy.description
         action_dim, described = d["action_size"] * d["action_chunk"], f"{d['about']['task']}, exported by floq"
-        model = onnx_model(policy.program, policy.traced.obs_spec, action_dim, described)
+        model = onnx_model(policy.program, policy.traced.obs_shape, action_dim, described)
         (folder / "policy.onnx").write_bytes(model.SerializeToString())
     (folder / exported.PROGRAM).write_text(text + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(form, policy), encoding="utf-8")
@@ -88,7 +88,7 @@ def _with_program(text: str, program: Program) -> str:
 
 
 def _stablehlo(policy: Exportable) -> bytes:
-    shapes = [policy.traced.obs_spec.shape, *(noise.shape for noise in policy.program.noise)]
+    shapes = [policy.traced.obs_shape, *(noise.shape for noise in policy.program.noise)]
     specs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     return bytes(jax.export.export(jax.jit(policy.traced.act), platforms=PLATFORMS)(*specs).serialize())
 
@@ -97,9 +97,13 @@ def _readme(form: Format, policy: Exportable) -> str:
     about, d = policy.description["about"], policy.description
     draws = [f"noise.{i} {list(noise.shape)} {noise.distribution}" for i, noise in enumerate(policy.program.noise)]
     chunk = f", {d['action_chunk']} actions at once, laid end to end" if d["action_chunk"] > 1 else ""
+    parts = "".join(f"\n{'':13}{name} {shape}" for name, shape in d.get("observation_parts", {}).items())
+    end_to_end = ":" if parts else ", as the environment gave them in training"
+    if parts:
+        parts = f" these parts end to end, pixels from 0 to 255{parts}"
     return (
         f"A policy for {about['task']}, step {about['step']}, exported by floq {about['floq']}.\n\n"
-        f"observation  {d['observation_size']} numbers (float32), as the environment gave them in training\n"
+        f"observation  {d['observation_size']} numbers (float32){end_to_end}{parts}\n"
         f"action       {d['action_size']} numbers in [-1, 1]{chunk}\n"
         f"noise        {', '.join(draws) or 'none'}\n\n"
     ) + Path(__file__).with_name("readme").joinpath(f"{form}.txt").read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from floq.export.operations import Program
-from floq.utils.obs_spec import ObsSpec
 
 OPSET, IR_VERSION = 18, 8  # of 2022: the runtimes of robots are often old
 ONNX_NAMES = {
@@ -22,11 +21,11 @@ SHAPE_OPERATIONS = {"reshape": "Reshape", "broadcast": "Expand"}
 DTYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "bool": TensorProto.BOOL}
 
 
-def onnx_model(program: Program, obs_spec: ObsSpec, action_dim: int, described: str) -> onnx.ModelProto:
+def onnx_model(program: Program, obs_shape: tuple[int], action_dim: int, described: str) -> onnx.ModelProto:
     """Return a model with the inputs `observation`, `noise.0`, `noise.1`, ... and the output `action`, an action or
     chunk of actions of dimension `action_dim`; `described` is its documentation, one line."""
     graph = _Graph(program)
-    shapes = {"observation": obs_spec.shape} | {f"noise.{i}": noise.shape for i, noise in enumerate(program.noise)}
+    shapes = {"observation": obs_shape} | {f"noise.{i}": noise.shape for i, noise in enumerate(program.noise)}
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     output = helper.make_tensor_value_info("action", TensorProto.FLOAT, [action_dim])
     made = helper.make_graph(graph.nodes, "policy", inputs, [output], graph.constants)

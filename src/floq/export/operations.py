@@ -53,7 +53,7 @@ def translate(traced: TracedPolicy) -> Program:
     """
     writer = _Writer()
     leaves = [Constant(np.asarray(leaf), name) for name, leaf in zip(traced.names, traced.leaves, strict=True)]
-    observation = Variable("observation", Type(traced.obs_spec.shape, "float32"))
+    observation = Variable("observation", Type(traced.obs_shape, "float32"))
     (action,) = writer.run(traced.program, [*leaves, observation, HIDDEN])
     if action is HIDDEN:
         raise UserError(
@@ -190,6 +190,40 @@ def _broadcast(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
     return x if expanded == list(p["shape"]) else w.line("broadcast", [x], map(int, p["shape"]))
 
 
+def _pad(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    """Write a padding as a concatenation with constants."""
+    x, value = given
+    if not isinstance(value, Constant) or any(low < 0 or high < 0 or inner for low, high, inner in p["padding_config"]):
+        raise PolicyError("it pads with a variable, or between elements")
+    for axis, (low, high, _) in enumerate(p["padding_config"]):
+        shapes = [(*x.type.shape[:axis], n, *x.type.shape[axis + 1 :]) for n in (low, high)]
+        before, after = (Constant(np.full(shape, value.array)) for shape in shapes)
+        parts = [part for part, n in ((before, low), (x, 1), (after, high)) if n]
+        x = w.line("concatenate", parts, [axis]) if len(parts) > 1 else x
+    return x
+
+
+def _conv(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
+    """Write a convolution of images (1, h, w, c) that are not skipped as a sum of products, one for each of its
+    weights' pixels."""
+    (x, weight), layout = given, p["dimension_numbers"]
+    plain = tuple(layout) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) and isinstance(weight, Constant)
+    ones = {*p["window_strides"], *p["lhs_dilation"], *p["rhs_dilation"], p["feature_group_count"], x.type.shape[0]}
+    if not plain or ones != {1} or p["batch_group_count"] != 1:
+        raise PolicyError("only convolutions of one image, channels last, with stride 1 are known")
+    config = [(0, 0, 0), *((low, high, 0) for low, high in p["padding"]), (0, 0, 0)]
+    padded = _pad(w, [x, Constant(np.zeros((), np.float32))], {"padding_config": config})
+    _, height, width, channels = padded.type.shape
+    rows, columns, _, out = weight.type.shape
+    height, width, total = height - rows + 1, width - columns + 1, None
+    for i, j in np.ndindex(rows, columns):
+        part = w.slice(padded, (0, i, j, 0), (1, i + height, j + width, channels))
+        product = w.line("matmul", [w.reshape(part, [height * width, channels]), Constant(weight.array[i, j])])
+        total = product if total is None else w.line("add", [total, product])
+    assert total is not None
+    return w.reshape(total, [1, height, width, out])
+
+
 def _power(w: _Writer, given: list[Any], p: dict[str, Any]) -> Value:
     (x,), exponent = given, abs(p["y"])
     product = x if exponent else ONE
@@ -291,5 +325,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "split": _split,
+    "pad": _pad,
+    "conv_general_dilated": _conv,
     "convert_element_type": _cast,
 }

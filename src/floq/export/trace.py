@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -116,7 +117,7 @@ class TracedPolicy:
     program: core.ClosedJaxpr  # of the policy's arrays, an observation and a key
     names: list[str]  # of the policy's arrays
     leaves: list[Array]
-    obs_spec: ObsSpec
+    obs_shape: tuple[int]  # of an observation as numbers, those of its parts end to end, pixels from 0 to 255
 
     @classmethod
     def of(cls, policy: Policy, obs_spec: ObsSpec, explore: bool = False) -> "TracedPolicy":
@@ -125,12 +126,13 @@ class TracedPolicy:
         paths, tree = jax.tree_util.tree_flatten_with_path(policy)
 
         def act(leaves: list[Array], obs: Array, key: PRNGKeyArray) -> Array:
-            return method(jax.tree.unflatten(tree, leaves), obs, key)
+            return method(jax.tree.unflatten(tree, leaves), obs_spec.of_numbers(obs), key)
 
         leaves = [leaf for _, leaf in paths]
-        program = jax.make_jaxpr(act)(leaves, obs_spec.zeros(), jax.random.key(0))
+        zeros = np.zeros(obs_spec.num_numbers, np.float32)
+        program = jax.make_jaxpr(act)(leaves, zeros, jax.random.key(0))
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-        return cls(program, names, leaves, obs_spec)
+        return cls(program, names, leaves, zeros.shape)
 
     def act(self, obs: Float[Array, " obs"], *noise: Float[Array, "..."]) -> Float[Array, " act"]:
         """Return the action for given noise."""
@@ -138,5 +140,5 @@ class TracedPolicy:
 
     def draw(self, key: PRNGKeyArray) -> tuple[Float[Array, "..."], ...]:
         """Draw the noise that the policy itself draws with `key`. Consumes `key`."""
-        (interpreter := _WithNoise()).run(self.program, [*self.leaves, self.obs_spec.zeros(), key])
+        (interpreter := _WithNoise()).run(self.program, [*self.leaves, jnp.zeros(self.obs_shape), key])
         return tuple(interpreter.drawn)

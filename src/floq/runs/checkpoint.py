@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from floq.runs.config import Config
 from floq.utils import files
 from floq.utils.errors import UserError
 from floq.utils.files import replace_folder, sync
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import NonNegative, convert, from_table
 from floq.utils.untrusted import TensorMismatch, TensorSpec, read_json, read_tensors
 
@@ -35,9 +36,12 @@ TENSORS, PENDING, REPLAY = "state.safetensors", "pending-{}.safetensors", "repla
 DIGESTS = "sha256"  # of each file, in the manifest; of the manifest itself, without that entry
 REPLAYS_KEPT = 2  # of the newest checkpoints: each holds all experience of the run
 REPLAY_KINDS = {"observations": (3, "float32"), "actions": (3, "float32"), "ends": (2, "bool")}
+PARTS_KIND = (3, "uint8")  # of observations that have images
 REPLAY_KINDS |= dict.fromkeys(("rewards", "masks"), (2, "float32"))
 STEP = "0|[1-9][0-9]{0,14}"
 MAX_WIDTH = 2**20  # dimension of an observation, or of a chunk of actions
+MAX_PARTS, MAX_FRAMES = 2**8, 2**6  # of an observation
+ObsPart: TypeAlias = Annotated[list[Annotated[int, Gt(0), Le(MAX_WIDTH)]], Len(1, 3)]
 MAX_PENDING = 2**10  # pending evaluations of a stopped run
 
 T = TypeVar("T")
@@ -97,7 +101,7 @@ def save(
             content = serialised({name: np.asarray(x) for name, x in arrays.items()})
             files.write(partial / name, content)
             digests[name] = hashlib.sha256(content).hexdigest()
-        manifest = {"format": FORMAT, "step": step, "obs_size": agent.obs_spec.dim, "act_size": agent.action_dim}
+        manifest = {"format": FORMAT, "step": step, "act_size": agent.action_dim} | _described(agent.obs_spec)
         manifest |= {"config": config.to_json(), "clocks": dict(clocks or {}), "pending": sorted(pending or {})}
         manifest[DIGESTS] = digests | {MANIFEST: _digest(manifest | {DIGESTS: digests})}
         files.write(partial / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -128,7 +132,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     manifest = _manifest(path, remedy)
     try:
         saved = Manifest.of(manifest)
-        given = jax.random.key(0), saved.obs_size, saved.act_size, saved.config.agent
+        given = jax.random.key(0), saved.obs_spec, saved.act_size, saved.config.agent
         template = jax.eval_shape(lambda: Agent.init(*given, precision=saved.config.precision_here))
     except (UserError, ValueError, OverflowError, TypeError, MemoryError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} is damaged ({error}): {remedy}") from error
@@ -151,6 +155,8 @@ def load_replay(folder: Path, step: int) -> ReplaySnapshot | None:
     remedy = _remedy(step, steps(folder))
     stored = _tensors(path, _manifest(path.parent, remedy)[DIGESTS], remedy)
     kinds = {name: (x.ndim, str(x.dtype)) for name, x in stored.items()}
+    if kinds.get("observations") == PARTS_KIND:
+        kinds["observations"] = REPLAY_KINDS["observations"]
     if kinds != REPLAY_KINDS or len({x.shape[:2] for x in stored.values()}) > 1:
         raise DamagedCheckpoint(f"{path} is damaged (a part is missing, or of another shape or type): {remedy}")
     return ReplaySnapshot(**stored)
@@ -265,10 +271,19 @@ class Manifest:
     """Checked values of a manifest, from which the agent is rebuilt and the run continues; see `Checkpoint`."""
 
     config: Config
-    obs_size: Annotated[int, Gt(0), Le(MAX_WIDTH)]
     act_size: Annotated[int, Gt(0), Le(MAX_WIDTH)]
+    obs_size: Annotated[int, Gt(0), Le(MAX_WIDTH)] | None = None
+    obs_parts: Annotated[dict[str, ObsPart], Len(1, MAX_PARTS)] | None = None
+    frames: Annotated[int, Gt(0), Le(MAX_FRAMES)] = 1
     clocks: dict[str, float] = field(default_factory=dict)
     pending: Annotated[tuple[NonNegative, ...], Len(0, MAX_PENDING)] = ()
+
+    @property
+    def obs_spec(self) -> ObsSpec:
+        """What an observation is. Raises UserError if that is missing, or said twice."""
+        if (self.obs_size is None) == (self.obs_parts is None):
+            raise UserError("it needs one of obs_size and obs_parts")
+        return ObsSpec.of(self.obs_size or self.obs_parts or {}).stacked(self.frames)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Manifest":
@@ -276,6 +291,13 @@ class Manifest:
         rest = dict(values)
         config = Config.from_json(convert("config", rest.pop("config", {}), dict[str, Any]))
         return from_table(cls, rest, "manifest", ("format", "step", DIGESTS), config=config)
+
+
+def _described(obs_spec: ObsSpec) -> dict[str, Any]:
+    """Return what an observation is, as `Manifest` has it."""
+    one = obs_spec.stacked(1)
+    size = {"obs_size": one.dim} if one.is_vector else {"obs_parts": one.to_json()}
+    return size | ({"frames": obs_spec.frames} if obs_spec.frames > 1 else {})
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -114,9 +114,9 @@ class Config(DataOptions):
     video_frame_skip: Annotated[Count, Mark.RESUMABLE] = 3
     """Environment steps for each frame of a film."""
     p_aug: Share | None = None
-    """Probability of image augmentation, for pixel tasks: not built yet."""
-    frame_stack: Positive | None = None
-    """Frames per observation, for pixel tasks: not built yet."""
+    """Probability that the images of a batch are shifted by up to 3 pixels, each transition's at random."""
+    frame_stack: Annotated[int, Gt(0), Le(2**6)] | None = None
+    """Frames in an observation, the newest last; by default one."""
     success_timing: Literal["post", "pre"] = "post"
     """Success is read from the state after a step (post, the published protocol) or before it (pre, OGBench 1.2)."""
     score_range: Annotated[tuple[float, float] | None, Mark.NOT_HASHED] = None
@@ -291,7 +291,8 @@ class Config(DataOptions):
         """What makes the environment of the task."""
         from floq.envs.environments import EnvFactory
 
-        return EnvFactory(self.env_name or "", self.success_timing, FrozenDict(self.env_kwargs))
+        kwargs, frames = FrozenDict(self.env_kwargs), self.frame_stack or 1
+        return EnvFactory(self.env_name or "", self.success_timing, kwargs, frame_stack=frames)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved configuration; the agent's settings are flat, beside critic and actor."""

@@ -276,7 +276,7 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
     own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
     if own != theirs:
         if agent.obs_spec != old.obs_spec:
-            what = f"observations have {agent.obs_spec.dim} numbers here and {old.obs_spec.dim} there"
+            what = f"observations have {agent.obs_spec} here and {old.obs_spec} there"
         else:
             differ = setting_differences(config.agent.networks(), source.config.agent.networks())
             what = "; ".join(differ) or "actions have another size"

@@ -120,8 +120,7 @@ def load_fleet_data(
     config, names = configs[0], list(dict.fromkeys(config.env_name for config in configs))
     if config.from_scratch and given is None:
         made = collect_random_data(configs, runs, display)
-        chunked = [data.for_chunks(config.agent.action_chunk) for data in made]
-        return {data_key(config): data for config, data in zip(configs, chunked, strict=True)}
+        return {data_key(one): _prepared(data, config) for one, data in zip(configs, made, strict=True)}
     fetch = _fetcher(config, display, runs[0] if runs else None)
     envs = {name: config.make_env.named(name) if name else None for name in names}
     if given is not None:
@@ -141,7 +140,7 @@ def load_fleet_data(
         tasks[name] = tasks[name]._replace(train=train, validation=validation)
     if config.mixes_prior_data:
         tasks = {name: _mix_with_prior(task, config, display) for name, task in tasks.items()}
-    tasks = {name: task.for_chunks(config.agent.action_chunk) for name, task in tasks.items()}
+    tasks = {name: _prepared(task, config) for name, task in tasks.items()}
     data = tasks[names[0]]
     display.note(f"data    {data.provenance}")
     for note in data.notes:
@@ -158,6 +157,10 @@ def load_fleet_data(
         display.note("        critic thinks the policy is worth; --env_name=ID evaluates in a Gymnasium environment;")
         display.note("        floq ope RUN_DIR, afterwards, estimates from the data what the policy is worth")
     return {data_key(config): tasks[config.env_name] for config in configs}
+
+
+def _prepared(data: Splits, config: Config) -> Splits:
+    return data.prepared(config.agent.action_chunk, config.frame_stack or 1, config.p_aug or 0.0)
 
 
 def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:
@@ -343,7 +346,8 @@ def _collect_random(configs: Sequence[Config], display: Display) -> list[Splits]
 
 def _collect_group(configs: Sequence[Config], on_progress: Callable[[int], None]) -> list[Trajectories]:
     """Collect random rollouts for these runs at the same time."""
-    arguments = [(c.make_env, c.seed, c.random_steps) for c in configs]
+    one_frame = [dataclasses.replace(config.make_env, frame_stack=1) for config in configs]
+    arguments = [(env, c.seed, c.random_steps) for env, c in zip(one_frame, configs, strict=True)]
     with Workers(RandomRollout, arguments) as workers:
 
         def call(method: str, timeout: float) -> list[Any]:

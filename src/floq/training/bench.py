@@ -103,7 +103,9 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[dict
     data, devices, square = synthetic_data(obs_spec, action_dim), jax.local_devices(), SQUARE[_backend()]
     machine = f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, {cores()} cores"
     display.note(f"{date.today()}, {machine}")
-    display.note(f"{config.env_name}: {obs_spec.dim} observations, {action_dim} actions")
+    display.note(
+        f"{config.env_name}: {obs_spec.dim if obs_spec.is_vector else obs_spec} observations, {action_dim} actions"
+    )
     precision = "f32" if config.precision == "tf32" and _backend() == "cpu" else config.precision  # a CPU has no TF32
     shapes = (square, square), (agent.batch_size * agent.critic.noise_samples, agent.critic.block_width)
     peaks = [product_rate(*shape, config.precision_here) for shape in shapes]
@@ -138,7 +140,12 @@ def synthetic_data(obs_spec: ObsSpec | int, action_dim: int) -> Dataset:
     """Make random transitions."""
     rng = np.random.default_rng(0)
     ends = np.arange(1, ROWS + 1) % 1000 == 0
-    obs, act = rng.normal(size=(ROWS, *ObsSpec.of(obs_spec).shape)), rng.uniform(-1, 1, (ROWS, action_dim))
+    spec, act = ObsSpec.of(obs_spec).stacked(1), rng.uniform(-1, 1, (ROWS, action_dim))
+    obs: Any = rng.normal(size=(ROWS, *spec.shape))
+    if not spec.is_vector:
+        obs = np.zeros(ROWS, spec.record)
+        for name, shape in spec.parts:
+            obs[name] = rng.integers(0, 256, (ROWS, *shape)) if name in spec.images else rng.normal(size=(ROWS, *shape))
     return Dataset.from_rows(obs, act, -np.ones(ROWS), np.ones(ROWS), ends)
 
 

@@ -99,8 +99,9 @@ class Evaluation(NamedTuple):
             splits = run_data.load_data(config, display, data)
         splits = splits._replace(train=dataclasses.replace(splits.train, num_old_rows=0))
         samples, width = config.agent.actor.policy_samples, config.agent.action_chunk * splits.train.dims[1]
-        draw = lambda states: jnp.stack([policy.draw(states, samples, width) for policy in policies])  # noqa: E731
-        actions = draw(splits.train.observations), draw(splits.validation.observations)
+        spec = splits.train.dims[0]
+        draw = lambda states: jnp.stack([one.draw(states, samples, width, spec) for one in policies])  # noqa: E731
+        actions = tuple(draw(part.observations_at(slice(None))) for part in splits[:2])
         env_starts = []
         if request.starts == "env":
             states = jnp.asarray(first_observations(unlimited(config, 1), request.truth or ENV_STARTS))
@@ -149,7 +150,7 @@ class Evaluation(NamedTuple):
         return self.splits._replace(train=train, validation=validation), evaluator
 
     def _states(self, number: int, rows: np.ndarray) -> States:
-        return States(self.splits.train.observations[rows], self.actions[0][number, rows])
+        return States(self.splits.train.observations_at(rows), self.actions[0][number, rows])
 
     def _result(self, runs: Sequence[Run], display: Display) -> OffPolicyEvaluation:
         """Return the result of finished runs, and measure what the policies earn if that is asked for."""
@@ -204,11 +205,12 @@ class Evaluation(NamedTuple):
         rows = np.asarray(data.starts)[np.linspace(0, len(data) - 1, min(len(data), COMPARED_STATES)).astype(int)]
         batch = jax.vmap(lambda row: data.transition(row, 1, 1.0))(jnp.asarray(rows))
         states, actions = (np.asarray(batch[name]) for name in ("observations", "actions"))
-        return far_actions(states, actions, np.asarray(self.actions[0][number, rows, 0]))
+        return far_actions(data.dims[0].numbers(states), actions, np.asarray(self.actions[0][number, rows, 0]))
 
 
 def unlimited(config: Config, steps: int) -> EnvFactory:
     """Return what makes the environment as off-policy evaluation sees it: without its own time limit, cut after so many
     steps, with discounted returns, and with success as the data's labels have it."""
     kwargs = FrozenDict(config.env_kwargs | {"max_episode_steps": steps})
-    return EnvFactory(config.env_name or "", config.label_timing, kwargs, discount=config.agent.discount)
+    made = dataclasses.replace(config.make_env, success_timing=config.label_timing, kwargs=kwargs)
+    return dataclasses.replace(made, discount=config.agent.discount)

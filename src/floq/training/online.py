@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from floq.agent.agent import Agent
 from floq.agent.finite import ACTION, OK
@@ -57,8 +57,11 @@ class OnlineFleet:
         self._program = partial(_learn, layout=fleet.layout, buffer_size=buffer_size)
         self._places = fleet.layout.mesh.devices[:, 0]  # online, each holds runs of its own
         shares = np.split(np.array(fleet.slots), len(self._places))
-        chunk = fleet.train.trajectories.action_chunk
-        self._replay = _divided([[recorded[run] for run in share] for share in shares], ticks, chunk, fleet.layout)
+        data = fleet.train.trajectories
+        replay_of = partial(
+            Replay.of, ticks=ticks, action_chunk=data.action_chunk, obs_spec=data.dims[0], p_aug=data.p_aug
+        )
+        self._replay = _divided([[recorded[run] for run in share] for share in shares], replay_of, fleet.layout)
         self._info: dict[str, Float[Array, " runs"]] = {}
         self.has_learned = False  # whether there was an update yet
         value_range = jax.device_get(fleet.agents.value_range)
@@ -70,7 +73,7 @@ class OnlineFleet:
         ready: Callable[[Any], bool] = lambda value: value.is_ready()  # noqa: E731  JAX's stubs lack the method
         return not all(map(ready, self._info.values()))
 
-    def explore(self, obs: Float[np.ndarray, "runs envs obs"], tick: int) -> Callable[[], np.ndarray]:
+    def explore(self, obs: Shaped[np.ndarray, "runs envs size"], tick: int) -> Callable[[], np.ndarray]:
         """Start computing the actions of every run in every environment, after the updates already queued. The function
         that is returned waits for them: an array (runs, envs, act), where `act` may be a chunk. An action that is not
         finite is replaced by zero and recorded as a fault of its run."""
@@ -122,13 +125,15 @@ def widened(known: tuple[float, float], low: float, high: float) -> tuple[float,
     return r_min - beyond(r_min - low), r_max + beyond(high - r_max)
 
 
-def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, action_chunk: int, layout: Layout) -> Replay:
+def _divided(
+    shares: Sequence[Sequence[ReplaySnapshot]], replay_of: Callable[[list[ReplaySnapshot]], Replay], layout: Layout
+) -> Replay:
     """Join the replays of the devices into one whose arrays are divided among them: no device ever holds another's
     part."""
     sharding, parts = NamedSharding(layout.mesh, PartitionSpec("runs")), []
     for place, share in zip(layout.mesh.devices[:, 0], shares, strict=True):
         with jax.default_device(place):
-            parts.append(Replay.of(list(share), ticks, action_chunk))
+            parts.append(replay_of(list(share)))
 
     def join(*part: Array) -> Array:
         whole = len(part) * part[0].shape[0], *part[0].shape[1:]
@@ -139,7 +144,7 @@ def _divided(shares: Sequence[Sequence[ReplaySnapshot]], ticks: int, action_chun
 
 @partial(jax.jit, static_argnames="layout")
 def _explore(agents: Agent, faults: Int[Array, " runs"], keys: RunKeys, obs: Array, tick: Array, layout: Layout):
-    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Float[Array, "envs obs"], tick: Array):
+    def explore(policy: Policy, fault: Array, key: PRNGKeyArray, obs: Shaped[Array, "envs size"], tick: Array):
         tick_key = jax.random.fold_in(key, tick)
         act = lambda obs, env: policy.explore(obs, jax.random.fold_in(tick_key, env))  # noqa: E731
         acts = jax.vmap(act)(obs, jnp.arange(obs.shape[0]))
@@ -229,7 +234,7 @@ class Online:
         ticks = math.ceil(RESET_ROOM * min(drawn_from, c.online_steps) / c.num_envs) + 1 + chunk
         keys = [Keys.of(config.seed).exploration for config in configs]
         self.fleet = OnlineFleet(fleet, keys, before, ticks, c.buffer_size)
-        self._obs = obs_spec.zeros(len(configs), c.num_envs)
+        self._obs_spec, self._obs = obs_spec, obs_spec.zeros(len(configs), c.num_envs)
         nothing = Experience.of_resets(self._obs, self._action_dim)
         self._pending: Experience | None = None  # what no replay holds yet
         try:
@@ -320,7 +325,7 @@ class Online:
                         f"note    step {step}: an online reward left the range that the data gave; for seed "
                         f"{self._seeds[run]} it is [{wider[0]:.4g}, {wider[1]:.4g}] now"
                     )
-        return new
+        return new._replace(observations=self._obs_spec.newest(new.observations))
 
     def _end(self, what: str, times: int) -> Failed:
         """Return the error that ends the run, after so many failures in a row."""

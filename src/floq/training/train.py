@@ -116,15 +116,10 @@ def fleets(configs: Sequence[Config]) -> list[list[int]]:
 
 
 def check_built(config: Config) -> None:
-    """Raise UserError for settings that parse, as published commands have them, but are not built yet or that this
-    machine cannot run."""
+    """Raise UserError for settings that do not go together, or that this machine cannot run."""
     agent = config.agent
     if not agent.learns_policy:
         raise UserError("agent.actor=fixed learns no policy: floq ope evaluates one, and has a --resume of its own")
-    pixels = {"p_aug": config.p_aug, "frame_stack": config.frame_stack, "agent.encoder": agent.encoder}
-    for name, value in pixels.items():
-        if value is not None:
-            raise UserError(f"--{name}={value}: pixel tasks are not built yet; leave it out")
     if config.online_steps:
         if (devices := config.batch_devices) > 1:
             raise UserError(f"--batch_devices={devices} with --online_steps is not built yet: give --batch_devices=1")

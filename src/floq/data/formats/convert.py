@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 
 from floq.data.arrays import Trajectories, as_float32, bounds
 from floq.data.formats.npz import PARTS_KEY
 from floq.utils.errors import UserError
 from floq.utils.files import check_writable, looks_like_path, remove_empty, user_path
 from floq.utils.machine import version
+from floq.utils.obs_spec import IMAGE, ObsSpec
 
 MINARI_ID = r"([-\w]+/)*[-\w]+-v\d+"
 MINARI_STORE = "MINARI_DATASETS_PATH"  # variable of the folder in which Minari keeps its datasets
@@ -55,8 +56,9 @@ def to_npz(data: Trajectories, path: Path, parts: Sequence[str] = ()) -> Path:
     """Write an npz in OGBench's layout: one row per state, `terminals` marks each trajectory's last row. Rewards and
     masks are added, which the benchmark's files do not have and its loader ignores; floq reads them."""
     names = ("observations", "actions", "rewards", "masks", "terminals")
-    arrays: dict[str, Any] = {key: x.astype(np.float32, copy=False) for key, x in zip(names, data, strict=True)}
-    if parts:
+    arrays: dict[str, Any] = {key: x for key, x in zip(names, data, strict=True) if key != "observations"}
+    arrays = {key: x.astype(np.float32, copy=False) for key, x in arrays.items()} | _observations(data)
+    if parts and data.dims[0].is_vector:
         arrays[PARTS_KEY] = np.array(parts)
     with _written_whole(path) as partial:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ def to_minari(data: Trajectories, target: str, source: str) -> Path:
             minari.create_dataset_from_buffers(
                 name,
                 _episodes(data),  # pyright: ignore[reportArgumentType]
-                observation_space=Box(-np.inf, np.inf, data.observations.shape[1:], np.float32),
+                observation_space=_space(data.dims[0]),
                 action_space=Box(-1, 1, data.actions.shape[1:], np.float32),
                 description=f"{source}, converted by floq {version('floq')}",
             )
@@ -100,6 +102,32 @@ def to_minari(data: Trajectories, target: str, source: str) -> Path:
     return path
 
 
+def _observations(data: Trajectories) -> dict[str, np.ndarray]:
+    """Return the observations as arrays of an npz file: one if they are vectors or an image alone, otherwise one for
+    each part, called `observations/NAME`."""
+    found = _natural(data.observations)
+    if isinstance(found, dict):
+        return {f"observations/{name}": x for name, x in found.items()}
+    return {"observations": found if found.dtype == np.uint8 else found.astype(np.float32, copy=False)}
+
+
+def _natural(observations: np.ndarray) -> Any:
+    """Return records as arrays by name, an image alone as an array (rows, H, W, C), vectors as they are."""
+    if observations.dtype.fields is None:
+        return observations
+    parts = {name: np.ascontiguousarray(observations[name]) for name in observations.dtype.fields}
+    return parts[IMAGE] if parts.keys() == {IMAGE} else parts
+
+
+def _space(spec: ObsSpec) -> Any:
+    """Return the space of observations."""
+    if spec.is_vector:
+        return Box(-np.inf, np.inf, spec.shape, np.float32)
+    part = lambda shape: Box(0, 255, shape, np.uint8) if len(shape) == 3 else Box(-np.inf, np.inf, shape, np.float32)  # noqa: E731
+    parts = {name: part(shape) for name, shape in spec.parts}
+    return parts[IMAGE] if parts.keys() == {IMAGE} else Dict(parts)
+
+
 def _episodes(data: Trajectories) -> Iterator[Any]:
     from minari.data_collector import EpisodeBuffer
 
@@ -108,7 +136,7 @@ def _episodes(data: Trajectories) -> Iterator[Any]:
             continue
         terminations = data.masks[begin:end] == 0
         arrays: dict[str, Any] = {
-            "observations": data.observations[begin : end + 1],
+            "observations": _natural(data.observations[begin : end + 1]),
             "actions": data.actions[begin:end],
             "rewards": data.rewards[begin:end],
             "terminations": terminations,

@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from floq.data.arrays import OTHER_NAMES, OpenedDataset, concatenate, from_arrays, standard_names
-from floq.data.formats.files import data_files, numeric_array, open_hdf5, unpacked_bytes
+from floq.data.arrays import OBSERVATIONS, OTHER_NAMES, OpenedDataset, concatenate, from_arrays, standard_names
+from floq.data.formats.files import (
+    data_files,
+    gathered,
+    is_group,
+    nbytes,
+    numeric_array,
+    open_hdf5,
+    subgroup,
+    unpacked_bytes,
+)
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError
 from floq.utils.untrusted import check_size
@@ -48,7 +57,7 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
         if missing := [key for key in REQUIRED if key not in arrays]:
             raise UserError(f"{file} lacks {', '.join(missing)}: it is not a D4RL dataset")
         arrays = {key: x for key, x in arrays.items() if key in KEYS}
-        held += sum(x.nbytes for x in arrays.values())
+        held += nbytes(arrays)
         if "antmaze" in re.sub("[-_]", "", file.name.lower()):  # also Ant_maze_u-maze_noisy_...
             arrays["rewards"] = arrays["rewards"] - 1.0
         parts.append(from_arrays(**arrays, source=str(file), any_actions=options.changes_actions))
@@ -59,9 +68,15 @@ def _arrays(path: Path, keys: Sequence[str], held: int) -> dict[str, Any]:
     """Read those arrays of a file that it has, if they fit into memory beside the bytes `held`."""
     with open_hdf5(path) as file:
         there = set(file)  # names only: links are not followed
-        found = {key: numeric_array(file, key, path) for key in keys if key in there}
+        found: dict[str, Any] = {}
+        for key in keys:
+            if key in OBSERVATIONS and is_group(file, key):
+                group = subgroup(file, key, path)
+                found |= {f"{key}/{name}": numeric_array(group, name, f"{path}: {key}") for name in sorted(group)}
+            elif key in there:
+                found[key] = numeric_array(file, key, path)
         check_size(held + sum(map(unpacked_bytes, found.values())), path)
-        return {key: np.asarray(x) for key, x in found.items()}
+        return gathered({key: np.asarray(x) for key, x in found.items()})
 
 
 def score_range(env_name: str) -> tuple[float, float] | None:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ KNOWN_FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)  # common ones that h5py inc
 MAX_EXPANSION = 1032  # bytes that deflate can produce from one, at most
 
 
-def open_npz(path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int = 0) -> dict[str, np.ndarray]:
-    """Read those of the arrays named in `keys` that an npz file has. `remedy` ends the message for a damaged file;
-    `held` are the bytes that other files of the same dataset have unpacked to.
+def open_npz(
+    path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int = 0, with_parts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Read those of the arrays named in `keys` that an npz file has; of those in `with_parts` also a mapping from NAME
+    to array, if it has any that are called `key/NAME`. `remedy` ends the message for a damaged file; `held` are the
+    bytes that other files of the same dataset have unpacked to.
 
     Raises:
         UserError: the file is missing or damaged, holds pickled objects, or would unpack, with those others, to more
@@ -37,14 +40,34 @@ def open_npz(path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int =
     try:
         with _LimitedFile(path) as raw, zipfile.ZipFile(raw) as archive:
             raw.opening = False
-            wanted = {key: archive.NameToInfo.get(f"{key}.npy") for key in keys}
-            entries = {key: entry for key, entry in wanted.items() if entry is not None}
+            named = {name.removesuffix(".npy"): entry for name, entry in archive.NameToInfo.items()}
+            entries = {key: named[key] for key in keys if key in named}
+            entries |= {
+                key: entry for key, entry in named.items() if key.partition("/")[0] in with_parts and "/" in key
+            }
             check_size(held + sum(entry.file_size for entry in entries.values()), path)
-            return {key: _read_array(archive, entry) for key, entry in entries.items()}
+            return gathered({key: _read_array(archive, entry) for key, entry in entries.items()})
     except UserError:
         raise
     except Exception as error:  # a damaged zip or header raises nearly anything: zlib.error, TokenError, TypeError, ...
         raise UserError(f"{path} cannot be read ({error}): {remedy}") from error
+
+
+def gathered(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather arrays called `observations/NAME` in a mapping `observations` from names to them, and so on."""
+    found: dict[str, Any] = {}
+    for key, x in arrays.items():
+        whole, _, part = key.partition("/")
+        if part:
+            found[whole] = (found[whole] if isinstance(found.get(whole), dict) else {}) | {part: x}
+        else:
+            found[key] = x
+    return found
+
+
+def nbytes(arrays: Mapping[str, Any]) -> int:
+    """Return the bytes of arrays, some of which may be mappings from names to arrays."""
+    return sum(nbytes(x) if isinstance(x, Mapping) else x.nbytes for x in arrays.values())
 
 
 class _LimitedFile(io.FileIO):
@@ -154,6 +177,45 @@ def subgroup(group: Any, name: str, source: object, remedy: str = "fetch it agai
     if not hard or not isinstance(found := group[name], h5py.Group):
         raise UserError(f"{source}: {group.name.rstrip('/')}/{name} is missing, or no group: {remedy}")
     return found
+
+
+def is_group(group: Any, name: str) -> bool:
+    """Return whether there is a group of this name, in the same file."""
+    import h5py
+
+    return isinstance(group.get(name, getlink=True), h5py.HardLink) and isinstance(group[name], h5py.Group)
+
+
+def jpeg_array(group: Any, key: str, source: object) -> Any:
+    """Return the array of JPEG files of this name, bytes of varying length, without reading it; None if it holds
+    something else. Raises UserError if it is packed."""
+    import h5py
+
+    hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
+    if not hard or not isinstance(x := group[key], h5py.Dataset) or x.ndim != 1:
+        return None
+    if h5py.check_vlen_dtype(x.dtype) != np.uint8:
+        return None
+    if x.external or x.is_virtual:
+        raise UserError(f"{source}: {key} lies in other files, which are not read: copy the array into the file")
+    return x
+
+
+def decode_jpegs(files: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Return the images of JPEG files (rows, H, W, C). Raises UserError if one is damaged, or of another shape."""
+    from PIL import Image
+
+    images = np.empty((len(files), *shape), np.uint8)
+    for number, content in enumerate(files):
+        try:
+            with Image.open(io.BytesIO(np.asarray(content, np.uint8).tobytes()), formats=["JPEG"]) as image:
+                if image.size != shape[1::-1]:
+                    raise ValueError(f"it has {image.height} x {image.width} pixels")
+                images[number] = np.asarray(image).reshape(shape)
+        except Exception as error:  # damage raises nearly anything
+            wanted = "x".join(map(str, shape))
+            raise UserError(f"{where}: number {number} is no JPEG image of {wanted} ({in_one_line(error)})") from error
+    return images
 
 
 def text_array(group: Any, key: str, source: object) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim
 
 from floq.data.arrays import OpenedDataset, from_episodes
-from floq.data.formats.files import numeric_array, open_hdf5, subgroup, unpacked_bytes
+from floq.data.formats.files import decode_jpegs, jpeg_array, numeric_array, open_hdf5, subgroup, unpacked_bytes
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.envs import spaces
 from floq.utils.errors import UserError, in_one_line
@@ -50,8 +50,9 @@ def local_folder(name: str) -> Path:
 
 
 def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
-    """Read the Minari dataset in a folder. The parts of its observations are laid end to end, and actions are mapped
-    from their limits to [-1, 1], as `floq.envs.environments.make` does.
+    """Read the Minari dataset in a folder. The parts of its observations are laid end to end, or kept apart if there
+    are images, stored as JPEG or not; and actions are mapped from their limits to [-1, 1]; as
+    `floq.envs.environments.make` does.
 
     Raises:
         UserError: Minari is missing, or the dataset is damaged, asks for too much or holds wrong data.
@@ -127,7 +128,10 @@ def _find_arrays(group: Any, obs_space: Any, act_space: Any, folder: Path) -> di
         *within, name = ["observations", *(f"_index_{x}" if isinstance(x, int) else x for x in path)]
         where = f"{folder}: {spaces.describe(path)}"
         parent = functools.reduce(lambda found, inner: subgroup(found, inner, folder), within, group)
-        arrays[path] = found = numeric_array(parent, name, where, spaces.picture_remedy(space))
+        if spaces.is_image(space) and (jpegs := jpeg_array(parent, name, where)) is not None:
+            arrays[path] = jpegs
+            continue
+        arrays[path] = found = numeric_array(parent, name, where)
         spaces.check_array(space, found.shape, found.dtype, where)
     arrays |= {key: numeric_array(group, key, folder) for key in KEYS}
     spaces.check_array(act_space, arrays["actions"].shape, arrays["actions"].dtype, f"{folder}: actions")
@@ -136,7 +140,9 @@ def _find_arrays(group: Any, obs_space: Any, act_space: Any, folder: Path) -> di
 
 def _unpacked_bytes(arrays: Mapping[Any, Any], obs_space: Any, folder: Path) -> int:
     """Return the bytes that the arrays of an episode take once they are read and choices are one-hot."""
-    hot = {path: 4 * len(arrays[path]) * flatdim(space) for path, space in spaces.leaves(obs_space, folder)}
+    leaves = list(spaces.leaves(obs_space, folder))
+    size = lambda space: math.prod(space.shape) if spaces.is_image(space) else 4 * flatdim(space)  # noqa: E731
+    hot = {path: len(arrays[path]) * size(space) for path, space in leaves}
     return sum(max(unpacked_bytes(array), hot.get(key, 0)) for key, array in arrays.items())
 
 
@@ -145,6 +151,9 @@ def _read_episode(
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an episode, with actions mapped from their limits to [-1, 1]."""
     read = {key: array[()] for key, array in arrays.items()}
+    for path, space in spaces.leaves(obs_space, folder):
+        if read[path].dtype == object:
+            read[path] = decode_jpegs(read[path], space.shape or (), f"{folder}: {spaces.describe(path)}")
     if not (limits[0] == -1).all() or not (limits[1] == 1).all():
         read["actions"] = spaces.box_to_unit(read["actions"], *limits)
     return {key: read[key] for key in KEYS} | {"observations": spaces.flatten(obs_space, read, folder)}

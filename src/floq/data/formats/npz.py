@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import (
+    OBSERVATIONS,
     OTHER_NAMES,
     OpenedDataset,
     Trajectories,
@@ -17,7 +18,7 @@ from floq.data.arrays import (
     standard_names,
     to_array,
 )
-from floq.data.formats.files import data_files, open_npz
+from floq.data.formats.files import data_files, nbytes, open_npz
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError
 
@@ -43,7 +44,7 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
     any_actions = options.changes_actions
     if path.is_dir():
         return _read_folder(path, any_actions)
-    arrays, source = open_npz(path, (*KEYS, *STATE_KEYS, PARTS_KEY)), str(path)
+    arrays, source = open_npz(path, (*KEYS, *STATE_KEYS, PARTS_KEY), with_parts=OBSERVATIONS), str(path)
     parts = arrays.pop(PARTS_KEY, np.array([], str))
     if parts.ndim != 1 or parts.dtype.kind != "U":
         raise UserError(f"{path}: {PARTS_KEY} is no list of names, as `floq data convert` writes it: take it out")
@@ -80,8 +81,8 @@ def _read_folder(folder: Path, any_actions: bool) -> OpenedDataset:
     transition that says where episodes are cut may hold several; any other is one episode."""
     files, parts, held = data_files(folder, SUFFIXES), [], 0
     for file in files:
-        arrays = open_npz(file, KEYS, "repair it, or take it out of the folder", held)
-        held += sum(array.nbytes for array in arrays.values())
+        arrays = open_npz(file, KEYS, "repair it, or take it out of the folder", held, OBSERVATIONS)
+        held += nbytes(arrays)
         source = f"{folder}, {file.name}"
         if _cuts_inside(standard_names(arrays, source)):
             parts.append(_from_flat(standard_names(arrays, source, "terminals"), source, any_actions))
@@ -90,7 +91,9 @@ def _read_folder(folder: Path, any_actions: bool) -> OpenedDataset:
     return OpenedDataset(concatenate(parts, [file.name for file in files], str(folder)), True, str(folder))
 
 
-def _cuts_inside(arrays: Mapping[str, np.ndarray]) -> bool:
+def _cuts_inside(arrays: Mapping[str, Any]) -> bool:
     """Return whether arrays with a row for each transition say that an episode is cut off before the last row."""
     cut, obs = arrays.get("timeouts", np.zeros(1)), arrays.get("observations", np.zeros(0))
+    if isinstance(obs, Mapping):
+        obs = next(iter(obs.values()))
     return cut.shape[:1] == obs.shape[:1] and bool(cut[:-1].any())

@@ -166,7 +166,7 @@ def label(opened: OpenedDataset, task: environments.SeededEnv, label_timing: str
 
     base: Any = task.unwrapped
     obs_spec, action_dim = probe(task)
-    wanted = {"observations": obs_spec.dim, "actions": action_dim, "qpos": base.model.nq}
+    wanted = {"observations": obs_spec, "actions": action_dim, "qpos": base.model.nq}
     if hasattr(base, "_num_buttons"):
         wanted["button_states"] = base._num_buttons
     rows = {"observations": opened.data.observations, "actions": opened.data.actions, **opened.state}

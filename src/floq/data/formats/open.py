@@ -198,7 +198,7 @@ def _check(opened: OpenedDataset, dims: tuple[ObsSpec, int] | None, whose: str |
         )
     check_actions(opened.data.actions, opened.source)
     arrays = {"observations": opened.data.observations, "actions": opened.data.actions}
-    wanted = {"observations": dims[0].dim, "actions": dims[1]} if dims else {}
+    wanted = {"observations": dims[0], "actions": dims[1]} if dims else {}
     check_widths(arrays, wanted, opened.source, str(whose))
 
 

@@ -76,14 +76,14 @@ def _demonstrations(file: Any, path: Path) -> tuple[list[str], set[str]]:
 
 
 def _state_keys(demonstration: Any, path: Path) -> tuple[str, ...]:
-    """Return the observations of a demonstration, which must all be vectors."""
+    """Return the observations of a demonstration, which must all be vectors or images."""
     group = subgroup(demonstration, "obs", path, "make it with robomimic's dataset_states_to_obs")
     keys = tuple(sorted(group))
-    vectors = [key for key in keys if numeric_array(group, key, path).ndim in (1, 2)]
-    if images := [key for key in keys if key not in vectors]:
+    known = [key for key in keys if _is_known(numeric_array(group, key, path))]
+    if others := [key for key in keys if key not in known]:
         raise UserError(
-            f"{path}: obs/{images[0]} has the shape {group[images[0]].shape}, floq reads vectors: name those to use, "
-            f"as in --obs_keys {' '.join(vectors)}"
+            f"{path}: obs/{others[0]} has the shape {group[others[0]].shape}, floq reads vectors, and images of uint8 "
+            f"and shape (H, W, C): name those to use, as in --obs_keys {' '.join(known)}"
         )
     return keys
 
@@ -102,16 +102,27 @@ def _find_arrays(demonstration: Any, obs_keys: Sequence[str], path: Path) -> dic
     found |= {key: numeric_array(demonstration, key, where) for key in KEYS}
     length = len(found["actions"]) if found["actions"].ndim else 0
     for key, x in found.items():
-        if "obs/" in key and (x.ndim not in (1, 2) or len(x) != length):
-            raise UserError(f"{where}/{key} has the shape {x.shape} for {length} actions: floq reads vectors")
+        if "obs/" in key and (not _is_known(x) or len(x) != length):
+            raise UserError(
+                f"{where}/{key} has the shape {x.shape} for {length} actions: floq reads vectors, and images of uint8"
+            )
     return found
 
 
-def _read_episode(arrays: dict[str, Any], obs_keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read a demonstration: its observations laid end to end, and what came after the last action if it is known."""
+def _is_known(array: Any) -> bool:
+    """Return whether an array holds vectors, or images of uint8 with their channels last."""
+    return array.ndim in (1, 2) or (array.ndim == 4 and array.dtype == np.uint8)
+
+
+def _read_episode(arrays: dict[str, Any], obs_keys: Sequence[str]) -> dict[str, Any]:
+    """Read a demonstration: its observations laid end to end, or by name if there are images, and what came after the
+    last action if it is known."""
+    parts = {key: arrays[f"obs/{key}"][()] for key in obs_keys}
+    if f"next_obs/{obs_keys[0]}" in arrays and len(parts[obs_keys[0]]):
+        parts = {key: np.concatenate([x, arrays[f"next_obs/{key}"][-1:]]) for key, x in parts.items()}
     rows = lambda x: x.reshape(len(x), -1)  # noqa: E731
-    obs = np.concatenate([rows(arrays[f"obs/{key}"][()]) for key in obs_keys], axis=1)
-    if f"next_obs/{obs_keys[0]}" in arrays and len(obs):
-        last = np.concatenate([rows(arrays[f"next_obs/{key}"][-1:]) for key in obs_keys], axis=1)
-        obs = np.concatenate([obs, last])
+    if any(x.ndim == 4 for x in parts.values()):
+        obs: Any = parts
+    else:
+        obs = np.concatenate([rows(parts[key]) for key in obs_keys], axis=1)
     return {name: arrays[key][()] for key, name in KEYS.items()} | {"observations": obs}
