@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import itertools
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +18,9 @@ from floq.envs.environments import EnvFactory, Seed
 from floq.envs.ogbench import is_dataset, with_task
 from floq.envs.workers import WorkerError, WorkerLate, Workers
 from floq.utils.errors import UserError
-from floq.utils.machine import NO_RENDERER
+from floq.utils.machine import HEADLESS, INSTALL_RENDERER, NO_RENDERER
 from floq.utils.progress import Display
 
-RENDERERS = {"darwin": ("cgl",), "win32": ("glfw",)}.get(sys.platform, ("egl", "osmesa"))  # these need no display
 SIDE = 480  # width and height of a frame in pixels, where the environment allows a choice
 FPS = 25  # frames per second
 STILL_FRAMES = 25  # repetitions of an episode's last frame
@@ -116,7 +114,7 @@ def open_recorder(make_env: EnvFactory, seed: Seed, flag: str) -> Iterator[Worke
     before = os.environ.get("MUJOCO_GL")
     named = (before or "").lower()
     reasons: dict[str, list[str]] = {}
-    for renderer in RENDERERS if named in NO_RENDERER else (named,):
+    for renderer in HEADLESS if named in NO_RENDERER else (named,):
         os.environ["MUJOCO_GL"] = renderer  # a new process has the environment variables of this one
         try:
             workers = Workers(Recorder, [(make_env,)])
@@ -133,8 +131,7 @@ def open_recorder(make_env: EnvFactory, seed: Seed, flag: str) -> Iterator[Worke
             return
     failures = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
     raise UserError(
-        f"cannot make pictures of {make_env.name} here ({failures}): fix that (on Debian apt-get install libegl1 "
-        f"libgl1-mesa-dri, or libosmesa6, brings a software renderer), or leave {flag} out"
+        f"cannot make pictures of {make_env.name} here ({failures}): fix that ({INSTALL_RENDERER}), or leave {flag} out"
     )
 
 

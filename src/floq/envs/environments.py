@@ -131,8 +131,9 @@ def make(env_name: str, success_timing: str | None = None, **kwargs: Any) -> "Se
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")  # OGBench's spaces
         warnings.filterwarnings("ignore", message=".*is out of date")  # Gymnasium, of old versions of an environment
         try:
-            ogbench.import_ogbench()  # it registers ids that are Gymnasium's
             suite = suite_of(env_name)
+            if suite is None:
+                ogbench.import_ogbench()  # it registers ids that are Gymnasium's
             made = suite.make if suite else functools.partial(gymnasium.make, disable_env_checker=True)
             env: Any = made(env_name, **timing, **kwargs)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

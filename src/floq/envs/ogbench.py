@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from floq.utils.errors import UserError, nearest
+from floq.utils.machine import use_renderer
 
 if TYPE_CHECKING:
     from floq.envs.environments import SeededEnv
@@ -41,6 +42,8 @@ def is_version(known: str, env_name: str) -> bool:
 
 def make(env_name: str, **kwargs: Any) -> gymnasium.Env:
     """Make the environment of an id that this suite takes."""
+    if shows_images(env_name):
+        use_renderer(env_name)
     package = import_ogbench()
     if env_name in DIRECTED:
         env = gymnasium.make(env_name.replace("-xy", ""), disable_env_checker=True, **kwargs)
@@ -63,8 +66,14 @@ def is_singletask(env_name: str) -> bool:
 
 
 def is_heavy(env_name: str) -> bool:
-    """Return whether making an environment takes most of a second and 100 to 200 MB, as for manipulation tasks."""
-    return any(kind in env_name.split("-") for kind in ("play", "noisy"))
+    """Return whether making an environment takes most of a second and 100 to 200 MB, as for manipulation tasks and
+    those with images."""
+    return shows_images(env_name) or any(kind in env_name.split("-") for kind in ("play", "noisy"))
+
+
+def shows_images(env_name: str) -> bool:
+    """Return whether observations are images, which a renderer must make."""
+    return env_name.startswith("visual-")
 
 
 def dataset_name(env_name: str) -> str:
@@ -73,9 +82,9 @@ def dataset_name(env_name: str) -> str:
 
 
 def check_task(env_name: str) -> None:
-    """Raise UserError if the id is not that of a single task with state observations."""
-    if env_name.startswith("visual-"):
-        raise UserError(f"{env_name}: pixel tasks are not built yet; use {env_name.removeprefix('visual-')}")
+    """Raise UserError if the id is not that of a single task, or nothing here renders its images."""
+    if shows_images(env_name):
+        use_renderer(env_name)
     known = set(names())
     if env_name in known:
         return

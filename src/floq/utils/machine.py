@@ -11,6 +11,8 @@ import importlib
 import math
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -24,7 +26,10 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # environment variables that name JAX's backend
 GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # and those that name GPUs
 RENDERERS = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # and those that name MuJoCo's renderer
+HEADLESS = {"darwin": ("cgl",), "win32": ("glfw",)}.get(sys.platform, ("egl", "osmesa"))  # that need no display
 NO_GPU = ("", "-1", "none", "void", "nodevfiles")
+TRY_RENDERER = "import mujoco; mujoco.GLContext(8, 8).make_current()"
+INSTALL_RENDERER = "on Debian apt-get install libegl1 libgl1-mesa-dri, or libosmesa6, brings a software renderer"
 NO_RENDERER = ("", "disable", "disabled", "off", "false", "0")
 
 
@@ -110,6 +115,30 @@ def explain_renderer() -> Iterator[None]:
             f"{_set_variables(named)}: MuJoCo cannot use that renderer on this machine ({cause}): unset "
             f"{' and '.join(named)}, or name one that is here; only films need it"
         ) from error
+
+
+def use_renderer(what: str) -> None:
+    """Name in MUJOCO_GL a renderer that works without a display, for this process and those that it starts, unless the
+    user has named one. Must be called before MuJoCo is imported. Raises UserError if none works; `what` needs it."""
+    if os.environ.get("MUJOCO_GL", "").lower() not in NO_RENDERER:
+        return
+    if "mujoco" in sys.modules:
+        raise UserError(
+            f"{what} shows images, and MuJoCo was loaded without a renderer before: set MUJOCO_GL={HEADLESS[0]} for "
+            "this process"
+        )
+    reasons: dict[str, list[str]] = {}
+    for renderer in HEADLESS:
+        environment = os.environ | {"MUJOCO_GL": renderer}
+        found = subprocess.run([sys.executable, "-c", TRY_RENDERER], env=environment, capture_output=True, text=True)
+        if found.returncode == 0:
+            os.environ["MUJOCO_GL"] = renderer
+            return
+        reasons.setdefault((found.stderr.strip() or f"exit code {found.returncode}").splitlines()[-1], []).append(
+            renderer
+        )
+    failures = "; ".join(f"MUJOCO_GL={' and '.join(tried)}: {reason}" for reason, tried in reasons.items())
+    raise UserError(f"{what} shows images, and nothing renders them here ({failures}): {INSTALL_RENDERER}")
 
 
 def _import_error(module: str) -> str | None:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from floq.data.collection.experts import ManipulationExpert, MazeExpert, Rows, Walker
-from floq.envs.ogbench import dataset_name
+from floq.envs.ogbench import dataset_name, shows_images
 from floq.envs.workers import Workers
 from floq.utils.errors import UserError, nearest
 from floq.utils.files import check_writable, lock_folder
-from floq.utils.machine import version, worker_count
+from floq.utils.machine import use_renderer, version, worker_count
 
 PART = "{:06d}.npz"  # an episode's file
 
@@ -77,6 +77,7 @@ def recipe(name: str) -> Recipe:
     raise UserError(
         f"cannot collect {name!r}{nearest(name, known)}; experts make {{pointmaze,antmaze}}-MAZE-{{navigate,stitch}}"
         f"-v0 with MAZE one of {', '.join(MAZES)}, and ENV-{{play,noisy}}-v0 with ENV one of {', '.join(MANIPULATION)}"
+        "; and visual-NAME of the latter and of antmaze"
     )
 
 
@@ -88,19 +89,21 @@ def _recipes():
             ant = {"action_noise": 0.2, "goal_cells": goal_cells, "walker": "ant"}
             yield Recipe(f"pointmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, point)
             yield Recipe(f"antmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, ant)
-    for env, (episodes, rows) in MANIPULATION.items():
+            yield Recipe(f"visual-antmaze-{maze}-{kind}-v0", episodes, rows, MazeExpert, ant)
+    visual = {f"visual-{name}": counts for name, counts in MANIPULATION.items()}
+    for env, (episodes, rows) in (MANIPULATION | visual).items():
         play = {
             "oracle": "plan",
             "oracle_settings": {"noise": 0.1, "noise_smoothing": 0.5},
             "action_noise": 0.0,
             "random_action": 0.0,
-            "stacking": STACKING.get(env, (0.5, 0.5)),
+            "stacking": STACKING.get(env.removeprefix("visual-"), (0.5, 0.5)),
         }
         noisy = play | {
             "oracle": "markov",
             "oracle_settings": {"min_norm": 0.4},
             "action_noise": 0.1,
-            "random_action": 0.2 if env.startswith("puzzle") else 0.1,
+            "random_action": 0.2 if "puzzle" in env else 0.1,
         }
         for kind, settings in (("play", play), ("noisy", noisy)):
             yield Recipe(f"{env}-{kind}-v0", episodes, rows, ManipulationExpert, settings)
@@ -128,6 +131,8 @@ def collect(
         UserError: there is no recipe, the files exist already, or the directory cannot be written or is too small.
     """
     made = recipe(name)
+    if shows_images(name):
+        use_renderer(name)  # here, and not in each worker
     num_train = made.episodes if episodes is None else episodes
     if num_train < 1:
         raise UserError(f"episodes={num_train}: collect at least one")

@@ -23,7 +23,9 @@ NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])  # action noise on position, 
 
 def _as_episode(rows: list[dict[str, Any]]) -> Rows:
     """Stack rows into the arrays of an OGBench file; the last row is marked terminal."""
-    arrays = {key: np.array([row[key] for row in rows], DTYPES.get(key, np.float32)) for key in rows[0]}
+    is_image = rows[0]["observations"].dtype == np.uint8
+    dtypes = DTYPES | ({"observations": np.uint8} if is_image else {})
+    arrays = {key: np.array([row[key] for row in rows], dtypes.get(key, np.float32)) for key in rows[0]}
     return arrays | {"terminals": np.arange(1, len(rows) + 1) == len(rows)}
 
 
@@ -51,7 +53,7 @@ class ManipulationExpert:
     ):
         self._rows, self._seed, self._stacking = rows, seed, stacking
         self._action_noise, self._random_action = action_noise, random_action
-        self._has_health_check = name.startswith("scene")
+        self._has_health_check = "scene" in name
         self._env = environments.make(name, mode="data_collection", terminate_at_goal=False, max_episode_steps=rows)
         self._base: Any = self._env.unwrapped
         self._oracles: dict[str, Any] = {}
@@ -60,7 +62,7 @@ class ManipulationExpert:
             module = importlib.import_module(f"ogbench.manipspace.oracles.{oracle}.{task}_{oracle}")
             kind = getattr(module, f"{task}_{oracle}_oracle".title().replace("_", ""))
             # On the puzzles there is nothing to grasp, and the gripper stays closed.
-            closed = {"gripper_always_closed": True} if task == "button" and name.startswith("puzzle") else {}
+            closed = {"gripper_always_closed": True} if task == "button" and "puzzle" in name else {}
             self._oracles[task] = kind(env=self._env, **oracle_settings, **closed)
 
     def episode(self, number: int) -> Rows:
@@ -147,7 +149,7 @@ class MazeExpert:
             direction = self._subgoal() - self._maze.get_xy()
             action = direction / (np.linalg.norm(direction) + 1e-6)
             if self._walker is not None:
-                action = self._walker.act(np.concatenate([obs[2:], action]))  # without its position
+                action = self._walker.act(np.concatenate([self._state()[2:], action]))  # without its position
             action = np.clip(action + random.normal(0.0, self._noise, action.shape), -1.0, 1.0)
             next_obs, _, _, _, info = self._env.step(action)
             is_there = bool(info["success"])
@@ -159,6 +161,10 @@ class MazeExpert:
             rows.append({"observations": obs, "actions": action, "qpos": info["prev_qpos"], "qvel": info["prev_qvel"]})
             obs = next_obs
         return _as_episode(rows)
+
+    def _state(self) -> np.ndarray:
+        """Return the observation that is not an image."""
+        return np.asarray(self._maze.get_ob(ob_type="states"))
 
     def _subgoal(self) -> np.ndarray:
         """Return the centre of the next cell on the way to the goal, cached: OGBench searches the maze each time."""
