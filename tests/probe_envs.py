@@ -111,3 +111,65 @@ class Unseen(Painted):
 
 for name, kind in (("Painted", Painted), ("Unseen", Unseen)):
     gymnasium.register(f"{name}-v0", entry_point=kind, max_episode_steps=30)
+
+
+class Camera(gymnasium.Env):
+    """A bright column at the place, 0 to 7, that the action moves, seen twice, beside its velocity; 6 steps long."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "wrist": gymnasium.spaces.Box(0, 255, (8, 8, 1), np.uint8),
+            "above": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            "joints": gymnasium.spaces.Dict({"velocity": gymnasium.spaces.Box(-9.0, 9.0, (2,))}),
+        }
+    )
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+    def __init__(self, fault=None):
+        self.fault = fault
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.velocity = float(self.np_random.integers(8)), np.zeros(2, np.float32)
+        return self.shown(), {}
+
+    def step(self, action):
+        self.velocity = np.asarray(action, np.float32)
+        self.place = float(np.clip(self.place + action[0], 0, 7))
+        success = self.place >= 6.5
+        return self.shown(), float(success) - 1.0, success, False, {"success": success}
+
+    def shown(self):
+        above = np.zeros((8, 8, 3), np.uint8)
+        above[:, int(self.place)] = (250, 100, 0)
+        found = {"above": above, "wrist": above[..., :1].copy(), "joints": {"velocity": self.velocity}}
+        if self.fault == "size":
+            found["above"] = above[:4]
+        if self.fault == "type":
+            found["wrist"] = found["wrist"] / 255
+        if self.fault == "part":
+            del found["joints"]
+        return found
+
+
+def watched(episodes=12, seed=0):
+    """Episodes of random play in Camera, as `Dataset.from_episodes` takes them."""
+    env, rng = Camera(), np.random.default_rng(seed)
+    for number in range(episodes):
+        seen, acts, rewards, done = [env.reset(seed=number)[0]], [], [], False
+        while not done and len(acts) < 6:
+            acts.append(rng.uniform(-1, 1, 2).astype(np.float32))
+            obs, reward, done, _, _ = env.step(acts[-1])
+            seen.append(obs)
+            rewards.append(reward)
+        parts = {name: np.array([one[name] for one in seen]) for name in ("wrist", "above")}
+        parts["joints/velocity"] = np.array([one["joints"]["velocity"] for one in seen])
+        yield {
+            "observations": parts,
+            "actions": np.array(acts),
+            "rewards": np.array(rewards),
+            "terminations": np.arange(len(acts)) == (len(acts) - 1 if done else -1),
+        }
+
+
+gymnasium.register("Camera-v0", entry_point=Camera, max_episode_steps=6)

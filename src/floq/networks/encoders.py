@@ -50,9 +50,8 @@ class Conv(eqx.Module):
 
     def __call__(self, x: Image) -> Image:
         layout = ("NHWC", "HWIO", "NHWC")
-        return (
-            jax.lax.conv_general_dilated(x[None], self.weight, (1, 1), "SAME", dimension_numbers=layout)[0] + self.bias
-        )
+        y = jax.lax.conv_general_dilated(x[None], self.weight, (1, 1), "SAME", dimension_numbers=layout)
+        return y[0] + self.bias[None, None]
 
 
 class Stack(eqx.Module):

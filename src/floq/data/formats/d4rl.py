@@ -71,12 +71,23 @@ def _arrays(path: Path, keys: Sequence[str], held: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key in keys:
             if key in OBSERVATIONS and is_group(file, key):
-                group = subgroup(file, key, path)
-                found |= {f"{key}/{name}": numeric_array(group, name, f"{path}: {key}") for name in sorted(group)}
+                found |= _parts(file, key, path)
             elif key in there:
                 found[key] = numeric_array(file, key, path)
         check_size(held + sum(map(unpacked_bytes, found.values())), path)
         return gathered({key: np.asarray(x) for key, x in found.items()})
+
+
+def _parts(group: Any, name: str, path: Path, prefix: str = "") -> dict[str, Any]:
+    """Return the arrays within a group and its own groups, by the names that lead to them."""
+    here, inner = f"{prefix}{name}", subgroup(group, name, path)
+    found: dict[str, Any] = {}
+    for part in sorted(inner):
+        if is_group(inner, part):
+            found |= _parts(inner, part, path, f"{here}/")
+        else:
+            found[f"{here}/{part}"] = numeric_array(inner, part, f"{path}: {here}")
+    return found
 
 
 def score_range(env_name: str) -> tuple[float, float] | None:
