@@ -106,7 +106,7 @@ def test_a_run_is_evaluated_elsewhere(finished, capsys):
         assert f"return {np.mean(returns):.4g} on average" in shown
         assert (f"score {100 * (1 + np.mean(returns) / 1000):.1f}, 0 for a return of -1000" in shown) == bool(flags)
     for wrong, message in {
-        "--env_name=MountainCarContinuous-v0": "its observation has 2 numbers, that of the policy in .* has 3: name",
+        "--env_name=MountainCarContinuous-v0": "its observation has 2 numbers, that of the policy in .* has 3 numbers",
         "--env_name=Hopper-v5": "its observation has 11 numbers",
         "--env_kwargs.g=2.0": "--env_kwargs are the arguments of another environment, which --env_name names",
     }.items():

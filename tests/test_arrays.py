@@ -142,7 +142,7 @@ def change(**arrays):
             r"row 0 \(1.000002\), the largest 1.000002: clip them \(--clip_actions\)$",
         ),
         (change(actions=np.zeros((3, 1), int)), "episode 1: actions holds int64; floq needs continuous actions"),
-        (change(actions=np.zeros((3, 2))), "actions have 1 numbers in episode 0 and 2 in episode 1"),
+        (change(actions=np.zeros((3, 2))), "actions have 1 numbers in episode 0 and 2 numbers in episode 1"),
         (
             change(rewards=np.array([0.0, np.nan, 0.0])),
             "episode 1: rewards is not finite in 1 of 3 rows, the first is row 1",

@@ -58,7 +58,7 @@ def test_the_table_and_the_file(quick, tmp_path, capsys):
         (["--seconds=nan"], "seconds=nan: must be finite"),
         (["--agent.critic_flow_steps=3"], "name them with --ks"),
         (["--batch_devices=64"], "give at most as many"),
-        (["--p_aug=0.5"], "pixel tasks are not built yet"),
+        (["--agent.encoder=impala"], "observations have no images; leave it out"),
     ],
 )
 def test_wrong_input_gets_one_line(words, said, capsys):

@@ -113,9 +113,6 @@ WRONG = [
     (["train", "--seeds", "1", "two"], "give whole numbers, as in --seeds 0 1 2"),
     (["train", "--seeds"], "give whole numbers, as in --seeds 0 1 2"),
     (["train", "--encoder=impala_small"], "did you mean '--agent.encoder'?"),
-    (["train", "--agent.encoder=impala_small"], "pixel tasks are not built yet"),
-    (["train", "--p_aug=0.5"], "pixel tasks are not built yet"),
-    (["train", "--frame_stack=3"], "pixel tasks are not built yet"),
     (["train", "--balanced_sampling=1"], "is about the batches of the online phase: give --online_steps"),
     (["train", "--offline_share=0.3"], "give --online_steps or --restore_path"),
     (["train", "--offline_share=0.3", "--balanced_sampling=1", "--online_steps=10"], "leave one of them out"),
@@ -123,7 +120,7 @@ WRONG = [
     (["train", "--offline_share_steps=9", "--online_steps=10"], "give --online_steps and --offline_share too"),
     (["train", "--offline_share_steps=0", "--online_steps=10"], "offline_share_steps=0: must be greater than 0"),
     (["train", "--online_steps=10", "--num_envs=4"], "must be a multiple of --num_envs=4"),
-    (["train", "--online_steps=10", "--batch_devices=2"], "with --online_steps is not built yet"),
+    (["train", "--online_steps=10", "--batch_devices=2"], "divides batches offline only"),
     (["train", "--video_episodes=51"], "an evaluation has --eval_episodes=50, give at most that"),
     (["train", "--seed=4294967296"], "seed=4294967296: must be at least 0 and less than"),
     (["train", "--seeds", "0", "99999999999999999999"], "must be at least 0 and less than"),
@@ -213,7 +210,6 @@ def test_a_wrong_environment_leaves_nothing_behind(capsys, tmp_path):
         ("Hopper-v5", "is not an OGBench single task"),
         ("pointmaze-medium-navigate-v0", "is not an OGBench single task"),
         ("pointmaze-medium-navigate-singletask-task9-v0", "unknown environment"),
-        ("visual-cube-single-play-singletask-v0", "pixel tasks are not built yet"),
     ],
 )
 def test_environments_without_data(capsys, tmp_path, env_name, message):

@@ -4,6 +4,7 @@ hold them; a run from beginning to end, and the policy that is taken away."""
 import dataclasses
 import io
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from floq.agent.policy import ObsStats
 from floq.critics import LoopedConfig
 from floq.data.dataset import CROP_PADDING, Dataset, random_crop
 from floq.data.formats.convert import to_minari
-from floq.data.formats.files import decode_jpegs
+from floq.data.formats.files import decode_images
 from floq.data.formats.open import open_dataset
+from floq.data.options import DataOptions
 from floq.data.replay import Experience, Replay, ReplaySnapshot
 from floq.envs import spaces
 from floq.envs.environments import EnvFactory, probe
@@ -471,7 +473,7 @@ def test_a_run_from_nothing_but_images_keeps_what_it_saw_as_single_frames(tmp_pa
     assert after is not None
     assert after.observations.shape == (*after.ends.shape, *SPEC.shape)
     assert (after.observations[: len(before.ends)] == before.observations).all()
-    images = SPEC.read(after.observations)["above"]
+    images = SPEC.read(after.observations[1:])["above"]  # nothing was seen at the first tick
     assert ((images == 250).sum(axis=(-1, -2, -3)) == 8).all()  # the column that Camera shows
 
 
@@ -555,13 +557,66 @@ def test_minari_with_jpeg_and_without(data, tmp_path, monkeypatch):
 def test_a_damaged_jpeg_is_named():
     stream = io.BytesIO()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(stream, format="JPEG")
-    good = np.frombuffer(stream.getvalue(), np.uint8)
-    assert decode_jpegs([good, good], (8, 8, 3), "x").shape == (2, 8, 8, 3)
+    good = stream.getvalue()
+    assert decode_images([good, good], "x").shape == (2, 8, 8, 3)
     stream = io.BytesIO()
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(stream, format="JPEG")
-    for bad in (good[:40], good[:0], np.frombuffer(stream.getvalue(), np.uint8)):
-        with pytest.raises(UserError, match="x: number 1 is no JPEG image of 8x8x3"):
-            decode_jpegs([good, bad], (8, 8, 3), "x")
+    for bad in (good[:40], good[:0], stream.getvalue()):
+        with pytest.raises(UserError, match="x: number 1 is no image of 8x8x3"):
+            decode_images([good, bad], "x")
+    with pytest.raises(UserError, match="x: number 0 is no image of 4x4x3"):
+        decode_images([good], "x", (4, 4, 3))
+
+
+def lerobot_folder(path, data: Dataset, pyarrow, video=False):
+    """Two files, of versions 2 and 3 alike, with PNG images in them."""
+    rows, episodes = data.on_host(), []
+    ends = np.flatnonzero(rows.ends)
+    for number, (first, last) in enumerate(zip([0, *ends[:-1] + 1], ends, strict=True)):
+        png = []
+        for image in rows.observations["above"][first:last]:
+            Image.fromarray(image).save(stream := io.BytesIO(), format="PNG")
+            png.append({"bytes": stream.getvalue(), "path": None})
+        episodes.append(
+            {
+                "observation.state": rows.observations["joints/velocity"][first:last].tolist(),
+                "observation.images.above": png,
+                "action": rows.actions[first:last].tolist(),
+                "next.reward": rows.rewards[first:last].tolist(),
+                "next.success": (rows.masks[first:last] == 0).tolist(),
+                "episode_index": [number] * (last - first),
+            }
+        )
+    (path / "meta").mkdir(parents=True)
+    kinds = {"observation.state": "float32", "observation.images.above": "image", "action": "float32"}
+    kinds |= {"next.reward": "float32", "next.success": "bool", "episode_index": "int64"}
+    kinds |= {"observation.images.wrist": "video"} if video else {}
+    features = {name: {"dtype": kind, "shape": [8, 8, 3] if "images" in name else [2]} for name, kind in kinds.items()}
+    (path / "meta" / "info.json").write_text(json.dumps({"codebase_version": "v3.0", "features": features}))
+    for number, part in enumerate((episodes[:5], episodes[5:])):
+        folder = path / "data" / "chunk-000"
+        folder.mkdir(parents=True, exist_ok=True)
+        joined = {name: list(itertools.chain(*(one[name] for one in part))) for name in part[0]}
+        pyarrow.parquet.write_table(pyarrow.table(joined), folder / f"file-{number:03d}.parquet")
+    return path
+
+
+def test_a_lerobot_folder(data, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    found = open_dataset(str(lerobot_folder(tmp_path / "a", data, pyarrow)), "").data
+    rows = data.on_host()
+    kept = ~rows.ends & np.append(~rows.ends[1:] | (rows.masks[:-1] == 0), False)  # a last state that was not recorded
+    assert found.dims[0] == ObsSpec.of({"images.above": (8, 8, 3), "state": (2,)})
+    starts = ~found.ends
+    assert (found.observations["images.above"][starts] == rows.observations["above"][kept]).all()
+    assert (found.actions[starts] == rows.actions[kept]).all()
+    assert (found.masks[starts] == rows.masks[kept]).all()
+    folder = str(lerobot_folder(tmp_path / "b", data, pyarrow, video=True))
+    with pytest.raises(UserError, match=r"wrist is of type 'video', .* --obs_keys observation.images.above obs"):
+        open_dataset(folder, "")
+    only = open_dataset(folder, "", options=DataOptions(obs_keys=("observation.state",))).data
+    assert only.dims[0] == ObsSpec.of(2)
 
 
 # --- Evaluation, and the policy to take away ---

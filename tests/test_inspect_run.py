@@ -32,6 +32,7 @@ from floq.data.replay import ReplaySnapshot
 from floq.runs import checkpoint
 from floq.runs.run import Run
 from floq.utils.errors import UserError
+from floq.utils.obs_spec import ObsSpec
 from floq.utils.progress import Display
 
 NEW_CRITIC = Path(__file__).parents[1] / "docs" / "tutorials" / "new_critic.md"
@@ -207,7 +208,7 @@ def test_a_replay_becomes_trajectories():
     obs = np.arange(ticks * envs, dtype=np.float32).reshape(ticks, envs, 1)
     ends = np.array([[False, False], [True, False], [False, False]])
     zeros = np.zeros((ticks, envs), np.float32)
-    data = _dataset(ReplaySnapshot(obs, np.zeros((ticks, envs, 1), np.float32), zeros, zeros + 1, ends))
+    data = _dataset(ReplaySnapshot(obs, np.zeros((ticks, envs, 1), np.float32), zeros, zeros + 1, ends), ObsSpec.of(1))
     assert data.observations[:, 0].tolist() == [0, 2, 4, 1, 3, 5]
     assert data.starts.tolist() == [0, 3, 4]  # the second row ends a trajectory, the last of each environment too
 

@@ -36,6 +36,7 @@ from floq.runs.run import Run, make_agent
 from floq.training.fitted_q import unlimited
 from floq.training.fleet import Fleet, FleetData, Layout
 from floq.utils.errors import Interrupted, UserError
+from floq.utils.obs_spec import ObsSpec
 
 # --- Intervals and ranks ---
 
@@ -146,12 +147,12 @@ def test_a_transition_has_the_evaluated_policys_actions_where_it_leads(chunk):
 def test_actions_of_the_wrong_shape_are_refused_by_the_name_of_the_policy():
     states = jnp.zeros((5, 3))
     right = FixedPolicy("right", lambda states, rng: 2 * np.ones((len(states), 2)))
-    assert right.draw(states, 4, 2).shape == (5, 4, 2)
-    assert float(right.draw(states, 4, 2).max()) == 1.0
+    assert right.draw(states, 4, 2, ObsSpec.of(3)).shape == (5, 4, 2)
+    assert float(right.draw(states, 4, 2, ObsSpec.of(3)).max()) == 1.0
     with pytest.raises(UserError, match=r"wide returns actions of shape \(5, 3\), not \(5, 2\) as the data has"):
-        FixedPolicy("wide", lambda states, rng: states).draw(states, 4, 2)
+        FixedPolicy("wide", lambda states, rng: states).draw(states, 4, 2, ObsSpec.of(3))
     with pytest.raises(UserError, match="lost returns actions that are not finite"):
-        FixedPolicy("lost", lambda states, rng: np.full((5, 2), np.nan)).draw(states, 1, 2)
+        FixedPolicy("lost", lambda states, rng: np.full((5, 2), np.nan)).draw(states, 1, 2, ObsSpec.of(3))
 
 
 # --- In the environment ---

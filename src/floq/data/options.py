@@ -27,7 +27,7 @@ class DataOptions(Settings):
     guess_columns: Annotated[bool, Mark.HASHED_IF_SET] = False
     """Tell what the columns of a table are by their headers, such as x0 x1 a0 reward terminated truncated episode."""
     obs_keys: Annotated[tuple[str, ...], Mark.HASHED_IF_SET] = ()
-    """Observations of a robomimic file, laid end to end; by default all, in the order of their names."""
+    """Observations of a robomimic file or a LeRobot folder; by default all, in the order of their names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

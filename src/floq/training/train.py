@@ -122,7 +122,7 @@ def check_built(config: Config) -> None:
         raise UserError("agent.actor=fixed learns no policy: floq ope evaluates one, and has a --resume of its own")
     if config.online_steps:
         if (devices := config.batch_devices) > 1:
-            raise UserError(f"--batch_devices={devices} with --online_steps is not built yet: give --batch_devices=1")
+            raise UserError(f"--batch_devices={devices} divides batches offline only: give 1 with --online_steps")
         if config.env_name is None:
             raise UserError(
                 f"--online_steps={config.online_steps}: new experience needs an environment, give --env_name"

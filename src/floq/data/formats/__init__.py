@@ -11,7 +11,14 @@ Rewards of tasks, units of actions and splits are common to all formats (`open.p
 
 from typing import Any
 
-from floq.data.formats import d4rl, minari, npz, robomimic, tables
+from floq.data.formats import d4rl, lerobot, minari, npz, robomimic, tables
 
-READERS: dict[str, Any] = {"Minari": minari, "robomimic": robomimic, "D4RL": d4rl, "table": tables, "npz": npz}
+READERS: dict[str, Any] = {
+    "Minari": minari,
+    "LeRobot": lerobot,
+    "robomimic": robomimic,
+    "D4RL": d4rl,
+    "table": tables,
+    "npz": npz,
+}
 """The first that takes a path reads it."""

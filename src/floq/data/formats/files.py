@@ -40,7 +40,8 @@ def open_npz(
     try:
         with _LimitedFile(path) as raw, zipfile.ZipFile(raw) as archive:
             raw.opening = False
-            named = {name.removesuffix(".npy"): entry for name, entry in archive.NameToInfo.items()}
+            entries_of = archive.NameToInfo.items()
+            named = {name.removesuffix(".npy"): entry for name, entry in entries_of if name.endswith(".npy")}
             entries = {key: named[key] for key in keys if key in named}
             entries |= {
                 key: entry for key, entry in named.items() if key.partition("/")[0] in with_parts and "/" in key
@@ -201,20 +202,28 @@ def jpeg_array(group: Any, key: str, source: object) -> Any:
     return x
 
 
-def decode_jpegs(files: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Return the images of JPEG files (rows, H, W, C). Raises UserError if one is damaged, or of another shape."""
+def decode_images(contents: Sequence[bytes], where: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return the images of JPEG or PNG files, given as bytes: (rows, H, W, C) of uint8. Raises UserError if one is
+    damaged, or not of `shape`, by default that of the first."""
     from PIL import Image
 
-    images = np.empty((len(files), *shape), np.uint8)
-    for number, content in enumerate(files):
+    images = None if shape is None else np.empty((len(contents), *shape), np.uint8)
+    for number, content in enumerate(contents):
         try:
-            with Image.open(io.BytesIO(np.asarray(content, np.uint8).tobytes()), formats=["JPEG"]) as image:
-                if image.size != shape[1::-1]:
+            with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
+                if images is None:
+                    channels = len(image.getbands())
+                    check_size(len(contents) * image.width * image.height * channels, where)
+                    images = np.empty((len(contents), image.height, image.width, channels), np.uint8)
+                if image.size != images.shape[2:0:-1]:
                     raise ValueError(f"it has {image.height} x {image.width} pixels")
-                images[number] = np.asarray(image).reshape(shape)
+                images[number] = np.asarray(image, np.uint8).reshape(images.shape[1:])
+        except UserError:
+            raise
         except Exception as error:  # damage raises nearly anything
-            wanted = "x".join(map(str, shape))
-            raise UserError(f"{where}: number {number} is no JPEG image of {wanted} ({in_one_line(error)})") from error
+            wanted = "" if images is None else f" of {'x'.join(map(str, images.shape[1:]))}"
+            raise UserError(f"{where}: number {number} is no image{wanted} ({in_one_line(error)})") from error
+    assert images is not None
     return images
 
 

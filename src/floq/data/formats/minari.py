@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim
 
 from floq.data.arrays import OpenedDataset, from_episodes
-from floq.data.formats.files import decode_jpegs, jpeg_array, numeric_array, open_hdf5, subgroup, unpacked_bytes
+from floq.data.formats.files import decode_images, jpeg_array, numeric_array, open_hdf5, subgroup, unpacked_bytes
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.envs import spaces
 from floq.utils.errors import UserError, in_one_line
@@ -22,7 +22,7 @@ KEYS = ("actions", "rewards", "terminations")
 REFETCH = "fetch it again"
 SUFFIXES = OPTIONS = ()
 SIZES = {"Box": "shape", "Discrete": "n", "MultiBinary": "n", "MultiDiscrete": "nvec"}  # spaces, and what sizes them
-MAX_SPACE_SIZE = 2**16  # numbers in an observation or an action; the largest of a benchmark with states has some 500
+MAX_SPACE_SIZE = 2**20  # numbers in an observation, of images among others
 
 
 def takes(path: Path) -> bool:
@@ -153,7 +153,8 @@ def _read_episode(
     read = {key: array[()] for key, array in arrays.items()}
     for path, space in spaces.leaves(obs_space, folder):
         if read[path].dtype == object:
-            read[path] = decode_jpegs(read[path], space.shape or (), f"{folder}: {spaces.describe(path)}")
+            contents = [np.asarray(content, np.uint8).tobytes() for content in read[path]]
+            read[path] = decode_images(contents, f"{folder}: {spaces.describe(path)}", space.shape)
     if not (limits[0] == -1).all() or not (limits[1] == 1).all():
         read["actions"] = spaces.box_to_unit(read["actions"], *limits)
     return {key: read[key] for key in KEYS} | {"observations": spaces.flatten(obs_space, read, folder)}

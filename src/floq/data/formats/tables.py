@@ -92,7 +92,7 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
             raise UserError(f"{file}: name its columns, as in {remedy}; they are {_short(names)}{plain}")
         if not options.columns:
             notes[f"columns are read as {described(columns, names)}"] = None
-        table = _load(file, [name for f in fields(columns) for name in _named(columns, f.name, names, str(file))], held)
+        table = load(file, [name for f in fields(columns) for name in _named(columns, f.name, names, str(file))], held)
         held += table.nbytes
         part, left_out = trajectories(table, columns, str(file), options.changes_actions)
         parts.append(part)
@@ -115,10 +115,10 @@ def trajectories(
     """
     there = [str(name) for name in getattr(table, "column_names", getattr(table, "columns", list(table)))]
     wide = lambda field: _stack(table, _named(columns, field, there, source), source)  # noqa: E731
-    flag = lambda name: _column(table, name, source).astype(bool) if name else np.zeros(rows, bool)  # noqa: E731
+    flag = lambda name: column(table, name, source).astype(bool) if name else np.zeros(rows, bool)  # noqa: E731
     for f in fields(columns):
         _named(columns, f.name, there, source)
-    reward = _column(table, columns.reward, source)
+    reward = column(table, columns.reward, source)
     rows = len(reward)
     terminated, truncated = flag(columns.terminated), flag(columns.truncated)
     order = np.arange(rows)
@@ -194,11 +194,11 @@ def _short(names: Sequence[str]) -> str:
 def _stack(table: Any, names: Sequence[str], source: str) -> np.ndarray:
     """Return columns side by side, as floats, since a CSV file may write these as whole numbers; one of lists counts as
     many as these are long."""
-    columns = [_column(table, name, source) for name in names]
+    columns = [column(table, name, source) for name in names]
     return np.concatenate([x.reshape(len(x), -1).astype(np.float64) for x in columns], axis=1)
 
 
-def _column(table: Any, name: str, source: str) -> np.ndarray:
+def column(table: Any, name: str, source: str) -> np.ndarray:
     """Return a column as numbers, where nothing is given NaN."""
     x = np.asarray(table[name])
     if x.dtype == object and len(x) and isinstance(x[0], list | np.ndarray):
@@ -238,7 +238,7 @@ def _headers(path: Path) -> list[str]:
             return list(stream.schema.names)
 
 
-def _load(path: Path, names: Sequence[str], held: int) -> Any:
+def load(path: Path, names: Sequence[str], held: int) -> Any:
     """Read some columns of a file, if they fit into memory beside the bytes `held`."""
     with _explained(path):
         from pyarrow import csv, parquet
