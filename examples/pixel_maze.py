@@ -7,6 +7,7 @@ The first command plays episodes to random places and writes them; the second le
 """
 
 import sys
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -63,7 +64,7 @@ class PixelMaze(gymnasium.Env):
         image[:] = (1 - cover) * image + cover * np.array(colour)
 
 
-gymnasium.register("PixelMaze-v0", PixelMaze, max_episode_steps=60)
+gymnasium.register("PixelMaze-v0", entry_point="pixel_maze:PixelMaze", max_episode_steps=60)
 
 
 def collect(path: str, episodes: int = 200, seed: int = 0) -> None:
@@ -88,7 +89,7 @@ def collect(path: str, episodes: int = 200, seed: int = 0) -> None:
             obs = after
             if success:
                 break
-    arrays = {name: np.array(values) for name, values in rows.items()}
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in rows.items()}
     np.savez_compressed(path, **arrays)
 
 

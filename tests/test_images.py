@@ -21,6 +21,7 @@ from floq import cli
 from floq.actors import BestOfNConfig, DeterministicConfig, GaussianConfig
 from floq.agent.agent import Agent
 from floq.agent.policy import ObsStats
+from floq.analysis.cost import traced_flops
 from floq.critics import LoopedConfig
 from floq.data.dataset import CROP_PADDING, Dataset, random_crop
 from floq.data.formats.convert import to_minari
@@ -650,3 +651,10 @@ def test_an_evaluation_sends_rows(data):
         found = evaluator(agent.policy, 0, 0)
     assert found is not None
     assert len(found.episodes) == 2
+
+
+def test_convolutions_count_as_operations():
+    x, weight = jnp.zeros((1, 6, 5, 3)), jnp.zeros((3, 3, 3, 4))
+    layout = ("NHWC", "HWIO", "NHWC")
+    function = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)  # noqa: E731
+    assert traced_flops(function, x, weight) == 2 * (6 * 5 * 4) * (3 * 3 * 3)

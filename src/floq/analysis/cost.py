@@ -50,11 +50,12 @@ def cost_of(config: AgentConfig, obs_spec: ObsSpec | int, action_dim: int) -> Co
         config = dataclasses.replace(config, critic=dataclasses.replace(config.critic, integration="plain"))
     agent = _untrained(config, obs_spec, action_dim)
     act, spec = (agent.action_dim,), agent.obs_spec
-    shapes = {"actions": act, "next_actions": act} | dict.fromkeys(("rewards", "masks", "terminals"), ())
+    shapes: dict[str, Any] = {"actions": act, "next_actions": act}
+    shapes |= dict.fromkeys(("rewards", "masks", "terminals"), ())
     if not config.learns_policy:
         shapes["policy_actions"] = (config.actor.policy_samples, *act)
     array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    batch = {name: array((config.batch_size, *shape)) for name, shape in shapes.items()}
+    batch: dict[str, Any] = {name: array((config.batch_size, *shape)) for name, shape in shapes.items()}
     obs, observations = (array((*size, *spec.shape), dtype=spec.dtype) for size in ((), (config.batch_size,)))
     batch |= dict.fromkeys(("observations", "next_observations"), observations)
     return Cost(
@@ -82,9 +83,9 @@ def _size(tree: Any) -> int:
 
 
 def traced_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Count the operations of the matrix products in `function(*args)`, as traced by JAX; of `args` only the shapes
-    matter. (XLA's own `cost_analysis` counts the body of a loop once.) Raises ValueError for a loop whose number of
-    iterations is not known."""
+    """Count the operations of products and convolutions in `function(*args)`, as traced by JAX; of `args` only the
+    shapes matter. (XLA's own `cost_analysis` counts the body of a loop once.) Raises ValueError for a loop whose number
+    of iterations is not known."""
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
@@ -97,6 +98,10 @@ def _flops(jaxpr: Any) -> int:
             ((contracted, _), _) = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod([shape[axis] for axis in contracted])
+            continue
+        if name == "conv_general_dilated":
+            layout, kernel = equation.params["dimension_numbers"].rhs_spec, equation.invars[1].aval
+            total += 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[layout[0]]
             continue
         leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
         parts = [_flops(x if hasattr(x, "eqns") else x.jaxpr) for x in leaves if is_program(x)]

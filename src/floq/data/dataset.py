@@ -302,16 +302,15 @@ class Dataset(eqx.Module):
         """Compute mean and standard deviation of the observations; a constant column gets standard deviation 1. Where
         they have parts, of each that is a vector."""
         rows, spec = self.observations, self.dims[0]
-        vectors = rows if spec.is_vector else spec.vectors(self.obs_spec.read(rows))
 
-        def stats(x: Float[Array, "rows size"]) -> tuple[Array, Array]:
+        def stats(x: Array) -> tuple[Array, Array]:
             std = jnp.std(x, axis=0)
             pair = jnp.mean(x, axis=0), jnp.where(std < 1e-6, 1.0, std)
             return jax.tree.map(lambda x: jnp.tile(x, spec.frames), pair)
 
         if spec.is_vector:
-            return stats(vectors)
-        each = {name: stats(x) for name, x in vectors.items()}
+            return stats(rows)
+        each = {name: stats(x) for name, x in spec.vectors(self.obs_spec.read(rows)).items()}
         return tuple({name: pair[i] for name, pair in each.items()} for i in (0, 1))
 
 

@@ -68,18 +68,16 @@ def is_image(space: spaces.Space) -> bool:
 def obs_spec(space: spaces.Space, source: object) -> ObsSpec:
     """Return what an observation of a space is: a vector of all its parts if none is an image, and otherwise each part
     by its name. Raises UserError if a part is not numeric, or an image has its channels first."""
-    parts = list(leaves(space, source))
-    for path, part in parts:
-        if is_image(part) and (shape := part.shape)[0] in (1, 3, 4) and shape[2] > 4:
+    parts: dict[str, tuple[int, ...]] = {}
+    for path, part in leaves(space, source):
+        shape = tuple(part.shape or ()) if is_image(part) else (spaces.flatdim(part),)
+        if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4:
             raise UserError(
                 f"{source}: {describe(path)} is an image of shape {shape}, channels first: floq takes (H, W, C), "
                 "transpose it (gymnasium.wrappers.TransformObservation)"
             )
-    if not any(is_image(part) for _, part in parts):
-        return ObsSpec.of(spaces.flatdim(space))
-    return ObsSpec.of(
-        {part_name(path): part.shape if is_image(part) else (spaces.flatdim(part),) for path, part in parts}
-    )
+        parts[part_name(path)] = shape
+    return ObsSpec.of(parts if any(len(shape) == 3 for shape in parts.values()) else spaces.flatdim(space))
 
 
 def part_name(path: PartPath) -> str:
@@ -192,17 +190,18 @@ def observation(value: Any, space: spaces.Space, spec: ObsSpec) -> np.ndarray:
         return _vector(value, spec.shape, "its observation")
     parts = {}
     for path, part in leaves(space, ""):
-        found, name = value, describe(path)
+        found: Any = value
+        name = describe(path)
         for key in path:
             if not isinstance(found, Mapping | tuple | list) or (isinstance(found, Mapping) and key not in found):
                 raise ValueError(f"its observation has no part {name}: it was {_kind(value)}")
-            found = found[key]
+            found = found[key]  # pyright: ignore[reportArgumentType, reportCallIssue]
         if is_image(part):
             if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape != part.shape:
                 raise ValueError(f"its {name} was {_kind(found)}, and not an image of uint8 of shape {part.shape}")
             parts[part_name(path)] = found
         else:
-            numbers = found if isinstance(part, spaces.Box) else spaces.flatten(part, found)
+            numbers: Any = found if isinstance(part, spaces.Box) else spaces.flatten(part, found)
             parts[part_name(path)] = _vector(np.reshape(numbers, -1), (spaces.flatdim(part),), f"its {name}")
     return spec.pack(parts)
 

@@ -15,7 +15,6 @@ from floq.networks.mlp import Linear, gelu
 from floq.utils.obs_spec import ObsSpec
 
 Image: TypeAlias = Float[Array, "h w c"]
-Parts: TypeAlias = dict[str, Float[Array, "..."]]
 
 
 class Size(NamedTuple):
@@ -133,7 +132,8 @@ class Encoder(eqx.Module):
         others = sum(shape[0] for name, shape in shapes.items() if name not in images)
         return cls(images), size.features * len(images) + others
 
-    def __call__(self, parts: Parts) -> Float[Array, " features"]:
+    def __call__(self, parts: Any) -> Float[Array, " features"]:
+        """Encode the parts of an observation, by name, with pixels from 0 to 1."""
         features = [self.images[name](parts[name]) for name in sorted(self.images)]
         return jnp.concatenate([*features, *(parts[name] for name in sorted(parts) if name not in self.images)])
 

@@ -283,7 +283,8 @@ class Manifest:
         """What an observation is. Raises UserError if that is missing, or said twice."""
         if (self.obs_size is None) == (self.obs_parts is None):
             raise UserError("it needs one of obs_size and obs_parts")
-        return ObsSpec.of(self.obs_size or self.obs_parts or {}).stacked(self.frames)
+        parts = {name: tuple(shape) for name, shape in (self.obs_parts or {}).items()}
+        return ObsSpec.of(self.obs_size or parts).stacked(self.frames)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Manifest":

@@ -101,7 +101,8 @@ class Evaluation(NamedTuple):
         samples, width = config.agent.actor.policy_samples, config.agent.action_chunk * splits.train.dims[1]
         spec = splits.train.dims[0]
         draw = lambda states: jnp.stack([one.draw(states, samples, width, spec) for one in policies])  # noqa: E731
-        actions = tuple(draw(part.observations_at(slice(None))) for part in splits[:2])
+        train, validation = (draw(part.observations_at(slice(None))) for part in splits[:2])
+        actions = train, validation
         env_starts = []
         if request.starts == "env":
             states = jnp.asarray(first_observations(unlimited(config, 1), request.truth or ENV_STARTS))

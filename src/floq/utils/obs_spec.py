@@ -66,8 +66,8 @@ class ObsSpec:
         """Names of the parts that are images."""
         return tuple(name for name, shape in self.parts if len(shape) == 3)
 
-    def vectors(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of the parts that are vectors."""
+    def vectors(self, parts: Any) -> dict[str, Any]:
+        """Return those of the parts, a mapping or records, that are vectors."""
         return {name: parts[name] for name, shape in self.parts if len(shape) == 1}
 
     @property

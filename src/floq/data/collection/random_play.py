@@ -46,6 +46,6 @@ class RandomRollout:
         """Return the collected trajectories and close the environment."""
         self._env.close()
         arrays = [e | {name: np.array(e[name]) for name in ("actions", "rewards")} for e in self._episodes]
-        for episode in arrays:
-            episode["observations"] = self._env.obs_spec.to_records(np.stack(episode["observations"]))
+        for made, episode in zip(arrays, self._episodes, strict=True):
+            made["observations"] = self._env.obs_spec.to_records(np.stack(episode["observations"]))
         return from_episodes(arrays, f"random play in {self._name}")

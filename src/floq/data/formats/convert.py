@@ -124,7 +124,7 @@ def _space(spec: ObsSpec) -> Any:
     if spec.is_vector:
         return Box(-np.inf, np.inf, spec.shape, np.float32)
     part = lambda shape: Box(0, 255, shape, np.uint8) if len(shape) == 3 else Box(-np.inf, np.inf, shape, np.float32)  # noqa: E731
-    parts = {name: part(shape) for name, shape in spec.parts}
+    parts: dict[str, Any] = {name: part(shape) for name, shape in spec.parts}
     return parts[IMAGE] if parts.keys() == {IMAGE} else Dict(parts)
 
 

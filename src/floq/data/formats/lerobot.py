@@ -121,7 +121,7 @@ def _vectors(rows: Any, key: str, where: str) -> np.ndarray:
 def _images(rows: Any, key: str, where: str) -> np.ndarray:
     """Return a column of images (rows, H, W, C), each the bytes of a PNG or JPEG file."""
     cells = rows.column(key).to_pylist()
-    contents = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+    contents: list[Any] = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
     if not all(isinstance(content, bytes) for content in contents):
         raise UserError(f"{where}: {key} keeps its images outside of the parquet files: write them into these")
     return decode_images(contents, f"{where}: {key}")
