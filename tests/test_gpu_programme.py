@@ -37,6 +37,15 @@ def test_correctness(tmp_path):
     assert all(row["same bits"] == "True" for row in rows)
 
 
+@pytest.mark.slow
+def test_learning_goes_on_in_turns(tmp_path):
+    assert "--- learning: done" in rehearse(tmp_path, "learning")
+    table = (tmp_path / "learning.log").read_text()
+    assert "fql of equal operations" in table
+    assert table.count("     200  ") == 3  # each fleet's once, and the second draws the first again
+    assert (tmp_path / "learning" / "curve.png").stat().st_size > 0
+
+
 def test_steps_are_named_with_their_limits():
     listed = subprocess.run([sys.executable, str(PROGRAMME), "--list"], capture_output=True, text=True, check=True)
     limits = [int(line.split()[1]) for line in listed.stdout.splitlines()]

@@ -4,7 +4,8 @@
 
 Collects as many episodes as all cores make in about a minute (the published number at most), trains a fleet of floq
 (published settings, bf16), one with `--preset fast` and one of FQL, evaluations beside them, and writes a table and a
-picture after each. What is finished when the time is up stays.
+picture after each. With `--rounds N` they go on in turns, for as many steps again. What is finished when the time is up
+stays.
 """
 
 import argparse
@@ -20,7 +21,13 @@ from floq.utils.machine import cores
 
 EPISODES_PER_CORE = 30  # of 1,000 steps: about a minute of a cube or a puzzle
 
-FLEETS = {"floq": ["--agent=floq"], "floq fast": ["--agent=floq", "--preset=fast"], "fql": ["--agent=fql"]}
+FLEETS = {
+    "floq": ["--agent=floq"],
+    "floq fast": ["--agent=floq", "--preset=fast"],
+    "fql": ["--agent=fql"],
+    "fql of equal operations": ["--agent=fql", "--preset=fast", "--match=flops"],  # to those of floq fast
+}
+USUAL = ["floq", "floq fast", "fql"]
 CURVES = Path(__file__).parents[1] / "learning_curves.py"
 
 
@@ -32,7 +39,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, help="to collect")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fleets", nargs="+", default=list(FLEETS), choices=FLEETS)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--fleets", nargs="+", default=USUAL, choices=FLEETS)
     options, settings = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
     name, data, exp = dataset_name(options.env_name), options.work / "data", options.work / "exp"
@@ -44,15 +52,22 @@ def main() -> None:
     intervals = {"eval_interval": 10, "log_interval": 20, "save_interval": 1}  # parts of the run
     flags = [f"--{name}={max(1, options.steps // parts)}" for name, parts in intervals.items()]
     flags += [f"--env_name={options.env_name}", f"--dataset_dir={data}", f"--save_dir={exp}", "--seeds", *seeds]
-    flags += [f"--offline_steps={options.steps}", "--precision=bf16"]
-    groups = []
-    for fleet in options.fleets:
-        group = fleet.replace(" ", "_")
-        shutil.rmtree(exp / "floq" / group, ignore_errors=True)  # of a curve before this one
-        subprocess.run([*floq, "train", *flags, f"--run_group={group}", *FLEETS[fleet], *settings], check=True)
-        groups.append(f"{fleet}={exp / 'floq' / group}")
-        table = [sys.executable, "-W", "ignore", str(CURVES), "--out", str(options.out / "curve.png"), *groups]
-        subprocess.run(table, check=True)
+    flags += ["--precision=bf16"]
+    groups: dict[str, Path] = {}
+    for steps in range(options.steps, options.rounds * options.steps + 1, options.steps):
+        for fleet in options.fleets:
+            folder, total = exp / "floq" / fleet.replace(" ", "_"), f"--offline_steps={steps}"
+            if steps == options.steps:
+                shutil.rmtree(folder, ignore_errors=True)  # of a curve before this one
+                own = [f"--run_group={folder.name}", *FLEETS[fleet], *settings]
+                subprocess.run([*floq, "train", *flags, total, *own], check=True)
+            else:
+                runs = [str(path.parent) for path in sorted(folder.glob("*/*/config.json"))]
+                subprocess.run([*floq, "train", "--resume", *runs, total], check=True)
+            groups[fleet] = folder
+            named = [f"{name}={folder}" for name, folder in groups.items()]
+            table = [sys.executable, "-W", "ignore", str(CURVES), "--out", str(options.out / "curve.png"), *named]
+            subprocess.run(table, check=True)
 
 
 if __name__ == "__main__":

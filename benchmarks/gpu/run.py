@@ -1,6 +1,7 @@
 """Everything that wants a GPU, in order of worth, in under 25 minutes, on a host without a network.
 
     python benchmarks/gpu/run.py --out FOLDER [--steps correctness bench ...] [--list] [--tiny]
+    python benchmarks/gpu/run.py --out FOLDER --steps learning     # where a flow critic pays: another 25 minutes
 
 Each step is a process with a time limit of its own. It writes its results and its log to the folder as it goes, and
 what a step has written stays if the time is up or the next one fails. `--tiny` rehearses the whole on any machine.
@@ -70,6 +71,22 @@ STEPS = {
 }
 
 
+USUAL = list(STEPS)
+STEPS["learning"] = Step(  # floq against FQL on a task of the paper, as far as the time carries
+    [str(HERE / "curve.py")],
+    [
+        *("--out", "{out}/learning", "--env_name=cube-double-play-singletask-v0", "--seeds=4", "--steps=20000"),
+        *("--rounds=50", "--fleets", "floq fast", "fql of equal operations", "--work={out}/learning"),
+        "--eval_interval=10000",
+    ],
+    [
+        *("--env_name=pointmaze-medium-navigate-singletask-v0", "--episodes=2", "--steps=100", "--rounds=2"),
+        *("--seeds=2", "--eval_episodes=1", "--eval_interval=100", "--precision=f32", *TINY),
+    ],
+    1500,
+)
+
+
 def carry_out(words: list[str], log: Path, environment: dict[str, str], seconds: int) -> str:
     """Run a step, with all the processes that it starts, for as long as it may; what came of it."""
     with open(log, "w") as file:
@@ -94,12 +111,12 @@ def carry_out(words: list[str], log: Path, environment: dict[str, str], seconds:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where results and logs go")
-    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS, metavar="STEP")
+    parser.add_argument("--steps", nargs="+", default=USUAL, choices=STEPS, metavar="STEP")
     parser.add_argument("--list", action="store_true", help="name the steps and their limits, and stop")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a rehearsal")
     options = parser.parse_args()
     if options.list or options.out is None:
-        print("\n".join(f"{name:<14} {step.seconds:>4} s" for name, step in STEPS.items()))
+        print("\n".join(f"{name:<14} {STEPS[name].seconds:>4} s" for name in USUAL))
         sys.exit(None if options.list else "give --out FOLDER")
     options.out.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
