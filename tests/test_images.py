@@ -370,6 +370,9 @@ def test_an_agent_takes_the_parts_of_a_batch_as_its_rows(data):
     parts = rows | {name: SPEC.read(rows[name]) for name in ("observations", "next_observations")}
     one, other = (agent.update(batch)[0] for batch in (rows, parts))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one.params, other.params))
+    floats = {name: x[0] / 255 for name, x in observations(1).items()}
+    with pytest.raises(UserError, match="the image above is of float32: give uint8, from 0 to 255"):
+        one.act(floats, jax.random.key(0))
     with pytest.raises(UserError, match="observations have no images; leave it out"):
         Agent.init(jax.random.key(0), 3, 2, agent_config(encoder="impala"))
 

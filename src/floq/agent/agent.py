@@ -24,7 +24,7 @@ from floq.networks.encoders import DEFAULT
 from floq.networks.mlp import effective_rank
 from floq.networks.precision import PUBLISHED, Precision, matmul_precision
 from floq.utils.errors import UserError
-from floq.utils.obs_spec import ObsSpec
+from floq.utils.obs_spec import IMAGE, ObsSpec
 from floq.utils.schema import Size, convert
 
 Batch: TypeAlias = dict[str, Any]
@@ -293,9 +293,13 @@ class Agent(eqx.Module):
         spec = self.obs_spec
         if spec.is_vector:
             return _vector("the observation", obs, spec.shape)
-        if isinstance(obs, Mapping):
-            return spec.read({name: jnp.asarray(part) for name, part in obs.items()})
-        return jnp.asarray(obs) if jnp.shape(obs) == spec.shape else spec.read(jnp.asarray(obs))
+        if not isinstance(obs, Mapping) and jnp.shape(obs) == spec.shape:
+            return jnp.asarray(obs)
+        given = obs if isinstance(obs, Mapping) else {IMAGE: obs}
+        parts = spec.read({name: jnp.asarray(part) for name, part in given.items()})
+        if odd := [name for name in spec.images if parts[name].dtype != jnp.uint8]:
+            raise UserError(f"the image {odd[0]} is of {parts[odd[0]].dtype}: give uint8, from 0 to 255")
+        return parts
 
     def _prepare(self, batch: Batch) -> Batch:
         prepared = batch | {"rewards": batch["rewards"] * self.hypers.reward_scale}
