@@ -71,9 +71,12 @@ def test_a_row_holds_the_parts_of_all_frames(frames):
         for name, x in found.items():
             assert (np.asarray(x) == np.concatenate(list(parts[name]), axis=-1)).all()
             assert x.shape == spec.shapes[name]
-    numbers = spec.numbers(row[None])[0]
-    assert numbers.shape == (spec.num_numbers,)
-    assert np.allclose(numbers[: 8 * 8 * 3 * frames] * 255, np.ravel(spec.read(row)["above"]))
+    coarse = spec.coarse(row[None])[0]
+    above = spec.read(row)["above"]
+    assert np.allclose(coarse[: above.size] * 255, above.ravel())  # blocks of a pixel each
+    numbers = spec.of_numbers(np.concatenate([np.ravel(x) for x in spec.read(row).values()]))
+    assert all((numbers[name] == x).all() for name, x in spec.read(row).items())
+    assert sum(x.size for x in numbers.values()) == spec.num_numbers
 
 
 def test_an_image_alone_and_what_is_no_observation():
@@ -562,14 +565,14 @@ def test_a_damaged_jpeg_is_named():
     stream = io.BytesIO()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(stream, format="JPEG")
     good = stream.getvalue()
-    assert decode_images([good, good], "x").shape == (2, 8, 8, 3)
+    assert decode_images([good, good], 2, "x").shape == (2, 8, 8, 3)
     stream = io.BytesIO()
     Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(stream, format="JPEG")
     for bad in (good[:40], good[:0], stream.getvalue()):
         with pytest.raises(UserError, match="x: number 1 is no image of 8x8x3"):
-            decode_images([good, bad], "x")
+            decode_images([good, bad], 2, "x")
     with pytest.raises(UserError, match="x: number 0 is no image of 4x4x3"):
-        decode_images([good], "x", (4, 4, 3))
+        decode_images([good], 1, "x", (4, 4, 3))
 
 
 def lerobot_folder(path, data: Dataset, pyarrow, video=False):
@@ -661,3 +664,57 @@ def test_convolutions_count_as_operations():
     layout = ("NHWC", "HWIO", "NHWC")
     function = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)  # noqa: E731
     assert traced_flops(function, x, weight) == 2 * (6 * 5 * 4) * (3 * 3 * 3)
+
+
+# --- What a reviewer found ---
+
+
+def test_images_that_would_be_read_wrongly_are_refused():
+    first = np.zeros((5, 3, 8, 8), np.uint8)
+    with pytest.raises(UserError, match="channels first: give"):
+        Dataset.from_arrays({"camera": first}, np.zeros((5, 1)), np.zeros(5), np.zeros(5), np.zeros(5))
+    palette = Image.fromarray(np.zeros((8, 8, 3), np.uint8)).convert("P")
+    palette.save(stream := io.BytesIO(), format="PNG")
+    with pytest.raises(UserError, match=r"x: number 0 is no image .*mode 'P'"):
+        decode_images([stream.getvalue()], 1, "x")
+    with pytest.raises(UserError, match="observations is not an array of numbers"):
+        Dataset.from_arrays([[1, 2], [3]], np.zeros((2, 1)), np.zeros(2), np.zeros(2), np.zeros(2))
+
+
+def test_records_of_another_order_or_type_are_rearranged(data):
+    rows = data.on_host()
+    kinds = [("wrist", "u1", (8, 8, 1)), ("joints/velocity", "f8", 2), ("above", "u1", (8, 8, 3))]
+    other = np.empty(len(rows.ends), kinds)
+    for name in other.dtype.names or ():
+        other[name] = rows.observations[name]
+    assert Dataset.from_rows(other, *rows[1:]).fingerprint() == data.fingerprint()
+
+
+def test_an_agent_takes_one_observation(data):
+    agent = Agent.init(jax.random.key(0), SPEC, 2, agent_config(SCALAR, encoder="impala_debug"))
+    with pytest.raises(UserError, match=r"observations/above has shape \(3, 8, 8, 3\), this agent takes \(8, 8, 3\)"):
+        agent.act(observations(3), jax.random.key(0))
+
+
+def test_a_factory_is_that_of_its_environment():
+    made = EnvFactory(ENV, frame_stack=3, discount=0.5)()
+    assert (made.factory.frame_stack, made.factory.discount) == (3, 0.5)
+    again = made.factory()
+    assert (again.obs_spec.frames, again.discount) == (3, 0.5)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_policies_from_images_are_evaluated_off_policy(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
+    run = floq.train(pixel_config(tmp_path, offline_steps=1), data=data)
+    assert cli.run(["export", str(run.folder), f"--out={tmp_path / 'policy'}"]) == 0
+
+    def still(parts, rng):
+        assert parts["above"].shape[1:] == (8, 8, 6)
+        return np.zeros((len(parts["above"]), 2))
+
+    policies = {"run": run, "exported": load_policy(tmp_path / "policy"), "still": still}
+    own = {"offline_steps": 2, "save_dir": str(tmp_path / "ope"), "batch_size": 8, "policy_samples": 2}
+    found = floq.ope(policies, data=data, seeds=(0,), show=False, truth=2, **own)
+    assert [one.policy for one in found.policies] == ["run", "exported", "still"]
+    assert np.isfinite([one.seeds for one in found.policies]).all()

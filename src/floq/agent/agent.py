@@ -297,6 +297,11 @@ class Agent(eqx.Module):
             return jnp.asarray(obs)
         given = obs if isinstance(obs, Mapping) else {IMAGE: obs}
         parts = spec.read({name: jnp.asarray(part) for name, part in given.items()})
+        for name, shape in spec.shapes.items():
+            if parts[name].shape != shape:
+                raise UserError(
+                    f"observations/{name} has shape {parts[name].shape}, this agent takes {shape}; jax.vmap takes many"
+                )
         if odd := [name for name in spec.images if parts[name].dtype != jnp.uint8]:
             raise UserError(f"the image {odd[0]} is of {parts[odd[0]].dtype}: give uint8, from 0 to 255")
         return parts

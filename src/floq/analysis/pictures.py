@@ -110,9 +110,9 @@ def _has_flow(run: Run, agent: Agent) -> bool:
 
 
 def _has_value_map(run: Run, agent: Agent) -> bool:
-    """Return whether the run's task is a maze with one goal."""
+    """Return whether the run's task is a maze with one goal, in which observations begin with the position."""
     name = run.config.env_name or ""
-    return ogbench.is_singletask(name) and "maze" in name
+    return ogbench.is_singletask(name) and "maze" in name and agent.obs_spec.is_vector
 
 
 # --- Of the critic ---
@@ -174,13 +174,14 @@ def _draw_value_map(subject: Subject, path: Path) -> str:
 
     greedy = lambda obs, elapsed: _greedy(agent, obs, jax.random.fold_in(walk_key, elapsed))  # noqa: E731
     played = list(play_episode(env, (run.config.seed,), greedy, agent.static.action_chunk))
-    walk = np.array([played[0][0], *(step.obs for _, _, step in played)])[:, :2]
+    newest = agent.obs_spec.newest
+    walk = newest(np.array([played[0][0], *(step.obs for _, _, step in played)]))[:, :2]
     outcome = f"{'at the goal' if played[-1][2].info['success'] else 'not at the goal'} after {len(played)} steps"
 
     rows = np.linspace(0, len(data.observations) - 1, VALUE_STATES).astype(int)
     states = data.observations_at(rows)
     values = _state_values(agent, states, value_key)
-    positions, heights = np.asarray(states[:, :2], np.float64), np.asarray(values, np.float64)
+    positions, heights = np.asarray(newest(states)[:, :2], np.float64), np.asarray(values, np.float64)
     draw_value_map(path, env.unwrapped, positions, heights, walk, outcome)
     low, high = np.quantile(values, [0.01, 0.99])
     return f"values from {low:.3g} to {high:.3g}; the greedy policy is {outcome}"

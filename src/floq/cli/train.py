@@ -241,7 +241,8 @@ def _dims(make_env: Any, dataset: str | None, dataset_dir: str, options: DataOpt
     from floq.data.formats.open import open_dataset
 
     assert dataset is not None  # a configuration has one of the two
-    return open_dataset(dataset, dataset_dir, options=options).data.dims
+    obs_spec, action_dim = open_dataset(dataset, dataset_dir, options=options).data.dims
+    return obs_spec.stacked(make_env.frame_stack), action_dim
 
 
 # --- `floq train --resume` ---

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from floq.utils.errors import UserError
-from floq.utils.obs_spec import IMAGE, ObsSpec
+from floq.utils.obs_spec import IMAGE, ObsSpec, channels_first
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
 NAMES = {"obs": "observations", "next_obs": "next_observations", "acts": "actions", "rews": "rewards"}
@@ -249,15 +249,18 @@ def to_array(x: Any, key: str, source: str) -> np.ndarray:
     """Return an array that was given under the name `key`; a column of shape (rows, 1) as a vector, where one number
     per row is meant; observations that are images, or a mapping of parts, as records. Raises UserError if it is none,
     or a part is neither a vector nor an image of uint8."""
-    if key in OBSERVATIONS:
-        if isinstance(x, Mapping):
-            return records({name: to_array(part, f"{key}/{name}", source) for name, part in x.items()}, source)
-        if np.ndim(x) == 4:
-            return records({IMAGE: np.asarray(x)}, source)
+    if key in OBSERVATIONS and isinstance(x, Mapping):
+        return records({name: to_array(part, f"{key}/{name}", source) for name, part in x.items()}, source)
     try:
         array = np.asarray(x)
     except ValueError as error:
         raise UserError(f"{source}: {key} is not an array of numbers ({error})") from error
+    if key in OBSERVATIONS and array.ndim == 4:
+        return records({IMAGE: array}, source)
+    if key in OBSERVATIONS and array.dtype.names:
+        parts = lambda rows: {name: rows[name] for name in array.dtype.names or ()}  # noqa: E731
+        ours = records(parts(array[:0]), source).dtype
+        return array if ours == array.dtype else records(parts(array), source)
     if key in VECTORS and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     return array.astype(np.float32) if array.dtype == bool and key.partition("/")[0] in OBSERVATIONS else array
@@ -279,6 +282,10 @@ def records(parts: Mapping[str, np.ndarray], source: str) -> np.ndarray:
             )
         if is_image and x.dtype != np.uint8:
             raise UserError(f"{source}: observations/{name} are images of {x.dtype}: give uint8, from 0 to 255")
+        if is_image and channels_first(x.shape[1:]):
+            raise UserError(
+                f"{source}: observations/{name} has the shape {x.shape}, channels first: give (rows, H, W, C)"
+            )
     lengths = {name: len(x) for name, x in parts.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())

@@ -310,7 +310,8 @@ class Dataset(eqx.Module):
 
         if spec.is_vector:
             return stats(rows)
-        each = {name: stats(x) for name, x in spec.vectors(self.obs_spec.read(rows)).items()}
+        vectors = jax.jit(lambda rows: spec.vectors(self.obs_spec.read(rows)))(rows)  # without a copy of the images
+        each = {name: stats(x) for name, x in vectors.items()}
         return tuple({name: pair[i] for name, pair in each.items()} for i in (0, 1))
 
 

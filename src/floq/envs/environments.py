@@ -83,6 +83,7 @@ class EnvFactory:
     def __call__(self, **more: Any) -> "SeededEnv":
         """Make an environment. Raises as `make`."""
         env = make(self.name, self.success_timing, **(self.kwargs | more))
+        env.factory = dataclasses.replace(self, kwargs=FrozenDict(self.kwargs | more))
         env.discount, env.obs_spec = self.discount, env.obs_spec.stacked(self.frame_stack)
         return env
 

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from floq.utils.errors import UserError
-from floq.utils.obs_spec import IMAGE, ObsSpec
+from floq.utils.obs_spec import IMAGE, ObsSpec, channels_first
 
 PartPath: TypeAlias = tuple[str | int, ...]
 """Names and numbers that lead to a part of an observation; empty if the observation has no parts."""
@@ -71,7 +71,7 @@ def obs_spec(space: spaces.Space, source: object) -> ObsSpec:
     parts: dict[str, tuple[int, ...]] = {}
     for path, part in leaves(space, source):
         shape = tuple(part.shape or ()) if is_image(part) else (spaces.flatdim(part),)
-        if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4:
+        if len(shape) == 3 and channels_first(shape):
             raise UserError(
                 f"{source}: {describe(path)} is an image of shape {shape}, channels first: floq takes (H, W, C), "
                 "transpose it (gymnasium.wrappers.TransformObservation)"

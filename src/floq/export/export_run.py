@@ -93,6 +93,8 @@ def export_run(options: ExportOptions) -> Path:
     about |= {"critic": config.agent.critic_name, "actor": config.agent.actor_name}
     description: dict[str, Any] = {"about": about | {"floq": version("floq"), "jax": version("jax")}}
     description["observation_size"] = traced.obs_shape[0]
+    if saved.agent.obs_spec.frames > 1:
+        description["frames"] = saved.agent.obs_spec.frames
     if not saved.agent.obs_spec.is_vector:
         description["observation_parts"] = {name: list(shape) for name, shape in saved.agent.obs_spec.shapes.items()}
     description["action_size"] = saved.agent.action_dim // config.agent.action_chunk

@@ -99,6 +99,8 @@ def _readme(form: Format, policy: Exportable) -> str:
     chunk = f", {d['action_chunk']} actions at once, laid end to end" if d["action_chunk"] > 1 else ""
     parts = "".join(f"\n{'':13}{name} {shape}" for name, shape in d.get("observation_parts", {}).items())
     end_to_end = ":" if parts else ", as the environment gave them in training"
+    if (frames := d.get("frames", 1)) > 1:
+        end_to_end = f", of the {frames} newest frames, the newest last{':' if parts else ''}"
     if parts:
         parts = f" these parts end to end, pixels from 0 to 255{parts}"
     return (

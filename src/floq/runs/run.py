@@ -275,7 +275,7 @@ def restore(agent: Agent, config: Config, source: Checkpoint) -> Agent:
     old = source.agent
     own, theirs = ([leaf.shape for leaf in jax.tree.leaves(a.params)] for a in (agent, old))
     if own != theirs:
-        if agent.obs_spec != old.obs_spec:
+        if agent.obs_spec.encoded_by(None) != old.obs_spec.encoded_by(None):
             what = f"observations have {agent.obs_spec} here and {old.obs_spec} there"
         else:
             differ = setting_differences(config.agent.networks(), source.config.agent.networks())

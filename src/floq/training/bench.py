@@ -101,6 +101,7 @@ def bench(config: Config, options: BenchOptions, show: bool = True) -> list[dict
     check_built(config)
     obs_spec, action_dim = task_dims(config.make_env)
     data, devices, square = synthetic_data(obs_spec, action_dim), jax.local_devices(), SQUARE[_backend()]
+    data = data.seen_as(config.frame_stack or 1, config.p_aug or 0.0)
     machine = f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, {cores()} cores"
     display.note(f"{date.today()}, {machine}")
     display.note(

@@ -91,7 +91,8 @@ class Evaluation(NamedTuple):
         """Load the data, which are those of the run `origin` if the request says so, and draw the actions."""
         display.note(f"device  {device()}{config.precision_note}")
         stats = [policy.agent.obs_stats for policy in policies if policy.agent is not None]
-        if any(not np.array_equal(x, y) for other in stats[1:] for x, y in zip(other, stats[0], strict=True)):
+        differs = lambda other: not jax.tree.all(jax.tree.map(np.array_equal, other, stats[0]))  # noqa: E731
+        if any(map(differs, stats[1:])):
             raise UserError(f"these policies normalise observations by different statistics: {ONE_BY_ONE}")
         if origin is not None and request.own_data:
             splits = run_data.load_own_data([origin], display)[run_data.data_key(origin.config)]
@@ -206,7 +207,10 @@ class Evaluation(NamedTuple):
         rows = np.asarray(data.starts)[np.linspace(0, len(data) - 1, min(len(data), COMPARED_STATES)).astype(int)]
         batch = jax.vmap(lambda row: data.transition(row, 1, 1.0))(jnp.asarray(rows))
         states, actions = (np.asarray(batch[name]) for name in ("observations", "actions"))
-        return far_actions(data.dims[0].numbers(states), actions, np.asarray(self.actions[0][number, rows, 0]))
+        spec = data.dims[0]
+        return far_actions(
+            states if spec.is_vector else spec.coarse(states), actions, np.asarray(self.actions[0][number, rows, 0])
+        )
 
 
 def unlimited(config: Config, steps: int) -> EnvFactory:

@@ -201,7 +201,7 @@ def _load(name: str, policy: Any, step: int | None) -> FixedPolicy:
     if isinstance(policy, Agent):
         return FixedPolicy(name, policy.policy, policy)
     if isinstance(policy, ExportedPolicy):
-        return FixedPolicy(name, lambda states, rng: np.stack([policy.act(state, rng) for state in states]))
+        return FixedPolicy(name, lambda states, rng: np.stack([policy.act(one, rng) for one in _each(states)]))
     if isinstance(policy, Policy) or callable(policy):
         return FixedPolicy(name, policy)
     raise UserError(f"the policy {name} is of type {type(policy).__name__}: give a run, an agent or a function")
@@ -210,14 +210,24 @@ def _load(name: str, policy: Any, step: int | None) -> FixedPolicy:
 # --- Settings ---
 
 
+def _each(states: Any) -> Iterator[Any]:
+    """Yield the observations, each an array, or a mapping of its parts."""
+    if not isinstance(states, Mapping):
+        yield from states
+        return
+    for number in range(len(next(iter(states.values())))):
+        yield {name: x[number] for name, x in states.items()}
+
+
 def check_comparable(runs: Sequence[Run], discount: float | None, own_data: bool) -> None:
     """Raise UserError if runs differ in what the values of their policies, or the shapes of these, depend on."""
-    names = ["action_chunk", "reward_scale", *(["discount"] if discount is None else [])]
+    names = ["action_chunk", "reward_scale", "frame_stack", *(["discount"] if discount is None else [])]
     first = runs[0] if runs else None
     for run in runs[1:]:
         assert first is not None
         for name in names:
-            here, there = (getattr(one.config.agent, name) for one in (first, run))
+            settings = ({**one.config.agent.flat(), "frame_stack": one.config.frame_stack} for one in (first, run))
+            here, there = (found[name] for found in settings)
             if here != there:
                 remedy = "give --discount" if name == "discount" else ONE_BY_ONE
                 raise UserError(f"{name} is {here} in {first.folder} and {there} in {run.folder}: {remedy}")

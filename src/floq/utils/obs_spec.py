@@ -10,6 +10,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from floq.utils.errors import UserError
 
 Shape: TypeAlias = tuple[int, ...]
+GRID = 8
 IMAGE = "image"  # the name of an image that is all of an observation
 
 
@@ -161,13 +163,20 @@ class ObsSpec:
             begin += math.prod(shape)
         return parts
 
-    def numbers(self, rows: np.ndarray) -> np.ndarray:
-        """Return all numbers of observations (n, size) as float32, pixels from 0 to 1: (n, numbers)."""
+    def coarse(self, rows: np.ndarray) -> np.ndarray:
+        """Return observations (n, size) as a few numbers each, to compare them by: vectors as they are, and of images
+        the means over a grid of up to `GRID` x `GRID` blocks, from 0 to 1."""
         if self.is_vector:
             return rows
-        parts = self.read(rows)
-        scaled = [parts[name] / np.float32(255) if name in self.images else parts[name] for name in parts]
-        return np.concatenate([part.reshape(len(rows), -1) for part in scaled], axis=1)
+        parts, found = self.read(rows), []
+        for name, part in parts.items():
+            if name in self.images:
+                edges = [np.unique(np.linspace(0, size, GRID + 1).astype(int)) for size in part.shape[1:3]]
+                blocks = (part[:, a:b, c:d] for a, b in pairwise(edges[0]) for c, d in pairwise(edges[1]))
+                found += [block.mean(axis=(1, 2)) / 255 for block in blocks]
+            else:
+                found.append(part)
+        return np.concatenate(found, axis=1, dtype=np.float32)
 
     def pack(self, parts: Mapping[str, Any]) -> np.ndarray:
         """Return the row of one frame from its parts."""
@@ -202,6 +211,11 @@ class ObsSpec:
         if self.is_vector:
             return f"{self.dim} numbers"
         return ", ".join(f"{name} ({'x'.join(map(str, shape))})" for name, shape in self.shapes.items())
+
+
+def channels_first(shape: Shape) -> bool:
+    """Return whether this can only be the shape (C, H, W) of an image."""
+    return shape[0] in (1, 3, 4) and shape[2] > 4
 
 
 def _floats(rows: Any) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+PIXELS = ("L", "LA", "RGB", "RGBA")  # modes of images with 8 bits for each number
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
 KNOWN_FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)  # common ones that h5py includes; others may be plugins
 MAX_EXPANSION = 1032  # bytes that deflate can produce from one, at most
@@ -199,22 +200,28 @@ def jpeg_array(group: Any, key: str, source: object) -> Any:
         return None
     if x.external or x.is_virtual:
         raise UserError(f"{source}: {key} lies in other files, which are not read: copy the array into the file")
+    if x.id.get_create_plist().get_nfilters():
+        raise UserError(f"{source}: {key} is packed, and JPEG is packed already: write it without compression")
     return x
 
 
-def decode_images(contents: Sequence[bytes], where: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return the images of JPEG or PNG files, given as bytes: (rows, H, W, C) of uint8. Raises UserError if one is
-    damaged, or not of `shape`, by default that of the first."""
+def decode_images(
+    contents: Iterable[bytes], count: int, where: str, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Return the images of `count` JPEG or PNG files, given as bytes: (rows, H, W, C) of uint8. Raises UserError if one
+    is damaged, has a palette or more than 8 bits, or is not of `shape`, by default that of the first."""
     from PIL import Image
 
-    images = None if shape is None else np.empty((len(contents), *shape), np.uint8)
+    images = None if shape is None else np.empty((count, *shape), np.uint8)
     for number, content in enumerate(contents):
         try:
             with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
+                if image.mode not in PIXELS:
+                    raise ValueError(f"it is of mode {image.mode!r}, and not one of {', '.join(PIXELS)}")
                 if images is None:
                     channels = len(image.getbands())
-                    check_size(len(contents) * image.width * image.height * channels, where)
-                    images = np.empty((len(contents), image.height, image.width, channels), np.uint8)
+                    check_size(count * image.width * image.height * channels, where)
+                    images = np.empty((count, image.height, image.width, channels), np.uint8)
                 if image.size != images.shape[2:0:-1]:
                     raise ValueError(f"it has {image.height} x {image.width} pixels")
                 images[number] = np.asarray(image, np.uint8).reshape(images.shape[1:])

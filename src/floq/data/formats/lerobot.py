@@ -58,15 +58,16 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
     episodes = _episodes(path, files, names, keys, features, labels)
     data = from_episodes(episodes, str(path), labels, options.changes_actions)
     note = () if SUCCESS in features else (f"no {SUCCESS}: all episodes are read as cut off, none as terminated",)
-    return OpenedDataset(data, True, str(path), parts=() if len(keys) == 1 else keys, notes=note)
+    return OpenedDataset(data, True, str(path), notes=note)
 
 
 def _features(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """Return the descriptions of the columns, by name."""
     try:
         features = read_json(path / INFO)["features"]
-        if not all(isinstance(name, str) and isinstance(x["shape"], list) for name, x in features.items()):
-            raise ValueError("a feature has no shape")
+        for name, feature in features.items():
+            if not all(type(size) is int and size > 0 for size in [*feature["shape"], 1]):
+                raise ValueError(f"{name} has the shape {feature['shape']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / INFO} cannot be read ({error}): fetch it again") from error
     return features
@@ -88,9 +89,11 @@ def _episodes(
     held = 0
     for file in files:
         table = load(file, names, held)
+        if missing := [name for name in names if name not in table.column_names]:
+            raise UserError(f"{file} lacks the column {missing[0]}, which {INFO} names")
         images = [key for key in keys if features[key]["dtype"] == "image"]
-        held += table.nbytes + sum(len(table) * math.prod(map(int, features[key]["shape"])) for key in images)
-        check_size(held, path)
+        held += table.nbytes
+        check_size(held + sum(len(table) * math.prod(features[key]["shape"]) for key in images), path)
         numbers = np.asarray(column(table, EPISODE, str(file)), int)
         for first, last in _runs(numbers):
             rows, where = table.slice(first, last - first), f"{file.name}, episode {numbers[first]}"
@@ -98,6 +101,8 @@ def _episodes(
             for key in keys:
                 name = key.removeprefix(PREFIX)
                 obs[name] = _images(rows, key, where) if key in images else _vectors(rows, key, where)
+                held += obs[name].nbytes
+            check_size(held, path)
             done = np.ravel(column(rows, SUCCESS, where)).astype(bool) if SUCCESS in names else False
             labels.append(where)
             yield {
@@ -124,4 +129,4 @@ def _images(rows: Any, key: str, where: str) -> np.ndarray:
     contents: list[Any] = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
     if not all(isinstance(content, bytes) for content in contents):
         raise UserError(f"{where}: {key} keeps its images outside of the parquet files: write them into these")
-    return decode_images(contents, f"{where}: {key}")
+    return decode_images(contents, len(contents), f"{where}: {key}")

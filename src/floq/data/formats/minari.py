@@ -150,11 +150,12 @@ def _read_episode(
     arrays: Mapping[Any, Any], obs_space: Any, limits: tuple[np.ndarray, np.ndarray], folder: Path
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an episode, with actions mapped from their limits to [-1, 1]."""
-    read = {key: array[()] for key, array in arrays.items()}
+    read = {key: array[()] for key, array in arrays.items() if array.dtype != object}
     for path, space in spaces.leaves(obs_space, folder):
-        if read[path].dtype == object:
-            contents = [np.asarray(content, np.uint8).tobytes() for content in read[path]]
-            read[path] = decode_images(contents, f"{folder}: {spaces.describe(path)}", space.shape)
+        if path not in read:  # one after another: a file may name the same bytes many times
+            contents = (np.asarray(arrays[path][row], np.uint8).tobytes() for row in range(len(arrays[path])))
+            where = f"{folder}: {spaces.describe(path)}"
+            read[path] = decode_images(contents, len(arrays[path]), where, space.shape)
     if not (limits[0] == -1).all() or not (limits[1] == 1).all():
         read["actions"] = spaces.box_to_unit(read["actions"], *limits)
     return {key: read[key] for key in KEYS} | {"observations": spaces.flatten(obs_space, read, folder)}

@@ -54,7 +54,13 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
         held_out.append(np.repeat([name in valid for name in names], last - first + 1))
     rows = np.concatenate(held_out)
     joined = concatenate(parts, [file.name for file in files], str(path))
-    return OpenedDataset(joined, True, str(path), parts=obs_keys, held_out=rows if rows.any() else None)
+    return OpenedDataset(
+        joined,
+        True,
+        str(path),
+        parts=obs_keys if joined.dims[0].is_vector else (),
+        held_out=rows if rows.any() else None,
+    )
 
 
 def _demonstrations(file: Any, path: Path) -> tuple[list[str], set[str]]:
