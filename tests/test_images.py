@@ -5,6 +5,9 @@ import dataclasses
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -718,3 +721,32 @@ def test_policies_from_images_are_evaluated_off_policy(data, tmp_path, monkeypat
     found = floq.ope(policies, data=data, seeds=(0,), show=False, truth=2, **own)
     assert [one.policy for one in found.policies] == ["run", "exported", "still"]
     assert np.isfinite([one.seeds for one in found.policies]).all()
+
+
+@pytest.mark.slow
+def test_a_visual_task_of_ogbench():
+    """In a process of its own: here MuJoCo has no renderer."""
+    code = """
+import os
+import numpy as np
+from floq.envs import ogbench
+from floq.envs.environments import EnvFactory, probe
+from floq.utils.errors import UserError
+name = "visual-cube-single-play-singletask-task1-v0"
+try:
+    ogbench.check_task(name)
+except UserError as error:
+    assert "nothing renders them here" in str(error)
+    print("no renderer")
+else:
+    env = EnvFactory(name, frame_stack=3)()
+    spec, action_dim = probe(env)
+    assert str(spec) == "image (64x64x9)" and action_dim == 5, spec
+    first = spec.read(env.begin_episode((0,)))["image"]
+    assert first.std() > 10 and (first[..., :3] == first[..., 6:]).all()
+    print("seen", os.environ["MUJOCO_GL"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] in ("seen", "no")
