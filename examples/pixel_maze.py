@@ -12,10 +12,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-SIZE, RADIUS = 32, 1.6  # of the image, and of the point, in pixels
+RADIUS = 1.6 / 32  # of the point
 GOAL, REACHED, SPEED = np.array([0.82, 0.18]), 0.1, 0.07
 WALL, GAP = (0.47, 0.53), 0.7  # a wall from the floor to this height
-PIXELS = (np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE))) + 0.5) / SIZE  # x and y of each
 
 
 def is_free(place: np.ndarray) -> bool:
@@ -27,16 +26,16 @@ def is_free(place: np.ndarray) -> bool:
 class PixelMaze(gymnasium.Env):
     """Two rooms with a gap between them. The action is a velocity; each step costs 1 until the goal is reached."""
 
-    observation_space = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
-    def __init__(self, render_mode=None):
+    def __init__(self, render_mode=None, size=32):
         self.render_mode = render_mode
-        x, y = PIXELS
-        self._empty = np.full((SIZE, SIZE, 3), 235.0)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self._pixels = x, y = (np.stack(np.meshgrid(np.arange(size), np.arange(size))) + 0.5) / size
+        self._empty = np.full((size, size, 3), 235.0)
         self._empty[(x > WALL[0]) & (x < WALL[1]) & (y < GAP)] = 90.0
-        self._draw(self._empty, GOAL, (30, 160, 60), 2.5)
+        self._draw(self._empty, GOAL, (30, 160, 60), 2.5 / 32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -57,10 +56,9 @@ class PixelMaze(gymnasium.Env):
         self._draw(image, self.place, (200, 30, 30), RADIUS)
         return image[::-1].astype(np.uint8)  # y points up
 
-    @staticmethod
-    def _draw(image, place, colour, radius):
-        distance = np.linalg.norm(PIXELS - place[:, None, None], axis=0) * SIZE
-        cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+    def _draw(self, image, place, colour, radius):
+        away = np.linalg.norm(self._pixels - place[:, None, None], axis=0) - radius
+        cover = np.clip(0.5 - away * len(image), 0, 1)[..., None]
         image[:] = (1 - cover) * image + cover * np.array(colour)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -85,3 +86,14 @@ def test_a_job_that_is_pre_empted_is_queued_again(allocation):
     assert "cells write checkpoints" in said
     assert "scontrol requeue 7\n" in called.read_text()
     assert "floq report" not in called.read_text()
+
+
+def test_the_maze_from_above_is_solved_by_its_expert(tmp_path):
+    maze = load("pixel_maze")
+    maze.collect(tmp_path / "maze.npz", episodes=8)
+    rows = np.load(tmp_path / "maze.npz", allow_pickle=False)
+    assert rows["observations"].shape[1:] == (32, 32, 3)
+    assert rows["terminals"].sum() > 0
+    assert ((rows["rewards"] == 0) == rows["terminals"]).all()
+    red = (rows["observations"][..., 0] > 150) & (rows["observations"][..., 1] < 100)
+    assert (red.sum(axis=(1, 2)) > 2).all()  # the point is seen everywhere

@@ -59,6 +59,26 @@ STEPS = {
     "bench_fused": _bench("bench_fused", 120, "--agent.integration=fused"),
     "bench_fast": _bench("bench_fast", 100, "--preset=fast"),
     "bench_tf32": _bench("bench_tf32", 100, "--precision=tf32"),
+    "bench_images": Step(
+        ["-m", "floq", "bench"],
+        [
+            *("--env_name=pixel_maze:PixelMaze-v0", "--env_kwargs.size=64", "--frame_stack=3", "--p_aug=0.5"),
+            *("--agent.encoder=impala_small", "--precision=bf16", "--fleets", "1", "4", "--ks", "8"),
+            *("--evaluate=False", "--out={out}/bench_images.csv"),
+        ],
+        [
+            "--ks",
+            "1",
+            "--fleets",
+            "1",
+            "--seconds",
+            "0.01",
+            "--env_kwargs.size=8",
+            "--agent.encoder=impala_debug",
+            *TINY,
+        ],
+        100,
+    ),
     "curve": Step(
         [str(HERE / "curve.py")],
         ["--out", "{out}"],
@@ -121,6 +141,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     environment.setdefault("MUJOCO_GL", "disable")
+    path = [str(HERE.parents[1] / "examples"), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))  # with the maze of images
     failed = []
     for name in options.steps:
         step, started = STEPS[name], time.monotonic()
