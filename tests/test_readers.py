@@ -198,9 +198,9 @@ def test_other_names_of_the_same_sizes_are_refused(tmp_path, written):
         ),
         (Dict(mission=Text(5)), {"mission": np.zeros((3, 1))}, r"observations/mission is of the space 'Text'"),
         (
-            Box(0, 255, (1024, 512, 3), np.uint8),
-            np.zeros((3, 1024, 512, 3), np.uint8),
-            r"floq reads up to 1,048,576 numbers",
+            Box(0, 255, (320, 320, 3), np.uint8),
+            np.zeros((3, 320, 320, 3), np.uint8),
+            r"floq reads up to 262,144 numbers",
         ),
     ],
 )
@@ -364,7 +364,7 @@ def test_numbers_that_are_too_large_for_the_target(tmp_path):
         ),
         (
             "project",
-            r"project is of no format that floq reads: .* one file or a folder of them; folders of Minari\. See docs",
+            r"project is of no format that floq reads: .* or a folder of them; folders of Minari, LeRobot\. See docs",
         ),
         ("~/robot-v0", "robot-v0 is not there"),
         ("robot-v0", "no such Minari dataset in the local store"),
@@ -546,7 +546,7 @@ def test_rows_of_episodes_that_alternate_are_taken_apart():
         ),
         ({"columns": {"observations": "x0"}}, "--columns: actions is missing"),
         ({"columns": NAMED | {"obs": "x0"}}, "--columns: unknown key 'obs'"),
-        ({"obs_keys": ("x",)}, r"--obs_keys: it is for a robomimic dataset, .*a\.csv is table: leave it out"),
+        ({"obs_keys": ("x",)}, r"--obs_keys: it is for a LeRobot dataset, .*a\.csv is table: leave it out"),
     ],
 )
 def test_tables_that_are_not_understood(tmp_path, options, message):

@@ -22,7 +22,7 @@ KEYS = ("actions", "rewards", "terminations")
 REFETCH = "fetch it again"
 SUFFIXES = OPTIONS = ()
 SIZES = {"Box": "shape", "Discrete": "n", "MultiBinary": "n", "MultiDiscrete": "nvec"}  # spaces, and what sizes them
-MAX_SPACE_SIZE = 2**20  # numbers in an observation, of images among others
+MAX_SPACE_SIZE = 2**18  # numbers in a part of an observation, such as an image, or in an action
 
 
 def takes(path: Path) -> bool:
