@@ -36,7 +36,7 @@ def main() -> None:
     with open(options.results) as file:
         rows = [row for row in csv.DictReader(file) if float(row["step"]) >= options.before]
     success = {(row["group"], row["seed"], round(float(row["step"]))): float(row["success"]) for row in rows}
-    seeds, steps = (sorted({key[i] for key in success}) for i in (1, 2))
+    seeds, steps = sorted({seed for _, seed, _ in success}), sorted({step for *_, step in success})
     shares = dict.fromkeys(row["group"].partition(", ")[0] for row in rows)
     curves = {
         group: np.array([[success[group, seed, step] for step in steps] for seed in seeds])
