@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from floq.networks.encoders import Obs
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import Mark, Settings, Size
 
@@ -48,13 +49,13 @@ class Actor(eqx.Module):
         settings, a frozen dataclass. Consumes `key`."""
 
     @abc.abstractmethod
-    def act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+    def act(self, obs: Obs, key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return one action in [-1, 1]. Consumes `key`."""
 
     @abc.abstractmethod
     def loss(
         self,
-        obs: Float[Array, " obs"],
+        obs: Obs,
         act: Float[Array, " act"],
         value: Value,
         alpha: Float[Array, ""],
@@ -63,15 +64,15 @@ class Actor(eqx.Module):
         """Compute the terms of the loss. `act` is the dataset's action, `value(a)` is Q(obs, a), `alpha` the weight of
         staying close to the data. Consumes `key`."""
 
-    def sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+    def sample(self, obs: Obs, key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return a sample of the policy, a candidate where there are several. Consumes `key`."""
         return self.act(obs, key)
 
-    def explore(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+    def explore(self, obs: Obs, key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return the action that collects new experience. Consumes `key`."""
         return self.sample(obs, key)
 
-    def target_act(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> Float[Array, " act"]:
+    def target_act(self, obs: Obs, key: PRNGKeyArray) -> Float[Array, " act"]:
         """Return the action whose value a TD target takes. Consumes `key`."""
         return self.sample(obs, key)
 
@@ -90,7 +91,7 @@ class Actor(eqx.Module):
         return 1
 
     def target_penalty(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], valid: Float[Array, ""], key: PRNGKeyArray
+        self, obs: Obs, act: Float[Array, " act"], valid: Float[Array, ""], key: PRNGKeyArray
     ) -> Float[Array, ""]:
         """Return the penalty that a TD target subtracts from the value of `obs`. `act` is the dataset's action there;
         `valid` is 1, or 0 where a trajectory ended and there is none. Consumes `key`."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.flow import integrate
-from floq.networks.encoders import Encoder, encode
+from floq.networks.encoders import Encoder, Obs, encode
 from floq.networks.mlp import MLP
 from floq.utils.obs_spec import ObsSpec
 
@@ -32,14 +32,14 @@ class BehaviourFlow(eqx.Module):
         return self.net(jnp.concatenate([obs, x, t[None]]))
 
     def loss(
-        self, obs: Float[Array, " obs"], act: Float[Array, " act"], x_0: Float[Array, " act"], t: Float[Array, ""]
+        self, obs: Obs, act: Float[Array, " act"], x_0: Float[Array, " act"], t: Float[Array, ""]
     ) -> Float[Array, ""]:
         """Compute the flow-matching loss on the straight path from the noise `x_0` to the data's action, averaged over
         action dimensions."""
         x_t = (1 - t) * x_0 + t * act
         return jnp.mean(jnp.square(self.velocity(encode(self.encoder, obs), x_t, t) - (act - x_0)))
 
-    def act(self, obs: Float[Array, " obs"], noise: Float[Array, " act"], num_steps: int) -> Float[Array, " act"]:
+    def act(self, obs: Obs, noise: Float[Array, " act"], num_steps: int) -> Float[Array, " act"]:
         """Integrate from `noise` to an action in `num_steps` Euler steps, and clip it to [-1, 1]."""
         features = encode(self.encoder, obs)
         return jnp.clip(integrate(lambda x, t: self.velocity(features, x, t), noise, num_steps), -1.0, 1.0)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value, inverse_mean_magnitude
 from floq.actors.behaviour import BehaviourFlow
-from floq.networks.encoders import Encoder, encode
+from floq.networks.encoders import Encoder, Obs, encode
 from floq.networks.mlp import MLP
 from floq.utils.obs_spec import ObsSpec
 from floq.utils.schema import HiddenDims, Mark, NonNegativeFloat, Size
@@ -94,5 +94,5 @@ class FQLActor(Actor):
         """Return 1, or one over the batch's mean |Q|."""
         return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
 
-    def _one_step(self, obs: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
+    def _one_step(self, obs: Obs, noise: Float[Array, " act"]) -> Float[Array, " act"]:
         return self.one_step(jnp.concatenate([encode(self.encoder, obs), noise]))

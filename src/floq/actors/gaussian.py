@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from floq.actors.base import Actor, ActorLoss, SamplingSettings, Value, inverse_mean_magnitude
-from floq.networks.encoders import Encoder, encode
+from floq.networks.encoders import Encoder, Obs, encode
 from floq.networks.mlp import MLP
 from floq.utils.errors import UserError
 from floq.utils.obs_spec import ObsSpec
@@ -110,18 +110,18 @@ class GaussianActor(Actor):
         """Return 1, or one over the batch's mean |Q|."""
         return inverse_mean_magnitude(q) if self.config.normalize_q_loss else jnp.ones(())
 
-    def log_prob(self, obs: Float[Array, " obs"], act: Float[Array, " act"]) -> Float[Array, ""]:
+    def log_prob(self, obs: Obs, act: Float[Array, " act"]) -> Float[Array, ""]:
         """Return log pi(act | obs), summed over action dimensions, in nats."""
         mean, log_std = self._moments(obs)
         return _log_prob(mean, log_std, jnp.arctanh(jnp.clip(act, -LIMIT, LIMIT)))
 
-    def _sample(self, obs: Float[Array, " obs"], key: PRNGKeyArray) -> tuple[Float[Array, " act"], Float[Array, ""]]:
+    def _sample(self, obs: Obs, key: PRNGKeyArray) -> tuple[Float[Array, " act"], Float[Array, ""]]:
         """Draw an action; return it and its log-likelihood, both differentiable. Consumes `key`."""
         mean, log_std = self._moments(obs)
         before_tanh = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         return jnp.tanh(before_tanh), _log_prob(mean, log_std, before_tanh)
 
-    def _moments(self, obs: Float[Array, " obs"]) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
+    def _moments(self, obs: Obs) -> tuple[Float[Array, " act"], Float[Array, " act"]]:
         mean, log_std = jnp.split(self.net(encode(self.encoder, obs)), 2)
         return mean, jnp.clip(log_std, *LOG_STD_RANGE)
 

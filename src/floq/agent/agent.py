@@ -278,7 +278,7 @@ class Agent(eqx.Module):
         h, r = self.hypers, self.value_range
         return ReturnScale(r.r_min * h.reward_scale, r.r_max * h.reward_scale, h.discount, h.noise_coverage)
 
-    def actor_value(self, obs: Float[Array, " obs"], act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
+    def actor_value(self, obs: Any, act: Float[Array, " act"], key: PRNGKeyArray) -> Float[Array, ""]:
         """Return the Q that the actor maximises; for floq the distilled critic. One observation and one action.
         Consumes `key`."""
         with matmul_precision("f32"):

@@ -15,6 +15,11 @@ from floq.networks.mlp import Linear, gelu
 from floq.utils.obs_spec import ObsSpec
 
 Image: TypeAlias = Float[Array, "h w c"]
+Features: TypeAlias = Float[Array, "out_h out_w out_c"]
+
+
+Obs: TypeAlias = Float[Array, " obs"] | dict[str, Float[Array, "..."]]
+"""What networks that may have an encoder read: a vector, or parts by name, images with values from 0 to 1."""
 
 
 class Size(NamedTuple):
@@ -47,7 +52,7 @@ class Conv(eqx.Module):
         """Initialise the layer, uniform as published (Glorot). Consumes `key`."""
         return cls(jax.nn.initializers.xavier_uniform()(key, (3, 3, c_in, c_out)), jnp.zeros(c_out))
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         layout = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x[None], self.weight, (1, 1), "SAME", dimension_numbers=layout)
         return y[0] + self.bias[None, None]
@@ -66,14 +71,14 @@ class Stack(eqx.Module):
         convs = [Conv.init(k, c_out, c_out) for k in keys]
         return cls(Conv.init(first, c_in, c_out), tuple(zip(convs[::2], convs[1::2], strict=True)))
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         x = max_pool(self.entry(x))
         for first, second in self.blocks:
             x = x + second(jax.nn.relu(first(jax.nn.relu(x))))
         return x
 
 
-def max_pool(x: Image) -> Image:
+def max_pool(x: Image) -> Features:
     """Return the largest of each 3 x 3 pixels, with stride 2, (h, w, c) to (ceil(h / 2), ceil(w / 2), c): first along
     columns, then along rows, which CPUs compute and differentiate faster than a window."""
     for axis in (0, 1):
@@ -138,6 +143,9 @@ class Encoder(eqx.Module):
         return jnp.concatenate([*features, *(parts[name] for name in sorted(parts) if name not in self.images)])
 
 
-def encode(encoder: Encoder | None, obs: Any) -> Float[Array, " features"]:
+def encode(encoder: Encoder | None, obs: Obs) -> Float[Array, " features"]:
     """Return what networks read of an observation: itself if it is a vector."""
-    return obs if encoder is None else encoder(obs)
+    if encoder is not None:
+        return encoder(obs)
+    assert not isinstance(obs, dict)
+    return obs
