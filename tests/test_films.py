@@ -31,10 +31,11 @@ def count_frames(path) -> int:
 
 
 def test_the_frames_of_a_film():
-    """The first, one every second step, the last, and a second of rest: Painted is as bright as steps are taken."""
+    """The first, one every second step, the last, and a second of rest: Painted, of 32 x 48 pixels, each of which is
+    repeated ten times, is as bright as steps are taken."""
     takes = [Take((0, 0, 0), ACTIONS[:5]), Take((0, 0, 1), ACTIONS[:2])]
     frames = list(Recorder(PAINTED).frames(PAINTED.name, takes, 2))
-    assert all((frame == frame.max()).all() and frame.shape == (32, 48, 3) for frame in frames)
+    assert all((frame == frame.max()).all() and frame.shape == (320, 480, 3) for frame in frames)
     steps = [int(frame.max()) // 40 for frame in frames]
     assert steps == [0, 2, 4, *[5] * 26, 0, *[2] * 26]
 
@@ -46,10 +47,10 @@ def test_a_panel_marks_the_time():
     assert panel.pixels.shape == (480, 640, 3)
     assert (np.diff(panel.columns) > 20).all()
     *_, last = Recorder(PAINTED).frames(PAINTED.name, [Take((0, 0), ACTIONS, panel)], 4)
-    assert last.shape == (480, 48 + 640, 3)
-    assert (last[:32, :48] == 240).all()
-    assert (last[:, 48 + panel.columns[6]] == 34).all()
-    assert (last[100:, 48 + panel.columns[3]] != 34).any()
+    assert last.shape == (480, 480 + 640, 3)
+    assert (last[:320, :480] == 240).all()
+    assert (last[:, 480 + panel.columns[6]] == 34).all()
+    assert (last[100:, 480 + panel.columns[3]] != 34).any()
 
 
 def test_recorded_actions_repeat_an_evaluations_episodes():

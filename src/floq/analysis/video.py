@@ -88,7 +88,13 @@ class Recorder:
             frame: Any = self._env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
             raise TypeError("the environment renders no pictures (render_mode rgb_array)")
-        return frame.astype(np.uint8, copy=False)
+        return enlarged(frame.astype(np.uint8, copy=False))
+
+
+def enlarged(frame: np.ndarray) -> np.ndarray:
+    """Return a frame with each pixel repeated as often as fits into `SIDE`: those that policies see are small."""
+    factor = max(1, SIDE // max(frame.shape[:2]))
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def beside(frame: np.ndarray, panel: Panel | None, step: int) -> np.ndarray:
