@@ -4,12 +4,13 @@
 
 Groups are called "SHARE, warm-up" and "SHARE, no warm-up". Prints for each what it had at the last evaluation before,
 the lowest of the 2,000 steps after, their difference, the mean of all evaluations after, and the last; and of each
-share the differences that the warm-up makes, by pairs of seeds, with Student's 95% interval and the exact p of flipping
-signs.
+share the differences that the warm-up makes, and of the mean those between shares, by pairs of seeds, with Student's
+95% interval and the exact p of flipping signs.
 """
 
 import argparse
 import csv
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 
@@ -56,6 +57,9 @@ def main() -> None:
             print(
                 f"{share}, {what}, warm-up less none: {interval(list(warm - cold))}, p {sign_flip_p(warm - cold):.2f}"
             )
+    for one, other in combinations(shares, 2):
+        less = found[f"{other}, {WARM[0]}"]["mean"] - found[f"{one}, {WARM[0]}"]["mean"]
+        print(f"mean, {other} less {one}, {WARM[0]}: {interval(list(less))}, p {sign_flip_p(less):.2f}")
     if options.out:
         with figure(options.out, 3 * len(shares), 3.1, 1, len(shares), "Success after going online") as (_, axes):
             time = np.array(steps) - options.before

@@ -24,11 +24,8 @@ class ObsStats(NamedTuple):
     @classmethod
     def identity(cls, obs_spec: ObsSpec) -> "ObsStats":
         """Return the statistics that leave observations as they are."""
-        shapes = obs_spec.vectors(obs_spec.shapes)
-        each = {name: cls(jnp.zeros(shape), jnp.ones(shape)) for name, shape in shapes.items()}
-        if obs_spec.is_vector:
-            return each[""]
-        return cls(*({name: stats[i] for name, stats in each.items()} for i in (0, 1)))
+        zeros = jax.tree.map(jnp.asarray, obs_spec.vectors(obs_spec.read(obs_spec.zeros())))
+        return cls(zeros, jax.tree.map(jnp.ones_like, zeros))
 
     def normalize(self, obs: Any, obs_spec: ObsSpec) -> Any:
         """Return what networks read of observations: normalised vectors, and images with values in [0, 1]; by name if

@@ -301,18 +301,12 @@ class Dataset(eqx.Module):
     def obs_stats(self) -> Any:
         """Compute mean and standard deviation of the observations; a constant column gets standard deviation 1. Where
         they have parts, of each that is a vector."""
-        rows, spec = self.observations, self.dims[0]
-
-        def stats(x: Array) -> tuple[Array, Array]:
-            std = jnp.std(x, axis=0)
-            pair = jnp.mean(x, axis=0), jnp.where(std < 1e-6, 1.0, std)
-            return jax.tree.map(lambda x: jnp.tile(x, spec.frames), pair)
-
-        if spec.is_vector:
-            return stats(rows)
-        vectors = jax.jit(lambda rows: spec.vectors(self.obs_spec.read(rows)))(rows)  # without a copy of the images
-        each = {name: stats(x) for name, x in vectors.items()}
-        return tuple({name: pair[i] for name, pair in each.items()} for i in (0, 1))
+        spec, frames = self.obs_spec, self.frame_stack
+        read = lambda rows: spec.vectors(spec.read(rows))  # noqa: E731
+        vectors = self.observations if spec.is_vector else jax.jit(read)(self.observations)  # no copy of the images
+        mean, std = (jax.tree.map(lambda x, of=of: of(x, axis=0), vectors) for of in (jnp.mean, jnp.std))
+        std = jax.tree.map(lambda std: jnp.where(std < 1e-6, 1.0, std), std)
+        return jax.tree.map(lambda x: jnp.tile(x, frames), (mean, std))
 
 
 def random_crop(image: Shaped[Array, "h w c"], corner: Int[Array, " 2"]) -> Shaped[Array, "h w c"]:

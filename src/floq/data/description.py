@@ -64,7 +64,7 @@ def inspect(data: Trajectories, has_rewards: bool = True, discount: float = 0.99
 def vectors(data: Trajectories) -> np.ndarray:
     """Return the numbers of each observation, images left out: (rows, size)."""
     spec, obs = data.dims[0], data.observations
-    found = [obs] if spec.is_vector else list(spec.vectors(obs).values())
+    found = [obs] if spec.is_vector else spec.vectors(obs).values()
     return np.concatenate([np.empty((len(obs), 0), np.float32), *found], axis=1)
 
 

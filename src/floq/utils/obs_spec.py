@@ -68,8 +68,10 @@ class ObsSpec:
         """Names of the parts that are images."""
         return tuple(name for name, shape in self.parts if len(shape) == 3)
 
-    def vectors(self, parts: Any) -> dict[str, Any]:
-        """Return those of the parts, a mapping or records, that are vectors."""
+    def vectors(self, parts: Any) -> Any:
+        """Return those of the parts, a mapping or records, that are vectors; a vector alone as it is."""
+        if self.is_vector:
+            return parts
         return {name: parts[name] for name, shape in self.parts if len(shape) == 1}
 
     @property
