@@ -55,7 +55,7 @@ def test_steps_are_named_with_their_limits():
 @pytest.mark.slow
 def test_the_whole_programme(tmp_path):
     shown = rehearse(tmp_path)
-    for step in ("correctness", "bench", "kernels", "bench_fast", "bench_tf32", "bench_images", "curve"):
+    for step in ("correctness", "bench", "kernels", "bench_fast", "bench_tf32", "bench_images", "host_rows", "curve"):
         assert f"--- {step}: done" in shown
     assert "--- bench_fused: not on this machine" in shown
     assert (tmp_path / "curve.png").stat().st_size > 0

@@ -79,6 +79,12 @@ STEPS = {
         ],
         100,
     ),
+    "host_rows": Step(
+        [str(HERE.parent / "host_rows.py")],
+        ["--gb=2", "--encoder=impala_small", "--seconds=3"],
+        ["--gb=0.001", "--size=16", "--encoder=impala_debug", "--batch_size=4", "--seconds=0.01"],
+        60,
+    ),
     "curve": Step(
         [str(HERE / "curve.py")],
         ["--out", "{out}"],
@@ -86,7 +92,7 @@ STEPS = {
             *("--env_name=pointmaze-medium-navigate-singletask-v0", "--episodes=2", "--work={out}/work", "--steps=4"),
             *("--seeds=1", "--fleets", "fql", "--eval_episodes=1", "--precision=f32", *TINY[:3]),
         ],
-        330,
+        300,
     ),
 }
 

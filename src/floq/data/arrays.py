@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from floq.utils.errors import UserError
+from floq.utils.files import empty_array
 from floq.utils.obs_spec import IMAGE, ObsSpec, channels_first
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
@@ -23,6 +24,7 @@ OTHER_NAMES = (*NAMES, *TERMINATIONS, *ENDS)
 VECTORS = (*TERMINATIONS, *ENDS, "rewards", "masks", "timeouts", "ends")  # keys with one number per row
 CLIPPABLE = 1.01  # actions up to here can only be rounded or noisy ones of [-1, 1]
 OBSERVATIONS = ("observations", "next_observations")
+PIECE = 4096  # rows that are handled at once
 HOLD_OUT_EVERY = 20  # one episode in this many is held out for validation
 
 
@@ -130,7 +132,7 @@ def from_arrays(
                 if obs.dtype.fields is None
                 else f"{source}: next_observations are {ObsSpec.of_rows(next_obs)}, observations {ObsSpec.of_rows(obs)}"
             )
-        truncated[:-1] |= (_comparable(next_obs[:-1]) != _comparable(obs[1:])).any(axis=1)
+        truncated[:-1] |= _differ(next_obs[:-1], obs[1:])
         closed = terminated | truncated
     else:
         next_obs = obs  # a last state that was not recorded; it follows a termination, so it is never evaluated
@@ -138,7 +140,7 @@ def from_arrays(
     # After each row in `closed` a row is inserted that carries the trajectory's last state.
     order = np.repeat(np.arange(len(obs)), 1 + closed)
     inserted = np.diff(order, prepend=-1) == 0
-    states = obs[order]
+    states = take(obs, order)
     states[inserted] = next_obs[order[inserted]]
     data = Trajectories(
         states,
@@ -190,7 +192,13 @@ def concatenate(parts: Sequence[Trajectories], labels: Sequence[str], source: st
         odd = next((i for i, size in enumerate(sizes) if size != sizes[0]), 0)
         if odd:
             raise UserError(f"{source}: {what} have {sizes[0]} in {labels[0]} and {sizes[odd]} in {labels[odd]}")
-    return Trajectories(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    return Trajectories(*map(joined, zip(*parts, strict=True)))
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate arrays, see `empty_array`."""
+    rows = sum(map(len, parts))
+    return np.concatenate(parts, out=empty_array((rows, *parts[0].shape[1:]), np.result_type(*parts)))
 
 
 def standard_names(arrays: Mapping[str, Any], source: str, terminations: str = "terminations") -> dict[str, Any]:
@@ -293,7 +301,10 @@ def records(parts: Mapping[str, np.ndarray], source: str) -> np.ndarray:
     if all(x.ndim == 2 for x in parts.values()):
         return np.concatenate(list(parts.values()), axis=1)
     spec = ObsSpec.of({name: x.shape[1:] for name, x in parts.items()})
-    found = np.empty(next(iter(lengths.values())), spec.record)
+    count, first = next((len(x), x) for x in parts.values())
+    if len(parts) == 1 and first.flags.c_contiguous:  # pixels alone are records already
+        return first.reshape(count, spec.record.itemsize).view(spec.record)[:, 0]
+    found = empty_array((count,), spec.record, source)
     for name, x in parts.items():
         with np.errstate(over="ignore"):
             found[name] = x
@@ -307,9 +318,20 @@ def _to_float32(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float32, copy=False)
 
 
-def _comparable(observations: np.ndarray) -> np.ndarray:
-    """Return observations as rows of numbers that are equal where the observations are."""
-    return ObsSpec.of_rows(observations).to_rows(_to_float32(observations))
+def _differ(observations: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return in which rows observations differ, (rows,)."""
+    rows_of = lambda x: ObsSpec.of_rows(x).to_rows(_to_float32(x))  # noqa: E731
+    found = np.zeros(len(observations), bool)
+    for first in range(0, len(found), PIECE):
+        piece = slice(first, first + PIECE)
+        found[piece] = (rows_of(observations[piece]) != rows_of(others[piece])).any(axis=1)
+    return found
+
+
+def take(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the rows with these numbers, or where a mask is true, as a new array, see `empty_array`."""
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    return np.take(x, rows, axis=0, out=empty_array((len(rows), *x.shape[1:]), x.dtype), mode="clip")
 
 
 def as_float32(data: Trajectories, source: str) -> Trajectories:
@@ -403,7 +425,7 @@ def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajector
             raise UserError(f"{source} has a single transition: training and validation need one each")
         cut = int(last[0]) - max(1, length // HOLD_OUT_EVERY)
         parts = np.arange(first[0], cut + 1), np.arange(cut, last[0] + 1)
-        train, validation = (Trajectories(*(x[rows] for x in data)) for rows in parts)
+        train, validation = (Trajectories(*(take(x, rows) for x in data)) for rows in parts)
         train.ends[-1] = True
         return train, validation, "its last twentieth held out"
     held = np.arange(len(first)) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
@@ -413,5 +435,5 @@ def hold_out(data: Trajectories, source: str = "the dataset") -> tuple[Trajector
     of_part = np.zeros(len(data.ends), int)  # 1 training, 2 validation, 0 trajectories without a transition
     for begin, end, part in zip(first, last, 1 + held, strict=True):
         of_part[begin : end + 1] = part
-    train, validation = (Trajectories(*(x[of_part == part] for x in data)) for part in (1, 2))
+    train, validation = (Trajectories(*(take(x, of_part == part) for x in data)) for part in (1, 2))
     return train, validation, how

@@ -1,4 +1,4 @@
-"""Datasets on the device: every observation is stored once, and transitions are indices into them."""
+"""Datasets on the device, but for large observations: each is stored once, and transitions are indices into them."""
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from floq.data.arrays import Trajectories, as_float32, check_rows, check_widths, from_arrays, from_episodes, to_array
+from floq.data.arrays import (
+    PIECE,
+    Trajectories,
+    as_float32,
+    check_rows,
+    check_widths,
+    from_arrays,
+    from_episodes,
+    joined,
+    to_array,
+)
+from floq.data.host_rows import HostRows, RowNumbers
 from floq.utils.errors import UserError
+from floq.utils.machine import data_memory
 from floq.utils.obs_spec import ObsSpec
 
 Batch: TypeAlias = dict[str, Any]
@@ -41,7 +53,7 @@ class Dataset(eqx.Module):
     `stride` rows further, and the first rows follow the last.
     """
 
-    observations: Shaped[Array, "rows size"]  # rows of single frames, see `ObsSpec`
+    observations: Shaped[Array, "rows size"] | HostRows  # rows of single frames, see `ObsSpec`
     actions: Float[Array, "rows act"]
     rewards: Float[Array, " rows"]
     masks: Float[Array, " rows"]
@@ -72,8 +84,9 @@ class Dataset(eqx.Module):
         if not len(starts):
             raise UserError("the dataset has no transition: every row is marked as the end of a trajectory")
         spec = data.dims[0]
-        data = data._replace(observations=spec.to_rows(data.observations))
-        placed: dict[str, Any] = {key: jnp.asarray(x) for key, x in data._asdict().items()}
+        placed: dict[str, Any] = {key: jnp.asarray(x) for key, x in data._asdict().items() if key != "observations"}
+        rows, (most, reason) = spec.to_rows(data.observations), data_memory()
+        placed["observations"] = jnp.asarray(rows) if rows.nbytes <= most else HostRows(rows, f"more than {reason}")
         return cls(**placed, starts=jnp.asarray(starts), parts=None if spec.is_vector else spec)
 
     @classmethod
@@ -153,7 +166,7 @@ class Dataset(eqx.Module):
         """Append this data to that of an earlier run. Raises UserError if observations or actions have other sizes."""
         wanted = {"observations": self.obs_spec, "actions": self.actions.shape[1]}
         check_widths(old.on_host()._asdict(), wanted, "the data of --restore_path", "the new data")
-        rows = (np.concatenate(pair) for pair in zip(old.on_host(), self.on_host(), strict=True))
+        rows = map(joined, zip(old.on_host(), self.on_host(), strict=True))
         return replace(Dataset.from_rows(*rows), num_old_rows=len(old.ends))
 
     def __len__(self) -> int:
@@ -171,17 +184,28 @@ class Dataset(eqx.Module):
         n_step: int = 1,
         discount: float | Float[Array, ""] = 1.0,
         action_chunk: int = 1,
+        next_key: PRNGKeyArray | None = None,
     ) -> Batch:
         """Draw `batch_size` transitions uniformly with replacement. Consumes `key`; works inside jit. `n_step` counts
-        chunks of `action_chunk` actions. Raises UserError if that is not the number in `for_chunks`."""
+        chunks of `action_chunk` actions. With `next_key`, that of the next call, observations on the host are gathered
+        ahead. Raises UserError if `action_chunk` is not the number in `for_chunks`."""
         if action_chunk != self.action_chunk:
             raise UserError(
                 f"action_chunk={action_chunk}: this dataset's transitions have {self.action_chunk}, "
                 f"sample from dataset.for_chunks({action_chunk})"
             )
+
+        def draw(data: Dataset, key: PRNGKeyArray) -> Batch:
+            rows = data.starts[jax.random.randint(key, (batch_size,), 0, data.count)]
+            return jax.vmap(lambda row: data.transition(row, n_step, discount))(rows)
+
         key, crop_key = self.split_for_crops(key)
-        rows = self.starts[jax.random.randint(key, (batch_size,), 0, self.count)]
-        return self.augmented(crop_key, jax.vmap(lambda row: self.transition(row, n_step, discount))(rows))
+        if not isinstance(rows := self.observations, HostRows):
+            return self.augmented(crop_key, draw(self, key))
+        numbered = replace(self, observations=RowNumbers(rows))
+        batch = draw(numbered, key)
+        upcoming = None if next_key is None else draw(numbered, self.split_for_crops(next_key)[0])
+        return self.augmented(crop_key, batch | rows.of_batch(batch, upcoming))
 
     def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
         """Return the n-step transition from `row`, with the published keys and `next_actions`; n counts chunks.
@@ -228,6 +252,13 @@ class Dataset(eqx.Module):
         if self.frame_stack == 1:
             return self.observations[rows]
         return jax.vmap(self.observation)(jnp.arange(len(self.ends))[rows])
+
+    def stacked_on_host(self) -> np.ndarray:
+        """Return `observation` at every row, as an array of NumPy."""
+        if self.frame_stack == 1:
+            return np.asarray(self.observations)
+        first = range(0, len(self.ends), PIECE)
+        return joined([np.asarray(self.observations_at(slice(row, row + PIECE))) for row in first])
 
     def split_for_crops(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray | None]:
         """Return a key to draw a batch with, and one for `augmented`; `key` itself and None if nothing is cropped."""
@@ -303,7 +334,10 @@ class Dataset(eqx.Module):
         they have parts, of each that is a vector."""
         spec, frames = self.obs_spec, self.frame_stack
         read = lambda rows: spec.vectors(spec.read(rows))  # noqa: E731
-        vectors = self.observations if spec.is_vector else jax.jit(read)(self.observations)  # no copy of the images
+        if isinstance(self.observations, HostRows):
+            vectors = jax.tree.map(jnp.asarray, read(np.asarray(self.observations)))
+        else:
+            vectors = self.observations if spec.is_vector else jax.jit(read)(self.observations)  # no copy of the images
         mean, std = (jax.tree.map(lambda x, of=of: of(x, axis=0), vectors) for of in (jnp.mean, jnp.std))
         std = jax.tree.map(lambda std: jnp.where(std < 1e-6, 1.0, std), std)
         return jax.tree.map(lambda x: jnp.tile(x, frames), (mean, std))

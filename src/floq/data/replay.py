@@ -138,7 +138,7 @@ class Replay(eqx.Module):
         lost = jnp.sum(jax.vmap(data.fits_chunk)(following + each).reshape(runs, envs), axis=1, dtype=jnp.int32)
         oldest, count = (self.oldest + lost) % places, self.count - lost
 
-        def write(before: Array, at: Array, values: Array) -> Array:
+        def write(before: Any, at: Array, values: Array) -> Array:
             values = values.reshape(stride, *values.shape[2:]).astype(before.dtype)
             return jax.lax.dynamic_update_slice_in_dim(before, values, at, 0)
 

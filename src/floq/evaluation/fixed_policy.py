@@ -38,16 +38,18 @@ class FixedPolicy(NamedTuple):
     agent: Agent | None = None
 
     def draw(
-        self, states: Shaped[Array, "n size"], samples: int, width: int, obs_spec: ObsSpec
+        self, states: Shaped[Array, "n size"] | Dataset, samples: int, width: int, obs_spec: ObsSpec
     ) -> Float[Array, "n samples act"]:
-        """Draw `samples` actions of `width` numbers in each state. Raises UserError if they have another shape or are
-        not finite."""
+        """Draw `samples` actions of `width` numbers in each state, or of a dataset in that of each row. Raises
+        UserError if they have another shape or are not finite."""
+        count = len(states.ends) if isinstance(states, Dataset) else len(states)
         if isinstance(self.act, Policy):
-            drawn = _draw(self.act, states, jax.random.key(SEED), samples)
+            drawn = _draw(self.act, states, jax.random.key(SEED), count, samples)
         else:
-            rng, host = np.random.default_rng(SEED), obs_spec.read(np.asarray(states))
+            all_states = states.stacked_on_host() if isinstance(states, Dataset) else np.asarray(states)
+            rng, host = np.random.default_rng(SEED), obs_spec.read(all_states)
             drawn = jnp.stack([jnp.asarray(self.act(host, rng), jnp.float32) for _ in range(samples)], axis=1)
-        if drawn.shape != (wanted := (len(states), samples, width)):
+        if drawn.shape != (wanted := (count, samples, width)):
             shape = drawn.shape[:1] + drawn.shape[2:]
             raise UserError(
                 f"the policy {self.name} returns actions of shape {shape}, not {wanted[::2]} as the data has"
@@ -57,10 +59,12 @@ class FixedPolicy(NamedTuple):
         return jnp.clip(drawn, -1.0, 1.0)
 
 
-@partial(jax.jit, static_argnums=3)
-def _draw(policy: Policy, states: Array, key: PRNGKeyArray, samples: int) -> Array:
-    act = lambda row: jax.vmap(policy.act, (None, 0))(*row)  # noqa: E731
-    return jax.lax.map(act, (states, jax.random.split(key, (len(states), samples))), batch_size=DRAW_BATCH)
+@partial(jax.jit, static_argnums=(3, 4))
+def _draw(policy: Policy, states: Array | Dataset, key: PRNGKeyArray, count: int, samples: int) -> Array:
+    state = states.observation if isinstance(states, Dataset) else lambda row: states[row]
+    act = lambda row, keys: jax.vmap(policy.act, (None, 0))(state(row), keys)  # noqa: E731
+    each = jnp.arange(count), jax.random.split(key, (count, samples))
+    return jax.lax.map(lambda each: act(*each), each, batch_size=DRAW_BATCH)
 
 
 class Episodes(NamedTuple):

@@ -20,6 +20,7 @@ from floq.data.formats import d4rl, ogbench
 from floq.data.formats.files import open_npz
 from floq.data.formats.ogbench import download
 from floq.data.formats.open import IN_MEMORY, given_splits, open_splits
+from floq.data.host_rows import HostRows
 from floq.envs import ogbench as suite
 from floq.envs.environments import probe
 from floq.envs.spaces import check_same_parts
@@ -149,6 +150,13 @@ def load_fleet_data(
         f"        {len(data.train):,} + {len(data.validation):,} transitions, "
         f"{memory(data.train.observations.shape[0], len(data.train), *data.train.dims)}"
     )
+    if isinstance(rows := data.train.observations, HostRows):
+        if config.online_steps:
+            raise UserError(
+                f"--online_steps={config.online_steps}: {rows}, and online learning needs them on the device, beside "
+                "new experience: give a part of the data, or take a device with more memory"
+            )
+        display.note(f"        {rows}: a thread gathers those of each batch")
     rewards = np.asarray(data.train.rewards)[np.asarray(data.train.starts)]
     if rewards.min() == rewards.max():
         display.note(f"warning all rewards are {rewards.min():.3g}: there is nothing to learn")

@@ -102,7 +102,7 @@ class Evaluation(NamedTuple):
         samples, width = config.agent.actor.policy_samples, config.agent.action_chunk * splits.train.dims[1]
         spec = splits.train.dims[0]
         draw = lambda states: jnp.stack([one.draw(states, samples, width, spec) for one in policies])  # noqa: E731
-        train, validation = (draw(part.observations_at(slice(None))) for part in splits[:2])
+        train, validation = (draw(part) for part in splits[:2])
         actions = train, validation
         env_starts = []
         if request.starts == "env":

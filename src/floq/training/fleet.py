@@ -315,7 +315,7 @@ def train_steps(
     """
 
     def update(agent: Agent):
-        return agent.update_if_finite(divide_batch(sample_batch(agent, dataset, batch_key)))
+        return agent.update_if_finite(divide_batch(sample_batch(agent, dataset, batch_key, ahead=True)))
 
     def step(carry):
         agent, info, fault = update(carry[0])
@@ -327,8 +327,11 @@ def train_steps(
     return jax.lax.while_loop(goes_on, step, (agent, fault, info))
 
 
-def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray) -> Batch:
+def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray, ahead: bool = False) -> Batch:
     """Draw the batch of the agent's next update, which depends on the agent's step and settings, and on the stream
-    `key`."""
+    `key`. `ahead`: the update after it draws from the same stream, so that its batch may be prepared."""
     static, step_key = agent.static, jax.random.fold_in(key, agent.step)
-    return dataset.sample(step_key, static.batch_size, static.n_step, agent.hypers.discount, static.action_chunk)
+    how = static.batch_size, static.n_step, agent.hypers.discount, static.action_chunk
+    if not ahead or isinstance(dataset, Mixture):
+        return dataset.sample(step_key, *how)
+    return dataset.sample(step_key, *how, next_key=jax.random.fold_in(key, agent.step + 1))

@@ -1,14 +1,20 @@
 """Paths given by users, durable and atomic writes, and folders locked by one process at a time. No JAX in here."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from floq.utils.errors import UserError
+from floq.utils.machine import given_data_memory
+from floq.utils.untrusted import SIZE_LIMIT, size_limit
 
 try:
     import fcntl
@@ -48,6 +54,32 @@ def remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+# --- Arrays larger than the memory ---
+
+
+def fits_memory(nbytes: int) -> bool:
+    """Return whether an array with so many bytes is kept in memory, and not in a file that is mapped."""
+    given = given_data_memory()
+    return nbytes <= (size_limit() if given is None else min(given, size_limit()))
+
+
+def empty_array(shape: tuple[int, ...], dtype: np.dtype, what: str = "the dataset") -> np.ndarray:
+    """Make an array to be filled, in memory if it fits; otherwise in a nameless file in the folder for temporary files,
+    which is gone when the array is. Raises UserError if that has not as much room, naming what is read."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if fits_memory(nbytes):
+        return np.empty(shape, dtype)
+    folder = tempfile.gettempdir()
+    room = min(shutil.disk_usage(folder).free, SIZE_LIMIT)
+    if nbytes > room:
+        raise UserError(
+            f"{what} has {nbytes / 1e9:,.1f} GB of observations, and there is room for {room / 1e9:,.1f} GB in "
+            f" {folder}: name a folder on a larger disk in the environment variable TMPDIR, or give a part of it"
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 # --- Durable writes ---

@@ -19,9 +19,11 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from floq.utils.errors import UserError, in_one_line
+from floq.utils.untrusted import free_memory
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and of the period that they are for
 CORES = "FLOQ_CORES"  # environment variable: use no more cores than this
+DATA_GB = "FLOQ_DATA_GB"  # and keep no more of a dataset's observations than this in memory, or on the device
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # environment variables that name JAX's backend
 GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")  # and those that name GPUs
@@ -60,6 +62,31 @@ def cores() -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or the quota is "max"
         return count
+
+
+def data_memory() -> tuple[int, str]:
+    """Return how many bytes of a dataset's observations may lie on the device, half of what it has free or what the
+    variable FLOQ_DATA_GB says; and which of the two. Starts JAX unless that is set."""
+    if (given := given_data_memory()) is not None:
+        return given, f"{DATA_GB}={os.environ[DATA_GB]}"
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
+    free = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else free_memory()
+    return free // 2, f"half of the {free / 1e9:,.1f} GB free on the device"
+
+
+def given_data_memory() -> int | None:
+    """Return how many bytes the variable FLOQ_DATA_GB says, None if it is not set. Raises UserError if it is wrong."""
+    given = os.environ.get(DATA_GB)
+    try:
+        if given is not None and (number := float(given)) >= 0:
+            return int(number * 1e9)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if given is None:
+        return None
+    raise UserError(f"{DATA_GB}={given}: it is how many GB of observations may be kept in memory, such as 8")
 
 
 def use_all_cores(devices: int) -> None:

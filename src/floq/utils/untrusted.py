@@ -47,10 +47,10 @@ def check_size(declared: int, source: object) -> None:
 
 def size_limit() -> int:
     """Return how many bytes one file may unpack to, such that its working copies fit into the free memory."""
-    return min(SIZE_LIMIT, _free_memory() // WORKING_COPIES)
+    return min(SIZE_LIMIT, free_memory() // WORKING_COPIES)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Return the bytes of the machine's memory that are free, or where it does not tell, all of its memory."""
     try:
         named = dict(re.findall(r"^(\w+): +(\d+) kB$", MEMORY.read_text(), re.MULTILINE))

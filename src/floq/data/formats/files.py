@@ -3,14 +3,16 @@
 import contextlib
 import io
 import math
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from floq.utils.errors import UserError, in_one_line
+from floq.utils.files import empty_array, fits_memory
 from floq.utils.untrusted import check_size, size_limit
 
 REFETCH = "delete it and fetch or collect it again"
@@ -20,6 +22,11 @@ HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+LOCAL_HEADER, LOCAL_LENGTHS = (
+    30,
+    26,
+)  # bytes of an entry's header in a zip file, and where two lengths of what follows are
+PIECE_BYTES = 2**20
 PIXELS = ("L", "LA", "RGB", "RGBA")  # modes of images with 8 bits for each number
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
 KNOWN_FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)  # common ones that h5py includes; others may be plugins
@@ -30,8 +37,9 @@ def open_npz(
     path: Path, keys: Sequence[str], remedy: str = REFETCH, held: int = 0, with_parts: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read those of the arrays named in `keys` that an npz file has; of those in `with_parts` also a mapping from NAME
-    to array, if it has any that are called `key/NAME`. `remedy` ends the message for a damaged file; `held` are the
-    bytes that other files of the same dataset have unpacked to.
+    to array, if it has any that are called `key/NAME`. Pixels that do not fit into the memory are mapped, where the
+    file has them uncompressed, otherwise from a copy, see `empty_array`. `remedy` ends the message for a damaged file;
+    `held` are the bytes that other files of the same dataset have unpacked to.
 
     Raises:
         UserError: the file is missing or damaged, holds pickled objects, or would unpack, with those others, to more
@@ -47,8 +55,11 @@ def open_npz(
             entries |= {
                 key: entry for key, entry in named.items() if key.partition("/")[0] in with_parts and "/" in key
             }
-            check_size(held + sum(entry.file_size for entry in entries.values()), path)
-            return gathered({key: _read_array(archive, entry) for key, entry in entries.items()})
+            headers = {key: _read_header(archive, entry) for key, entry in entries.items()}
+            mapped = {key for key in entries if headers[key].dtype == np.uint8 and not fits_memory(headers[key].nbytes)}
+            check_size(held + sum(entries[key].file_size for key in entries.keys() - mapped), path)
+            read = {key: _map_array if key in mapped else _read_array for key in entries}
+            return gathered({key: read[key](archive, entry, headers[key]) for key, entry in entries.items()})
     except UserError:
         raise
     except Exception as error:  # a damaged zip or header raises nearly anything: zlib.error, TokenError, TypeError, ...
@@ -68,8 +79,9 @@ def gathered(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nbytes(arrays: Mapping[str, Any]) -> int:
-    """Return the bytes of arrays, some of which may be mappings from names to arrays."""
-    return sum(nbytes(x) if isinstance(x, Mapping) else x.nbytes for x in arrays.values())
+    """Return the bytes of arrays in memory, some of which may be mappings from names to arrays."""
+    of_array = lambda x: 0 if isinstance(x, np.memmap) else x.nbytes  # noqa: E731
+    return sum(nbytes(x) if isinstance(x, Mapping) else of_array(x) for x in arrays.values())
 
 
 class _LimitedFile(io.FileIO):
@@ -83,8 +95,22 @@ class _LimitedFile(io.FileIO):
         return super().read(size) or b""
 
 
-def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """Read one array, if its data has the declared size, which NumPy would allocate before it reads anything."""
+class _Header(NamedTuple):
+    """What an array of a zip file declares about itself; `size` is that of this header."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    in_fortran_order: bool
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _read_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Header:
+    """Read the header of an array. Raises ValueError unless its data are numbers and have the declared size, which
+    would be allocated before any of them is read."""
     name = entry.filename
     if entry.compress_type not in COMPRESSIONS:
         raise ValueError(f"{name} is compressed in a way that NumPy does not write")
@@ -92,13 +118,40 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         version = np.lib.format.read_magic(file)  # pyright: ignore[reportArgumentType]
         if version not in HEADERS:
             raise ValueError(f"{name} has version {version} of NumPy's format")
-        shape, _, dtype = HEADERS[version](file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds pickled objects, which could run code")
-        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-            raise ValueError(f"{name} says that it has the shape {shape}, its {entry.file_size:,} bytes do not")
+        shape, in_fortran_order, dtype = HEADERS[version](file)
+        header = _Header(shape, dtype, in_fortran_order, file.tell())
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects, which could run code")
+    if header.nbytes != entry.file_size - header.size:
+        raise ValueError(f"{name} says that it has the shape {shape}, its {entry.file_size:,} bytes do not")
+    return header
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, header: _Header) -> np.ndarray:
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _map_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, header: _Header) -> np.ndarray:
+    """Map an array of the file itself, or of a copy if it is compressed. All of it is read once, which the archive
+    compares with its checksum."""
+    path, is_stored = str(archive.filename), entry.compress_type == zipfile.ZIP_STORED
+    if header.in_fortran_order:
+        raise ValueError(f"{entry.filename} is too large for the memory and in Fortran's order: write it in C's")
+    copy = None if is_stored else empty_array((header.nbytes,), np.dtype(np.uint8), path)
+    with archive.open(entry) as file:
+        file.read(header.size)
+        done = 0
+        while piece := file.read(PIECE_BYTES):
+            if copy is not None:
+                copy[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+    if copy is not None:
+        return copy.reshape(header.shape)
+    with open(path, "rb") as raw:  # the data follow the entry's own header, which may differ from that in the directory
+        raw.seek(entry.header_offset + LOCAL_LENGTHS)
+        begin = entry.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", raw.read(4)))
+    return np.memmap(path, np.uint8, "r", begin + header.size, header.shape)
 
 
 def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium.spaces import Box
 
-from floq.data.arrays import OpenedDataset, Trajectories, check_actions, check_widths, hold_out
+from floq.data.arrays import OpenedDataset, Trajectories, check_actions, check_widths, hold_out, take
 from floq.data.dataset import Splits
 from floq.data.formats import READERS, minari, npz, ogbench
 from floq.data.options import AS_THEY_ARE, DataOptions
@@ -116,7 +116,7 @@ def open_splits(
         train, validation, how = opened.data, held_out.data, f"validated on {val_file.name}"
     elif opened.held_out is not None:
         train, validation = (
-            Trajectories(*(x[rows] for x in opened.data)) for rows in (~opened.held_out, opened.held_out)
+            Trajectories(*(take(x, rows) for x in opened.data)) for rows in (~opened.held_out, opened.held_out)
         )
         how = "validated on its mask valid"
     else:

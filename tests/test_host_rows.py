@@ -1,0 +1,211 @@
+"""Observations that do not fit into the device's memory: the same batches and agents, and files that are mapped."""
+
+import itertools
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ACTOR, FLOQ, agent_config
+from online_runs import config
+from probe_envs import watched
+
+import floq
+from floq import cli
+from floq.data.arrays import take
+from floq.data.dataset import Dataset
+from floq.data.formats.files import open_npz
+from floq.data.host_rows import HostRows
+from floq.runs import checkpoint
+from floq.training.train import train_fleet
+from floq.utils import files
+from floq.utils.errors import UserError
+
+LIMIT = "FLOQ_DATA_GB"
+PIXELS = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3)).astype(np.uint8)
+
+
+def kept_on_host(data: Dataset, monkeypatch) -> Dataset:
+    monkeypatch.setenv(LIMIT, "0")
+    found = Dataset.from_rows(*data.on_host())
+    monkeypatch.delenv(LIMIT)
+    assert isinstance(found.observations, HostRows)
+    return found
+
+
+def vectors() -> Dataset:
+    rng = np.random.default_rng(0)
+    ends = np.arange(90) % 9 == 8
+    return Dataset.from_rows(rng.normal(size=(90, 3)), rng.uniform(-1, 1, (90, 2)), -np.ones(90), np.ones(90), ends)
+
+
+@pytest.mark.parametrize("made", [vectors, lambda: Dataset.from_episodes(watched())])
+@pytest.mark.parametrize(("frames", "n_step", "chunk"), [(1, 1, 1), (3, 4, 1), (2, 2, 2)])
+def test_batches_are_those_from_the_device(monkeypatch, made, frames, n_step, chunk):
+    device = made()
+    host = kept_on_host(device, monkeypatch)
+    p_aug = 0.5 if device.parts else 0.0
+    device, host = (data.for_chunks(chunk).seen_as(frames, p_aug) for data in (device, host))
+
+    @jax.jit
+    def draw(data, key, next_key):
+        return data.sample(key, 16, n_step, 0.9, chunk, next_key=next_key)
+
+    keys = jax.random.split(jax.random.key(0), 6)
+    for key, next_key in itertools.pairwise(keys):
+        one, other = draw(device, key, next_key), draw(host, key, next_key)
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), one, other))
+    rows = np.array([0, 5, 30])
+    assert (np.asarray(host.observations_at(rows)) == np.asarray(device.observations_at(rows))).all()
+    one, other = device.obs_stats(), host.obs_stats()
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+    assert host.fingerprint() == device.fingerprint()
+    assert host.dims == device.dims
+
+
+def test_the_next_batch_is_gathered_by_the_thread(monkeypatch):
+    host = kept_on_host(vectors(), monkeypatch)
+    gathered, gather = [], host.observations._gather
+    monkeypatch.setattr(host.observations, "_gather", lambda numbers: gathered.append(len(numbers)) or gather(numbers))
+
+    @jax.jit
+    def total(data, key):
+        def step(number, found):
+            keys = (jax.random.fold_in(key, number + i) for i in range(2))
+            return found + data.sample(next(keys), 8, next_key=next(keys))["observations"].sum()
+
+        return jax.lax.fori_loop(0, 20, step, jnp.float32(0))
+
+    total(host, jax.random.key(0)).block_until_ready()
+    host.observations._thread.shutdown()
+    assert len(gathered) == 21  # the first at once, and one more than was asked for
+    assert len(host.observations._awaited) == 1
+
+
+def test_runs_of_a_fleet_draw_their_own_batches(monkeypatch):
+    """vmapped, as on a GPU, and one after another, as on a CPU."""
+    device = Dataset.from_episodes(watched())
+    host, keys = kept_on_host(device, monkeypatch), jax.random.split(jax.random.key(0), 3)
+    one = lambda data: lambda key: data.sample(key, 4, next_key=jax.random.fold_in(key, 1))  # noqa: E731
+    for apply in (jax.vmap, lambda function: lambda keys: jax.lax.map(function, keys)):
+        found, wanted = (jax.jit(apply(one(data)))(keys) for data in (host, device))
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, wanted))
+
+
+def trained(folder, data, monkeypatch, limit: str | None, **settings):
+    if limit is not None:
+        monkeypatch.setenv(LIMIT, limit)
+    own = {"agent": agent_config(FLOQ, ACTOR, encoder="impala_debug"), "online_steps": 0, "eval_interval": 4}
+    own |= {"offline_steps": 4, "save_interval": 2, "log_interval": 2, "frame_stack": 2, "p_aug": 0.5}
+    configs = [config(folder, "Camera", **(own | settings), seed=seed) for seed in (0, 1)]
+    runs = train_fleet(configs, data, show=False)
+    monkeypatch.delenv(LIMIT, raising=False)
+    return runs
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_and_its_resumption_are_bit_for_bit_those_on_the_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
+    data = Dataset.from_episodes(watched())
+    device = trained(tmp_path / "device", data, monkeypatch, None)
+    short = trained(tmp_path / "host", data, monkeypatch, "0", offline_steps=2)
+    monkeypatch.setenv(LIMIT, "0")
+    host = [floq.resume(str(run.folder), data, offline_steps=4) for run in short]
+    for one, other in zip(device, host, strict=True):
+        first, second = (checkpoint.load(run.folder / "checkpoints").agent for run in (one, other))
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first.params, second.params))
+        rows = (run.training() for run in (one, other))
+        own, others = ({k: x for k, x in row.items() if "time" not in k} for row in rows)
+        assert own == others
+
+
+def test_learning_online_needs_them_on_the_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
+    said = "online_steps=4: observations stay in a mapped file, .* are more than FLOQ_DATA_GB=0, and online"
+    with pytest.raises(UserError, match=said):
+        trained(tmp_path, Dataset.from_episodes(watched()), monkeypatch, "0", online_steps=4)
+
+
+@pytest.mark.parametrize("given", ["many", "-1", "nan", "inf", ""])
+def test_a_limit_that_is_none(monkeypatch, given):
+    monkeypatch.setenv(LIMIT, given)
+    with pytest.raises(UserError, match=f"FLOQ_DATA_GB={given}: it is how many GB"):
+        vectors()
+
+
+# --- Files ---
+
+
+@pytest.fixture(params=[np.savez, np.savez_compressed])
+def file(request, tmp_path):
+    ends = np.arange(len(PIXELS)) % 9 == 8
+    own = {"observations": PIXELS, "actions": np.zeros((len(PIXELS), 2), np.float32), "terminals": ends}
+    request.param(tmp_path / "x.npz", rewards=-np.ones(90), masks=np.ones(90), **own)
+    return tmp_path / "x.npz"
+
+
+def test_a_file_is_mapped_through_to_the_batches(file, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(LIMIT, "1e-6")
+    arrays = open_npz(file, ("observations", "actions"))
+    assert isinstance(arrays["observations"], np.memmap)
+    assert not isinstance(arrays["actions"], np.memmap)
+    assert (arrays["observations"] == PIXELS).all()
+    words = ["--dataset", str(file), "--agent.encoder=impala_debug", "--offline_steps=1", "--eval_interval=0"]
+    sizes = ["--agent.block_width=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]
+    assert cli.run(["train", *words, *sizes, "--env_name=None", f"--save_dir={tmp_path / 'exp'}"]) == 0
+    said = capsys.readouterr().out
+    assert "observations stay in a mapped file" in said
+    assert "more than FLOQ_DATA_GB=1e-6: a thread gathers those of each batch" in said
+
+
+def test_damage_of_what_is_mapped_is_found(file, monkeypatch):
+    monkeypatch.setenv(LIMIT, "1e-6")
+    with zipfile.ZipFile(file) as archive:
+        entry = archive.getinfo("observations.npy")
+    content = bytearray(file.read_bytes())
+    content[entry.header_offset + entry.compress_size // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"x\.npz cannot be read"):
+        open_npz(file, ("observations",))
+
+
+def test_copies_of_what_is_mapped_are_mapped(monkeypatch):
+    rows = np.arange(0, 90, 2)
+    kept = take(PIXELS, rows)
+    monkeypatch.setenv(LIMIT, "1e-6")
+    found = take(PIXELS, rows)
+    assert isinstance(found, np.memmap)
+    assert not isinstance(kept, np.memmap)
+    assert (found == kept).all()
+    episodes = [
+        {"observations": {"a": PIXELS, "b": np.ones((90, 2))}, "actions": np.zeros((89, 1)), "rewards": -np.ones(89)}
+    ]
+    data = Dataset.from_episodes(episodes * 2)
+    assert isinstance(data.observations, HostRows)
+    assert data.observations.is_mapped
+    read = data.obs_spec.read(np.asarray(data.observations))
+    assert (read["a"] == np.concatenate([PIXELS, PIXELS])).all()
+    assert (read["b"] == 1).all()
+
+
+def test_a_disk_without_room_is_one_line(monkeypatch):
+    monkeypatch.setenv(LIMIT, "0")
+    usage = files.shutil.disk_usage("/")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage._replace(free=10))
+    with pytest.raises(UserError, match=r"room for 0.0 GB in .*: name a folder on a larger disk .* TMPDIR"):
+        take(PIXELS, np.arange(5))
+
+
+def test_trajectories_keep_their_rows_whatever_their_length(monkeypatch):
+    """Flat arrays with next observations, compared piece by piece."""
+    monkeypatch.setattr("floq.data.arrays.PIECE", 7)
+    obs = vectors().on_host().observations
+    after = np.concatenate([obs[1:], obs[:1] + 1])
+    flat = (obs, np.zeros((90, 1)), np.zeros(90), np.zeros(90))
+    ends = np.asarray(Dataset.from_arrays(*flat, next_observations=after).ends)
+    assert ends.sum() == 1
+    after[41] += 1
+    data = Dataset.from_arrays(*flat, next_observations=after)
+    assert np.flatnonzero(data.ends).tolist() == [42, 91]
