@@ -1,7 +1,7 @@
 """Which critic knows what a policy is worth? Fitted Q evaluation of policies whose returns are measured.
 
     floq sweep experiments/ope.toml --save_dir DIR/policies            # trains the policies
-    python experiments/ope.py critics --save_dir DIR/policies --out DIR
+    python experiments/ope.py critics --save_dir DIR/policies --out DIR  # --policies experiments/ope_cube.toml: others
 
 Parts: `critics` (six of them, all bounded alike), `steps` (K = 2, 4, 16) and `noise` (on the targets, 4 and 8% of the
 range of returns). A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
@@ -33,7 +33,7 @@ from floq.training.off_policy import FIXED
 
 HERE = Path(__file__).parent
 REFERENCE = "flow, K = 8"
-SETTINGS = {"tau": 0.02, "offline_steps": 25_000, "clip_targets": True, "lr": 1e-3, "batch_size": 64}
+SETTINGS = {"discount": 0.99, "tau": 0.02, "offline_steps": 25_000, "clip_targets": True, "lr": 1e-3, "batch_size": 64}
 SIZES: dict[str, Any] = {"block_width": 64, "block_depth": 2, "value_hidden_dims": (64, 64)}
 FLOW: dict[str, Any] = {"noise_samples": 4, "target_noise_samples": 2, "noise_scheme": "stratified"}
 ACTIONS = {"target_action_samples": 2}
@@ -64,7 +64,8 @@ def main() -> None:
     """Let the critics of a part estimate, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=CRITICS)
-    parser.add_argument("--save_dir", required=True, help="of the sweep that trained the policies")
+    parser.add_argument("--policies", type=Path, default=HERE / "ope.toml", help="the experiment that trains them")
+    parser.add_argument("--save_dir", required=True, help="of the sweep that trained them")
     parser.add_argument("--dataset_dir", default="~/.ogbench/data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -82,7 +83,7 @@ def main() -> None:
 
 def estimate(given: argparse.Namespace) -> None:
     """Let each critic of the part estimate, unless its file is there."""
-    runs = trained(given.save_dir, given.dataset_dir)
+    runs = trained(given.policies, given.save_dir, given.dataset_dir)
     given.out.mkdir(parents=True, exist_ok=True)
     protocol = {"seeds": given.seeds, "truth": given.truth, "offline_steps": given.offline_steps, "policies": [*runs]}
     known = [json.loads(file.read_text()) for file in sorted(given.out.glob("*.json"))]
@@ -103,12 +104,12 @@ def estimate(given: argparse.Namespace) -> None:
         file.write_text(json.dumps(known[-1]))
 
 
-def trained(save_dir: str, dataset_dir: str) -> dict[str, floq.Run]:
+def trained(experiment: Path, save_dir: str, dataset_dir: str) -> dict[str, floq.Run]:
     """Return the runs whose policies are evaluated, by the group that they come from and the seed."""
-    entries = plan(read_experiment(HERE / "ope.toml", "laptop"), save_dir, dataset_dir)
+    entries = plan(read_experiment(experiment, "laptop"), save_dir, dataset_dir)
     runs = [(entry.group.name, run) for entry in entries for run in entry.finished]
     if any(run is None for _, run in runs):
-        raise SystemExit(f"train the policies first: floq sweep {HERE / 'ope.toml'} --save_dir {save_dir}")
+        raise SystemExit(f"train the policies first: floq sweep {experiment} --save_dir {save_dir}")
     return {f"{group} {run.config.seed}": run for group, run in runs if run is not None}
 
 
@@ -116,8 +117,8 @@ def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> d
     """Return the settings of a critic: noise in units of return, and the width that equal operations need."""
     settings = dict(own)
     if share := settings.pop("noise", 0):
-        low, high = run.load_agent().scale.support(0.0)
-        settings["target_noise_magnitude"] = share * float(high - low)
+        scale = run.load_agent().scale
+        settings["target_noise_magnitude"] = share * float(scale.r_max - scale.r_min) / (1 - SETTINGS["discount"])
 
     def agent(critic: str, own: dict[str, Any]) -> AgentConfig:
         known = settings_type(critic, "fixed").__dataclass_fields__

@@ -273,6 +273,7 @@ COMPARED = {
     "chunks.toml": {"action_chunk", "n_step"},
     "noise.toml": {"target_noise_magnitude"},
     "ope.toml": {"offline_steps", "save_interval"},
+    "ope_cube.toml": {"offline_steps", "save_interval"},
     "utd.toml": {"lr", "tau"},
 }
 """What the groups of an experiment differ in, beside critics, actors and their own settings."""
