@@ -49,6 +49,7 @@ seeds = [0, 1, 2, 3, 4, 5]
 
 [laptop.settings]  # the others are those of floq in the budget
 eval_interval = 500
+log_interval = 500
 "agent.block_width" = 64
 "agent.block_depth" = 2
 "agent.noise_samples" = 4
