@@ -24,7 +24,7 @@ GOOD = 0.9  # success
 
 def read_group(folder: Path) -> tuple[list[float], np.ndarray, list[Run]]:
     """Steps, success of shape (seeds, steps), and the runs of a folder."""
-    runs = [Run.open(path.parent) for path in sorted(folder.glob("**/summary.json"))]
+    runs = [Run.open(path.parent, makes_env=False) for path in sorted(folder.glob("**/summary.json"))]
     if not runs:
         sys.exit(f"no finished run below {folder}")
     if len({run.config.digest() for run in runs}) > 1:

@@ -46,6 +46,12 @@ def test_learning_goes_on_in_turns(tmp_path):
     assert (tmp_path / "learning" / "curve.png").stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_learning_from_images(tmp_path):
+    assert "--- learning_images: done" in rehearse(tmp_path, "learning_images")
+    assert (tmp_path / "learning_images" / "curve.png").stat().st_size > 0
+
+
 def test_steps_are_named_with_their_limits():
     listed = subprocess.run([sys.executable, str(PROGRAMME), "--list"], capture_output=True, text=True, check=True)
     limits = [int(line.split()[1]) for line in listed.stdout.splitlines()]

@@ -111,6 +111,20 @@ STEPS["learning"] = Step(  # floq against FQL on a task of the paper, as far as 
     ],
     1500,
 )
+STEPS["learning_images"] = Step(  # of the maze in docs/images.md, with an encoder of the published size
+    [str(HERE / "curve.py")],
+    [
+        *("--out", "{out}/learning_images", "--work={out}/learning_images", "--env_name=pixel_maze:PixelMaze-v0"),
+        *("--data_program", str(HERE.parents[1] / "examples" / "pixel_maze.py"), "--steps=20000"),
+        *("--agent.encoder=impala_small", "--p_aug=0.5", "--agent.n_step=5", "--agent.discount=0.97"),
+        "--agent.alpha=10",
+    ],
+    [
+        *("--steps=4", "--seeds=1", "--fleets", "fql", "--eval_episodes=1", "--precision=f32", *TINY[:3]),
+        "--agent.encoder=impala_debug",
+    ],
+    900,
+)
 
 
 def carry_out(words: list[str], log: Path, environment: dict[str, str], seconds: int) -> str:
