@@ -141,7 +141,8 @@ def from_arrays(
     order = np.repeat(np.arange(len(obs)), 1 + closed)
     inserted = np.diff(order, prepend=-1) == 0
     states = take(obs, order)
-    states[inserted] = next_obs[order[inserted]]
+    for rows in np.array_split(np.flatnonzero(inserted), 1 + inserted.sum() // PIECE):
+        states[rows] = next_obs[order[rows]]
     data = Trajectories(
         states,
         arrays["actions"][order],
@@ -302,7 +303,7 @@ def records(parts: Mapping[str, np.ndarray], source: str) -> np.ndarray:
         return np.concatenate(list(parts.values()), axis=1)
     spec = ObsSpec.of({name: x.shape[1:] for name, x in parts.items()})
     count, first = next((len(x), x) for x in parts.values())
-    if len(parts) == 1 and first.flags.c_contiguous:  # pixels alone are records already
+    if len(parts) == 1 and isinstance(first, np.memmap):  # pixels alone are records already
         return first.reshape(count, spec.record.itemsize).view(spec.record)[:, 0]
     found = empty_array((count,), spec.record, source)
     for name, x in parts.items():

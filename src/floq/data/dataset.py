@@ -1,7 +1,7 @@
 """Datasets on the device, but for large observations: each is stored once, and transitions are indices into them."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,6 +24,7 @@ from floq.data.arrays import (
 )
 from floq.data.host_rows import HostRows, RowNumbers
 from floq.utils.errors import UserError
+from floq.utils.files import empty_array
 from floq.utils.machine import data_memory
 from floq.utils.obs_spec import ObsSpec
 
@@ -71,6 +72,7 @@ class Dataset(eqx.Module):
     @classmethod
     def from_rows(cls, observations: Any, actions: Any, rewards: Any, masks: Any, ends: Any) -> "Dataset":
         """Make a dataset from arrays with one row per state, where `ends` marks the last state of each trajectory.
+        Observations that stay on the host, see `floq.data.host_rows`, are not copied: do not change them.
 
         Raises:
             UserError: shapes or lengths are wrong, a number is not finite, or there is no transition.
@@ -199,13 +201,21 @@ class Dataset(eqx.Module):
             rows = data.starts[jax.random.randint(key, (batch_size,), 0, data.count)]
             return jax.vmap(lambda row: data.transition(row, n_step, discount))(rows)
 
-        key, crop_key = self.split_for_crops(key)
+        return self.complete(draw, key, next_key)
+
+    def complete(
+        self, draw: Callable[["Dataset", PRNGKeyArray], Batch], key: PRNGKeyArray, next_key: PRNGKeyArray | None
+    ) -> Batch:
+        """Return the batch that `draw` draws from this data with a key made of `key`; where observations are on the
+        host, from the numbers of their rows, fetched afterwards. With images it may be cropped at random, see
+        `seen_as`. Consumes `key`. `next_key`: see `sample`."""
+        key, crop_key = self._split_for_crops(key)
         if not isinstance(rows := self.observations, HostRows):
-            return self.augmented(crop_key, draw(self, key))
+            return self._augmented(crop_key, draw(self, key))
         numbered = replace(self, observations=RowNumbers(rows))
         batch = draw(numbered, key)
-        upcoming = None if next_key is None else draw(numbered, self.split_for_crops(next_key)[0])
-        return self.augmented(crop_key, batch | rows.of_batch(batch, upcoming))
+        upcoming = None if next_key is None else draw(numbered, self._split_for_crops(next_key)[0])
+        return self._augmented(crop_key, batch | rows.of_batch(batch, upcoming))
 
     def transition(self, row: Int[Array, ""], n_step: int, discount: float | Float[Array, ""]) -> dict[str, Array]:
         """Return the n-step transition from `row`, with the published keys and `next_actions`; n counts chunks.
@@ -257,17 +267,19 @@ class Dataset(eqx.Module):
         """Return `observation` at every row, as an array of NumPy."""
         if self.frame_stack == 1:
             return np.asarray(self.observations)
-        first = range(0, len(self.ends), PIECE)
-        return joined([np.asarray(self.observations_at(slice(row, row + PIECE))) for row in first])
+        found = empty_array((len(self.ends), *self.dims[0].shape), np.dtype(self.observations.dtype))
+        for row in range(0, len(found), PIECE):
+            found[row : row + PIECE] = self.observations_at(slice(row, row + PIECE))
+        return found
 
-    def split_for_crops(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray | None]:
+    def _split_for_crops(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray | None]:
         """Return a key to draw a batch with, and one for `augmented`; `key` itself and None if nothing is cropped."""
         if not (self.p_aug and self.obs_spec.images):
             return key, None
         key, crop_key = jax.random.split(key)
         return key, crop_key
 
-    def augmented(self, key: PRNGKeyArray | None, batch: Batch) -> Batch:
+    def _augmented(self, key: PRNGKeyArray | None, batch: Batch) -> Batch:
         """Return a batch that is with probability `p_aug` one with all images cropped at random, as published for FQL:
         both observations of a transition alike. Consumes `key`, of `split_for_crops`."""
         if key is None:
@@ -334,13 +346,22 @@ class Dataset(eqx.Module):
         they have parts, of each that is a vector."""
         spec, frames = self.obs_spec, self.frame_stack
         read = lambda rows: spec.vectors(spec.read(rows))  # noqa: E731
-        if isinstance(self.observations, HostRows):
-            vectors = jax.tree.map(jnp.asarray, read(np.asarray(self.observations)))
-        else:
+        if not isinstance(self.observations, HostRows):
             vectors = self.observations if spec.is_vector else jax.jit(read)(self.observations)  # no copy of the images
+        elif spec.is_vector:  # that of all rows would not fit: in double precision, equal up to rounding
+            return jax.tree.map(lambda x: jnp.tile(x, frames), _mean_and_std(np.asarray(self.observations)))
+        else:
+            vectors = jax.tree.map(jnp.asarray, read(np.asarray(self.observations)))
         mean, std = (jax.tree.map(lambda x, of=of: of(x, axis=0), vectors) for of in (jnp.mean, jnp.std))
         std = jax.tree.map(lambda std: jnp.where(std < 1e-6, 1.0, std), std)
         return jax.tree.map(lambda x: jnp.tile(x, frames), (mean, std))
+
+
+def _mean_and_std(rows: np.ndarray) -> tuple[Array, Array]:
+    pieces = [slice(first, first + PIECE) for first in range(0, len(rows), PIECE)]
+    mean = sum(rows[piece].sum(axis=0, dtype=np.float64) for piece in pieces) / len(rows)
+    std = np.sqrt(sum(np.square(rows[piece] - mean).sum(axis=0) for piece in pieces) / len(rows))
+    return jnp.float32(mean), jnp.float32(np.where(std < 1e-6, 1.0, std))
 
 
 def random_crop(image: Shaped[Array, "h w c"], corner: Int[Array, " 2"]) -> Shaped[Array, "h w c"]:

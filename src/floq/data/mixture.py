@@ -2,7 +2,7 @@
 new data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -58,17 +58,23 @@ class Mixture:
         n_step: int = 1,
         discount: float | Float[Array, ""] = 1.0,
         action_chunk: int = 1,
+        next_key: PRNGKeyArray | None = None,
     ) -> Batch:
         """Draw a batch as `Dataset.sample` does. Consumes `key`."""
         assert action_chunk == self.old.data.action_chunk == self.new.data.action_chunk
-        key, crop_key = self.old.data.split_for_crops(key)
-        is_new, index = self._choose(key, batch_size)
+        sources = self.old, self.new
 
-        def transition(is_new: Array, index: Array) -> dict[str, Array]:
-            old, new = (source.transition(index, n_step, discount) for source in (self.old, self.new))
-            return {name: jnp.where(is_new, new[name], old[name]) for name in old}
+        def draw(data: Dataset, key: PRNGKeyArray) -> Batch:
+            is_new, index = self._choose(key, batch_size)
+            own = sources if data is self.old.data else [replace(source, data=data) for source in sources]
 
-        return self.old.data.augmented(crop_key, jax.vmap(transition)(is_new, index))
+            def transition(is_new: Array, index: Array) -> dict[str, Array]:
+                old, new = (source.transition(index, n_step, discount) for source in own)
+                return {name: jnp.where(is_new, new[name], old[name]) for name in old}
+
+            return jax.vmap(transition)(is_new, index)
+
+        return self.old.data.complete(draw, key, next_key)
 
     def _choose(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
         """Draw for each transition whether it is new, and its index among the new or the old ones. Consumes `key`."""

@@ -151,11 +151,6 @@ def load_fleet_data(
         f"{memory(data.train.observations.shape[0], len(data.train), *data.train.dims)}"
     )
     if isinstance(rows := data.train.observations, HostRows):
-        if config.online_steps:
-            raise UserError(
-                f"--online_steps={config.online_steps}: {rows}, and online learning needs them on the device, beside "
-                "new experience: give a part of the data, or take a device with more memory"
-            )
         display.note(f"        {rows}: a thread gathers those of each batch")
     rewards = np.asarray(data.train.rewards)[np.asarray(data.train.starts)]
     if rewards.min() == rewards.max():
@@ -223,6 +218,20 @@ def _check_there(run: Run, command: str = "") -> None:
             f"{name} is missing, the data of {run.folder}: bring it back, or say where it lies now with "
             f"{command}--dataset=PATH"
         )
+
+
+def check_on_device(config: Config, data: Splits) -> None:
+    """Raise UserError if a run needs its observations on the device, and they stay on the host."""
+    rows = data.train.observations
+    if not isinstance(rows, HostRows):
+        return
+    if config.online_steps:
+        raise UserError(
+            f"--online_steps={config.online_steps}: {rows}, and online learning needs them on the device, beside new "
+            "experience: give a part of the data, or take a device with more memory"
+        )
+    if config.batch_devices > 1:
+        raise UserError(f"--batch_devices={config.batch_devices}: {rows}, and only whole batches come from there")
 
 
 def with_score_range(config: Config, data: Splits, display: Display) -> Config:

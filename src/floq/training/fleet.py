@@ -26,6 +26,7 @@ from floq.agent.finite import OK
 from floq.agent.state import ValueRange
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
+from floq.data.host_rows import HostRows
 from floq.data.mixture import Mixture, Source
 from floq.utils.errors import UserError
 
@@ -95,7 +96,7 @@ def on_each_device(
         mesh=layout.mesh,
         in_specs=specs,
         out_specs=PartitionSpec("runs"),
-        axis_names={"runs"},
+        axis_names={"runs", "batch"} if layout.batch_devices == 1 else {"runs"},
         check_vma=False,
     )(*arguments)
 
@@ -125,7 +126,7 @@ class FleetData(eqx.Module):
             old = {"num_old": jnp.array(counts, jnp.int32), "old_share": jnp.float32(old_share)}
         if any(task.observations is not tasks[0].observations for task in tasks):  # its trajectories, end to end
             names, first = Trajectories._fields, np.cumsum([0, *(len(task.ends) for task in tasks[:-1])])
-            rows: dict[str, Any] = {name: jnp.concatenate([getattr(task, name) for task in tasks]) for name in names}
+            rows: dict[str, Any] = {name: _end_to_end([getattr(task, name) for task in tasks]) for name in names}
             both = zip(first, tasks, strict=True)
             tasks = [dataclasses.replace(task, **rows, starts=task.starts + int(at)) for at, task in both]
         rewards, masks = (jnp.stack([getattr(task, key) for task in tasks]) for key in ("rewards", "masks"))
@@ -157,6 +158,10 @@ class FleetData(eqx.Module):
         if self.num_old is None:
             return self.task(number)
         return Mixture(*Source.halves(self.task(number), self.num_old[number]), self.old_share)
+
+
+def _end_to_end(parts: Sequence[Any]) -> Any:
+    return HostRows.join(parts) if isinstance(parts[0], HostRows) else jnp.concatenate(parts)
 
 
 class Fleet:
@@ -331,7 +336,6 @@ def sample_batch(agent: Agent, dataset: Dataset | Mixture, key: PRNGKeyArray, ah
     """Draw the batch of the agent's next update, which depends on the agent's step and settings, and on the stream
     `key`. `ahead`: the update after it draws from the same stream, so that its batch may be prepared."""
     static, step_key = agent.static, jax.random.fold_in(key, agent.step)
+    next_key = jax.random.fold_in(key, agent.step + 1) if ahead else None
     how = static.batch_size, static.n_step, agent.hypers.discount, static.action_chunk
-    if not ahead or isinstance(dataset, Mixture):
-        return dataset.sample(step_key, *how)
-    return dataset.sample(step_key, *how, next_key=jax.random.fold_in(key, agent.step + 1))
+    return dataset.sample(step_key, *how, next_key=next_key)

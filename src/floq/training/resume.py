@@ -166,6 +166,7 @@ def resume_fleet(
             tasks = run_data.load_own_data(runs, display, data, dataset)
             runs = [run_data.moved(run, dataset) for run in runs]
             splits = [tasks[run_data.data_key(config)] for config in configs]
+            run_data.check_on_device(configs[0], splits[0])
             for package, version in installed_versions().items():
                 if (before := old[0].records["versions"].get(package)) != version:
                     display.note(f"note    {package} was {before}, now {version}: results may differ in the last bits")

@@ -149,6 +149,7 @@ def _train_group(
         tasks = run_data.load_fleet_data(configs, display, data)
         display.note(f"device  {device()}{configs[0].precision_note}")
         splits = [tasks[run_data.data_key(config)] for config in configs]
+        run_data.check_on_device(configs[0], splits[0])
         agents = [fresh_agent(config, split) for config, split in zip(configs, splits, strict=True)]
         run_data.note_values(agents, splits, display)
         for note in notes:

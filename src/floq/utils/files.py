@@ -71,15 +71,20 @@ def empty_array(shape: tuple[int, ...], dtype: np.dtype, what: str = "the datase
     nbytes = math.prod(shape) * dtype.itemsize
     if fits_memory(nbytes):
         return np.empty(shape, dtype)
-    folder = tempfile.gettempdir()
-    room = min(shutil.disk_usage(folder).free, SIZE_LIMIT)
-    if nbytes > room:
+    if nbytes > SIZE_LIMIT:
+        raise UserError(f"{what} has {nbytes / 1e9:,.0f} GB of observations, more than floq reads: give a part of it")
+    # Where TMPDIR is not set, /var/tmp: /tmp may lie in memory.
+    folder = os.environ.get("TMPDIR") or ("/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes)  # a full disk would kill the process later
+            return np.memmap(file, dtype, "w+", shape=shape)
+    except OSError as error:
         raise UserError(
-            f"{what} has {nbytes / 1e9:,.1f} GB of observations, and there is room for {room / 1e9:,.1f} GB in "
-            f" {folder}: name a folder on a larger disk in the environment variable TMPDIR, or give a part of it"
-        )
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
+            f"{what} has {nbytes / 1e9:,.3g} GB of observations, for which there is no room in {folder} "
+            f"({error.strerror}): name a folder on a larger disk in the environment variable TMPDIR"
+        ) from error
 
 
 # --- Durable writes ---

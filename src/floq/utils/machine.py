@@ -71,9 +71,12 @@ def data_memory() -> tuple[int, str]:
         return given, f"{DATA_GB}={os.environ[DATA_GB]}"
     import jax
 
-    stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
-    free = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else free_memory()
-    return free // 2, f"half of the {free / 1e9:,.1f} GB free on the device"
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        free = stats["bytes_limit"] - stats["bytes_in_use"]
+    else:  # a CPU, whose cores may be devices that have the data each
+        free = free_memory() // jax.local_device_count()
+    return free // 2, f"half of the {free / 1e9:,.1f} GB free for each device"
 
 
 def given_data_memory() -> int | None:

@@ -63,7 +63,7 @@ def to_npz(data: Trajectories, path: Path, parts: Sequence[str] = ()) -> Path:
     with _written_whole(path) as partial:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            (np.savez_compressed if data.dims[0].is_vector else np.savez)(file, **arrays)  # images are mapped
         partial.replace(path)
     return path
 

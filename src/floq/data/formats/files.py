@@ -56,8 +56,12 @@ def open_npz(
                 key: entry for key, entry in named.items() if key.partition("/")[0] in with_parts and "/" in key
             }
             headers = {key: _read_header(archive, entry) for key, entry in entries.items()}
-            mapped = {key for key in entries if headers[key].dtype == np.uint8 and not fits_memory(headers[key].nbytes)}
-            check_size(held + sum(entries[key].file_size for key in entries.keys() - mapped), path)
+            mapped, kept = set(), held + sum(entry.file_size for entry in entries.values())
+            for key in sorted(entries, key=lambda key: -entries[key].file_size):
+                if headers[key].dtype == np.uint8 and not fits_memory(kept):
+                    mapped.add(key)
+                    kept -= entries[key].file_size
+            check_size(kept, path)
             read = {key: _map_array if key in mapped else _read_array for key in entries}
             return gathered({key: read[key](archive, entry, headers[key]) for key, entry in entries.items()})
     except UserError:
@@ -137,7 +141,9 @@ def _map_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, header: _Header
     compares with its checksum."""
     path, is_stored = str(archive.filename), entry.compress_type == zipfile.ZIP_STORED
     if header.in_fortran_order:
-        raise ValueError(f"{entry.filename} is too large for the memory and in Fortran's order: write it in C's")
+        raise UserError(
+            f"{path}: {entry.filename} does not fit into memory, and is in Fortran's order: write it in C's"
+        )
     copy = None if is_stored else empty_array((header.nbytes,), np.dtype(np.uint8), path)
     with archive.open(entry) as file:
         file.read(header.size)
@@ -146,12 +152,14 @@ def _map_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, header: _Header
             if copy is not None:
                 copy[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
             done += len(piece)
+    if done != header.nbytes:
+        raise ValueError(f"{entry.filename} ends after {done:,} of {header.nbytes:,} bytes")
     if copy is not None:
         return copy.reshape(header.shape)
-    with open(path, "rb") as raw:  # the data follow the entry's own header, which may differ from that in the directory
-        raw.seek(entry.header_offset + LOCAL_LENGTHS)
-        begin = entry.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", raw.read(4)))
-    return np.memmap(path, np.uint8, "r", begin + header.size, header.shape)
+    raw: Any = archive.fp
+    raw.seek(entry.header_offset + LOCAL_LENGTHS)  # of the entry's own header, which may differ from the directory's
+    begin = entry.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", raw.read(4)))
+    return np.memmap(raw, np.uint8, "r", begin + header.size, header.shape)
 
 
 def data_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
