@@ -23,6 +23,7 @@ from floq import cli
 from floq.data.arrays import take
 from floq.data.dataset import Dataset, Splits
 from floq.data.formats.files import open_npz
+from floq.data.formats.open import open_dataset
 from floq.data.host_rows import HostRows
 from floq.data.mixture import Mixture, Source
 from floq.runs import checkpoint, run_data
@@ -251,6 +252,18 @@ def test_the_largest_are_mapped_until_the_others_fit(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", **{"observations/a": PIXELS, "observations/b": PIXELS[:, :7]})  # 17 and 15 kB
     read = open_npz(tmp_path / "x.npz", (), with_parts=("observations",))["observations"]
     assert [isinstance(read[name], np.memmap) for name in "ab"] == [True, False]
+
+
+def test_episodes_are_put_in_a_file_as_they_come(tmp_path, monkeypatch):
+    """Those of a folder of npz files, with a limit that holds one of them."""
+    monkeypatch.setenv(LIMIT, "6e-6")
+    for number, pixels in enumerate(PIXELS.reshape(6, 15, 8, 8, 3)):
+        parts = {"observations/a": pixels, "observations/b": np.ones((15, 2))}
+        np.savez(tmp_path / f"{number}.npz", actions=np.zeros((15, 1), np.float32), rewards=-np.ones(15), **parts)
+    found = open_dataset(str(tmp_path), "").data.observations
+    assert isinstance(found, np.memmap)
+    assert (found["a"] == PIXELS).all()
+    assert (found["b"] == 1).all()
 
 
 def test_an_episode_is_copied_even_if_its_maker_reuses_it():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from floq.utils.errors import UserError
-from floq.utils.files import empty_array
+from floq.utils.files import RowStore, empty_array
 from floq.utils.obs_spec import IMAGE, ObsSpec, channels_first
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")
@@ -181,19 +181,25 @@ def from_episodes(
             labels.append(names[number] if names else f"episode {number}")
             yield _from_episode(episode, f"{source}, {labels[-1]}", any_actions)
 
-    return _check_transitions(concatenate(list(parts()), labels, source), source)
+    return _check_transitions(concatenate(parts(), labels, source), source)
 
 
-def concatenate(parts: Sequence[Trajectories], labels: Sequence[str], source: str) -> Trajectories:
-    """Join trajectories. Raises UserError if there are none, or a part, named in `labels`, has other sizes."""
-    if not parts:
+def concatenate(parts: Iterable[Trajectories], labels: Sequence[str], source: str) -> Trajectories:
+    """Join trajectories, of which one at a time is in memory if they do not fit together. Raises UserError if there are
+    none, or a part, named in `labels`, has other sizes."""
+    observations, kept = RowStore(source), []
+    for part in parts:
+        observations.append(part.observations)
+        kept.append(part._replace(observations=part.observations[:0].copy()))
+    if not (parts := kept):
         raise UserError(f"{source} has no episodes")
     for number, what in enumerate(("observations", "actions")):
         sizes = [part.dims[number] if number == 0 else f"{part.dims[1]} numbers" for part in parts]
         odd = next((i for i, size in enumerate(sizes) if size != sizes[0]), 0)
         if odd:
             raise UserError(f"{source}: {what} have {sizes[0]} in {labels[0]} and {sizes[odd]} in {labels[odd]}")
-    return Trajectories(*map(joined, zip(*parts, strict=True)))
+    others = (np.concatenate(x) for x in list(zip(*parts, strict=True))[1:])
+    return Trajectories(observations.joined(), *others)
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -83,8 +83,9 @@ def gathered(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nbytes(arrays: Mapping[str, Any]) -> int:
-    """Return the bytes of arrays in memory, some of which may be mappings from names to arrays."""
-    of_array = lambda x: 0 if isinstance(x, np.memmap) else x.nbytes  # noqa: E731
+    """Return the bytes of arrays, some of which may be mappings from names to arrays; those of pixels, which need not
+    stay in memory, left out."""
+    of_array = lambda x: 0 if x.dtype == np.uint8 else x.nbytes  # noqa: E731
     return sum(nbytes(x) if isinstance(x, Mapping) else of_array(x) for x in arrays.values())
 
 
@@ -225,6 +226,17 @@ def numeric_array(group: Any, key: str, source: object, remedy: str = "") -> Any
     if (largest := max(sizes)) * MAX_EXPANSION > size_limit():
         raise UserError(f"{where} has a packed piece of {largest:,} bytes, which could unpack to anything: repack it")
     return array
+
+
+def check_episodes(episodes: Sequence[Iterable[tuple[int, bool]]], source: object, held: int = 0) -> int:
+    """Return `held` and the bytes of episodes, each array's with whether it has pixels, and these left out. Raises
+    UserError if they, and the pixels of one episode, come to more than `untrusted.size_limit()`."""
+    total, most = held, 0
+    for sizes in map(list, episodes):
+        total += sum(size for size, is_image in sizes if not is_image)
+        most = max(most, sum(size for size, is_image in sizes if is_image))
+    check_size(total + most, source)
+    return total
 
 
 def unpacked_bytes(array: Any) -> int:

@@ -2,7 +2,6 @@
 imported. Videos are not decoded."""
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +91,7 @@ def _episodes(
         if missing := [name for name in names if name not in table.column_names]:
             raise UserError(f"{file} lacks the column {missing[0]}, which {INFO} names")
         images = [key for key in keys if features[key]["dtype"] == "image"]
-        held += table.nbytes
-        check_size(held + sum(len(table) * math.prod(features[key]["shape"]) for key in images), path)
+        check_size(held + table.nbytes, path)
         numbers = np.asarray(column(table, EPISODE, str(file)), int)
         for first, last in _runs(numbers):
             rows, where = table.slice(first, last - first), f"{file.name}, episode {numbers[first]}"
@@ -101,8 +99,8 @@ def _episodes(
             for key in keys:
                 name = key.removeprefix(PREFIX)
                 obs[name] = _images(rows, key, where) if key in images else _vectors(rows, key, where)
-                held += obs[name].nbytes
-            check_size(held, path)
+                held += obs[name].nbytes * (key not in images)
+            check_size(held + table.nbytes, path)
             done = np.ravel(column(rows, SUCCESS, where)).astype(bool) if SUCCESS in names else False
             labels.append(where)
             yield {

@@ -11,11 +11,19 @@ import numpy as np
 from gymnasium.spaces import Box, flatdim
 
 from floq.data.arrays import OpenedDataset, from_episodes
-from floq.data.formats.files import decode_images, jpeg_array, numeric_array, open_hdf5, subgroup, unpacked_bytes
+from floq.data.formats.files import (
+    check_episodes,
+    decode_images,
+    jpeg_array,
+    numeric_array,
+    open_hdf5,
+    subgroup,
+    unpacked_bytes,
+)
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.envs import spaces
 from floq.utils.errors import UserError, in_one_line
-from floq.utils.untrusted import check_size, parse_json, read_json
+from floq.utils.untrusted import parse_json, read_json
 
 METADATA, EPISODES = "data/metadata.json", "data/main_data.hdf5"
 KEYS = ("actions", "rewards", "terminations")
@@ -62,7 +70,7 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
     with open_hdf5(path / EPISODES) as file:
         groups = [subgroup(file, f"episode_{number}", path) for number in range(min(count, len(file)))]
         episodes = [_find_arrays(group, obs_space, act_space, path) for group in groups]
-        check_size(sum(_unpacked_bytes(arrays, obs_space, path) for arrays in episodes), path)
+        check_episodes([_unpacked_bytes(arrays, obs_space, path) for arrays in episodes], path)
         read = (_read_episode(arrays, obs_space, (low, high), path) for arrays in episodes)
         data = from_episodes(read, str(path), any_actions=options.changes_actions)
     parts = spaces.part_names(obs_space, path)
@@ -138,12 +146,14 @@ def _find_arrays(group: Any, obs_space: Any, act_space: Any, folder: Path) -> di
     return arrays
 
 
-def _unpacked_bytes(arrays: Mapping[Any, Any], obs_space: Any, folder: Path) -> int:
-    """Return the bytes that the arrays of an episode take once they are read and choices are one-hot."""
+def _unpacked_bytes(arrays: Mapping[Any, Any], obs_space: Any, folder: Path) -> list[tuple[int, bool]]:
+    """Return the bytes that each array of an episode takes once it is read and choices are one-hot, and whether it has
+    pixels."""
     leaves = list(spaces.leaves(obs_space, folder))
+    images = {path for path, space in leaves if spaces.is_image(space)}
     size = lambda space: math.prod(space.shape) if spaces.is_image(space) else 4 * flatdim(space)  # noqa: E731
     hot = {path: len(arrays[path]) * size(space) for path, space in leaves}
-    return sum(max(unpacked_bytes(array), hot.get(key, 0)) for key, array in arrays.items())
+    return [(max(unpacked_bytes(array), hot.get(key, 0)), key in images) for key, array in arrays.items()]
 
 
 def _read_episode(

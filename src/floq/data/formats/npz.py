@@ -1,6 +1,6 @@
 """npz files: one row per state (OGBench's layout), one row per transition, or a folder with one episode a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,22 @@ def _from_flat(arrays: Mapping[str, Any], source: str, any_actions: bool) -> Tra
 
 
 def _read_folder(folder: Path, any_actions: bool) -> OpenedDataset:
-    """Read the files of a folder, all of which together must keep the limit for one file. One with a row for each
-    transition that says where episodes are cut may hold several; any other is one episode."""
-    files, parts, held = data_files(folder, SUFFIXES), [], 0
-    for file in files:
-        arrays = open_npz(file, KEYS, "repair it, or take it out of the folder", held, OBSERVATIONS)
-        held += nbytes(arrays)
-        source = f"{folder}, {file.name}"
-        if _cuts_inside(standard_names(arrays, source)):
-            parts.append(_from_flat(standard_names(arrays, source, "terminals"), source, any_actions))
-        else:
-            parts.append(from_episodes([arrays], str(folder), [file.name], any_actions))
-    return OpenedDataset(concatenate(parts, [file.name for file in files], str(folder)), True, str(folder))
+    """Read the files of a folder, all of which together, pixels left out, must keep the limit for one file. One with a
+    row for each transition that says where episodes are cut may hold several; any other is one episode."""
+    files = data_files(folder, SUFFIXES)
+
+    def parts() -> Iterator[Trajectories]:
+        held = 0
+        for file in files:
+            arrays = open_npz(file, KEYS, "repair it, or take it out of the folder", held, OBSERVATIONS)
+            held += nbytes(arrays)
+            source = f"{folder}, {file.name}"
+            if _cuts_inside(standard_names(arrays, source)):
+                yield _from_flat(standard_names(arrays, source, "terminals"), source, any_actions)
+            else:
+                yield from_episodes([arrays], str(folder), [file.name], any_actions)
+
+    return OpenedDataset(concatenate(parts(), [file.name for file in files], str(folder)), True, str(folder))
 
 
 def _cuts_inside(arrays: Mapping[str, Any]) -> bool:

@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 
 from floq.data.arrays import OpenedDataset, bounds, concatenate, from_episodes
-from floq.data.formats.files import data_files, numeric_array, open_hdf5, subgroup, text_array, unpacked_bytes
+from floq.data.formats.files import (
+    check_episodes,
+    data_files,
+    numeric_array,
+    open_hdf5,
+    subgroup,
+    text_array,
+    unpacked_bytes,
+)
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError, nearest
-from floq.utils.untrusted import check_size
 
 SUFFIXES = (".hdf5", ".h5")
 OPTIONS = ("obs_keys",)
@@ -45,8 +52,9 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
             data = subgroup(opened, "data", file)
             obs_keys = obs_keys or _state_keys(subgroup(data, names[0], file), file)
             found = [_find_arrays(subgroup(data, name, file), obs_keys, file) for name in names]
-            size += sum(unpacked_bytes(x) for arrays in found for x in arrays.values())
-            check_size(size, file)
+            size = check_episodes(
+                [[(unpacked_bytes(x), x.ndim == 4) for x in one.values()] for one in found], file, size
+            )
             episodes = (_read_episode(arrays, obs_keys) for arrays in found)
             part = from_episodes(episodes, str(file), names, options.changes_actions)
         first, last = bounds(part)
