@@ -42,10 +42,10 @@ CRITICS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "critics": {
         "flow, K = 8": ("floq", FLOW | {"critic_flow_steps": 8}),
         "flow, K = 1": ("floq", FLOW | {"critic_flow_steps": 1}),
-        "looped, K = 8": ("looped", {"critic_flow_steps": 8, "target_noise_samples": 2}),
         "scalar": ("scalar", ACTIONS),
         "ten members": ("scalar", ACTIONS | {"value_num_ensembles": 10}),
         "categorical, equal operations": ("categorical", ACTIONS),
+        "looped, K = 8": ("looped", {"critic_flow_steps": 8, "target_noise_samples": 2}),
     },
     "steps": {f"flow, K = {k}": ("floq", FLOW | {"critic_flow_steps": k}) for k in (2, 4, 16)},
     "noise": {
