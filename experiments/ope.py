@@ -3,8 +3,9 @@
     floq sweep experiments/ope.toml --save_dir DIR/policies            # trains the policies
     python experiments/ope.py critics --save_dir DIR/policies --out DIR  # --policies experiments/ope_cube.toml: others
 
-Parts: `critics` (six of them, all bounded alike), `steps` (K = 2, 4, 16) and `noise` (on the targets, 4 and 8% of the
-range of returns). A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
+Parts: `critics` (five of them, all bounded alike), `looped`, `steps` (K = 2, 4, 16) and `noise` (on the targets, 4 and
+8% of the range of returns). Values have the discount of the policies' runs, and tau is such that the updates are five
+time constants. A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
 command goes on. The table over all that is there, ope.csv and ope.md, has the mean absolute error, its difference to
 that of flow K = 8, the error as a share of the spread of the true values, Kendall's rank correlation, and the signed
 error on the policies of each origin, positive where a critic overrates them. Intervals are Student's over policies,
@@ -33,7 +34,8 @@ from floq.training.off_policy import FIXED
 
 HERE = Path(__file__).parent
 REFERENCE = "flow, K = 8"
-SETTINGS = {"discount": 0.99, "tau": 0.02, "offline_steps": 25_000, "clip_targets": True, "lr": 1e-3, "batch_size": 64}
+SETTINGS = {"offline_steps": 25_000, "clip_targets": True, "lr": 1e-3, "batch_size": 64}
+TIME_CONSTANTS = 5  # of the target network and the discount, that the updates are
 SIZES: dict[str, Any] = {"block_width": 64, "block_depth": 2, "value_hidden_dims": (64, 64)}
 FLOW: dict[str, Any] = {"noise_samples": 4, "target_noise_samples": 2, "noise_scheme": "stratified"}
 ACTIONS = {"target_action_samples": 2}
@@ -45,8 +47,8 @@ CRITICS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "scalar": ("scalar", ACTIONS),
         "ten members": ("scalar", ACTIONS | {"value_num_ensembles": 10}),
         "categorical, equal operations": ("categorical", ACTIONS),
-        "looped, K = 8": ("looped", {"critic_flow_steps": 8, "target_noise_samples": 2}),
     },
+    "looped": {"looped, K = 8": ("looped", {"critic_flow_steps": 8, "target_noise_samples": 2})},
     "steps": {f"flow, K = {k}": ("floq", FLOW | {"critic_flow_steps": k}) for k in (2, 4, 16)},
     "noise": {
         f"{name}, noise {share:.0%}": (critic, own | {"noise": share})
@@ -115,21 +117,23 @@ def trained(experiment: Path, save_dir: str, dataset_dir: str) -> dict[str, floq
 
 def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> dict[str, Any]:
     """Return the settings of a critic: noise in units of return, and the width that equal operations need."""
+    discount = run.config.agent.discount
+    known = SETTINGS | {"discount": discount, "tau": TIME_CONSTANTS / (SETTINGS["offline_steps"] * (1 - discount))}
     settings = dict(own)
     if share := settings.pop("noise", 0):
         scale = run.load_agent().scale
-        settings["target_noise_magnitude"] = share * float(scale.r_max - scale.r_min) / (1 - SETTINGS["discount"])
+        settings["target_noise_magnitude"] = share * float(scale.r_max - scale.r_min) / (1 - discount)
 
     def agent(critic: str, own: dict[str, Any]) -> AgentConfig:
-        known = settings_type(critic, "fixed").__dataclass_fields__
-        wanted = SIZES | SETTINGS | own | FIXED
-        return AgentConfig.from_flat(critic, "fixed", {name: x for name, x in wanted.items() if name in known})
+        names = settings_type(critic, "fixed").__dataclass_fields__
+        wanted = SIZES | known | own | FIXED
+        return AgentConfig.from_flat(critic, "fixed", {name: x for name, x in wanted.items() if name in names})
 
     config = agent(critic, settings)
     if "equal operations" in name:
         flow, dims = agent("floq", FLOW | {"critic_flow_steps": 8}), run.load_agent()
         config = matched(config, flow, dims.obs_spec, dims.action_dim, "flops")
-    wanted = SIZES | SETTINGS | settings
+    wanted = SIZES | known | settings
     return {key: value for key, value in config.flat().items() if key in wanted}
 
 
