@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ from floq.runs.config import Config
 from floq.runs.run import Run, make_agent
 from floq.training.fitted_q import unlimited
 from floq.training.fleet import Fleet, FleetData, Layout
+from floq.training.off_policy import evaluation_config
 from floq.utils.errors import Interrupted, UserError
 from floq.utils.obs_spec import ObsSpec
 
@@ -284,6 +287,14 @@ def test_bad_input_is_one_line(held_out_runs, capsys):
     ):
         assert cli.run(["ope", *arguments]) == 2, arguments
         assert told in capsys.readouterr().err, arguments
+
+
+@pytest.mark.parametrize(("critic", "kept"), [("looped", 3.0), ("categorical", 0.75)])
+def test_another_critic_takes_what_means_the_same(critic, kept):
+    """`sigma` smooths an input of floq's, and the target of a categorical critic."""
+    run: Any = SimpleNamespace(config=floq.configure(critic="floq", sigma=3.0, value_hidden_dims=(8, 8)))
+    found = evaluation_config(run, critic, None, None, {}).agent.critic
+    assert (found.sigma, found.value_hidden_dims) == (kept, (8, 8))
 
 
 def test_runs_that_cannot_be_compared_are_refused(held_out_runs, tmp_path, capsys):

@@ -20,6 +20,7 @@ from floq.agent.config import AgentConfig, settings_type
 from floq.agent.policy import Policy
 from floq.analysis.off_policy import OffPolicyEvaluation
 from floq.analysis.statistics import MIN_RESAMPLES
+from floq.critics import CRITICS
 from floq.data.dataset import Dataset
 from floq.evaluation.fixed_policy import FixedPolicy
 from floq.export.exported import Policy as ExportedPolicy
@@ -252,6 +253,8 @@ def evaluation_config(
     name = critic or base.agent.critic_name
     known = hints_of(settings_type(name, "fixed"))
     flat = {key: value for key, value in base.agent.flat().items() if key in known}
+    if getattr(CRITICS[name][0], "sigma", None) != getattr(type(base.agent.critic), "sigma", None):  # its default
+        flat.pop("sigma", None)  # floq smooths its input with it, the categorical critic its target
     flat |= {key: value for key, value in settings.items() if key not in of_run}
     flat |= {"discount": discount} if discount is not None else {}
     agent = AgentConfig.from_flat(name, "fixed", flat | {key: value for key, value in FIXED.items() if key in known})
