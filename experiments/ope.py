@@ -8,10 +8,11 @@ Parts: `critics` (five of them, all bounded alike), `looped`, `steps` (K = 2, 4,
 time constants. A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
 command goes on. The table over all that is there, ope.csv and ope.md, has the mean absolute error, its difference to
 that of flow K = 8, the error as a share of the spread of the true values, Kendall's rank correlation, and the signed
-error on the policies of each origin, positive where a critic overrates them. Intervals are Student's over policies,
-each of a run of its own, whose estimates are means over seeds: seeds share the episodes.
+error on the policies of each origin, positive where a critic overrates them. An early policy is
+what the late one of its agent and seed once was, so intervals are Student's over these pairs; a policy's estimate is
+the mean over seeds, which share the episodes.
 
-Not run yet. Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric,
+Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric,
 mean absolute error.
 """
 
@@ -142,10 +143,12 @@ def write_tables(out: Path) -> None:
     found = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
     names = sorted(next(iter(found.values()))["estimates"])
     truths = np.array([np.mean(next(iter(found.values()))["truths"][name]) for name in names])
+    labels = [(name.split()[0], name.split()[-1].partition("_")[0]) for name in names]  # agent and seed
+    trajectories = np.array([sorted(set(labels)).index(label) for label in labels])
     values = {critic: np.array([np.mean(one["estimates"][name]) for name in names]) for critic, one in found.items()}
     rows = []
     for critic, own in values.items():
-        row: dict[str, Any] = {"critic": critic} | scores(own, truths, values.get(REFERENCE))
+        row: dict[str, Any] = {"critic": critic} | scores(own, truths, trajectories, values.get(REFERENCE))
         for origin in sorted({name.split()[0] for name in names}):
             of_origin = [number for number, name in enumerate(names) if name.split()[0] == origin]
             row[f"overrates {origin}"] = float((own - truths)[of_origin].mean())
@@ -157,15 +160,21 @@ def write_tables(out: Path) -> None:
     print((out / "ope.md").read_text())
 
 
-def scores(estimates: np.ndarray, truths: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:
-    """Return the metrics of a critic's estimates (policies,), with intervals over policies; `reference`: the estimates
-    of the critic that it is compared with."""
+def scores(
+    estimates: np.ndarray, truths: np.ndarray, trajectories: np.ndarray, reference: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return the metrics of a critic's estimates (policies,), with intervals over the `trajectories` that these are
+    from, by number; `reference`: the estimates of the critic that it is compared with."""
+
+    def interval(x: np.ndarray) -> tuple[float, float]:
+        return mean_interval(np.array([x[trajectories == number].mean() for number in np.unique(trajectories)]))
+
     errors = np.abs(estimates - truths)
-    row = {"error": errors.mean(), **dict(zip(("low", "high"), mean_interval(errors), strict=True))}
+    row = {"error": errors.mean(), **dict(zip(("low", "high"), interval(errors), strict=True))}
     if reference is not None:
         difference = errors - np.abs(reference - truths)
         row["to the reference"] = difference.mean()
-        row |= dict(zip(("difference low", "difference high"), mean_interval(difference), strict=True))
+        row |= dict(zip(("difference low", "difference high"), interval(difference), strict=True))
     row["error / spread"] = errors.mean() / truths.std() if truths.std() else np.nan
     row["rank correlation"] = np.asarray(stats.kendalltau(estimates, truths))[0]
     return {name: float(x) for name, x in row.items()}
