@@ -6,14 +6,14 @@
 Parts: `critics` (five of them, all bounded alike), `looped`, `steps` (K = 2, 4, 16) and `noise` (on the targets, 4 and
 8% of the range of returns). Values have the discount of the policies' runs, and tau is such that the updates are five
 time constants. A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
-command goes on. The table over all that is there, ope.csv and ope.md, has the mean absolute error, its difference to
-that of flow K = 8, the error as a share of the spread of the true values, Kendall's rank correlation, and the signed
-error on the policies of each origin, positive where a critic overrates them. An early policy is
-what the late one of its agent and seed once was, so intervals are Student's over these pairs; a policy's estimate is
-the mean over seeds, which share the episodes.
+command goes on. ope-policies.csv has all estimates beside the true values. The table over them, ope.csv and ope.md,
+has the mean absolute error, its difference to that of flow K = 8, the error as a share of the spread of the true
+values, Kendall's rank correlation, and the signed error on the policies of each origin, positive where a critic
+overrates them. An early policy is what the late one of its agent and seed once was, so intervals are Student's over
+these pairs; a policy's estimate is the mean over seeds, which share the episodes.
 
-Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric,
-mean absolute error.
+Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric, mean absolute
+error.
 """
 
 import argparse
@@ -154,6 +154,12 @@ def write_tables(out: Path) -> None:
             row[f"overrates {origin}"] = float((own - truths)[of_origin].mean())
         rows.append(row)
     write_csv(out / "ope.csv", rows, ("critic",))
+    each = [
+        {"critic": critic, "policy": name, "truth": truth, "estimate": estimate}
+        for critic, own in values.items()
+        for name, truth, estimate in zip(names, truths, own, strict=True)
+    ]
+    write_csv(out / "ope-policies.csv", each, ("critic", "policy"))
     shown = [[str(x) if isinstance(x, str) else f"{x:.3g}" for x in row.values()] for row in rows]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
     (out / "ope.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
