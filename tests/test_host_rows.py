@@ -210,12 +210,17 @@ def file(request, tmp_path):
     return tmp_path / "x.npz"
 
 
-def test_a_file_is_mapped_through_to_the_batches(file, monkeypatch, capsys, tmp_path):
+def test_pixels_are_mapped(file, monkeypatch):
     monkeypatch.setenv(LIMIT, "1e-6")
     arrays = open_npz(file, ("observations", "actions"))
     assert isinstance(arrays["observations"], np.memmap)
     assert not isinstance(arrays["actions"], np.memmap)
     assert (arrays["observations"] == PIXELS).all()
+
+
+@pytest.mark.parametrize("file", [np.savez], indirect=True)
+def test_a_file_is_mapped_through_to_the_batches(file, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(LIMIT, "1e-6")
     words = ["--dataset", str(file), "--agent.encoder=impala_debug", "--offline_steps=1", "--eval_interval=0"]
     sizes = ["--agent.block_width=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]
     assert cli.run(["train", *words, *sizes, "--env_name=None", f"--save_dir={tmp_path / 'exp'}"]) == 0
