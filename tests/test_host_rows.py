@@ -20,6 +20,7 @@ from probe_envs import watched
 
 import floq
 from floq import cli
+from floq.data import storage
 from floq.data.arrays import take
 from floq.data.dataset import Dataset, Splits
 from floq.data.formats.files import open_npz
@@ -28,7 +29,6 @@ from floq.data.host_rows import HostRows
 from floq.data.mixture import Mixture, Source
 from floq.runs import checkpoint, run_data
 from floq.training.fleet import FleetData
-from floq.utils import files
 from floq.utils.errors import UserError
 
 LIMIT = "FLOQ_DATA_GB"
@@ -307,7 +307,7 @@ def test_a_disk_without_room_is_one_line(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "posix_fallocate", full)
+    monkeypatch.setattr(storage.os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"no room in .* \(No space left on device\): name a folder .* TMPDIR"):
         take(PIXELS, np.arange(5))
     monkeypatch.undo()

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from floq.data.storage import RowStore, empty_array
 from floq.utils.errors import UserError
-from floq.utils.files import RowStore, empty_array
 from floq.utils.obs_spec import IMAGE, ObsSpec, channels_first
 
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations")

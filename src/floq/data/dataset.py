@@ -23,8 +23,8 @@ from floq.data.arrays import (
     to_array,
 )
 from floq.data.host_rows import HostRows, RowNumbers
+from floq.data.storage import empty_array
 from floq.utils.errors import UserError
-from floq.utils.files import empty_array
 from floq.utils.machine import data_memory
 from floq.utils.obs_spec import ObsSpec
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from floq.data.storage import empty_array, fits_memory
 from floq.utils.errors import UserError, in_one_line
-from floq.utils.files import empty_array, fits_memory
 from floq.utils.untrusted import check_size, size_limit
 
 REFETCH = "delete it and fetch or collect it again"
