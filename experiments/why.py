@@ -2,11 +2,11 @@
 
     python experiments/why.py --save_dir DIR --out DIR
 
-Trains them on Hopper-v5 as `floq sweep experiments/utd.toml` does. At each checkpoint it takes the mean absolute TD
-error of the 250 transitions that come next, before any update on them, and of the 250 before, nearly all of which were
-drawn; values and targets are means over source noise and actions. Beside it what the critics log of themselves. Writes
-why.csv (group, metric, seed, step, value) and a figure, and prints means over training with Student's intervals over
-seeds.
+Trains them on Hopper-v5 as `floq sweep experiments/utd.toml` does, with other seeds if `--seeds` says so. At each
+checkpoint it takes the mean absolute TD error of the 250 transitions that come next, before any update on them, and of
+the 250 before, nearly all of which were drawn; values and targets are means over source noise and actions. Beside it
+what the critics log of themselves. Writes why.csv (group, metric, seed, step, value) and a figure, and prints means
+over training with Student's intervals over seeds.
 
 Decided before the runs: the primary comparison is flow against scalar at equal operations, the metric the ratio of the
 error on new transitions to that on learned ones, on average over training, paired by seed. If iteration makes a critic
@@ -56,8 +56,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save_dir", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the experiment")
     given = parser.parse_args()
     experiment = read_experiment(EXPERIMENT, "laptop")
+    experiment = dataclasses.replace(experiment, seeds=tuple(given.seeds or experiment.seeds))
     use_all_cores(len(experiment.seeds))
     rows: list[dict[str, Any]] = []
     for entry in plan(experiment, given.save_dir, given.save_dir):
