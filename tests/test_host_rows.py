@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tracemalloc
 import weakref
 import zipfile
 
@@ -21,8 +22,9 @@ from probe_envs import watched
 import floq
 from floq import cli
 from floq.data import storage
-from floq.data.arrays import take
+from floq.data.arrays import from_arrays, take
 from floq.data.dataset import Dataset, Splits
+from floq.data.formats.convert import convert
 from floq.data.formats.files import open_npz
 from floq.data.formats.open import open_dataset
 from floq.data.host_rows import HostRows
@@ -280,6 +282,20 @@ def test_an_episode_is_copied_even_if_its_maker_reuses_it():
 
     data = Dataset.from_episodes(episodes())
     assert np.unique(np.asarray(data.observations)).tolist() == [0, 1, 2]
+
+
+def test_several_cameras_are_converted_without_a_copy_of_them(monkeypatch, tmp_path):
+    monkeypatch.setenv(LIMIT, "0")
+    eyes = {"left": np.zeros((3_000, 64, 64, 3), np.uint8), "right": np.ones((3_000, 64, 64, 3), np.uint8)}
+    rows, ends = np.zeros(3_000), np.arange(3_000) == 2_999
+    data = from_arrays(eyes, rows[:, None], rows, rows, ends)
+    tracemalloc.start()
+    written = convert(data, True, str(tmp_path / "eyes.npz"), "made up")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < data.observations.nbytes * 0.8  # NumPy writes them in pieces of 16 MB
+    read = open_npz(written, ["rewards"], with_parts=["observations"])["observations"]
+    assert {name: int(x.sum()) for name, x in read.items()} == {"left": 0, "right": 3_000 * 64 * 64 * 3}
 
 
 def test_copies_of_what_is_mapped_are_mapped(monkeypatch):

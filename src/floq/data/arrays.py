@@ -15,11 +15,7 @@ NAMES = {"obs": "observations", "next_obs": "next_observations", "acts": "action
 NAMES |= {"truncations": "timeouts", "truncated": "timeouts"}
 """floq's names of arrays that Gymnasium, Stable-Baselines3 and imitation call otherwise."""
 TERMINATIONS = ("terminations", "terminated")
-ENDS = (
-    "terminals",
-    "dones",
-    "done",
-)  # time-outs too, but for the `terminals` of flat arrays, as D4RL has them
+ENDS = "terminals", "dones", "done"  # time-outs too, but for the `terminals` of flat arrays, as D4RL has them
 OTHER_NAMES = (*NAMES, *TERMINATIONS, *ENDS)
 VECTORS = (*TERMINATIONS, *ENDS, "rewards", "masks", "timeouts", "ends")  # keys with one number per row
 CLIPPABLE = 1.01  # actions up to here can only be rounded or noisy ones of [-1, 1]

@@ -115,7 +115,7 @@ def _natural(observations: np.ndarray) -> Any:
     """Return records as arrays by name, an image alone as an array (rows, H, W, C), vectors as they are."""
     if observations.dtype.fields is None:
         return observations
-    parts = {name: np.ascontiguousarray(observations[name]) for name in observations.dtype.fields}
+    parts = {name: observations[name] for name in observations.dtype.fields}
     return parts[IMAGE] if parts.keys() == {IMAGE} else parts
 
 

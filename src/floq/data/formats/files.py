@@ -22,10 +22,7 @@ HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-LOCAL_HEADER, LOCAL_LENGTHS = (
-    30,
-    26,
-)  # bytes of an entry's header in a zip file, and where two lengths of what follows are
+LOCAL_HEADER, LOCAL_LENGTHS = 30, 26  # bytes of an entry's header in a zip file; where two lengths are in it
 PIECE_BYTES = 2**20
 PIXELS = ("L", "LA", "RGB", "RGBA")  # modes of images with 8 bits for each number
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
