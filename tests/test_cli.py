@@ -128,6 +128,9 @@ WRONG = [
     (["train", "--dataset_dir=~nosuchuser/x"], "there is no such home folder"),
     (["train", "--resume=~nosuchuser/x"], "there is no such home folder"),
     (["data", "collect", "cube-single-play-v0", "--dataset_dir=~nosuchuser/x"], "there is no such home folder"),
+    (["data", "collect", "cube-single-play-v0", f"--dataset_dir={'x' * 300}"], "File name too long: give another path"),
+    (["train", f"--dataset={'x' * 300}.npz"], "File name too long: give another path"),
+    (["report", "x" * 300], "File name too long: give another path"),
     (["train", "--env_name=foo:cube-single-play-singletask-v0"], "unknown environment"),
     (["train", "--env_name=cube-single-play-singletask"], "did you mean 'cube-single-play-singletask-v0'?"),
     (["train", "--env_name=cube-single-v0:x"], "is not an OGBench single task"),
@@ -253,6 +256,10 @@ def test_a_preset_that_changes_nothing_says_so(capsys):
     dry_run_flags = ["--preset=best", "--env_name=scene-play-singletask-v0"]
     assert cli.run(["train", "--dry_run", *dry_run_flags]) == 0
     assert capsys.readouterr().err == "floq: --preset=best changes nothing for scene with floq\n"
+    words = ["--env_name=antmaze-giant-navigate-singletask-v0", "--agent=agents/floq.py", "--preset=best"]
+    assert cli.run(["train", "--dry_run", *words]) == 0
+    shown = capsys.readouterr()
+    assert (json.loads(shown.out)["agent"]["critic_flow_steps"], shown.err) == (4, "")
 
 
 def test_every_command_helps():

@@ -386,10 +386,16 @@ def test_what_cannot_be_sent_is_said(register):
 
 
 def test_arguments_of_an_environment_reach_it_and_the_configuration(capsys):
-    words = ["--env_kwargs.size=10", "--env_kwargs.name=long", "--env_kwargs.parts=[1, 2]", "--env_kwargs.on=True"]
+    words = [
+        "--env_kwargs.size=10",
+        "--env_kwargs.name=long",
+        "--env_kwargs.parts=[1, 2]",
+        "--env_kwargs.on=True",
+        "--env_kwargs.no=",
+    ]
     assert cli.run(["train", "--env_name=Foreign-v0", "--dataset=x.npz", "--dry_run", *words]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["env_kwargs"] == {"size": 10, "name": "long", "parts": [1, 2], "on": True}
+    assert shown["env_kwargs"] == {"size": 10, "name": "long", "parts": [1, 2], "on": True, "no": ""}
     config = Config.from_json(shown)
     assert config.make_env.kwargs == shown["env_kwargs"]
     assert hash(config) == hash(Config.from_json(shown))

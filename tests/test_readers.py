@@ -289,6 +289,13 @@ def test_flat_files_with_masks_as_ogbenchs_loader_returns_them(dataset_dir, tmp_
     same(transitions(found), transitions(wanted))
 
 
+def test_rows_that_all_are_ends_are_no_data(tmp_path, capsys):
+    arrays = {"observations": np.zeros((2, 3)), "actions": np.zeros((2, 1)), "rewards": np.zeros(2)}
+    np.savez(tmp_path / "ends.npz", **arrays, masks=np.ones(2), terminals=np.ones(2))
+    assert cli.run(["data", "inspect", str(tmp_path / "ends.npz")]) == 2
+    assert "has no transition whose next state is known" in capsys.readouterr().err
+
+
 def test_a_conversion_keeps_the_rewards_of_the_task(dataset_dir, tmp_path, store, capsys):
     file, before = str(tmp_path / "maze.npz"), open_dataset(TASK, str(dataset_dir)).data
     for words in ([TASK, file], [file, "lab/maze-v0"], ["lab/maze-v0", f"{tmp_path}/maze-v1"]):
@@ -569,6 +576,9 @@ def test_a_guess_is_shown_or_not_made(tmp_path, capsys):
     named = DataOptions(columns=read_toml(tmp_path / "columns.toml"))  # without ends the file is one episode
     found = transitions(open_dataset(str(tmp_path / "b.csv"), "none", options=named).data)
     assert found == [(1, 0, 1, 1, 2)]
+    pattern = DataOptions(columns={"observations": ["?"], "actions": "u", "reward": "rew*"})  # which names one column
+    with pytest.raises(UserError, match=r"has no column 'rew\*' for reward; did you mean 'reward'"):
+        open_dataset(str(tmp_path / "b.csv"), "none", options=pattern)
 
 
 def test_a_cell_that_is_missing(tmp_path):

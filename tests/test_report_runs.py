@@ -12,7 +12,7 @@ from run_folders import TASK, make_run
 from floq.analysis.health import run_problems
 from floq.analysis.metrics import RETURN, SCORE, SUCCESS, TD_ERROR, primary_metric
 from floq.analysis.report import tables
-from floq.analysis.report.groups import group_runs
+from floq.analysis.report.groups import OF_THE_TASK, WITHOUT_EFFECT, group_runs
 from floq.analysis.report.scores import assemble, mean
 from floq.analysis.statistics import (
     UNKNOWN,
@@ -22,10 +22,12 @@ from floq.analysis.statistics import (
     probability_of_improvement,
     wilson_interval,
 )
+from floq.runs.config import Config
 from floq.runs.loggers import read_csv
 from floq.runs.record import DamagedRun, RunRecord, find_runs, read_run, read_runs
 from floq.utils.errors import UserError
 from floq.utils.files import is_locked, lock_folder
+from floq.utils.schema import Mark, marked
 
 
 def record(folder) -> RunRecord:
@@ -110,6 +112,11 @@ def test_a_row_that_is_being_written_is_left_out(tmp_path):
         ("eval.csv", "step,a\n1,x\n", "eval.csv is damaged (could not convert string to float: 'x')"),
         ("train.csv", "step,a\n5,2\n3,2\n", "train.csv is damaged (its steps do not increase)"),
         ("eval.csv", "a,b\n1,2\n", "eval.csv is damaged (its first column is 'a', not step)"),
+        (
+            "eval.csv",
+            "step,evaluation/success\n1,1.5\n",
+            "eval.csv is damaged (evaluation/success lies outside [0",
+        ),
         ("eval.csv", "\x00\n\xff", "eval.csv is damaged ("),
         ("summary.json", "{", "summary.json is damaged (no JSON"),
         ("summary.json", "[]", "summary.json is damaged (it holds no JSON object)"),
@@ -145,13 +152,18 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, config, reason):
 
 def test_groups_differ_in_more_than_seed_and_task(tmp_path):
     for seed in (0, 1):
-        make_run(tmp_path, seed=seed)
+        make_run(tmp_path, seed=seed, **({"keep_checkpoints": 2, "env_timeout": 9.0} if seed else {}))
         make_run(tmp_path, seed=seed, task=TASK.replace("-v0", "-task2-v0"))
         make_run(tmp_path, seed=seed, agent={"critic_flow_steps": 16}, save_dir="elsewhere")
     first, second = report_of(tmp_path).groups
     assert (first.name, len(first.runs), len(first.tasks)) == ("K=8", 4, 2)
     assert (second.name, len(second.runs)) == ("K=16", 2)
     assert second.settings == {"agent.critic_flow_steps": "16"}
+
+
+def test_settings_that_do_not_distinguish_runs_are_not_compared():
+    unhashed = set(marked(Config, Mark.NOT_HASHED)) - {"score_range"}  # it changes the scores
+    assert unhashed <= {*OF_THE_TASK, *WITHOUT_EFFECT}
 
 
 def test_names_say_what_differs(tmp_path):

@@ -273,3 +273,9 @@ def test_cutting_a_log(tmp_path):
     assert read_csv(path) == {"step": [1, 2, 5], "a": [1 / 3, 2 / 3, 0.5]}
     cut_csv(path, 0)
     assert not path.exists()
+    path.write_text("step,a\n\n1,2\n\n")
+    cut_csv(path, 1)
+    assert read_csv(path) == {"step": [1], "a": [2]}
+    path.write_text(f"step,a\n1,{'2' * 200_000}\n")
+    with pytest.raises(UserError, match="is damaged"):
+        cut_csv(path, 1)

@@ -123,6 +123,12 @@ def test_a_sweep_of_flags_is_shown_and_not_trained_again(words, copy, capsys):
     assert "2 runs, 0 to train" in said
     assert "2 runs of data" in said
     assert re.search(r"page +floq report exp/floq/debug --out report.html", said)
+    newer = folders(copy)[0].with_name("sd000_20991231_000000_" + folders(copy)[0].name[-8:])
+    shutil.copytree(folders(copy)[0], newer)
+    (newer / "summary.json").unlink()  # killed: the older one counts
+    assert cli.run(["sweep", *own]) == 0
+    assert "2 runs of data" in capsys.readouterr().out
+    shutil.rmtree(newer)
     assert len(folders(copy)) == 2
     assert cli.run(["sweep", *own[:-2], "0", "7", "--dry_run"]) == 0
     said = " ".join(capsys.readouterr().out.split())

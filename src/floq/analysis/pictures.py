@@ -183,6 +183,7 @@ def _draw_value_map(subject: Subject, path: Path) -> str:
     values = _state_values(agent, states, value_key)
     positions, heights = np.asarray(newest(states)[:, :2], np.float64), np.asarray(values, np.float64)
     draw_value_map(path, env.unwrapped, positions, heights, walk, outcome)
+    env.close()
     low, high = np.quantile(values, [0.01, 0.99])
     return f"values from {low:.3g} to {high:.3g}; the greedy policy is {outcome}"
 

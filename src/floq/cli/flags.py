@@ -66,7 +66,7 @@ class Flags:
         path = self.take(prefix)
         found: dict[str, Any] = {} if path is None else read_toml(user_path(path))
         for flag in [flag for flag in self.values if flag.startswith(f"{prefix}.")]:
-            name, text = flag.removeprefix(f"{prefix}."), self.take(flag) or "true"
+            name, text = flag.removeprefix(f"{prefix}."), self.take(flag) or ""
             try:
                 found[name] = json.loads({"True": "true", "False": "false"}.get(text, text))
             except ValueError:

@@ -146,7 +146,7 @@ def from_arrays(
         1.0 - terminated[order],
         inserted | (truncated & ~closed)[order],
     )
-    return _check_transitions(data, source)
+    return check_transitions(data, source)
 
 
 def from_episodes(
@@ -177,7 +177,7 @@ def from_episodes(
             labels.append(names[number] if names else f"episode {number}")
             yield _from_episode(episode, f"{source}, {labels[-1]}", any_actions)
 
-    return _check_transitions(concatenate(parts(), labels, source), source)
+    return check_transitions(concatenate(parts(), labels, source), source)
 
 
 def concatenate(parts: Iterable[Trajectories], labels: Sequence[str], source: str) -> Trajectories:
@@ -402,7 +402,8 @@ def check_actions(actions: np.ndarray, source: str) -> None:
         )
 
 
-def _check_transitions(data: Trajectories, source: str) -> Trajectories:
+def check_transitions(data: Trajectories, source: str) -> Trajectories:
+    """Return the data. Raises UserError if each row is the end of a trajectory."""
     if data.ends.all():
         raise UserError(f"{source} has no transition whose next state is known: give the last states of episodes too")
     return data

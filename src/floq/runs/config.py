@@ -357,7 +357,8 @@ def family(env_name: str) -> str:
 
 def missing_preset_note(task: str, agent: str, preset: str | None = None) -> str | None:
     """Return a line of warning if the task's family has no settings for this agent or this preset, otherwise None."""
-    if preset is not None and not preset_for(preset, agent, family(task)):
+    name = agent.removeprefix("agents/").removesuffix(".py")
+    if preset is not None and not preset_for(preset, name, family(task)):
         return f"--preset={preset} changes nothing for {family(task)} with {agent}"
     if agent not in FAMILIES or family(task) in FAMILIES[agent]:
         return None

@@ -65,7 +65,10 @@ def cut_csv(path: Path, last_step: int) -> None:
         return
     text = path.read_bytes().decode(errors="replace")
     whole = text[: text.rfind("\n") + 1]  # a truncated number would be read as another number
-    header, *rows = list(csv.reader(io.StringIO(whole, newline=""))) or [[]]
+    try:
+        header, *rows = [row for row in csv.reader(io.StringIO(whole, newline="")) if row] or [[]]
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged ({error}): repair it, or move it away to do without it") from error
     kept = [row for row in rows if len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= last_step]
     if not kept:
         return path.unlink()

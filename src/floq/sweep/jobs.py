@@ -44,7 +44,7 @@ class Entry:
     @property
     def finished(self) -> list[Run | None]:
         """The finished run of each configuration, None if there is none."""
-        return [next((run for run in runs_of(config) if run.is_finished), None) for config in self.configs]
+        return [finished_run(config) for config in self.configs]
 
 
 def plan(experiment: Experiment, save_dir: str, dataset_dir: str) -> list[Entry]:
@@ -87,6 +87,11 @@ def folders_of(config: Config) -> list[Path]:
     """Return the folders whose names fit this configuration and seed, the newest first, without reading them."""
     found = Run.parent(config).glob(f"sd{config.seed:03d}_*_{config.digest()}/config.json")
     return sorted((path.parent for path in found), reverse=True)
+
+
+def finished_run(config: Config) -> Run | None:
+    """Return the newest finished run with this resolved configuration and seed, None if there is none."""
+    return next((run for run in runs_of(config) if run.is_finished), None)
 
 
 def unfinished(configs: Iterable[Config]) -> list[Config]:

@@ -28,7 +28,19 @@ from floq.runs.record import RunRecord, read_runs
 from floq.runs.run import Run
 from floq.runs.run_data import collect_with_progress, fetch_missing
 from floq.sweep.experiment import PROJECT, Experiment, read_experiment
-from floq.sweep.jobs import Entry, Job, Outcome, jobs_of, plan, runs_of, show_jobs, show_plan, try_job, unfinished
+from floq.sweep.jobs import (
+    Entry,
+    Job,
+    Outcome,
+    finished_run,
+    jobs_of,
+    plan,
+    runs_of,
+    show_jobs,
+    show_plan,
+    try_job,
+    unfinished,
+)
 from floq.training.train import check_built, fleets, resolve_paths
 from floq.utils.errors import Failed, Interrupted, UserError
 from floq.utils.files import check_writable, user_path
@@ -158,7 +170,7 @@ def sweep_configs(configs: Sequence[Config], options: SweepOptions, notes: Seque
     failures = _train(labels, folder, options, display, {})
     if options.dry_run:
         return []
-    finished = [run for config in labels for run in runs_of(config)[:1] if run.is_finished]
+    finished = [run for run in map(finished_run, labels) if run]
     for numbers in fleets([run.config for run in finished]) if list(map(len, local)) != [len(labels)] else []:
         with display.tolerate("table of results"):
             show_result([finished[number] for number in numbers], display)
@@ -199,7 +211,8 @@ def _train(
             show_jobs(jobs, slots, machines, display)
             return []
         display.note(f"sweep   {len(labels)} runs, {len(left)} to train, in {len(jobs)} programs")
-        for run in (run for config in labels.keys() - set(left) for run in runs_of(config)[:1] if run.diverged):
+        ended = [config for config in labels if config not in left and not finished_run(config)]
+        for run in (run for config in ended for run in runs_of(config) if run.diverged):
             display.note(f"diverged {run.folder}, at step {run.diverged.get('step')}: not trained again")
         wanted = {(ogbench.dataset_name(config.task), user_path(config.dataset_dir)) for config in left}
         for name, directory in sorted(wanted):  # others are downloaded when their runs begin

@@ -22,11 +22,17 @@ LOCK_RETRY_S = 0.05  # seconds; `is_locked` takes far less
 
 
 def user_path(text: str | Path) -> Path:
-    """Return a path with `~` expanded. Raises UserError if the user that it names does not exist."""
+    """Return a path with `~` expanded. Raises UserError if the user that it names does not exist, or the system refuses
+    to look there."""
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return path
     except RuntimeError as error:
         raise UserError(f"{text}: there is no such home folder") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{text}: {getattr(error, 'strerror', error)}: give another path") from error
 
 
 def looks_like_path(text: str) -> bool:

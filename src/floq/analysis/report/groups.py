@@ -14,7 +14,8 @@ from floq.runs.record import RunRecord
 
 OF_THE_TASK = ("seed", "env_name", "dataset")
 WITHOUT_EFFECT = ("save_dir", "dataset_dir", "dataset_mirror", "project_name", "restore_epoch")
-WITHOUT_EFFECT += ("logger", "log_interval", "save_interval", "video_episodes", "video_frame_skip")
+WITHOUT_EFFECT += ("logger", "log_interval", "save_interval", "keep_checkpoints", "checkpoint_minutes")
+WITHOUT_EFFECT += ("env_timeout", "video_episodes", "video_frame_skip")
 """Settings of paths and of logging, which are not compared."""
 IDENTITY = ("run_group", "agent.critic", "agent.actor")
 SHORT = {"critic_flow_steps": "K", "offline_steps": "offline", "online_steps": "online"}

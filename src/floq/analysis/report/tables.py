@@ -217,7 +217,7 @@ def off_policy(report: Report) -> Table:
     for (policy, task), runs in policies.items():
         scale = float(runs[0].settings.get("agent.reward_scale") or 1)
         value, data, td_error = (
-            [run.evaluations[f"evaluation/{name}"][-1] / scale for run in runs]
+            [run.evaluations.get(f"evaluation/{name}", [math.nan])[-1] / scale for run in runs]
             for name in ("initial_value", "data_return", "td_error")
         )
         cells = [with_interval(bootstrap_estimate(value), shown), shown(np.mean(data)), shown(np.mean(td_error))]

@@ -48,7 +48,7 @@ def download(name: str, directory: Path, mirror: str | None = None, bar: Bar | N
 
     check_writable(directory, "give another --dataset_dir")
     address = (DATASET_URL if mirror is None else mirror).rstrip("/")
-    if urllib.parse.urlsplit(address).scheme not in SCHEMES:
+    if address.partition(":")[0].lower() not in SCHEMES:
         raise UserError(f"--dataset_mirror={mirror}: give an address that begins with {', '.join(SCHEMES[:2])} or file")
     missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
     names = (f"{name}-val.npz", f"{name}.npz")  # the training file last: its presence marks a complete dataset

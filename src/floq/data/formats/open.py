@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium.spaces import Box
 
-from floq.data.arrays import OpenedDataset, Trajectories, check_actions, check_widths, hold_out, take
+from floq.data.arrays import OpenedDataset, Trajectories, check_actions, check_transitions, check_widths, hold_out, take
 from floq.data.dataset import Splits
 from floq.data.formats import READERS, minari, npz, ogbench
 from floq.data.options import AS_THEY_ARE, DataOptions
@@ -73,6 +73,7 @@ def _make_task(name: str) -> SeededEnv:
 
 
 def _with_rewards(opened: OpenedDataset, task: SeededEnv | None, options: DataOptions) -> OpenedDataset:
+    check_transitions(opened.data, opened.source)
     if opened.has_rewards or task is None:
         return opened
     data = ogbench.label(opened, task, options.label_timing)

@@ -172,10 +172,11 @@ def _listed(columns: Columns, field: str) -> tuple[str, ...]:
 
 
 def _named(columns: Columns, field: str, names: Sequence[str], source: str) -> list[str]:
-    """Return the columns of a table that a field names, with patterns filled in."""
-    found = []
+    """Return the columns of a table that a field names, with patterns filled in where it may name several."""
+    found, several = [], isinstance(getattr(columns, field), tuple)
     for name in _listed(columns, field):
-        matching = [name] if name in names else [other for other in names if fnmatch.fnmatchcase(other, name)]
+        exact = name in names or not several
+        matching = [x for x in names if (x == name if exact else fnmatch.fnmatchcase(x, name))]
         if not matching:
             raise UserError(
                 f"{source} has no column {name!r} for {field}{nearest(name, names)}: it has {_short(names)}"
