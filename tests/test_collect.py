@@ -4,13 +4,14 @@ import dataclasses
 import json
 import shutil
 import signal
+import zipfile
 
 import numpy as np
 import ogbench
 import pytest
 
 from floq import cli
-from floq.data.collection.collect import collect, recipe
+from floq.data.collection.collect import _concatenate_parts, collect, recipe
 from floq.data.collection.experts import ManipulationExpert, MazeExpert, _cube_in_sight
 from floq.envs import environments
 from floq.utils.errors import UserError
@@ -168,6 +169,20 @@ def test_too_little_disk_space_is_said_before_it_runs_out(short_maze, tmp_path, 
     with pytest.raises(UserError, match=r"has 0.0 GB free, the collection needs up to .* GB"):
         collect(NAME, tmp_path, episodes=2, workers=1)
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_parts_are_put_together(tmp_path, compressed):
+    """Pixels uncompressed, so that training can map them."""
+    parts = [{"pixels": np.full((4, 2, 2, 3), i, np.uint8), "x": np.full((3, 4), float(i)).T} for i in range(3)]
+    for number, part in enumerate(parts):
+        np.savez(tmp_path / f"{number}.npz", **part)
+    _concatenate_parts([tmp_path / f"{number}.npz" for number in range(3)], tmp_path / "all.npz", compressed)
+    with np.load(tmp_path / "all.npz", allow_pickle=False) as joined:
+        for name in ("pixels", "x"):
+            np.testing.assert_array_equal(joined[name], np.concatenate([part[name] for part in parts]))
+    kinds = {entry.compress_type for entry in zipfile.ZipFile(tmp_path / "all.npz").infolist()}
+    assert kinds == {zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED}
 
 
 def test_stitch_goals_lie_four_cells_away():

@@ -22,9 +22,8 @@ from floq.agent.state import Keys
 from floq.data.dataset import Dataset
 from floq.envs.environments import EnvFactory
 from floq.envs.vector import EnvSlots
-from floq.evaluation import background
-from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
-from floq.evaluation.rollouts import RESTARTS, Evaluator
+from floq.evaluation import rollouts
+from floq.evaluation.rollouts import RESTARTS, BackgroundEvaluator, EvaluationRequest, Evaluator
 from floq.runs.config import Config, configure
 from floq.runs.run import Run, make_agent
 from floq.training.fleet import Fleet, FleetData, Layout, sample_batch
@@ -278,7 +277,7 @@ def test_what_an_evaluation_raises_reaches_the_training(policy):
 
 @pytest.mark.processes
 def test_an_environment_that_hangs_keeps_nobody_from_leaving(monkeypatch):
-    monkeypatch.setattr(background, "STOP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(rollouts, "STOP_TIMEOUT_S", 0.5)
     policy = Agent.init(jax.random.key(0), 1, 1, agent_config(SCALAR, ACTOR)).policy
     name = "probe_envs:Fragile-hangs-v0"
     with Evaluator(EnvFactory(name), 1, 1) as evaluate:

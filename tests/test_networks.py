@@ -36,7 +36,7 @@ def test_kernels_are_fan_average_uniform_and_biases_zero():
 
 def test_every_bias_of_every_network_starts_at_zero_and_every_norm_at_one():
     plain = MLP.init(key(), 3, (8, 8), 2, layer_norm=True)
-    residual = ResidualBody.init(key(), 8, 2, 3, 1, True, True)
+    residual = ResidualBody.init(key(), 8, 2, 3, True, True)
     for net in (plain, residual):
         for path, leaf in jax.tree_util.tree_leaves_with_path(net):
             name = jax.tree_util.keystr(path)
@@ -82,7 +82,7 @@ def test_gelu_is_the_tanh_form_and_comes_before_the_norm():
 
 def test_residual_blocks_add_to_their_input():
     """With the last norm of each block silenced the blocks vanish, and the head sees the activated entry."""
-    body = ResidualBody.init(key(), 4, 2, 3, 1, True, True)
+    body = ResidualBody.init(key(), 4, 2, 3, True, True)
     silent = eqx.tree_at(lambda b: [block[-1][1].norm.scale for block in b.blocks], body, [jnp.zeros(4)] * 3)
     x = jnp.array([1.0, -2.0, 0.5, 3.0])
     entry = oracle.layer_norm(oracle.gelu(np.asarray(x)), 1.0, 0.0)
@@ -107,7 +107,7 @@ def test_a_vmapped_ensemble_equals_a_looped_one():
 
 
 def test_all_leaves_are_arrays():
-    for net in (MLP.init(key(), 3, (8,), 2, layer_norm=True), ResidualBody.init(key(), 8, 2, 1, 1, True, False)):
+    for net in (MLP.init(key(), 3, (8,), 2, layer_norm=True), ResidualBody.init(key(), 8, 2, 1, True, False)):
         assert all(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(net))
 
 

@@ -191,13 +191,7 @@ class VelocityField(eqx.Module):
         entry = SplitLinear.init(entry_key, obs_spec.dim + action_dim, z_size + t_size, c.block_width)
         if c.use_resnets:
             body = ResidualBody.init(
-                body_key,
-                c.block_width,
-                c.block_depth,
-                c.num_transformations,
-                1,
-                c.layer_norm,
-                c.activate_before_layernorm,
+                body_key, c.block_width, c.block_depth, c.num_transformations, c.layer_norm, c.activate_before_layernorm
             )
         else:
             body = PlainBody.init(body_key, (c.block_width,) * c.block_depth, 1, c.layer_norm)

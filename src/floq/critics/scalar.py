@@ -58,13 +58,7 @@ class ScalarCritic(EnsembleCritic):
                 return MLP.init(key, size_in, c.hidden_dims, 1, c.layer_norm)
             entry_key, body_key = jax.random.split(key)
             body = ResidualBody.init(
-                body_key,
-                c.block_width,
-                c.block_depth,
-                c.num_transformations,
-                1,
-                c.layer_norm,
-                c.activate_before_layernorm,
+                body_key, c.block_width, c.block_depth, c.num_transformations, c.layer_norm, c.activate_before_layernorm
             )
             return MLP(Linear.init(entry_key, size_in, c.block_width), body)
 

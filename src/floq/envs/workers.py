@@ -10,14 +10,13 @@ import multiprocessing
 import multiprocessing.connection
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from floq.utils.errors import Failed, UserError, in_one_line
-from floq.utils.signals import TERMINATION_SIGNALS
+from floq.utils.signals import TERMINATION_SIGNALS, install_handler
 
 START_TIMEOUT_S = 300.0  # allowed for a worker to make its environments
 CLOSE_TIMEOUT_S = 5.0  # allowed for all workers together to end by themselves
@@ -174,7 +173,8 @@ class Workers:
 def _start(factory: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
     """Start a worker. Returns its process, and the parent's end of the pipe to it."""
     context = multiprocessing.get_context("spawn")
-    with _without_main_module(), _without_interrupts():
+    # An early Ctrl-C shall not make the child print a traceback.
+    with _without_main_module(), install_handler([signal.SIGINT], signal.SIG_IGN):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, factory, args), daemon=True)
         process.start()
@@ -223,16 +223,3 @@ def _without_main_module() -> Iterator[None]:
         yield
     finally:
         vars(main).update(hidden)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ignore SIGINT while a child starts, so that an early Ctrl-C does not make it print a traceback."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from floq.networks.mlp import Linear, gelu
+from floq.networks.mlp import Linear
 from floq.utils.obs_spec import ObsSpec
 
 Image: TypeAlias = Float[Array, "h w c"]
@@ -112,7 +112,7 @@ class ImageEncoder(eqx.Module):
     def __call__(self, x: Image) -> Float[Array, " features"]:
         for stack in self.stacks:
             x = stack(x)
-        return gelu(self.head(jax.nn.relu(x).reshape(-1)))
+        return jax.nn.gelu(self.head(jax.nn.relu(x).reshape(-1)))
 
 
 class Encoder(eqx.Module):

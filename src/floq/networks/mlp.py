@@ -19,12 +19,8 @@ from floq.networks.cpu import row_mean
 from floq.networks.precision import in_bf16, product
 
 NORM_EPS = 1e-6  # Flax's default, which the published code relies on; Equinox's is 1e-5
+INITIALIZER = jax.nn.initializers.glorot_uniform()  # the published one
 Module = TypeVar("Module", bound=eqx.Module)
-
-
-def fan_avg_uniform(key: PRNGKeyArray, size_in: int, size_out: int) -> Float[Array, "size_in size_out"]:
-    """Draw a matrix by `variance_scaling(1, fan_avg, uniform)`, the published initialisation (Glorot)."""
-    return jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")(key, (size_in, size_out))
 
 
 class Linear(eqx.Module):
@@ -36,7 +32,7 @@ class Linear(eqx.Module):
     @classmethod
     def init(cls, key: PRNGKeyArray, size_in: int, size_out: int) -> "Linear":
         """Initialise the layer. Consumes `key`."""
-        return cls(fan_avg_uniform(key, size_in, size_out), jnp.zeros(size_out))
+        return cls(INITIALIZER(key, (size_in, size_out)), jnp.zeros(size_out))
 
     def __call__(self, x: Float[Array, " size_in"], is_head: bool = False) -> Float[Array, " size_out"]:
         return product(x, self.weight, is_head) + self.bias
@@ -52,7 +48,7 @@ class SplitLinear(eqx.Module):
     @classmethod
     def init(cls, key: PRNGKeyArray, size_x: int, size_y: int, size_out: int) -> "SplitLinear":
         """Initialise the layer as one matrix over [x, y]. Consumes `key`."""
-        weight = fan_avg_uniform(key, size_x + size_y, size_out)  # the fan is that of the whole layer
+        weight = INITIALIZER(key, (size_x + size_y, size_out))  # the fan is that of the whole layer
         return cls(weight[:size_x], weight[size_x:], jnp.zeros(size_out))
 
     def fixed(self, x: Float[Array, " size_x"]) -> Float[Array, " size_out"]:
@@ -87,13 +83,8 @@ def _moments(x: Float[Array, " size"]) -> tuple[Float[Array, ""], Float[Array, "
     return mean, jax.lax.rsqrt(variance + NORM_EPS)
 
 
-def gelu(x: Float[Array, " size"]) -> Float[Array, " size"]:
-    """Compute GELU in its tanh form, Flax's default."""
-    return jax.nn.gelu(x, approximate=True)
-
-
 class Activation(eqx.Module):
-    """GELU, then LayerNorm if there is one; LayerNorm first if `norm_last` is False."""
+    """GELU in its tanh form, as in Flax, then LayerNorm if there is one; LayerNorm first if `norm_last` is False."""
 
     norm: LayerNorm | None
     norm_last: bool = eqx.field(static=True)
@@ -105,8 +96,8 @@ class Activation(eqx.Module):
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         if self.norm is None:
-            return gelu(x)
-        return self.norm(gelu(x)) if self.norm_last else gelu(self.norm(x))
+            return jax.nn.gelu(x)
+        return self.norm(jax.nn.gelu(x)) if self.norm_last else jax.nn.gelu(self.norm(x))
 
 
 class PlainBody(eqx.Module):
@@ -156,7 +147,7 @@ class FoldedBody(eqx.Module):
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         for number, linear in enumerate(self.linears):
-            y = gelu(x)
+            y = jax.nn.gelu(x)
             x = product(y, linear.weight, is_head=number == len(self.linears) - 1) * _moments(y)[1] + linear.bias
         return x
 
@@ -191,16 +182,15 @@ class ResidualBody(eqx.Module):
         width: int,
         depth: int,
         num_blocks: int,
-        size_out: int,
         layer_norm: bool,
         norm_last: bool,
     ) -> "ResidualBody":
-        """Initialise all layers. Consumes `key`."""
+        """Initialise all layers, with a head of one number. Consumes `key`."""
         head_key, *keys = jax.random.split(key, 1 + num_blocks * depth)
         activation = lambda: Activation.init(width, layer_norm, norm_last)  # noqa: E731
         layers = [(Linear.init(k, width, width), activation()) for k in keys]
         blocks = tuple(tuple(layers[i * depth : (i + 1) * depth]) for i in range(num_blocks))
-        return cls(activation(), blocks, Linear.init(head_key, width, size_out))
+        return cls(activation(), blocks, Linear.init(head_key, width, 1))
 
     def __call__(self, x: Float[Array, " width"]) -> Float[Array, " size_out"]:
         return self.head(self.features(x), is_head=True)

@@ -22,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent.agent import Agent, Info
-from floq.agent.finite import OK
-from floq.agent.state import ValueRange
+from floq.agent.state import OK
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
 from floq.data.host_rows import HostRows
@@ -244,14 +243,6 @@ class Fleet:
         self.step += num_steps
         self.agents, self.fault_codes, *others = program(*self._arguments(), *arguments)
         return tuple(others)
-
-    def record_faults(self, codes: Int[Array, " slots"]) -> None:
-        """Replace the faults by these, which a program found without training."""
-        self.fault_codes = codes
-
-    def set_value_ranges(self, ranges: Sequence[ValueRange]) -> None:
-        """Give each run another range of values."""
-        self.agents = eqx.tree_at(lambda agents: agents.value_range, self.agents, self.place(ranges))
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of `advance` now, and return it for its analyses."""

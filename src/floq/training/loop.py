@@ -19,9 +19,8 @@ from floq.analysis.metrics import primary_score, with_score
 from floq.analysis.results import scores
 from floq.analysis.video import Films, Take
 from floq.data.replay import ReplaySnapshot
-from floq.evaluation.background import BackgroundEvaluator, EvaluationRequest
 from floq.evaluation.held_out import HeldOut, HeldOutEvaluation
-from floq.evaluation.rollouts import Evaluation
+from floq.evaluation.rollouts import BackgroundEvaluator, Evaluation, EvaluationRequest
 from floq.runs import checkpoint
 from floq.runs.checkpoint import Checkpoint, prune
 from floq.runs.config import Config

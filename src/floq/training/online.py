@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from floq.agent.agent import Agent
-from floq.agent.finite import ACTION, OK
 from floq.agent.policy import Policy
-from floq.agent.state import Keys, ValueRange
+from floq.agent.state import ACTION, OK, Keys, ValueRange
 from floq.critics import CRITICS
 from floq.data.mixture import Mixture, Source, window_size
 from floq.data.replay import Experience, Replay, ReplaySnapshot
@@ -80,7 +80,7 @@ class OnlineFleet:
         fleet = self._fleet
         own = fleet.agents, fleet.fault_codes, self._keys, obs[fleet.slots]
         acts, faults = _explore(*own, np.int32(tick), fleet.layout)
-        fleet.record_faults(faults)
+        fleet.fault_codes = faults
         return lambda: np.asarray(acts)[: len(fleet)]
 
     def learn(self, new: Experience, num_updates: int, share: float | None) -> None:
@@ -113,7 +113,8 @@ class OnlineFleet:
         if (wider := widened(known, low, high)) == known:
             return None
         self._range[:, run] = wider
-        self._fleet.set_value_ranges([ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T])
+        fleet, ranges = self._fleet, [ValueRange(*(jnp.float32(x) for x in column)) for column in self._range.T]
+        fleet.agents = eqx.tree_at(lambda agents: agents.value_range, fleet.agents, fleet.place(ranges))
         return wider
 
 

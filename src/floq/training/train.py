@@ -11,9 +11,8 @@ from floq.analysis.results import show_result
 from floq.analysis.video import Films, open_recorder
 from floq.data.dataset import Dataset, Splits
 from floq.envs.ogbench import dataset_name
-from floq.evaluation.background import BackgroundEvaluator
 from floq.evaluation.held_out import HeldOut, HeldOutEvaluator
-from floq.evaluation.rollouts import Evaluator
+from floq.evaluation.rollouts import BackgroundEvaluator, Evaluator
 from floq.networks import kernels
 from floq.runs import run_data
 from floq.runs.config import Config

@@ -81,14 +81,11 @@ def data_memory() -> tuple[int, str]:
 
 def given_data_memory() -> int | None:
     """Return how many bytes the variable FLOQ_DATA_GB says, None if it is not set. Raises UserError if it is wrong."""
-    given = os.environ.get(DATA_GB)
-    try:
-        if given is not None and (number := float(given)) >= 0:
-            return int(number * 1e9)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if given is None:
+    if (given := os.environ.get(DATA_GB)) is None:
         return None
+    with contextlib.suppress(ValueError, OverflowError):
+        if (number := float(given)) >= 0:
+            return int(number * 1e9)
     raise UserError(f"{DATA_GB}={given}: it is how many GB of observations may be kept in memory, such as 8")
 
 

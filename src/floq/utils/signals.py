@@ -6,7 +6,7 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
@@ -32,7 +32,7 @@ def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
 def catch_signals() -> Iterator[list[int]]:
     """Append received SIGINT, SIGTERM and SIGHUP to the list that is yielded, instead of ending the process at once."""
     received: list[int] = []
-    with _install_handler(TERMINATION_SIGNALS, lambda signum, _: received.append(signum)):
+    with install_handler(TERMINATION_SIGNALS, lambda signum, _: received.append(signum)):
         yield received
 
 
@@ -58,7 +58,7 @@ def raise_signals() -> Iterator[None]:
 
     ours = [s for s in TERMINATION_SIGNALS if s != signal.SIGINT or signal.getsignal(s) == signal.default_int_handler]
     before = sys.unraisablehook
-    with _install_handler(ours, stop):
+    with install_handler(ours, stop):
         sys.unraisablehook = on_ignored
         try:
             yield
@@ -76,9 +76,7 @@ def _send_again(signum: int) -> None:
 
 
 @contextlib.contextmanager
-def _install_handler(
-    signals: list[signal.Signals], handler: Callable[[int, FrameType | None], object]
-) -> Iterator[None]:
+def install_handler(signals: list[signal.Signals], handler: Any) -> Iterator[None]:
     """Install a handler for these signals within the context, except for SIGHUP where it is ignored, as under nohup."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals

@@ -197,7 +197,8 @@ def _join_parts(parts: Path, how: dict[str, Any], made: Recipe, num_train: int, 
     name, directory = made.name, parts.parent
     files = {f"{name}-val.npz": range(num_train, total), f"{name}.npz": range(num_train)}
     for file_name, numbers in files.items():
-        _concatenate_parts([parts / PART.format(number) for number in numbers], parts / file_name)
+        own = [parts / PART.format(number) for number in numbers]
+        _concatenate_parts(own, parts / file_name, compressed=not shows_images(name))
     record = {
         "dataset": name,
         **how,
@@ -222,16 +223,19 @@ def _save_part(path: Path, rows: Rows) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; the same command goes on where it stopped") from error
 
 
-def _concatenate_parts(parts: Sequence[Path], path: Path) -> None:
-    """Write the rows of all parts as one compressed npz, with no more than one of its arrays in memory."""
+def _concatenate_parts(parts: Sequence[Path], path: Path, compressed: bool) -> None:
+    """Write the rows of all parts, which have equally many, as one npz, with one part in memory at a time."""
 
     def read(part: Path, key: str) -> np.ndarray:
         with np.load(part, allow_pickle=False) as rows:
             return rows[key]
 
     with np.load(parts[0], allow_pickle=False) as first:
-        keys = first.files
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for key in keys:
+        headers = {key: np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(x)) for key, x in first.items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+        for key, header in headers.items():
+            rows, *row = header["shape"]
             with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.concatenate([read(part, key) for part in parts]))
+                np.lib.format.write_array_header_1_0(file, header | {"shape": (rows * len(parts), *row)})
+                for part in parts:
+                    file.write(read(part, key).tobytes())

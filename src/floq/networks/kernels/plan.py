@@ -39,12 +39,6 @@ def check_settings(*, layer_norm: bool, residual: bool, histogram: bool, num_edg
         _refuse(f"--agent.block_width={width} does not fit", f"give a multiple of {TILE} up to {MAX_WIDTH}")
 
 
-def check_inputs(inputs: int, max_inputs: int) -> None:
-    """Raise UserError if the dimensions of observation and action together exceed `max_inputs`."""
-    if inputs > max_inputs:
-        _refuse(f"observation and action have {inputs} numbers together, the kernel takes up to {max_inputs}")
-
-
 def check_machine() -> None:
     """Raise UserError if this machine cannot run the kernel. Initialises JAX."""
     first, after = RELEASES
@@ -97,7 +91,8 @@ class Plan:
             UserError: the inputs do not fit shared memory.
         """
         stage = 2 * TILE * slab_width(width)
-        check_inputs(inputs, max_inputs=((SHARED_BYTES - MIN_STAGES * stage) // TILE_BYTES - 1) * TILE)
+        if inputs > (most := ((SHARED_BYTES - MIN_STAGES * stage) // TILE_BYTES - 1) * TILE):
+            _refuse(f"observation and action have {inputs} numbers together, the kernel takes up to {most}")
         input_tiles, blocks = -(-inputs // TILE), runs * members * -(-rows // TILE)
         activations = TILE_BYTES * max(width // TILE, 1 + input_tiles)
         stages = [(SHARED_BYTES - warpgroups * activations) // stage for warpgroups in (1, 2)]
