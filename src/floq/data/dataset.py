@@ -273,7 +273,7 @@ class Dataset(eqx.Module):
         return found
 
     def _split_for_crops(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray | None]:
-        """Return a key to draw a batch with, and one for `augmented`; `key` itself and None if nothing is cropped."""
+        """Return a key to draw a batch with, and one for `_augmented`; `key` itself and None if nothing is cropped."""
         if not (self.p_aug and self.obs_spec.images):
             return key, None
         key, crop_key = jax.random.split(key)
@@ -281,7 +281,7 @@ class Dataset(eqx.Module):
 
     def _augmented(self, key: PRNGKeyArray | None, batch: Batch) -> Batch:
         """Return a batch that is with probability `p_aug` one with all images cropped at random, as published for FQL:
-        both observations of a transition alike. Consumes `key`, of `split_for_crops`."""
+        both observations of a transition alike. Consumes `key`, of `_split_for_crops`."""
         if key is None:
             return batch
         spec, names = self.dims[0], ("observations", "next_observations")

@@ -15,7 +15,7 @@ import numpy as np
 
 from floq.runs.config import task_name
 from floq.runs.loggers import read_csv
-from floq.runs.run import read_record
+from floq.runs.run import RECORDS, read_record
 from floq.utils.errors import UserError, in_one_line
 from floq.utils.files import is_locked, user_path
 from floq.utils.schema import NonNegative, Seed, convert
@@ -24,7 +24,6 @@ from floq.utils.untrusted import all_printable, read_json
 State = Literal["running", "stopped", "finished"]
 Columns = dict[str, np.ndarray]
 FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
-RECORDS = {"protocol": str, "versions": dict, "data": dict}  # entries of config.json that are no settings
 SETTINGS: dict[str, Any] = {"seed": Seed, "offline_steps": NonNegative, "online_steps": NonNegative}  # used in reports
 SETTINGS |= {"agent.critic": str, "agent.actor": str, "env_name": str | None, "dataset": str | None}
 SETTINGS |= dict.fromkeys(("eval_episodes", "agent.discount", "agent.reward_scale"), float | None)

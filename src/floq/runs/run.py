@@ -34,7 +34,7 @@ from floq.utils.machine import version
 from floq.utils.schema import Mark, marked
 from floq.utils.untrusted import JSON_LIMIT, check_environment, check_links, consent, parse_json, read_json, read_text
 
-RECORDS = ("protocol", "versions", "data")  # entries of config.json beside the configuration
+RECORDS = {"protocol": str, "versions": dict, "data": dict}  # entries of config.json that are no settings
 PACKAGES = ("floq", "jax", "equinox", "optax", "ogbench", "mujoco", "gymnasium", "numpy")
 
 REMEDIES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of the quota", errno.EFBIG: "raise the limit"}

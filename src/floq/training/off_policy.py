@@ -208,9 +208,6 @@ def _load(name: str, policy: Any, step: int | None) -> FixedPolicy:
     raise UserError(f"the policy {name} is of type {type(policy).__name__}: give a run, an agent or a function")
 
 
-# --- Settings ---
-
-
 def _each(states: Any) -> Iterator[Any]:
     """Yield the observations, each an array, or a mapping of its parts."""
     if not isinstance(states, Mapping):
@@ -218,6 +215,9 @@ def _each(states: Any) -> Iterator[Any]:
         return
     for number in range(len(next(iter(states.values())))):
         yield {name: x[number] for name, x in states.items()}
+
+
+# --- Settings ---
 
 
 def check_comparable(runs: Sequence[Run], discount: float | None, own_data: bool) -> None:

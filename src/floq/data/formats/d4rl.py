@@ -16,7 +16,6 @@ from floq.data.formats.files import (
     numeric_array,
     open_hdf5,
     subgroup,
-    unpacked_bytes,
 )
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError
@@ -74,7 +73,7 @@ def _arrays(path: Path, keys: Sequence[str], held: int) -> dict[str, Any]:
                 found |= _parts(file, key, path)
             elif key in there:
                 found[key] = numeric_array(file, key, path)
-        check_size(held + sum(map(unpacked_bytes, found.values())), path)
+        check_size(held + sum(x.nbytes for x in found.values()), path)
         return gathered({key: np.asarray(x) for key, x in found.items()})
 
 

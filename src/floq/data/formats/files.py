@@ -236,19 +236,11 @@ def check_episodes(episodes: Sequence[Iterable[tuple[int, bool]]], source: objec
     return total
 
 
-def unpacked_bytes(array: Any) -> int:
-    """Return the bytes that an array unpacks to; callers compare their sum with `untrusted.size_limit()`."""
-    return array.size * array.dtype.itemsize
-
-
 def subgroup(group: Any, name: str, source: object, remedy: str = "fetch it again") -> Any:
     """Return the group of this name within another. Raises UserError if there is none in the same file."""
-    import h5py
-
-    hard = isinstance(group.get(name, getlink=True), h5py.HardLink)
-    if not hard or not isinstance(found := group[name], h5py.Group):
+    if not is_group(group, name):
         raise UserError(f"{source}: {group.name.rstrip('/')}/{name} is missing, or no group: {remedy}")
-    return found
+    return group[name]
 
 
 def is_group(group: Any, name: str) -> bool:
@@ -258,15 +250,20 @@ def is_group(group: Any, name: str) -> bool:
     return isinstance(group.get(name, getlink=True), h5py.HardLink) and isinstance(group[name], h5py.Group)
 
 
+def _column(group: Any, key: str) -> Any:
+    """Return the array with one dimension of this name, without reading it; None if the same file has none."""
+    import h5py
+
+    hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
+    return x if hard and isinstance(x := group[key], h5py.Dataset) and x.ndim == 1 else None
+
+
 def jpeg_array(group: Any, key: str, source: object) -> Any:
     """Return the array of JPEG files of this name, bytes of varying length, without reading it; None if it holds
     something else. Raises UserError if it is packed."""
     import h5py
 
-    hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
-    if not hard or not isinstance(x := group[key], h5py.Dataset) or x.ndim != 1:
-        return None
-    if h5py.check_vlen_dtype(x.dtype) != np.uint8:
+    if (x := _column(group, key)) is None or h5py.check_vlen_dtype(x.dtype) != np.uint8:
         return None
     if x.external or x.is_virtual:
         raise UserError(f"{source}: {key} lies in other files, which are not read: copy the array into the file")
@@ -306,10 +303,7 @@ def decode_images(
 
 def text_array(group: Any, key: str, source: object) -> list[str]:
     """Read a list of short texts. Raises UserError if it is none, or lies in another file."""
-    import h5py
-
-    hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
-    if not hard or not isinstance(x := group[key], h5py.Dataset) or x.ndim != 1 or x.dtype.kind not in "SO":
+    if (x := _column(group, key)) is None or x.dtype.kind not in "SO":
         raise UserError(f"{source}: {group.name}/{key} is no list of names: take it out")
-    check_size(unpacked_bytes(x), source)
+    check_size(x.nbytes, source)
     return [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in x[()]]

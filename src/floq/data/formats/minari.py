@@ -18,7 +18,6 @@ from floq.data.formats.files import (
     numeric_array,
     open_hdf5,
     subgroup,
-    unpacked_bytes,
 )
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.envs import spaces
@@ -153,7 +152,7 @@ def _unpacked_bytes(arrays: Mapping[Any, Any], obs_space: Any, folder: Path) -> 
     images = {path for path, space in leaves if spaces.is_image(space)}
     size = lambda space: math.prod(space.shape) if spaces.is_image(space) else 4 * flatdim(space)  # noqa: E731
     hot = {path: len(arrays[path]) * size(space) for path, space in leaves}
-    return [(max(unpacked_bytes(array), hot.get(key, 0)), key in images) for key, array in arrays.items()]
+    return [(max(array.nbytes, hot.get(key, 0)), key in images) for key, array in arrays.items()]
 
 
 def _read_episode(

@@ -17,7 +17,6 @@ from floq.data.formats.files import (
     open_hdf5,
     subgroup,
     text_array,
-    unpacked_bytes,
 )
 from floq.data.options import AS_THEY_ARE, DataOptions
 from floq.utils.errors import UserError, nearest
@@ -52,9 +51,7 @@ def read(path: Path, options: DataOptions = AS_THEY_ARE) -> OpenedDataset:
             data = subgroup(opened, "data", file)
             obs_keys = obs_keys or _state_keys(subgroup(data, names[0], file), file)
             found = [_find_arrays(subgroup(data, name, file), obs_keys, file) for name in names]
-            size = check_episodes(
-                [[(unpacked_bytes(x), x.ndim == 4) for x in one.values()] for one in found], file, size
-            )
+            size = check_episodes([[(x.nbytes, x.ndim == 4) for x in one.values()] for one in found], file, size)
             episodes = (_read_episode(arrays, obs_keys) for arrays in found)
             part = from_episodes(episodes, str(file), names, options.changes_actions)
         first, last = bounds(part)
