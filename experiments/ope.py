@@ -5,12 +5,12 @@
 
 Parts: `critics` (five of them, all bounded alike), `looped`, `steps` (K = 2, 4, 16) and `noise` (on the targets, 4 and
 8% of the range of returns). Values have the discount of the policies' runs, and tau is such that the updates are five
-time constants. A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same
-command goes on. ope-policies.csv has all estimates beside the true values. The table over them, ope.csv and ope.md,
-has the mean absolute error, its difference to that of flow K = 8, the error as a share of the spread of the true
-values, Kendall's rank correlation, and the signed error on the policies of each origin, positive where a critic
-overrates them. An early policy is what the late one of its agent and seed once was, so intervals are Student's over
-these pairs; a policy's estimate is the mean over seeds, which share the episodes.
+time constants. A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same command
+goes on. ope-policies.csv has all estimates beside the true values. The table over them, ope.csv and ope.md, has the
+operations of an update, the mean absolute error, which ope.png draws over these, its difference to that of flow K = 8,
+the error as a share of the spread of the true values, Kendall's rank correlation, and the signed error on the policies
+of each origin, positive where a critic overrates them. An early policy is what the late one of its agent and seed once
+was, so intervals are Student's over these pairs; a policy's estimate is the mean over seeds, which share the episodes.
 
 Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric, mean absolute
 error.
@@ -26,6 +26,8 @@ from scipy import stats
 
 import floq
 from floq.agent.config import AgentConfig, settings_type
+from floq.analysis.cost import cost_of
+from floq.analysis.figures.style import COLOURS, GREY, figure
 from floq.analysis.matching import matched
 from floq.analysis.report.csv_files import write_csv
 from floq.analysis.statistics import mean_interval
@@ -81,7 +83,11 @@ def main() -> None:
         estimate(given)
     except floq.UserError as error:
         raise SystemExit(str(error)) from error
-    write_tables(given.out)
+    runs = trained(given.policies, given.save_dir, given.dataset_dir)
+    run = next(iter(runs.values()))
+    every = [(name, *one) for part in CRITICS.values() for name, one in part.items()]
+    costs = {one[0]: settings_of(*one, run)[1] for one in every if (given.out / f"{one[0]}.json").exists()}
+    draw(given.out / "ope.png", write_tables(given.out, costs))
 
 
 def estimate(given: argparse.Namespace) -> None:
@@ -98,7 +104,8 @@ def estimate(given: argparse.Namespace) -> None:
         file = given.out / f"{name}.json"
         if file.exists():
             continue
-        settings = settings_of(name, critic, own, next(iter(runs.values()))) | {"offline_steps": given.offline_steps}
+        settings = settings_of(name, critic, own, next(iter(runs.values())))[0]
+        settings |= {"offline_steps": given.offline_steps}
         where = {"starts": "env", "truth": 0 if known else given.truth}  # the first measures for all
         found = floq.ope(runs, critic=critic, seeds=given.seeds, save_dir=str(given.out), **where, **settings).policies
         truths = known[0]["truths"] if known else {policy.policy: policy.truth for policy in found}
@@ -116,8 +123,9 @@ def trained(experiment: Path, save_dir: str, dataset_dir: str) -> dict[str, floq
     return {f"{group} {run.config.seed}": run for group, run in runs if run is not None}
 
 
-def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> dict[str, Any]:
-    """Return the settings of a critic: noise in units of return, and the width that equal operations need."""
+def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> tuple[dict[str, Any], float]:
+    """Return the settings of a critic, with noise in units of return and the width that equal operations need, and the
+    GFLOP of its update."""
     discount = run.config.agent.discount
     known = SETTINGS | {"discount": discount, "tau": TIME_CONSTANTS / (SETTINGS["offline_steps"] * (1 - discount))}
     settings = dict(own)
@@ -130,16 +138,17 @@ def settings_of(name: str, critic: str, own: dict[str, Any], run: floq.Run) -> d
         wanted = SIZES | known | own | FIXED
         return AgentConfig.from_flat(critic, "fixed", {name: x for name, x in wanted.items() if name in names})
 
-    config = agent(critic, settings)
+    config, dims = agent(critic, settings), run.load_agent()
     if "equal operations" in name:
-        flow, dims = agent("floq", FLOW | {"critic_flow_steps": 8}), run.load_agent()
+        flow = agent("floq", FLOW | {"critic_flow_steps": 8})
         config = matched(config, flow, dims.obs_spec, dims.action_dim, "flops")
     wanted = SIZES | known | settings
-    return {key: value for key, value in config.flat().items() if key in wanted}
+    gflop = cost_of(config, dims.obs_spec, dims.action_dim).update_flops / 1e9
+    return {key: value for key, value in config.flat().items() if key in wanted}, gflop
 
 
-def write_tables(out: Path) -> None:
-    """Write ope.csv and ope.md from the files of estimates."""
+def write_tables(out: Path, costs: dict[str, float]) -> list[dict[str, Any]]:
+    """Write ope.csv and ope.md from the files of estimates and the GFLOP of each critic's update; return the rows."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
     names = sorted(next(iter(found.values()))["estimates"])
     truths = np.array([np.mean(next(iter(found.values()))["truths"][name]) for name in names])
@@ -148,7 +157,8 @@ def write_tables(out: Path) -> None:
     values = {critic: np.array([np.mean(one["estimates"][name]) for name in names]) for critic, one in found.items()}
     rows = []
     for critic, own in values.items():
-        row: dict[str, Any] = {"critic": critic} | scores(own, truths, trajectories, values.get(REFERENCE))
+        row: dict[str, Any] = {"critic": critic, "GFLOP per update": costs[critic]}
+        row |= scores(own, truths, trajectories, values.get(REFERENCE))
         for origin in sorted({name.split()[0] for name in names}):
             of_origin = [number for number, name in enumerate(names) if name.split()[0] == origin]
             row[f"overrates {origin}"] = float((own - truths)[of_origin].mean())
@@ -164,6 +174,22 @@ def write_tables(out: Path) -> None:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
     (out / "ope.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     print((out / "ope.md").read_text())
+    return rows
+
+
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw the error over the operations of an update, without noise on the targets."""
+    clean = {row["critic"]: row for row in rows if "noise" not in row["critic"]}
+    steps = sorted((name for name in clean if name.startswith("flow")), key=lambda name: int(name.split()[-1]))
+    with figure(path, 7, 4, title="Error of values over operations") as (_, (ax,)):
+        for number, names in enumerate([steps, *([name] for name in clean if name not in steps)]):
+            x, y = np.transpose([(clean[name]["GFLOP per update"], clean[name]["error"]) for name in names])
+            label = "flow, K = " + ", ".join(name.split()[-1] for name in steps) if number == 0 else names[0]
+            ax.plot(x, y, "o-", color=COLOURS[number], label=label)
+        spread = rows[0]["error"] / rows[0]["error / spread"]
+        ax.axhline(spread, color=GREY, linestyle=":", label="spread of the true values")
+        ax.set(xlabel="GFLOP per update", ylabel="mean absolute error", xlim=(0, None), ylim=(0, None))
+        ax.legend(fontsize=8)
 
 
 def scores(
