@@ -148,12 +148,17 @@ def fields_of(options: Any) -> dict[str, Any]:
     return {field.name: field for field in dataclasses.fields(options)}
 
 
+def split_words(argv: Sequence[str]) -> tuple[list[str], Flags]:
+    """Return the positional words, which come first, and the flags."""
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return list(argv[:count]), Flags(argv[count:])
+
+
 def parse_options(options: type[T], argv: Sequence[str], prog: str) -> T:
     """Parse the options of a command, a dataclass: its positional words, which come first, and flags."""
-    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    flags = Flags(argv[count:])
+    positional, flags = split_words(argv)
     tables = {name: flags.take_table(name) for name, field in fields_of(options).items() if dict in _types(field.type)}
-    words = [*argv[:count], *flags.normalised(fields_of(options))]
+    words = [*positional, *flags.normalised(fields_of(options))]
     return dataclasses.replace(parse(without_tables(options), words, prog), **tables)
 
 

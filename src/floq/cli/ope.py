@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from floq.agent.config import settings_type
-from floq.cli.flags import Flags, fields_of, parse
+from floq.cli.flags import Flags, fields_of, parse, split_words
 from floq.utils.errors import UserError
 from floq.utils.untrusted import consent
 
@@ -52,8 +52,7 @@ SETTINGS = ("offline_steps", "log_interval", "eval_interval", "save_interval", "
 
 def ope_command(argv: list[str]) -> None:
     """Run `floq ope`."""
-    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    folders, flags = argv[:count], Flags(argv[count:])
+    folders, flags = split_words(argv)
     seeds, steps, critic = flags.take_seeds(), _take_steps(flags), flags.take("agent.critic")
     consent(flags.peek("env_name") or "")
     from floq.runs.run import Run

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 
-from floq.cli.flags import Flags, fields_of, parse
+from floq.cli.flags import fields_of, parse, split_words
 from floq.utils.errors import UserError
 
 FILE_FLAGS = ("budget", "out", "grid", "redraw")
@@ -16,10 +16,9 @@ def sweep_command(argv: list[str]) -> None:
             "floq sweep needs an experiment file, floq sweep experiments/steps.toml, or flags of floq train, as in "
             "floq sweep --seeds 0 1 2"
         )
-    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    if late := [word for word in argv[count:] if word.endswith(".toml")]:
+    files, flags = split_words(argv)
+    if late := [word for word in argv[len(files) :] if word.endswith(".toml")]:
         raise UserError(f"floq sweep needs its files before the flags: floq sweep {late[0]} ...")
-    files, flags = argv[:count], Flags(argv[count:])
     of_files = bool(files or flags.help)
     if own := [name for name in flags.values if name in FILE_FLAGS and not of_files]:
         raise UserError(f"--{own[0]} is about experiment files, and none is given: leave it out")

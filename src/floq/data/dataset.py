@@ -395,9 +395,3 @@ class Splits(NamedTuple):
     def of(cls, train: Trajectories, validation: Trajectories, provenance: str) -> "Splits":
         """Make splits from trajectories on the host."""
         return cls(Dataset.from_rows(*train), Dataset.from_rows(*validation), provenance)
-
-    def prepared(self, action_chunk: int, frame_stack: int = 1, p_aug: float = 0.0) -> "Splits":
-        """Return the same data for a run with these settings. Raises as `Dataset.for_chunks` and `seen_as` do."""
-        both = (part.for_chunks(action_chunk) for part in self[:2])
-        train, validation = (part.seen_as(frame_stack, p_aug) for part in both)
-        return self._replace(train=train, validation=validation)

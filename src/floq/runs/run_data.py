@@ -163,7 +163,10 @@ def load_fleet_data(
 
 
 def _prepared(data: Splits, config: Config) -> Splits:
-    return data.prepared(config.agent.action_chunk, config.frame_stack or 1, config.p_aug or 0.0)
+    """Return the same data for a run. Raises as `Dataset.for_chunks` and `seen_as` do."""
+    both = (part.for_chunks(config.agent.action_chunk) for part in data[:2])
+    train, validation = (part.seen_as(config.frame_stack or 1, config.p_aug or 0.0) for part in both)
+    return data._replace(train=train, validation=validation)
 
 
 def _mix_with_prior(new: Splits, config: Config, display: Display) -> Splits:

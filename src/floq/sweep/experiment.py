@@ -148,27 +148,21 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class File:
-    """Content of a file."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix."""
-        return self.path.stem
-
-
-@dataclass(frozen=True)
-class Budget(File):
+class Budget:
     """Tasks, seeds and settings that bound the cost of an experiment. `data`: by dataset, the episodes to collect if it
     is missing."""
 
+    path: Path
     tasks: Tasks
     seeds: Seeds
     data: dict[str, Positive] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
     critics: dict[str, Settings] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix."""
+        return self.path.stem
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.critics if name not in CRITICS]:
@@ -176,9 +170,10 @@ class Budget(File):
 
 
 @dataclass(frozen=True)
-class Experiment(File):
+class Experiment:
     """A question, the groups whose comparison answers it, and the tasks and seeds of the budget it was read for."""
 
+    path: Path
     title: str
     reference: str
     groups: tuple[Group, ...]
