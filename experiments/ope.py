@@ -7,10 +7,11 @@ Parts: `critics` (five of them, all bounded alike), `looped`, `steps` (K = 2, 4,
 8% of the range of returns). Values have the discount of the policies' runs, and tau is such that the updates are five
 time constants. A critic's estimates are a file DIR/NAME.json; one that is there is not made again, so the same command
 goes on. ope-policies.csv has all estimates beside the true values. The table over them, ope.csv and ope.md, has the
-operations of an update, the mean absolute error, which ope.png draws over these, its difference to that of flow K = 8,
-the error as a share of the spread of the true values, Kendall's rank correlation, and the signed error on the policies
-of each origin, positive where a critic overrates them. An early policy is what the late one of its agent and seed once
-was, so intervals are Student's over these pairs; a policy's estimate is the mean over seeds, which share the episodes.
+operations of an update, the mean absolute error, which ope.png draws over these, its difference to that of flow K = 8
+with as much noise, the error as a share of the spread of the true values, Kendall's rank correlation, the signed
+error on the policies of each origin, positive where a critic overrates them, and how far noise moves the estimates. An
+early policy is what the late one of its agent and seed once was, so intervals are Student's over these pairs; a
+policy's estimate is the mean over seeds, which share the episodes.
 
 Decided before the runs: primary comparison, flow K = 8 against categorical at equal operations; metric, mean absolute
 error.
@@ -157,8 +158,11 @@ def write_tables(out: Path, costs: dict[str, float]) -> list[dict[str, Any]]:
     values = {critic: np.array([np.mean(one["estimates"][name]) for name in names]) for critic, one in found.items()}
     rows = []
     for critic, own in values.items():
+        clean, _, noise = critic.partition(", noise")
         row: dict[str, Any] = {"critic": critic, "GFLOP per update": costs[critic]}
-        row |= scores(own, truths, trajectories, values.get(REFERENCE))
+        row |= scores(own, truths, trajectories, values.get(REFERENCE + critic.removeprefix(clean)))
+        moved = own - values[clean] if noise and clean in values else np.full(len(own), np.nan)
+        row |= {"noise moves it by": moved.mean()} | interval("moved", moved, trajectories)
         for origin in sorted({name.split()[0] for name in names}):
             of_origin = [number for number, name in enumerate(names) if name.split()[0] == origin]
             row[f"overrates {origin}"] = float((own - truths)[of_origin].mean())
@@ -170,7 +174,7 @@ def write_tables(out: Path, costs: dict[str, float]) -> list[dict[str, Any]]:
         for name, truth, estimate in zip(names, truths, own, strict=True)
     ]
     write_csv(out / "ope-policies.csv", each, ("critic", "policy"))
-    shown = [[str(x) if isinstance(x, str) else f"{x:.3g}" for x in row.values()] for row in rows]
+    shown = [[x if isinstance(x, str) else "" if np.isnan(x) else f"{x:.3g}" for x in row.values()] for row in rows]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *shown]
     (out / "ope.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     print((out / "ope.md").read_text())
@@ -197,19 +201,20 @@ def scores(
 ) -> dict[str, Any]:
     """Return the metrics of a critic's estimates (policies,), with intervals over the `trajectories` that these are
     from, by number; `reference`: the estimates of the critic that it is compared with."""
-
-    def interval(x: np.ndarray) -> tuple[float, float]:
-        return mean_interval(np.array([x[trajectories == number].mean() for number in np.unique(trajectories)]))
-
     errors = np.abs(estimates - truths)
-    row = {"error": errors.mean(), **dict(zip(("low", "high"), interval(errors), strict=True))}
+    row = {"error": errors.mean()} | interval("error", errors, trajectories)
     if reference is not None:
         difference = errors - np.abs(reference - truths)
-        row["to the reference"] = difference.mean()
-        row |= dict(zip(("difference low", "difference high"), interval(difference), strict=True))
+        row |= {"to the reference": difference.mean()} | interval("difference", difference, trajectories)
     row["error / spread"] = errors.mean() / truths.std() if truths.std() else np.nan
     row["rank correlation"] = np.asarray(stats.kendalltau(estimates, truths))[0]
     return {name: float(x) for name, x in row.items()}
+
+
+def interval(name: str, x: np.ndarray, trajectories: np.ndarray) -> dict[str, float]:
+    """Return Student's interval over the trajectories that policies are from, of one number for each policy."""
+    means = np.array([x[trajectories == number].mean() for number in np.unique(trajectories)])
+    return dict(zip((f"{name} low", f"{name} high"), mean_interval(means), strict=True))
 
 
 if __name__ == "__main__":

@@ -57,13 +57,14 @@ def main() -> None:
     parser.add_argument("--save_dir", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the experiment")
+    parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS, help="the flow among them")
     given = parser.parse_args()
     experiment = read_experiment(EXPERIMENT, "laptop")
     experiment = dataclasses.replace(experiment, seeds=tuple(given.seeds or experiment.seeds))
     use_all_cores(len(experiment.seeds))
     rows: list[dict[str, Any]] = []
     for entry in plan(experiment, given.save_dir, given.save_dir):
-        if entry.group.name in GROUPS:
+        if entry.group.name in given.groups:
             configs = [dataclasses.replace(config, save_interval=EVERY) for config in entry.configs]
             if missing := [config for config in configs if not any(run.is_finished for run in runs_of(config))]:
                 train_fleet(missing, draw=False)
@@ -72,7 +73,7 @@ def main() -> None:
             rows += [{"group": entry.group.name} | row for run in runs for row in (*errors(run), *logged(run))]
     given.out.mkdir(parents=True, exist_ok=True)
     write_csv(given.out / "why.csv", rows, ("group", "metric", "seed", "step"))
-    curves = {group: {metric: curve(rows, group, metric) for metric in METRICS} for group in GROUPS}
+    curves = {group: {metric: curve(rows, group, metric) for metric in METRICS} for group in given.groups}
     draw(given.out / "why.png", curves)
     show(curves)
 

@@ -405,10 +405,10 @@ def test_the_scores_of_the_experiment_with_known_values():
     error of 2, by 1 more, and the right order; those in the opposite order a rank correlation of -1."""
     scores, truths = benchmark("ope", "experiments").scores, np.array([0.0, 10.0, 20.0, 30.0])
     off, trajectories = np.array([1.0, 3.0, 1.0, 3.0]), np.array([0, 0, 1, 1])
-    assert scores(truths + off, truths, trajectories)["low"] == 2.0  # the runs have the same mean error
+    assert scores(truths + off, truths, trajectories)["error low"] == 2.0  # the runs have the same mean error
     found = scores(truths + off, truths, np.arange(4), truths - 1)
     assert found["error"] == 2.0
-    assert (found["low"], found["high"]) == mean_interval(off)
+    assert (found["error low"], found["error high"]) == mean_interval(off)
     assert (found["to the reference"], found["difference low"]) == (1.0, mean_interval(off - 1)[0])
     assert found["error / spread"] == pytest.approx(2 / truths.std())
     assert found["rank correlation"] == pytest.approx(1.0)
