@@ -14,6 +14,7 @@ generalise or adapt better (arXiv 2603.04333), the flow's ratio is lower.
 """
 
 import argparse
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of the experiment")
     parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS, help="the flow among them")
+    parser.add_argument("--also", type=Path, help="a why.csv of other seeds, which counts too")
     given = parser.parse_args()
     experiment = read_experiment(EXPERIMENT, "laptop")
     experiment = dataclasses.replace(experiment, seeds=tuple(given.seeds or experiment.seeds))
@@ -71,6 +73,10 @@ def main() -> None:
                 clear_jit_cache()
             runs = [next(run for run in runs_of(config) if run.is_finished) for config in configs]
             rows += [{"group": entry.group.name} | row for run in runs for row in (*errors(run), *logged(run))]
+    if given.also:
+        with open(given.also, newline="") as file:
+            kinds = {"seed": int, "step": int, "value": float}
+            rows += [row | {name: kind(row[name]) for name, kind in kinds.items()} for row in csv.DictReader(file)]
     given.out.mkdir(parents=True, exist_ok=True)
     write_csv(given.out / "why.csv", rows, ("group", "metric", "seed", "step"))
     curves = {group: {metric: curve(rows, group, metric) for metric in METRICS} for group in given.groups}
