@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ACTOR, FLOQ, agent_config
+from helpers import ACTOR, FLOQ, SCALAR, agent_config
 from online_runs import config
 from probe_envs import watched
 
@@ -135,11 +135,17 @@ def test_rows_go_with_their_dataset(monkeypatch):
     assert rows() is None
 
 
-@pytest.mark.parametrize("file", [np.savez], indirect=True)
-def test_runs_on_several_devices(file, tmp_path):
+@pytest.mark.parametrize("shape", [(3,), pytest.param((8, 8, 3), marks=pytest.mark.slow)])
+def test_runs_on_several_devices(shape, tmp_path):
     """In a process of its own: each of two cores is a device with one run."""
-    sizes = "--agent.value_hidden_dims=(8,) --agent.actor_hidden_dims=(8,) --agent.encoder=impala_debug"
-    run = f"--dataset={file} --env_name=None --agent=fql --seeds 0 1 --offline_steps=2 --eval_interval=0 {sizes}"
+    observations = np.random.default_rng(0).integers(0, 256, (90, *shape)).astype(np.uint8)
+    ends = np.arange(90) % 9 == 8
+    arrays = {"actions": np.zeros((90, 2)), "rewards": -np.ones(90), "masks": np.ones(90), "terminals": ends}
+    np.savez(tmp_path / "x.npz", observations=observations, **arrays)
+    sizes = "--agent.value_hidden_dims=(8,) --agent.actor_hidden_dims=(8,)"
+    sizes += " --agent.encoder=impala_debug" * (len(shape) > 1)
+    data = f"--dataset={tmp_path / 'x.npz'} --env_name=None"
+    run = f"{data} --agent=fql --seeds 0 1 --offline_steps=2 --eval_interval=0 {sizes}"
     code = f"""
 import os
 from floq import cli
@@ -155,22 +161,33 @@ for limit in ("1", "0"):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
 
 
+CAMERA = {"env_name": "probe_envs:Camera-v0", "agent": agent_config(FLOQ, ACTOR, encoder="impala_debug")}
+CAMERA |= {"frame_stack": 2, "p_aug": 0.5}
+NO_CAMERA = {"env_name": None, "dataset": "mine", "agent": agent_config(SCALAR, ACTOR)}
+
+
 def trained(folder, data, monkeypatch, limit: str | None, **settings):
     if limit is not None:
         monkeypatch.setenv(LIMIT, limit)
-    own = {"agent": agent_config(FLOQ, ACTOR, encoder="impala_debug"), "online_steps": 0, "eval_interval": 4}
-    own |= {"offline_steps": 4, "save_interval": 2, "log_interval": 2, "frame_stack": 2, "p_aug": 0.5}
-    run = floq.train(config(folder, "Camera", **(own | settings)), data, show=False)
+    own = {"offline_steps": 4, "online_steps": 0, "eval_interval": 4, "save_interval": 2}
+    run = floq.train(config(folder, **(own | settings)), data, show=False)
     monkeypatch.delenv(LIMIT, raising=False)
     return run
 
 
+@pytest.mark.parametrize(
+    ("made", "settings"),
+    [
+        pytest.param(vectors, NO_CAMERA, id="vectors"),
+        pytest.param(lambda: Dataset.from_episodes(watched()), CAMERA, id="images", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_and_its_resumption_are_bit_for_bit_those_on_the_device(tmp_path, monkeypatch):
+def test_a_run_and_its_resumption_are_bit_for_bit_those_on_the_device(tmp_path, monkeypatch, made, settings):
     monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
-    data = Dataset.from_episodes(watched())
-    device = trained(tmp_path / "device", data, monkeypatch, None)
-    short = trained(tmp_path / "host", data, monkeypatch, "0", offline_steps=2)
+    data = made()
+    device = trained(tmp_path / "device", data, monkeypatch, None, **settings)
+    short = trained(tmp_path / "host", data, monkeypatch, "0", offline_steps=2, **settings)
     monkeypatch.setenv(LIMIT, "0")
     host = floq.resume(str(short.folder), data, offline_steps=4)
     first, second = (checkpoint.load(run.folder / "checkpoints").agent for run in (device, host))
@@ -183,7 +200,7 @@ def test_learning_online_needs_them_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
     said = "online_steps=4: observations stay in a mapped file, .* are more than FLOQ_DATA_GB=0, and online"
     with pytest.raises(UserError, match=said):
-        trained(tmp_path, Dataset.from_episodes(watched()), monkeypatch, "0", online_steps=4)
+        trained(tmp_path, Dataset.from_episodes(watched()), monkeypatch, "0", **(CAMERA | {"online_steps": 4}))
 
 
 def test_a_batch_is_not_divided(monkeypatch):
@@ -223,8 +240,8 @@ def test_pixels_are_mapped(file, monkeypatch):
 @pytest.mark.parametrize("file", [np.savez], indirect=True)
 def test_a_file_is_mapped_through_to_the_batches(file, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv(LIMIT, "1e-6")
-    words = ["--dataset", str(file), "--agent.encoder=impala_debug", "--offline_steps=1", "--eval_interval=0"]
-    sizes = ["--agent.block_width=8", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]
+    words = ["--agent=fql", "--dataset", str(file), "--agent.encoder=impala_debug", "--offline_steps=1"]
+    sizes = ["--eval_interval=0", "--agent.value_hidden_dims=(8,)", "--agent.actor_hidden_dims=(8,)"]
     assert cli.run(["train", *words, *sizes, "--env_name=None", f"--save_dir={tmp_path / 'exp'}"]) == 0
     said = capsys.readouterr().out
     assert "observations stay in a mapped file" in said
