@@ -18,7 +18,8 @@ from helpers import ACTOR, FLOQ, SCALAR, agent_config, make_batch
 import floq
 from floq import cli
 from floq.agent.agent import Agent
-from floq.agent.state import ACTION, OK, TERMS, Keys, first_nonfinite
+from floq.agent.finite import ACTION, OK, TERMS, first_nonfinite
+from floq.agent.state import Keys
 from floq.analysis.health import health_warnings, run_problems
 from floq.data.dataset import Dataset
 from floq.runs import checkpoint

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from floq.actors import ACTORS, Actor
 from floq.actors.fixed import one_of
 from floq.agent.config import AgentConfig, Hypers
+from floq.agent.finite import OK, first_nonfinite
 from floq.agent.policy import ObsStats, Policy, best_of
-from floq.agent.state import ADAM, OK, OptStates, Params, ValueRange, first_nonfinite
+from floq.agent.state import ADAM, OptStates, Params, ValueRange
 from floq.critics import CRITICS, Critic, ReturnScale
 from floq.critics.base import Ranking
 from floq.critics.encoded import EncodedCritic
@@ -115,7 +116,7 @@ class Agent(eqx.Module):
         """Update as `update` does, or leave the agent unchanged if a term of the update is not finite.
 
         Returns:
-            The agent, the scalars to log, and the number, from 1, of the first of `floq.agent.state.TERMS` that is not
+            The agent, the scalars to log, and the number, from 1, of the first of `floq.agent.finite.TERMS` that is not
             finite (`OK` if there is none).
         """
         agent, info, fault = self._step(batch)

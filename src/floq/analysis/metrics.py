@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from floq.analysis.statistics import area_under_curve
-from floq.runs.record import RATE, RunRecord
+from floq.runs.record import SUCCESS_RATE, RunRecord
 
 
 class Metric(NamedTuple):
@@ -32,7 +32,7 @@ class Metric(NamedTuple):
         return f"{value:z.2f}" if self.is_rate else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-SUCCESS = Metric(RATE, "success rate", "success", True)
+SUCCESS = Metric(SUCCESS_RATE, "success rate", "success", True)
 RETURN = Metric("evaluation/episode.return", "return", "return", True)
 SCORE = Metric("evaluation/episode.normalized_return", "normalized return", "normalized", True)
 TD_ERROR = Metric("evaluation/td_error", "held-out TD error", "TD error", False)

@@ -1,4 +1,5 @@
-"""Parallel, seeded evaluation: many environments, one policy call for the actions of all.
+"""Parallel, seeded evaluation, also in a thread beside training: many environments, one policy call for the actions of
+all.
 
 An episode's randomness is keyed by (seed, training step, episode number), the policy's noise also by the step within
 the episode, and a row of the batch belongs to a slot, not to a worker: a result depends neither on timing, nor on the

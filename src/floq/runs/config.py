@@ -336,6 +336,7 @@ class Config(DataOptions):
 
 # --- Published settings ---
 
+PATH_FORM = r"agents/(\w+)\.py"  # of an agent's name, as in the published commands
 _TABLES = read_toml(Path(__file__).with_name("presets.toml"))
 
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = _TABLES["families"]
@@ -357,7 +358,7 @@ def family(env_name: str) -> str:
 
 def missing_preset_note(task: str, agent: str, preset: str | None = None) -> str | None:
     """Return a line of warning if the task's family has no settings for this agent or this preset, otherwise None."""
-    name = agent.removeprefix("agents/").removesuffix(".py")
+    name = re.sub(PATH_FORM, r"\1", agent)
     if preset is not None and not preset_for(preset, name, family(task)):
         return f"--preset={preset} changes nothing for {family(task)} with {agent}"
     if agent not in FAMILIES or family(task) in FAMILIES[agent]:
@@ -393,7 +394,7 @@ def configure(
     if env_name is None and settings.get("dataset") is None:
         env_name = Config.env_name
     task = family(task_name(env_name, settings.get("dataset")))
-    path_form = re.fullmatch(r"agents/(\w+)\.py", agent)
+    path_form = re.fullmatch(PATH_FORM, agent)
     name = path_form.group(1) if path_form else agent
     if name not in AGENTS:
         raise UserError(f"--agent={agent}: unknown agent; choose {' or '.join(AGENTS)}{nearest(name, AGENTS)}")

@@ -27,7 +27,7 @@ FILES = ("config.json", "train.csv", "eval.csv", "summary.json")
 SETTINGS: dict[str, Any] = {"seed": Seed, "offline_steps": NonNegative, "online_steps": NonNegative}  # used in reports
 SETTINGS |= {"agent.critic": str, "agent.actor": str, "env_name": str | None, "dataset": str | None}
 SETTINGS |= dict.fromkeys(("eval_episodes", "agent.discount", "agent.reward_scale"), float | None)
-RATE = "evaluation/success"
+SUCCESS_RATE = "evaluation/success"
 LOSSES = ("training/critic/critic_loss", "training/critic/q")
 TIMES = ("time/epoch_time", "time/total_time")
 OF_CRITIC = "validation/critic/"
@@ -183,8 +183,8 @@ def read_run(folder: Path) -> RunRecord | DamagedRun:
         {column: np.array(numbers) for column, numbers in read(read_csv, name, wanted).items()}
         for name, wanted in (("eval.csv", lambda column: True), ("train.csv", _is_reported))
     )
-    if (np.abs(evaluations.get(RATE, np.zeros(0)) - 0.5) > 0.5).any():
-        problems.append(f"eval.csv is damaged ({RATE} lies outside [0, 1]): repair it, or move it away")
+    if (np.abs(evaluations.get(SUCCESS_RATE, np.zeros(0)) - 0.5) > 0.5).any():
+        problems.append(f"eval.csv is damaged ({SUCCESS_RATE} lies outside [0, 1]): repair it, or move it away")
         evaluations = {}
     return RunRecord(
         folder,

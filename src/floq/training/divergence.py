@@ -1,7 +1,7 @@
 """Handle runs that diverge: a run in whose update something is not finite stops, or rewinds to earlier weights.
 
 The other runs of its fleet continue. Nothing that is not finite reaches weights: the agent stays as it was before that
-update (`floq.agent.state`), and its last checkpoint holds that state.
+update (`floq.agent.finite`), and its last checkpoint holds that state.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from floq.agent.state import OK, TERMS
+from floq.agent.finite import OK, TERMS
 from floq.runs import checkpoint
 from floq.runs.config import Config
 from floq.runs.run import Run

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from floq.agent.agent import Agent, Info
-from floq.agent.state import OK
+from floq.agent.finite import OK
 from floq.data.arrays import Trajectories
 from floq.data.dataset import Batch, Dataset
 from floq.data.host_rows import HostRows

@@ -20,8 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from floq.agent.agent import Agent
+from floq.agent.finite import ACTION, OK
 from floq.agent.policy import Policy
-from floq.agent.state import ACTION, OK, Keys, ValueRange
+from floq.agent.state import Keys, ValueRange
 from floq.critics import CRITICS
 from floq.data.mixture import Mixture, Source, window_size
 from floq.data.replay import Experience, Replay, ReplaySnapshot
