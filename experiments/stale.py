@@ -1,7 +1,7 @@
 """Does a flow critic recover from a stale field? The first 0, 2, 4 and 8 of K = 8 steps of the TD target's integration
 use a field that is only renewed every 500 updates; and so for K = 1, whose only step may be stale.
 
-    python experiments/stale.py --save_dir DIR --out DIR [--dataset_dir DIR]
+    python experiments/stale.py --save_dir DIR --out DIR [--dataset_dir DIR] [--seeds 12 13 14 15 16 17]
 
 Decided before the runs. Primary comparison: 4 of 8 steps stale against none; metric: success on average over training
 (AUC), paired by seed. If later steps repair what earlier ones do wrong (arXiv 2603.04333), 2 and 4 of 8 cost little,
@@ -113,14 +113,16 @@ def main() -> None:
     parser.add_argument("--save_dir", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--dataset_dir", default="~/.ogbench/data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(), help="instead of those of the experiment")
     given = vars(parser.parse_args())
+    seeds = given.pop("seeds")
     CRITICS["stale"] = (StaleConfig, StaleCritic)
     floq.training.train.Fleet = RenewingFleet
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "budgets").symlink_to(Path(__file__).parent / "budgets")
         (Path(folder) / "stale.toml").write_text(EXPERIMENT)
         try:
-            sweep([f"{folder}/stale.toml"], SweepOptions(**given))
+            sweep([f"{folder}/stale.toml"], SweepOptions(**given), seeds)
         except UserError as error:
             raise SystemExit(str(error)) from error
 

@@ -266,7 +266,7 @@ def test_missing_files(write, tmp_path):
 LEARNING = dataclasses.fields(LearningSettings)
 COMPARED = {
     "precision.toml": {"precision"},
-    "online.toml": {"utd"},
+    "online.toml": {"utd", "lr", "tau"},
     "online_maze.toml": {"utd"},
     "best_of_n.toml": {"num_candidates"},
     "boundary.toml": {"offline_share", "warmup_steps"},
@@ -275,6 +275,7 @@ COMPARED = {
     "ope.toml": {"offline_steps", "save_interval"},
     "ope_cube.toml": {"offline_steps", "save_interval"},
     "utd.toml": {"lr", "tau"},
+    "utd_cheetah.toml": {"lr", "tau"},
 }
 """What the groups of an experiment differ in, beside critics, actors and their own settings."""
 
