@@ -36,7 +36,7 @@ from floq.training.train import train_fleet
 from floq.utils.machine import clear_jit_cache, use_all_cores
 
 EXPERIMENT = Path(__file__).parent / "utd.toml"
-GROUPS = ("flow", "flow, K = 1", "looped", "scalar, equal operations")
+GROUPS = ("flow", "flow, K = 1", "looped", "scalar, equal operations", "scalar, distilled")
 DRAWS = 16
 EVERY = 250  # environment steps from one checkpoint to the next, and transitions in an error
 METRICS = {
