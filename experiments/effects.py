@@ -7,37 +7,45 @@ critic's score.
 import re
 from pathlib import Path
 
-from floq.analysis.figures.style import BLUE, FAINT, GREY, figure
+from floq.analysis.figures.style import BLUE, FAINT, GREY, ORANGE, figure
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "index.md"
 EFFECT = re.compile(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] of ([\d.]+)")
+LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
 def effects(page: str) -> list[tuple[str, str, list[float]]]:
-    """Return regime, opponent, and the difference with its interval as shares, of each row that has them."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    found = [(row[0], row[1], match.groups()) for row in rows for match in EFFECT.finditer(row[2])]
-    return [(regime, other, [float(x) / float(of) for x in numbers]) for regime, other, (*numbers, of) in found]
+    """Return regime, opponent, and the difference with its interval in percent, of each row that has them."""
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    found = [(row, match.groups()) for row in rows if len(row) > 2 and (match := EFFECT.match(row[2]))]
+    names = ([LINK.sub(r"\1", cell.strip("| ")) for cell in row[:2]] for row, _ in found)
+    numbers = [[100 * float(x) / float(of) for x in numbers] for _, (*numbers, of) in found]
+    return [(regime, other, own) for (regime, other), own in zip(names, numbers, strict=True)]
 
 
 def draw(path: Path, rows: list[tuple[str, str, list[float]]]) -> None:
-    """Draw a row for each effect, under the name of its regime."""
+    """Draw a line for each effect, under the name of its regime."""
+    labels: list[str] = []
     regimes = list(dict.fromkeys(regime for regime, *_ in rows))
-    with figure(path, 9, 0.27 * (len(rows) + len(regimes)) + 1, title="Where a flow critic pays") as (_, (ax,)):
-        y, ticks = 0, {}
+    with figure(path, 8.5, 0.25 * (len(rows) + len(regimes)) + 0.7) as (_, (ax,)):
         for regime in regimes:
-            ax.annotate(regime, (0.005, y), xycoords=("axes fraction", "data"), weight="bold", va="center", fontsize=9)
+            labels.append(regime)
             for _, other, (mean, low, high) in (row for row in rows if row[0] == regime):
-                y += 1
-                colour = FAINT if low <= 0 <= high else BLUE
-                ax.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-                ax.plot(100 * mean, y, "o", color=colour, markersize=6)
-                ticks[y] = f"against {other}"
-            y += 1
+                colour = BLUE if low > 0 else ORANGE if high < 0 else FAINT
+                ax.plot([low, high], [len(labels)] * 2, color=colour, linewidth=2.5, solid_capstyle="butt")
+                ax.plot(mean, len(labels), "o", color=colour, markersize=6)
+                labels.append(f"against {other}")
         ax.axvline(0, color=GREY, linewidth=1)
-        ax.set_yticks(list(ticks), list(ticks.values()))
-        ax.set(ylim=(y - 0.5, -0.8), xlabel="score over training less the other critic's, in % of that [95% interval]")
+        ax.set_yticks(range(len(labels)), labels, fontsize=9)
+        for label in ax.get_yticklabels():
+            label.set_weight("bold" if label.get_text() in regimes else "normal")
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
         ax.grid(axis="y", visible=False)
+        ax.set(
+            ylim=(len(labels) - 0.3, -0.7),
+            xlabel="score over training: flow critic less the other, in % of the other's",
+        )
 
 
 if __name__ == "__main__":
