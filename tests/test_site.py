@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import benchmark
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 READ_IN_PLACE = [
@@ -32,6 +34,15 @@ def test_links_lead_somewhere(page):
         assert path.exists(), f"{page.relative_to(ROOT)}: {target}"
         if anchor and path.suffix == ".md":
             assert anchor in headings(path), f"{page.relative_to(ROOT)}: {target}{anchor}"
+
+
+def test_every_comparison_of_the_results_is_drawn():
+    page = (DOCS / "results" / "index.md").read_text()
+    table = next(part for part in page.split("\n\n") if part.startswith("| regime")).splitlines()[2:]
+    effects = benchmark("effects", "experiments").effects(page)
+    assert len(effects) == len(table)
+    assert effects[0][:2] == ("Hopper from nothing, 32 updates per step", "one scalar critic of equal operations")
+    assert all(low <= mean <= high for *_, (mean, low, high) in effects)
 
 
 def test_the_site_builds_and_needs_no_network(tmp_path):
