@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from helpers import benchmark
 
 ROOT = Path(__file__).parents[1]
