@@ -44,7 +44,7 @@ def draw(path: Path, rows: list[tuple[str, str, list[float]]]) -> None:
         ax.grid(axis="y", visible=False)
         ax.set(
             ylim=(len(labels) - 0.3, -0.7),
-            xlabel="score over training: flow critic less the other, in % of the other's",
+            xlabel="flow critic less the other, in % of the other's score",
         )
 
 

@@ -40,7 +40,7 @@ def test_every_comparison_of_the_results_is_drawn():
     table = next(part for part in page.split("\n\n") if part.startswith("| regime")).splitlines()[2:]
     effects = benchmark("effects", "experiments").effects(page)
     assert len(effects) == len(table)
-    assert effects[0][1] == "one scalar critic of equal operations and learning rate"
+    assert effects[0][1] == "one scalar critic, equal learning rate"
     assert all(low <= mean <= high for *_, (mean, low, high) in effects)
 
 
