@@ -342,7 +342,7 @@ ACTORS = {
     "deterministic": DeterministicConfig(actor_hidden_dims=(16,)),
     "best_of_n": BestOfNConfig(actor_hidden_dims=(16,), actor_flow_steps=2, num_candidates=2),
 }
-QUICK = [("floq", "fql"), ("categorical", "gaussian")]
+QUICK = [("floq", "fql")]
 
 
 def pairs():
@@ -706,6 +706,7 @@ def test_a_factory_is_that_of_its_environment():
     assert (again.obs_spec.frames, again.discount) == (3, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_policies_from_images_are_evaluated_off_policy(data, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
