@@ -706,7 +706,6 @@ def test_a_factory_is_that_of_its_environment():
     assert (again.obs_spec.frames, again.discount) == (3, 0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_policies_from_images_are_evaluated_off_policy(data, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOQ_ENV_MODULES", "probe_envs")
